@@ -1,0 +1,423 @@
+"""The typed configuration of one run, the checks across its groups, and the key that names its directory.
+
+Hydra composes plain nodes; `to_config` turns them into a `Config`. The run key is the hash of every field that can
+change a result, so that equal runs are found and never run twice.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, SerializeAsAny, model_validator
+
+from kdrun.errors import ConfigError, allowed
+from kdrun.registry import load_plugins, lookup, plugin_hashes
+from kdrun.schedule import ScheduleConfig
+from kdrun.schema import FileContent, OutsideKey, Schema, build, marker
+
+KEY_VERSION = 1  # raise it when a default changes its meaning: all keys change with it
+HERE = Path(__file__).resolve().parent
+CONF_DIR = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
+
+
+class ModelConfig(Schema):
+    """One network: any name that timm knows, CIFAR networks of kdrun and of plugins included."""
+
+    name: str
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Passed on to timm.create_model."""
+    pretrained: bool = False
+    size: int | None = Field(None, gt=0)
+    """Images are resized to this side before the network; null: as they come."""
+    lr_scale: float = Field(1.0, gt=0)
+    """Factor on the schedule's learning rate for this network."""
+
+
+class TeacherConfig(Schema):
+    """Where the teacher comes from."""
+
+    source: Literal["none", "train"] = "none"
+    """train: an ordinary supervised run of `model`, built once and shared."""
+    model: ModelConfig | None = None
+    seed: int = Field(0, ge=0)
+    steps: int | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0)
+    """Length of the teacher's run; neither: as long as the student's."""
+    num_labels: int | None = Field(None, gt=0)
+    """Labeled images that the teacher sees; null: all."""
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if self.source != "none" and self.model is None:
+            raise ValueError("teacher.model is missing")
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give teacher.steps or teacher.epochs, not both")
+        return self
+
+
+class DatasetConfig(Schema):
+    """What all datasets have in common; a dataset's own `Config` adds its keys."""
+
+    name: str
+    num_labels: int | None = Field(None, gt=0)
+    """Size of the labeled set, balanced over the classes; null: the whole training part."""
+    val_fraction: float = Field(0.1, ge=0, lt=1)
+    """Share of the training images kept for validation, stratified."""
+    val_seed: int = Field(0, ge=0)
+    split_seed: int | None = Field(None, ge=0)
+    """Seed of the labeled draw; null: the run's seed, so that a spread over seeds contains the draw."""
+    split_file: Annotated[str | None, FileContent()] = None
+    """An .npz file with index arrays labeled (and unlabeled, val, test), instead of a draw."""
+    mirror: bool = True
+    """Whether a mirrored image keeps its class (false for digits)."""
+
+
+class WeakConfig(Schema):
+    """Weak views: random crop after padding, random mirroring (only if `dataset.mirror`)."""
+
+    pad: int | None = Field(None, ge=0)
+    """Pixels on each side; null: an eighth of the image side (4 at 32 px)."""
+    pad_mode: Literal["zero", "reflect"] = "zero"
+    flip: bool = True
+
+
+class ViewsConfig(Schema):
+    weak: WeakConfig = Field(default_factory=WeakConfig)
+
+
+class MethodConfig(Schema):
+    name: str
+
+
+class TermConfig(Schema):
+    """What all loss terms have in common."""
+
+    name: str
+    weight: float = Field(1.0, ge=0)
+    """Factor on the term's mean; 0: the term is not built."""
+
+
+class TrackerConfig(Schema):
+    """Mirror of the curves; the record on disk stays the source of truth."""
+
+    name: Literal["none", "wandb"] = "none"
+    project: str = "kdrun"
+    entity: str | None = None
+    tags: list[str] = Field(default_factory=list)
+    mode: Literal["online", "offline"] | None = None
+    """null: online where a key is configured, else offline (WANDB_MODE counts)."""
+
+
+class ExecutionConfig(Schema):
+    """How and where a run is carried out; nothing here can change its result beyond rounding."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:<n> or mps."""
+    threads: int | None = Field(None, gt=0)
+    """Threads of torch on the CPU; null: torch's choice."""
+    outputs: str = "outputs"
+    progress: bool | None = None
+    """Progress bar; null: only on a terminal."""
+    eval_batch_size: int = Field(1000, gt=0)
+    log_every_steps: int = Field(50, gt=0)
+    checkpoint_every_seconds: float = Field(300, gt=0)
+    checkpoint_every_steps: int | None = Field(None, gt=0)
+    keep_checkpoint: bool = False
+    """Keep the last checkpoint of a finished run."""
+
+
+class Config(Schema):
+    """One run, wholly specified."""
+
+    method: SerializeAsAny[MethodConfig]
+    dataset: SerializeAsAny[DatasetConfig]
+    views: ViewsConfig
+    teacher: TeacherConfig
+    students: list[ModelConfig] = Field(min_length=1)
+    losses: dict[str, SerializeAsAny[TermConfig]]
+    schedule: ScheduleConfig
+    seed: int = Field(0, ge=0)
+    tracker: Annotated[TrackerConfig, OutsideKey()]
+    execution: Annotated[ExecutionConfig, OutsideKey()]
+    plugins: Annotated[list[str], OutsideKey()] = Field(default_factory=list)
+
+    @property
+    def method_class(self) -> Any:
+        """The registered method class."""
+        return lookup("method", self.method.name, "method.name")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the method or one of the loss terms asks a teacher."""
+        against = [lookup("loss", term.name, f"loss.{label}.name").against for label, term in self.losses.items()]
+        return bool(self.method_class.always_teacher or "teacher" in against)
+
+    @property
+    def split_seed(self) -> int:
+        """Seed of the labeled draw."""
+        return self.seed if self.dataset.split_seed is None else self.dataset.split_seed
+
+    @property
+    def directory(self) -> Path:
+        """Content-named directory of the run."""
+        return Path(self.execution.outputs) / run_dir(self)
+
+
+# ---------------------------------------------------------------------------------------------------- from Hydra
+
+
+def to_config(composed: DictConfig) -> Config:
+    """Type and check a composed Hydra config. Raises ConfigError with one line for each problem."""
+    try:
+        ours = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+        node = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "config"
+        raise ConfigError(f"{key}: {_first_line(error)}") from None
+    if not isinstance(node, dict):
+        raise ConfigError("config: not a mapping")
+    return from_nodes({str(k): v for k, v in node.items()})
+
+
+def from_nodes(node: dict[str, Any]) -> Config:
+    """Type and check plain nodes, as Hydra composes them (`loss`, `student`) or as config.yaml records them."""
+    known = {"method", "dataset", "views", "teacher", "student", "students", "loss", "schedule", "seed"}
+    known |= {"tracker", "execution", "plugins", "coefficients", "experiment"}
+    errors = [f"{key}: unknown key; {allowed(key, known)}" for key in node if key not in known]
+    errors += [f"{key}: missing; choose one" for key in ("method", "dataset", "loss", "schedule") if not node.get(key)]
+    if errors:
+        raise ConfigError(*errors)
+    plugins = node.get("plugins") or []
+    if not isinstance(plugins, list) or not all(isinstance(p, str) for p in plugins):
+        raise ConfigError(f"plugins: expected a list of Python files, got {plugins!r}")
+    load_plugins(plugins)
+
+    parts: dict[str, Any] = {"plugins": plugins, "seed": node.get("seed", 0)}
+
+    def collect(name: str, make: Any) -> None:
+        try:
+            parts[name] = make()
+        except ConfigError as error:
+            errors.extend(error.lines)
+
+    def decay(schedule: dict[str, Any]) -> dict[str, Any]:
+        return {**schedule, "decay": _plugged("decay", schedule["decay"], "schedule.decay")} if schedule.get("decay") else schedule
+
+    collect("method", lambda: _plugged("method", node["method"], "method"))
+    collect("dataset", lambda: _plugged("dataset", node["dataset"], "dataset"))
+    collect("losses", lambda: _losses(node["loss"]))
+    collect("students", lambda: _students(node))
+    collect("schedule", lambda: build(ScheduleConfig, decay(node["schedule"]), "schedule"))
+    for name, schema in (("views", ViewsConfig), ("teacher", TeacherConfig), ("tracker", TrackerConfig), ("execution", ExecutionConfig)):
+        collect(name, lambda name=name, schema=schema: build(schema, node.get(name) or {}, name))
+    if errors:
+        raise ConfigError(*errors)
+    config = build(Config, parts, "")
+    check_coefficients(node.get("coefficients") or {})
+    return effective(config)
+
+
+def _plugged(kind: str, node: Any, key: str) -> Any:
+    if not isinstance(node, Mapping) or "name" not in node:
+        raise ConfigError(f"{key}: expected a mapping with a name, got {node!r}; choose a file of conf/{kind}")
+    return build(lookup(kind, node["name"], f"{key}.name").Config, node, key)
+
+
+def _losses(node: Any) -> dict[str, TermConfig]:
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"loss: expected a mapping of terms, got {node!r}")
+    errors: list[str] = []
+    terms: dict[str, TermConfig] = {}
+    for label, term in node.items():
+        try:
+            terms[str(label)] = _plugged("loss", term, f"loss.{label}")
+        except ConfigError as error:
+            errors += error.lines
+    if errors:
+        raise ConfigError(*errors)
+    return terms
+
+
+def _students(node: dict[str, Any]) -> list[ModelConfig]:
+    given = node.get("students") or [node.get("student")]
+    if not isinstance(given, list):
+        raise ConfigError(f"students: expected a list of names or mappings, got {given!r}")
+    out = []
+    for i, item in enumerate(given):
+        key = "student" if not node.get("students") else f"students.{i}"
+        out.append(build(ModelConfig, {"name": item} if isinstance(item, str) else item, key))
+    return out
+
+
+def check_coefficients(coefficients: Any) -> None:
+    """Each key of `coefficients` must name a field of a registered loss term."""
+    if not isinstance(coefficients, Mapping):
+        raise ConfigError(f"coefficients: expected a mapping of sets of terms, got {coefficients!r}")
+    errors = []
+    for terms, values in coefficients.items():
+        for name in str(terms).split("+"):
+            lookup("loss", name, f"coefficients.{terms}")
+        for dotted in values:
+            name, _, field = str(dotted).partition(".")
+            fields = lookup("loss", name, f"coefficients.{terms}.{dotted}").Config.model_fields
+            if field not in fields:
+                errors.append(f"coefficients.{terms}.{dotted}: {name} has no {field!r}; {allowed(field, fields)}")
+    if errors:
+        raise ConfigError(*errors)
+
+
+def effective(config: Config) -> Config:
+    """Drop what cannot have an effect, and refuse combinations that cannot run."""
+    import timm
+
+    import kdrun.models  # noqa: F401  (registers the CIFAR networks into timm)
+
+    errors: list[str] = []
+    losses = {label: term for label, term in config.losses.items() if term.weight > 0}
+    if not losses:
+        raise ConfigError("loss: no term with a weight above 0; give one of them a weight")
+    config = config.replace(losses=losses)
+    method = config.method_class
+    for label, term in losses.items():
+        against = lookup("loss", term.name, f"loss.{label}.name").against
+        if against not in method.loss_roles:
+            errors.append(
+                f"loss.{label}: {term.name} works against the {against}, which method={config.method.name} does not offer; "
+                + ("choose method=distill" if against == "teacher" else "choose a loss against the teacher")
+            )
+        elif against == "teacher" and config.teacher.source == "none":
+            errors.append(f"loss.{label}: {term.name} needs a teacher, but teacher.source=none; choose one, e.g. teacher=resnet20")
+    low, high = method.num_students
+    if not low <= len(config.students) <= high:
+        errors.append(f"students: method={config.method.name} trains {low if low == high else f'{low} to {high}'}, got {len(config.students)}")
+    for key, model in [("student", m) for m in config.students] + [("teacher.model", config.teacher.model)]:
+        if model is not None and not timm.is_model(model.name):
+            errors.append(f"{key}.name: timm knows no network {model.name!r}; {allowed(model.name, timm.list_models(), most=0)}")
+    if errors:
+        raise ConfigError(*errors)
+    if not config.needs_teacher:
+        config = config.replace(teacher=TeacherConfig())
+    dataset = config.dataset
+    if dataset.split_file is not None and dataset.num_labels is None:
+        dataset = dataset.replace(num_labels=_num_listed(dataset.split_file))
+    if (dataset.num_labels is None or dataset.split_file is not None) and dataset.split_seed is not None:
+        dataset = dataset.replace(split_seed=None)  # nothing is drawn
+    return config.replace(dataset=dataset)
+
+
+def _num_listed(split_file: str) -> int | None:
+    import numpy as np
+
+    file_hash(split_file)
+    try:
+        with np.load(Path(split_file).expanduser(), allow_pickle=False) as file:
+            return len(file["labeled"])
+    except (OSError, ValueError, KeyError):
+        return None  # explained when the split is read
+
+
+# ------------------------------------------------------------------------------------------------------- the key
+
+
+def run_key(config: Config) -> str:
+    """12 hex digits that name this run: equal for equal results, whatever the paths, device or tracker.
+
+    Fields equal to their default are left out, so a field added later changes no key where it keeps the old behavior.
+    """
+    content = _content(config)
+    if config.dataset.split_seed == config.seed:  # the same draw as null
+        content["dataset"].pop("split_seed", None)
+    plugins = plugin_hashes(_plugged_classes(config)) if config.plugins else {}
+    text = json.dumps({"version": KEY_VERSION, "config": content, "plugins": plugins}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def run_dir(config: Config) -> str:
+    """`runs/<method>/<dataset>/n<labels>/s<seed>-<key>`, below `execution.outputs`."""
+    labels = "all" if config.dataset.num_labels is None else str(config.dataset.num_labels)
+    return f"runs/{config.method.name}/{config.dataset.name}/n{labels}/s{config.seed}-{run_key(config)}"
+
+
+def _content(value: Any) -> Any:
+    if isinstance(value, Schema):
+        out = {}
+        for name, field in type(value).model_fields.items():
+            item = getattr(value, name)
+            if marker(field, OutsideKey) or (not field.is_required() and item == field.get_default(call_default_factory=True)):
+                continue
+            out[name] = file_hash(item) if marker(field, FileContent) else _content(item)
+        return out
+    if isinstance(value, Mapping):
+        return {str(k): _content(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_content(v) for v in value]
+    return value
+
+
+def file_hash(path: str) -> str:
+    """sha256 of a file's content, remembered while its size and time stay the same."""
+    try:
+        stat = Path(path).expanduser().stat()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    return _file_hash(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _file_hash(path: str, size: int, mtime_ns: int) -> str:
+    with Path(path).expanduser().open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _plugged_classes(config: Config) -> list[Any]:
+    import timm
+
+    models = [*config.students, *([config.teacher.model] if config.teacher.model else [])]
+    return [
+        config.method_class,
+        lookup("dataset", config.dataset.name, "dataset.name"),
+        lookup("decay", config.schedule.decay.name, "schedule.decay.name"),
+        *(lookup("loss", term.name, "loss") for term in config.losses.values()),
+        *(timm.model_entrypoint(model.name) for model in models),
+    ]
+
+
+def dump(config: Config) -> dict[str, Any]:
+    """Plain nodes of a config, readable by `from_nodes`."""
+    node = config.model_dump(mode="json")
+    node["loss"] = node.pop("losses")
+    return node
+
+
+# --------------------------------------------------------------------------------------------------- resolvers
+
+
+def _coefficient(key: str, default: Any, *, _root_: DictConfig) -> Any:
+    """`${coefficient:wttm.weight,4.0}`: the value that `coefficients` gives for the set of terms in use, or the default."""
+    losses = OmegaConf.select(_root_, "loss") or {}
+    names = (OmegaConf.select(losses, f"{label}.name") for label in losses)
+    terms = "+".join(sorted(name for name in names if name and name != "ce"))
+    table = OmegaConf.select(_root_, "coefficients") or {}
+    return (table.get(terms) or {}).get(key, default) if table else default
+
+
+def _run_dir(*, _root_: DictConfig) -> str:
+    return run_dir(to_config(_root_))
+
+
+def register_resolvers() -> None:
+    """Register the resolvers that conf/ uses (needed once in a process)."""
+    OmegaConf.register_new_resolver("coefficient", _coefficient, replace=True)
+    OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+register_resolvers()

@@ -1,0 +1,79 @@
+"""What a dataset is to kdrun: uint8 images and labels in memory, and how they are normalised."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kdrun.config import DatasetConfig
+from kdrun.errors import DataError
+from kdrun.registry import lookup
+
+Images = npt.NDArray[np.uint8]  # (N, H, W, C)
+Labels = npt.NDArray[np.int64]  # (N,)
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A whole dataset in memory. Positions in `train_images` are the indices that splits and records name."""
+
+    train_images: Images
+    train_labels: Labels
+    test_images: Images
+    test_labels: Labels
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    """Per channel, of pixels scaled to [0, 1]."""
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for split in ("train", "test"):
+            images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
+            if images.ndim != 4 or images.dtype != np.uint8:
+                raise DataError(f"{split} images: expected uint8 (N, H, W, C), got {images.dtype} {images.shape}")
+            if labels.shape != images.shape[:1]:
+                raise DataError(f"{split}: {len(images)} images but labels of shape {labels.shape}")
+            if not len(images):
+                raise DataError(f"{split}: no images")
+            if labels.min() < 0 or labels.max() >= self.num_classes:
+                raise DataError(
+                    f"{split} labels: from {labels.min()} to {labels.max()}, allowed 0 to {self.num_classes - 1}"
+                )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+class Dataset(Protocol):
+    """A registered dataset: its `Config`, and `load`."""
+
+    Config: ClassVar[type[DatasetConfig]]
+
+    @staticmethod
+    def load(config: Any) -> Arrays: ...
+
+
+def load_dataset(config: DatasetConfig) -> Arrays:
+    """The dataset's arrays, kept for the next run of this process. Split settings do not matter here."""
+    # Runs of a sweep differ in labels and seeds, not in images.
+    plain = config.replace(num_labels=None, split_seed=None, split_file=None, val_seed=0, val_fraction=0.0)
+    return _load(type(config), plain.model_dump_json())
+
+
+@lru_cache(maxsize=2)
+def _load(schema: type[DatasetConfig], text: str) -> Arrays:
+    config = schema.model_validate_json(text)
+    arrays: Arrays = lookup("dataset", config.name, "dataset.name").load(config)
+    return arrays
+
+
+def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, of pixels scaled to [0, 1]."""
+    counts = np.stack([np.bincount(images[..., c].reshape(-1), minlength=256) for c in range(images.shape[-1])])
+    values = np.arange(256) / 255.0
+    mean = counts @ values / counts.sum(1)
+    std = np.sqrt(np.maximum(counts @ values**2 / counts.sum(1) - mean**2, 0))
+    return tuple(round(float(m), 6) for m in mean), tuple(round(max(float(s), 1e-3), 6) for s in std)

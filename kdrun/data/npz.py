@@ -1,0 +1,78 @@
+"""Any arrays in one .npz file: train_images, train_labels, test_images, test_labels (and class_names if you like).
+
+Images are uint8, (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 to 4 channels, or float in [0, 1], which is rounded to
+uint8. Labels are integers from 0.
+"""
+
+import zipfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from kdrun.config import DatasetConfig
+from kdrun.data.dataset import Arrays, Images, Labels, channel_statistics
+from kdrun.errors import DataError
+from kdrun.registry import register
+from kdrun.schema import FileContent
+
+KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+@register("dataset", "npz")
+class Npz:
+    class Config(DatasetConfig):
+        path: Annotated[str, FileContent()]
+        """The .npz file; its content, not its place, counts for the run key."""
+        mean: list[float] | None = None
+        """Per channel, of pixels scaled to [0, 1]; null: measured on the training images."""
+        std: list[float] | None = Field(None)
+
+    @staticmethod
+    def load(config: Config) -> Arrays:
+        path = Path(config.path).expanduser()
+        if not path.is_file():
+            raise DataError(f"dataset.path: {path}: no such file; expected an .npz with {', '.join(KEYS)}")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                missing = [key for key in KEYS if key not in file.files]
+                if missing:
+                    raise DataError(f"dataset.path: {path}: no array {', '.join(missing)} (has {', '.join(file.files)})")
+                content: dict[str, npt.NDArray[Any]] = {key: file[key] for key in file.files}
+        except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
+            raise DataError(f"dataset.path: {path}: not a readable .npz file without pickles ({error})") from None
+        train, test = (_images(content[f"{s}_images"], f"{path}: {s}_images") for s in ("train", "test"))
+        if train.shape[1:] != test.shape[1:]:
+            raise DataError(f"dataset.path: {path}: training images are {train.shape[1:]}, test images {test.shape[1:]}")
+        train_labels, test_labels = (_labels(content[f"{s}_labels"], f"{path}: {s}_labels") for s in ("train", "test"))
+        count = int(train_labels.max()) + 1 if len(train_labels) else 0
+        names = tuple(str(n) for n in content["class_names"]) if "class_names" in content else tuple(map(str, range(count)))
+        mean, std = channel_statistics(train)
+        mean, std = (tuple(given) if given else own for given, own in ((config.mean, mean), (config.std, std)))
+        if len(mean) != train.shape[-1] or len(std) != train.shape[-1] or min(std) <= 0:
+            raise DataError(f"dataset.mean, dataset.std: expected {train.shape[-1]} numbers each, std above 0")
+        return Arrays(train, train_labels, test, test_labels, class_names=names, mean=mean, std=std)
+
+
+def _images(array: npt.NDArray[Any], where: str) -> Images:
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.ndim == 4 and array.shape[-1] > 4 and array.shape[1] <= 4:
+        array = array.transpose(0, 2, 3, 1)
+    if array.ndim != 4 or array.shape[-1] > 4:
+        raise DataError(f"dataset.path: {where}: expected (N, H, W), (N, H, W, C) or (N, C, H, W), got {array.shape}")
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+            raise DataError(f"dataset.path: {where}: float images must lie in [0, 1]")
+        array = np.rint(array * 255)
+    elif array.dtype != np.uint8:
+        raise DataError(f"dataset.path: {where}: expected uint8 or float in [0, 1], got {array.dtype}")
+    return np.ascontiguousarray(array, dtype=np.uint8)
+
+
+def _labels(array: npt.NDArray[Any], where: str) -> Labels:
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise DataError(f"dataset.path: {where}: expected integers (N,), got {array.dtype} {array.shape}")
+    return array.astype(np.int64)

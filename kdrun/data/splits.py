@@ -1,0 +1,147 @@
+"""Which training images are labeled, unlabeled or kept for validation: a pure function of labels and seeds.
+
+The unlabeled pool holds the labeled images too, without their labels (as FixMatch's authors do).
+"""
+
+import hashlib
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdrun.config import Config, ConfigError, DatasetConfig
+from kdrun.data.dataset import Labels
+from kdrun.errors import DataError
+from kdrun.seeding import subseed
+
+Index = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Sorted positions in the train array; the test split is the dataset's own."""
+
+    labeled: Index
+    unlabeled: Index
+    val: Index
+    num_test: int
+
+    @property
+    def hash(self) -> str:
+        """sha256 over the three index arrays, 16 hex digits."""
+        digest = hashlib.sha256()
+        for name in ("labeled", "unlabeled", "val"):
+            index: Index = getattr(self, name)
+            digest.update(f"{name}:{len(index)}:".encode() + index.astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
+
+    def summary(self, labels: Labels, num_classes: int) -> dict[str, Any]:
+        """Sizes, hash and labeled images per class, for the record."""
+        return {
+            "hash": self.hash,
+            "labeled": len(self.labeled),
+            "unlabeled": len(self.unlabeled),
+            "val": len(self.val),
+            "test": self.num_test,
+            "labeled_per_class": np.bincount(labels[self.labeled], minlength=num_classes).tolist(),
+        }
+
+
+def make_split(config: Config, labels: Labels, num_classes: int, num_test: int) -> Split:
+    """The split that `config.dataset` asks for. Raises ConfigError where it is impossible."""
+    dataset = config.dataset
+    if dataset.split_file is not None:
+        return _read(dataset.split_file, dataset, len(labels), num_test)
+    val = _stratified(labels, num_classes, dataset.val_fraction, dataset.val_seed)
+    pool = np.setdiff1d(np.arange(len(labels)), val)
+    count = len(pool) if dataset.num_labels is None else dataset.num_labels
+    if count < num_classes:
+        raise ConfigError(f"dataset.num_labels: {count} is fewer than the {num_classes} classes; give at least {num_classes}")
+    if count > len(pool):
+        raise ConfigError(
+            f"dataset.num_labels: {count} is more than the {len(pool)} training images that validation leaves"
+        )
+    return Split(_balanced(labels, pool, num_classes, count, config.split_seed), pool, val, num_test)
+
+
+def write_split(split: Split, path: Path) -> None:
+    """Write the indices as an .npz that `dataset.split_file` reads again."""
+    from kdrun.files import atomic_path
+
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, labeled=split.labeled, unlabeled=split.unlabeled, val=split.val)
+
+
+def _stratified(labels: Labels, num_classes: int, fraction: float, seed: int) -> Index:
+    """round(fraction * N) positions, each class in proportion (largest remainders rounded up)."""
+    sizes = np.bincount(labels, minlength=num_classes)
+    exact = sizes * fraction
+    take = np.floor(exact).astype(np.int64)
+    missing = round(float(exact.sum())) - int(take.sum())
+    take[np.argsort(-(exact - take), kind="stable")[:missing]] += 1
+    return _draw(labels, np.arange(len(labels)), take, np.random.default_rng(subseed(seed, "val")))
+
+
+def _balanced(labels: Labels, pool: Index, num_classes: int, count: int, seed: int) -> Index:
+    """`count` positions of the pool, classes equal to within one image; a class that is used up gives way to the others."""
+    rng = np.random.default_rng(subseed(seed, "labeled"))
+    sizes = np.bincount(labels[pool], minlength=num_classes)
+    level = 0  # every class gives min(size, level) images, and some of the larger ones one more
+    while np.minimum(sizes, level + 1).sum() <= count:
+        if level >= sizes.max():
+            break
+        level += 1
+    take = np.minimum(sizes, level)
+    spare = np.flatnonzero(sizes > level)
+    take[rng.permutation(spare)[: count - int(take.sum())]] += 1
+    return _draw(labels, pool, take, rng)
+
+
+def _draw(labels: Labels, pool: Index, take: Index, rng: np.random.Generator) -> Index:
+    parts = [rng.permutation(pool[labels[pool] == c])[:n] for c, n in enumerate(take)]
+    return np.sort(np.concatenate(parts)).astype(np.int64)
+
+
+def _read(given: str, dataset: DatasetConfig, num_train: int, num_test: int) -> Split:
+    where = f"dataset.split_file: {given}"
+    try:
+        with np.load(Path(given).expanduser(), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise ConfigError(f"{where}: no such file") from None
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
+        raise DataError(f"{where}: not a readable .npz file without pickles ({error})") from None
+    unknown = set(arrays) - {"labeled", "unlabeled", "val"}
+    if "labeled" not in arrays or unknown:
+        raise ConfigError(f"{where}: expected arrays labeled, unlabeled, val; got {', '.join(sorted(arrays))}")
+    parts: dict[str, Index] = {}
+    for name, array in arrays.items():
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise ConfigError(f"{where}: {name} must be integers (N,), got {array.dtype} {array.shape}")
+        index = np.unique(array.astype(np.int64))
+        if len(index) != len(array):
+            raise ConfigError(f"{where}: {name} names {len(array) - len(index)} positions twice")
+        if len(index) and (index[0] < 0 or index[-1] >= num_train):
+            raise ConfigError(f"{where}: {name} reaches from {index[0]} to {index[-1]}, allowed 0 to {num_train - 1}")
+        parts[name] = index
+    val = parts.get("val", np.empty(0, np.int64))
+    unlabeled = parts.get("unlabeled", np.setdiff1d(np.arange(num_train), val))
+    for name, index in (("labeled", parts["labeled"]), ("unlabeled", unlabeled)):
+        shared = np.intersect1d(index, val)
+        if len(shared):
+            raise ConfigError(f"{where}: {len(shared)} positions stand in both {name} and val, e.g. {shared[0]}")
+    if not len(parts["labeled"]):
+        raise ConfigError(f"{where}: labeled is empty")
+    if dataset.num_labels is not None and dataset.num_labels != len(parts["labeled"]):
+        raise ConfigError(f"dataset.num_labels: {dataset.num_labels}, but {given} names {len(parts['labeled'])} labeled images")
+    return Split(parts["labeled"], unlabeled, val, num_test)
+
+
+def split_spec(config: Config) -> str:
+    """What determines a split beside the data, as one string."""
+    dataset = config.dataset
+    return json.dumps([dataset.name, dataset.num_labels, config.split_seed, dataset.val_fraction, dataset.val_seed])

@@ -1,0 +1,39 @@
+"""Errors that a user can act on: one line that says what is wrong, where, and what is allowed."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from hydra.errors import CompactHydraException
+
+
+class KdrunError(Exception):
+    """A failure with a message for the user; shown without a traceback."""
+
+
+class ConfigError(KdrunError, CompactHydraException):
+    """A configuration that cannot run. `lines` holds every problem that was found, one line each."""
+
+    def __init__(self, *lines: str) -> None:
+        self.lines = [" ".join(line.split()) for line in lines]
+        super().__init__("\n".join(self.lines))
+
+
+class DataError(KdrunError):
+    """A data file that is missing, damaged or not what it should be."""
+
+
+class NonFiniteLoss(KdrunError):
+    """A loss term became NaN or infinite during training."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped by a signal after a checkpoint was written. Stops a whole sweep, as Ctrl-C does."""
+
+
+def allowed(value: object, names: Iterable[str], most: int = 12) -> str:
+    """`nearest: kd (allowed: ce, kd, ttm, wttm)` for an unknown name."""
+    names = sorted(names)
+    close = get_close_matches(str(value), names, n=1, cutoff=0.5)
+    listed = ", ".join(names[:most]) + (f", … {len(names) - most} more" if len(names) > most else "")
+    nearest = f"nearest: {close[0]} " if close else ""
+    return f"{nearest}(allowed: {listed or 'nothing'})"

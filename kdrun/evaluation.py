@@ -1,0 +1,56 @@
+"""Evaluation of every predictor on the validation and test images."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdrun.data.views import View, clean
+from kdrun.files import atomic_path
+from kdrun.method import Predictor
+from kdrun.metrics import evaluate_logits
+
+
+class Evaluator:
+    """Holds the evaluation images on the device.
+
+    Args:
+        splits: split name -> (images (N, H, W, C) uint8, index (M,) int64, targets (M,) int64), all on the device.
+    """
+
+    def __init__(self, splits: Mapping[str, tuple[Tensor, Tensor, Tensor]], batch_size: int) -> None:
+        self.splits = {name: parts for name, parts in splits.items() if len(parts[1])}
+        self.batch_size = batch_size
+
+    @torch.no_grad()
+    def logits(self, predictors: Mapping[str, Predictor]) -> dict[tuple[str, str], Tensor]:
+        """(split, net) -> logits (M, C). Networks must be in eval mode."""
+        out: dict[tuple[str, str], Tensor] = {}
+        for split, (images, index, _) in self.splits.items():
+            parts: dict[str, list[Tensor]] = {net: [] for net in predictors}
+            for chunk in index.split(self.batch_size):
+                view = View(clean(images, chunk), chunk)
+                for net, predictor in predictors.items():
+                    parts[net].append(predictor(view))
+            out.update({(split, net): torch.cat(chunks) for net, chunks in parts.items()})
+        return out
+
+    def metrics(self, logits: Mapping[tuple[str, str], Tensor]) -> dict[str, float]:
+        """Flat `split/net/metric` of logits that `logits` gave."""
+        out = {}
+        for (split, net), values in logits.items():
+            found = evaluate_logits(values, self.splits[split][2])
+            numbers = torch.stack(list(found.values())).tolist()
+            out.update({f"{split}/{net}/{name}": value for name, value in zip(found, numbers, strict=True)})
+        return out
+
+    def save(self, directory: Path, logits: Mapping[tuple[str, str], Tensor]) -> None:
+        """predictions/<split>-<net>.npz with index, target and float32 logits."""
+        for (split, net), values in logits.items():
+            _, index, target = self.splits[split]
+            arrays: dict[str, Any] = {"index": index, "target": target, "logits": values.float()}
+            with atomic_path(directory / f"{split}-{net}.npz") as path, path.open("wb") as file:
+                np.savez(file, **{name: value.cpu().numpy() for name, value in arrays.items()})

@@ -1,0 +1,132 @@
+"""One builder at a time: a lock file with its owner's name and heartbeat, taken over when the owner is dead.
+
+Works between processes and, on a shared file system, between machines: an owner of this machine is dead when its process
+is gone; any owner is dead when its heartbeat has not moved for `STALE` seconds of our own clock.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT = 5.0
+STALE = 30.0
+POLL = 0.2
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+class Lock:
+    """`with Lock(path):` waits until nobody else holds the lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.owner = {"host": socket.gethostname(), "pid": os.getpid(), "boot_id": _boot_id(), "token": os.urandom(8).hex()}
+        self.lost = False
+        """Whether another process took the lock over while we held it (after we were suspended, say)."""
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        seen: tuple[int, float] | None = None  # heartbeat of the other owner, and when we first saw it
+        announced = False
+        while not self._create():
+            try:
+                beat = self.path.stat().st_mtime_ns
+            except FileNotFoundError:
+                continue
+            if seen is None or seen[0] != beat:
+                seen = (beat, time.monotonic())
+            other = self._read()
+            if self._dead(other) or time.monotonic() - seen[1] > STALE:
+                if self._take_over(other):
+                    log.warning("took over %s from a dead process (%s)", self.path.stem, _name(other))
+                    break
+            elif not announced:
+                log.info("waiting for %s, which %s is building", self.path.stem, _name(other))
+                announced = True
+            time.sleep(POLL)
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._read() == self.owner:
+            self.path.unlink(missing_ok=True)
+
+    def _create(self) -> bool:
+        temporary = self._temporary()
+        try:
+            os.link(temporary, self.path)  # the file appears with its content, or not at all
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
+        return True
+
+    def _take_over(self, dead: dict[str, object]) -> bool:
+        """Put our name in place of a dead owner's, unless someone else did it first."""
+        try:
+            with self.path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # orders the waiters; liveness is the heartbeat's business
+                if os.fstat(file.fileno()).st_ino != self.path.stat().st_ino or self._read() != dead:
+                    return False
+                os.replace(self._temporary(), self.path)
+                return True
+        except FileNotFoundError:
+            return False
+
+    def _temporary(self) -> Path:
+        temporary = self.path.with_name(f".{self.path.name}.{self.owner['token']}")
+        temporary.write_text(json.dumps(self.owner))
+        return temporary
+
+    def _read(self) -> dict[str, object]:
+        try:
+            value = json.loads(self.path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def _dead(self, other: dict[str, object]) -> bool:
+        pid = other.get("pid")
+        same = other.get("host") == self.owner["host"] and other.get("boot_id") == self.owner["boot_id"]
+        if not same or not isinstance(pid, int):
+            return False
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT):
+            if self._read() != self.owner:
+                self.lost = True
+                return
+            os.utime(self.path)
+
+
+def _name(owner: dict[str, object]) -> str:
+    return f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"

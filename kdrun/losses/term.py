@@ -1,0 +1,112 @@
+"""The contract of a loss term, and the set of terms of one student."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from kdrun.config import TermConfig
+from kdrun.errors import ConfigError
+from kdrun.models.network import Output
+from kdrun.registry import lookup
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A student's output beside what it is held against, for one batch."""
+
+    student: Output
+    teacher: Output | None
+    target: Tensor | None
+    """(B,) int64, or (B, classes) float32."""
+    index: Tensor
+    """(B,) int64, position in the train array."""
+    progress: float
+    """Share of the run behind us, in [0, 1)."""
+    draw: Callable[..., Tensor]
+    """`draw(B, *shape)`: uniform numbers in [0, 1) that depend on (seed, step) only."""
+
+
+@dataclass(frozen=True)
+class TermSpec:
+    """What a term may need to know when it is built."""
+
+    num_classes: int
+    num_train: int
+    student_dims: Mapping[str, int]
+    teacher_dims: Mapping[str, int]
+    train_target: Tensor
+    """(N,) int64, -1 where the label is hidden from the run."""
+
+
+class Term(nn.Module):
+    """One loss term. A subclass has a `Config` and `forward`; it may own parameters and buffers."""
+
+    Config: ClassVar[type[TermConfig]]
+    against: ClassVar[Literal["target", "teacher"]] = "target"
+    per_sample: ClassVar[bool] = True
+    """True: `forward` returns (B,). False: a statistic of the batch, ()."""
+    features: ClassVar[tuple[str, ...]] = ()
+    """Features that both networks must give."""
+
+    def __init__(self, config: Any, spec: TermSpec) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, pair: Pair) -> Tensor:
+        raise NotImplementedError
+
+    def after_step(self, pair: Pair) -> None:
+        """Called once after the optimizer step, without gradients (to update a memory)."""
+
+
+class LossSet(nn.Module):
+    """The weighted terms that a student is trained with; keys are the labels of the `loss` node."""
+
+    def __init__(self, configs: Mapping[str, TermConfig], spec: TermSpec) -> None:
+        super().__init__()
+        self.terms = nn.ModuleDict()
+        for label, config in configs.items():
+            term: Term = lookup("loss", config.name, f"loss.{label}.name")(config, spec)
+            for role, dims in (("student", spec.student_dims), ("teacher", spec.teacher_dims)):
+                missing = [f for f in term.features if f not in dims and (role == "student" or term.against == "teacher")]
+                if missing:
+                    raise ConfigError(f"loss.{label}: the {role} gives no {missing[0]}; it gives {', '.join(dims) or 'none'}")
+            self.terms[label] = term
+
+    def features(self, against: str | None = None) -> tuple[str, ...]:
+        """Features that the terms ask for."""
+        wanted = (f for term in self._terms(against).values() for f in term.features)
+        return tuple(dict.fromkeys(wanted))
+
+    def target(self, pair: Pair, sample_weight: Tensor | None = None) -> dict[str, Tensor]:
+        """{label: weighted scalar} of the terms against labels."""
+        return self._reduce("target", pair, sample_weight)
+
+    def teacher(self, pair: Pair, sample_weight: Tensor | None = None) -> dict[str, Tensor]:
+        """{label: weighted scalar} of the terms against the teacher.
+
+        Args:
+            sample_weight: (B,), multiplied onto per-sample losses before the plain mean.
+        """
+        return self._reduce("teacher", pair, sample_weight)
+
+    def after_step(self, pair: Pair) -> None:
+        for term in self._terms(None).values():
+            term.after_step(pair)
+
+    def _terms(self, against: str | None) -> dict[str, Term]:
+        terms: dict[str, Any] = dict(self.terms.items())
+        return {label: term for label, term in terms.items() if against in (None, term.against)}
+
+    def _reduce(self, against: str, pair: Pair, sample_weight: Tensor | None) -> dict[str, Tensor]:
+        out = {}
+        for label, term in self._terms(against).items():
+            value = term(pair)
+            if sample_weight is not None:
+                if not term.per_sample:
+                    raise ConfigError(f"loss.{label}: a statistic of the batch cannot be weighted per sample")
+                value = value * sample_weight
+            out[label] = term.config.weight * value.mean()
+        return out

@@ -1,0 +1,216 @@
+"""The whole plug-in contract of an algorithm: Method, Step, Context, Setup, Teacher.
+
+A method declares the streams and views that it wants and the roles that losses may fill, and has one `step`. Everything
+else (networks, teacher, losses, optimizer, evaluation, checkpoints) is given.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Generator, Tensor, nn
+
+from kdrun.config import Config, MethodConfig, ModelConfig, TeacherConfig
+from kdrun.data.views import Batch, View
+from kdrun.losses.term import LossSet, Pair, TermSpec
+from kdrun.models.network import Network, Output, build_network
+from kdrun.registry import lookup
+from kdrun.seeding import generator
+
+Predictor = Callable[[View], Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a method returns for a batch."""
+
+    losses: dict[str, Tensor]
+    """Named scalars, weighted already; their sum is minimised. Keys: `<term>` or `<net>/<term>`."""
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    """Named scalars to log, detached."""
+
+
+class Context:
+    """Where in the run a step stands, and its random numbers."""
+
+    def __init__(self, seed: int, step: int, total_steps: int, device: torch.device) -> None:
+        self.step = step
+        self.progress = step / total_steps
+        self.device = device
+        self._seed = seed
+        self._generator: Generator | None = None
+
+    def draw(self, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1) on the training device; they depend on (seed, step) and the order of calls only."""
+        if self._generator is None:
+            self._generator = generator(self._seed, "step", self.step)
+        return torch.rand(shape, generator=self._generator).to(self.device)
+
+
+class Teacher:
+    """A frozen network. Not an nn.Module, so it cannot be trained, moved or saved along with a method."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network.eval().requires_grad_(False)
+        self.dims = network.dims
+        self.name = network.name
+
+    @torch.no_grad()
+    def __call__(self, view: View | Tensor, features: tuple[str, ...] = ()) -> Output:
+        return self._network(view, features)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a method is built from, beside its configuration."""
+
+    num_classes: int
+    in_chans: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train_target: Tensor
+    """(N,) int64, -1 where the label is hidden from the run."""
+    teacher: Teacher | None = None
+
+    def network(self, model: ModelConfig, seed: int, role: str = "") -> Network:
+        """A new network for this dataset."""
+        return build_network(
+            model, num_classes=self.num_classes, in_chans=self.in_chans, mean=self.mean, std=self.std, seed=seed, role=role
+        )
+
+
+class Method(nn.Module):
+    """Base of all algorithms. Mutable state belongs into buffers, so that `state_dict` is the whole checkpoint."""
+
+    Config: ClassVar[type[MethodConfig]]
+    streams: ClassVar[Mapping[str, tuple[str, ...]]] = {"labeled": ("weak",)}
+    """Stream -> the views that it should carry."""
+    loss_roles: ClassVar[tuple[str, ...]] = ("target",)
+    """Which losses the `loss` group may hold: against the target, the teacher, or both."""
+    num_students: ClassVar[tuple[int, int]] = (1, 1)
+    always_teacher: ClassVar[bool] = False
+    """Whether a teacher is needed even when no loss term asks for one."""
+    role: ClassVar[str] = ""
+    """Part of the seed of the initialisation, where two networks of one name must differ."""
+
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__()
+        self.config = config
+        self.setup = setup
+        self.students = nn.ModuleDict()
+        self.loss_sets = nn.ModuleDict()
+        names = ["student"] if len(config.students) == 1 else [f"student_{k + 1}" for k in range(len(config.students))]
+        for name, model in zip(names, config.students, strict=True):
+            network = setup.network(model, config.seed, self.role)
+            self.students[name] = network
+            self.loss_sets[name] = LossSet(
+                config.losses,
+                TermSpec(
+                    setup.num_classes, len(setup.train_target), network.dims,
+                    setup.teacher.dims if setup.teacher else {}, setup.train_target,
+                ),
+            )  # fmt: skip
+
+    # -- what an algorithm writes
+
+    def step(self, batch: Batch, ctx: Context) -> Step:
+        """The losses of one batch. No `.item()`, no boolean-mask indexing, no branch on data."""
+        raise NotImplementedError
+
+    def after_step(self, ctx: Context) -> None:
+        """Called once after each optimizer step."""
+
+    def predictors(self) -> dict[str, Predictor]:
+        """The networks that are evaluated: name -> function from a view to logits or log-probabilities (B, C)."""
+        return {name: (lambda view, net=net: net(view).logits) for name, net in self.students.items()}
+
+    @classmethod
+    def requires(cls, config: Config) -> dict[str, Config]:
+        """Other runs that must be finished first, by role."""
+        return {"teacher": teacher_run(config)} if config.teacher.source == "train" else {}
+
+    @classmethod
+    def batch_sizes(cls, config: Config) -> dict[str, int]:
+        """Images a step, by stream."""
+        return dict.fromkeys(cls.streams, config.schedule.batch_size)
+
+    # -- what it may use
+
+    def forward(self, batch: Batch, ctx: Context) -> Step:
+        return self.step(batch, ctx)
+
+    @property
+    def teacher(self) -> Teacher | None:
+        return self.setup.teacher
+
+    @property
+    def headline(self) -> str:
+        """The network that tables show."""
+        return next(iter(self.students))
+
+    def losses(self, k: int = 0) -> LossSet:
+        """The loss terms of the k-th student."""
+        found = list(self.loss_sets.values())[k]
+        if not isinstance(found, LossSet):
+            raise TypeError("loss_sets holds LossSet only")
+        return found
+
+    def pair(self, batch: Batch, ctx: Context, stream: str = "labeled", view: str = "weak", k: int = 0) -> Pair:
+        """The k-th student, and the teacher if there is one, on one view of a stream."""
+        samples = batch[stream]
+        seen = samples.views[view]
+        losses = self.losses(k)
+        student: Output = list(self.students.values())[k](seen, losses.features())
+        teacher = self.teacher(seen, losses.features("teacher")) if self.teacher else None
+        return Pair(student, teacher, samples.target, seen.index, ctx.progress, ctx.draw)
+
+
+def teacher_run(config: Config) -> Config:
+    """The ordinary supervised run that makes the teacher of `config`: same data and recipe, its own network and seed."""
+    spec = config.teacher
+    schedule = config.schedule
+    if spec.steps is not None or spec.epochs is not None:
+        schedule = schedule.replace(steps=spec.steps, epochs=spec.epochs)
+    drawn = spec.num_labels is not None
+    dataset = config.dataset.replace(
+        num_labels=spec.num_labels, split_file=None, split_seed=config.split_seed if drawn else None
+    )
+    if config.dataset.split_file is not None and not drawn:
+        dataset = config.dataset
+    supervised, ce = lookup("method", "supervised", "teacher"), lookup("loss", "ce", "teacher")
+    return config.replace(
+        method=supervised.Config(name="supervised"),
+        losses={"ce": ce.Config(name="ce")},
+        students=[spec.model],
+        teacher=TeacherConfig(),
+        schedule=schedule,
+        dataset=dataset,
+        seed=spec.seed,
+    )
+
+
+def parameter_groups(method: Method) -> list[dict[str, Any]]:
+    """One group for each student and kind of parameter, with the student's learning rate.
+
+    Parameters of its loss terms (a regressor, an embedding) belong to the student's group. A frozen parameter is left
+    out.
+    """
+    schedule = method.config.schedule
+    groups = []
+    for (name, network), model in zip(method.students.items(), method.config.students, strict=True):
+        lr = schedule.lr_for.get(model.name, schedule.lr) * model.lr_scale
+        parameters = [p for m in (network, method.loss_sets[name]) for p in m.parameters() if p.requires_grad]
+        spared = schedule.weight_decay_on == "kernels"
+        bare = [p for p in parameters if spared and p.ndim <= 1]
+        kernels = [p for p in parameters if not (spared and p.ndim <= 1)]
+        for params, decay in ((kernels, schedule.weight_decay), (bare, 0.0)):
+            if params:
+                groups.append({"params": params, "lr": lr, "base_lr": lr, "weight_decay": decay, "net": name})
+    claimed = {id(p) for group in groups for p in group["params"]}
+    rest = [p for p in method.parameters() if p.requires_grad and id(p) not in claimed]
+    if rest:  # what a method owns beside its students
+        groups.append(
+            {"params": rest, "lr": schedule.lr, "base_lr": schedule.lr, "weight_decay": schedule.weight_decay, "net": "method"}
+        )
+    return groups

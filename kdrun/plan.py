@@ -1,0 +1,226 @@
+"""The plan of a command line: all jobs, composed and checked before anything runs."""
+
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_automatic_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kdrun.config import CONF_DIR, Config, to_config
+from kdrun.errors import ConfigError, KdrunError, allowed
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep."""
+
+    overrides: tuple[str, ...]
+    config: Config
+
+    @property
+    def directory(self) -> Path:
+        return self.config.directory
+
+
+class Composer:
+    """Composes conf/ (and a user's `--config-dir`, which comes first) with overrides, as `@hydra.main` does.
+
+    Use it as a context: it occupies Hydra's global instance.
+    """
+
+    def __init__(self, config_dir: str | None = None, config_name: str = "config") -> None:
+        self.config_dir = config_dir
+        self.config_name = config_name
+
+    def __enter__(self) -> "Composer":
+        path = create_automatic_config_search_path(None, None, str(CONF_DIR))
+        if self.config_dir is not None:
+            extra = Path(self.config_dir).resolve()
+            if not extra.is_dir():
+                raise ConfigError(f"--config-dir: {extra}: no such directory")
+            path.prepend(provider="command-line", path=f"file://{extra}", anchor=SearchPathQuery(provider="schema"))
+        GlobalHydra.instance().clear()
+        self.hydra = Hydra.create_main_hydra2(task_name="train", config_search_path=path)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        GlobalHydra.instance().clear()
+
+    def compose(self, overrides: Sequence[str], multirun: bool = False) -> DictConfig:
+        """The composed config with its `hydra` node. Raises ConfigError, one line, for what Hydra refuses."""
+        try:
+            return self._compose(overrides, multirun)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(self._explain(error, list(overrides), multirun)) from None
+
+    def typed(self, overrides: Sequence[str]) -> Config:
+        """The typed config of one job."""
+        return to_config(self.compose(overrides))
+
+    def expand(self, overrides: Sequence[str], multirun: bool) -> list[tuple[str, ...]] | None:
+        """The overrides of every job; None where a sweeper other than Hydra's basic one decides as it goes."""
+        composed = self.compose([] if multirun else overrides, multirun) if not multirun else None
+        composed = composed if composed is not None else self._without_sweeps(overrides)
+        if not multirun and str(composed.hydra.mode or "RUN").endswith("RUN") and "MULTIRUN" not in str(composed.hydra.mode):
+            return [tuple(overrides)]
+        sweeper = composed.hydra.sweeper
+        if not str(sweeper.get("_target_")).endswith("BasicSweeper"):
+            return None
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+        params = [f"{key}={value}" for key, value in (OmegaConf.to_container(sweeper.params or {}) or {}).items()]  # type: ignore[union-attr]
+        parsed = self._parse([*params, *overrides])
+        return [tuple(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
+
+    # --------------------------------------------------------------------------------------------------- private
+
+    def _compose(self, overrides: Sequence[str], multirun: bool) -> DictConfig:
+        return self.hydra.compose_config(
+            config_name=self.config_name,
+            overrides=list(overrides),
+            run_mode=RunMode.MULTIRUN if multirun else RunMode.RUN,
+            with_log_configuration=False,
+            from_shell=False,
+        )
+
+    def _parse(self, overrides: Sequence[str]) -> list[Any]:
+        try:
+            return OverridesParser.create(config_loader=self.hydra.config_loader).parse_overrides(list(overrides))
+        except HydraException as error:
+            raise ConfigError(self._explain(error, list(overrides), True)) from None
+
+    def _without_sweeps(self, overrides: Sequence[str]) -> DictConfig:
+        """The config of the first value of every sweep: enough to learn the sweeper."""
+        first = []
+        for override in self._parse(overrides):
+            if override.is_sweep_override() and override.is_discrete_sweep():
+                first.append(f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}")
+            elif not override.is_sweep_override():
+                first.append(override.input_line)
+        return self.compose(first)
+
+    def _explain(self, error: Exception, overrides: list[str], multirun: bool) -> str:
+        """Hydra's and OmegaConf's messages, which run over many lines, as one."""
+        text = str(error)
+        if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+            group, _, name = str(error.missing_cfg_file).rpartition("/")
+            return f"{group or 'config'}={name}: no such option; {allowed(name, error.options or [])}"
+        if match := re.search(r"Could not override '([^']+)'", text):
+            return self._unknown_key(match[1], overrides)
+        if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", text):
+            return f"{match[1]}: exists already; leave out the + (or write ++ to force)"
+        if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+            return f"{match[1]}: several values are a sweep; add -m (or quote the value to mean a string)"
+        if match := re.search(r"Could not delete(?: from config)?[.:]? ?(.*)", text):
+            return f"~: {match[1] or text.splitlines()[0]}"
+        if isinstance(error, OverrideParseException):
+            return f"{error.override}: not understood; write key=value, +key=value to add, ~key to remove"
+        key = getattr(error, "full_key", None)
+        line = " ".join(part.strip() for part in text.splitlines() if part.strip() and not part.strip().startswith(("full_key", "object_type")))
+        return f"{key}: {line}" if key else line
+
+    def _unknown_key(self, key: str, overrides: list[str]) -> str:
+        """`schedule.lrr: unknown key; nearest: lr (allowed: ...)`, from the config without that override."""
+        plain = key.split("@")[0]
+        rest = [o for o in overrides if re.split(r"[=@]", o.lstrip("+~"), maxsplit=1)[0] != plain]
+        if len(rest) == len(overrides):
+            return f"{key}: unknown key"
+        groups = sorted(p.name for p in CONF_DIR.iterdir() if p.is_dir())
+        try:
+            node: Any = self._compose(rest, False)
+        except (HydraException, OmegaConfBaseException):
+            return f"{key}: unknown key"
+        parts = plain.replace("/", ".").split(".")
+        for i, part in enumerate(parts):
+            names = [str(k) for k in node if k != "hydra"] if OmegaConf.is_dict(node) else []
+            if part not in names:
+                known = sorted({*names, *groups}) if i == 0 else names
+                return f"{key}: unknown key; {allowed(part, known)}"
+            node = node[part]
+        return f"{key}: cannot be set this way"
+
+
+def plan(arguments: Sequence[str]) -> list[Job] | None:
+    """All jobs of a command line, checked. None where only Hydra knows them (`--cfg`, completion, other sweepers).
+
+    Raises:
+        ConfigError: one line for every mistake of every job.
+    """
+    args = get_args_parser().parse_args(list(arguments))
+    if args.shell_completion or args.hydra_help or args.info is not None or args.experimental_rerun:
+        return None
+    if args.config_path is not None:
+        raise ConfigError("--config-path: kdrun's own configs are always needed; add yours with --config-dir")
+    with Composer(args.config_dir, args.config_name or "config") as composer:
+        if args.cfg is not None:
+            composer.compose(args.overrides) if not args.multirun else composer.expand(args.overrides, True)
+            return None
+        expanded = composer.expand(args.overrides, bool(args.multirun))
+        if expanded is None:
+            return None
+        jobs, errors = [], []
+        for overrides in expanded:
+            try:
+                jobs.append(Job(overrides, composer.typed(overrides)))
+            except ConfigError as error:
+                errors += [(overrides, line) for line in error.lines]
+    if not errors:
+        errors = _check(jobs)
+    if errors:
+        raise ConfigError(*_listed(errors, len(expanded), expanded))
+    return jobs
+
+
+def _check(jobs: list[Job]) -> list[tuple[tuple[str, ...], str]]:
+    """What only the data, the disk and the machine can tell, for the jobs that are not done yet."""
+    from kdrun.runner import check_data, finished
+
+    errors = []
+    for outputs in {job.config.execution.outputs for job in jobs}:
+        if problem := _not_writable(Path(outputs)):
+            return [((), f"execution.outputs: {outputs}: {problem}")]
+    for job in jobs:
+        try:
+            if finished(job.directory) is None:
+                check_data(job.config)
+        except KdrunError as error:
+            errors += [(job.overrides, line) for line in str(error).splitlines()]
+    return errors
+
+
+def _not_writable(outputs: Path) -> str | None:
+    existing = outputs.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            return None
+    except OSError as error:
+        return f"cannot write there ({error.strerror}); choose another directory"
+
+
+def _listed(errors: list[tuple[tuple[str, ...], str]], count: int, jobs: list[tuple[str, ...]]) -> list[str]:
+    """Each mistake once; in a sweep with the overrides of the job that has it, unless all have it."""
+    lines: dict[str, list[tuple[str, ...]]] = {}
+    for overrides, line in errors:
+        lines.setdefault(line, []).append(overrides)
+    out = []
+    for line, owners in lines.items():
+        if count == 1 or len(owners) == count or owners == [()]:
+            out.append(line)
+        else:
+            first = jobs.index(owners[0])
+            more = f" and {len(owners) - 1} more jobs" if len(owners) > 1 else ""
+            out.append(f"job {first} ({' '.join(owners[0])}){more}: {line}")
+    return out

@@ -1,0 +1,115 @@
+"""record.json and metrics.jsonl: what a run was, and what came out (schema 1)."""
+
+import json
+import math
+import subprocess
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from kdrun.config import HERE
+from kdrun.errors import KdrunError
+from kdrun.files import write_bytes, write_json
+
+SCHEMA = 1
+PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "scikit-learn", "wandb")
+Record = dict[str, Any]
+
+
+def read_record(directory: Path) -> Record | None:
+    """The record of a run directory, None if there is none. Raises KdrunError for a damaged or newer one."""
+    path = directory / "record.json"
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise KdrunError(f"{path}: not a readable record ({error})") from None
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        found = record.get("schema") if isinstance(record, dict) else None
+        raise KdrunError(f"{path}: record schema {found!r}; this kdrun reads schema {SCHEMA}")
+    return record
+
+
+def write_record(directory: Path, record: Record) -> None:
+    write_json(directory / "record.json", finite(record))
+
+
+def find_records(outputs: Path) -> Iterator[tuple[Path, Record]]:
+    """All records below `outputs`/runs, in the order of their paths."""
+    for path in sorted((outputs / "runs").glob("*/*/*/*/record.json")):
+        record = read_record(path.parent)
+        if record is not None:
+            yield path.parent, record
+
+
+def finite(value: Any) -> Any:
+    """The same value with null in place of NaN and infinities, which JSON does not know."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return value
+
+
+class MetricsLog:
+    """metrics.jsonl: one line a time, flushed at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def cut(self, step: int) -> None:
+        """Drop the lines after `step` (they will be written again), and a last line that was cut off by a kill."""
+        kept = [line for line in self.lines() if line["step"] <= step]
+        write_bytes(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def lines(self) -> list[dict[str, Any]]:
+        out = []
+        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+            try:
+                out.append(json.loads(line))
+            except ValueError:
+                break
+        return out
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(finite({"step": step, **values})) + "\n")
+            file.flush()
+
+
+@lru_cache(maxsize=1)
+def code_version() -> dict[str, Any]:
+    """Version of kdrun, and commit and state of its work tree if it runs from one."""
+    from kdrun import __version__
+
+    def git(*args: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(HERE), *args], capture_output=True, text=True, timeout=10, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    top = git("rev-parse", "--show-toplevel")
+    own = top is not None and Path(top) == HERE.parent
+    return {
+        "version": __version__,
+        "commit": git("rev-parse", "HEAD") if own else None,
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")) if own else None,
+    }
+
+
+@lru_cache(maxsize=1)
+def package_versions() -> dict[str, str]:
+    out = {}
+    for name in PACKAGES:
+        try:
+            out[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return out

@@ -1,0 +1,83 @@
+"""Names of the parts that plug in: methods, loss terms, datasets and learning-rate decays.
+
+`@register("method", "distill")` on a class is all that a new part needs. Its nested `Config` is the schema of its YAML
+node. Networks are registered with timm's own `register_model`.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kdrun.errors import ConfigError, allowed
+
+# Importing a package registers everything that it ships.
+_PACKAGES = {"method": "kdrun.methods", "loss": "kdrun.losses", "dataset": "kdrun.data", "decay": "kdrun.schedule"}
+_REGISTRY: dict[str, dict[str, type]] = {kind: {} for kind in _PACKAGES}
+_PLUGIN_HASHES: dict[str, str] = {}  # module name -> sha256 of its file
+
+T = TypeVar("T", bound=type)
+
+
+def register(kind: str, name: str) -> Callable[[T], T]:
+    """Class decorator: makes `name` available in the config group `kind` (method, loss, dataset, decay)."""
+
+    def wrap(cls: T) -> T:
+        if kind not in _REGISTRY:
+            raise ConfigError(f"register: unknown kind {kind!r}; {allowed(kind, _REGISTRY)}")
+        if not hasattr(cls, "Config"):
+            raise ConfigError(f"register: {cls.__qualname__} needs a nested class Config, the schema of its YAML")
+        old = _REGISTRY[kind].get(name)
+        if old is not None and _origin(old) != _origin(cls):
+            raise ConfigError(f"register: {kind} {name!r} exists already, in {_origin(old)}; choose another name")
+        _REGISTRY[kind][name] = cls
+        return cls
+
+    return wrap
+
+
+def lookup(kind: str, name: object, key: str) -> Any:
+    """The class registered as `name`; `key` is the config key to blame when there is none."""
+    importlib.import_module(_PACKAGES[kind])
+    found = _REGISTRY[kind].get(name) if isinstance(name, str) else None
+    if found is None:
+        raise ConfigError(f"{key}: unknown {kind} {name!r}; {allowed(name, _REGISTRY[kind])}")
+    return found
+
+
+def load_plugins(paths: list[str]) -> None:
+    """Run users' own files, so that what they register is known. The same file content is run once a process."""
+    for given in paths:
+        path = Path(given).expanduser()
+        if path.suffix != ".py" or not path.is_file():
+            raise ConfigError(f"plugins: {given}: no such Python file (looked in {path.resolve().parent})")
+        module_name = f"kdrun_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}_{path.stem}"
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if _PLUGIN_HASHES.get(module_name) == digest and module_name in sys.modules:
+            continue
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        if spec is None or spec.loader is None:
+            raise ConfigError(f"plugins: {given}: not a Python module")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except ConfigError:
+            raise
+        except Exception as error:
+            del sys.modules[module_name]
+            raise ConfigError(f"plugins: {given}: {type(error).__name__}: {error}") from error
+        _PLUGIN_HASHES[module_name] = digest
+
+
+def plugin_hashes(classes: list[Any]) -> dict[str, str]:
+    """sha256 of the plugin files in which these classes or functions were written, by file stem."""
+    modules = {c.__module__ for c in classes} & set(_PLUGIN_HASHES)
+    return {module.split("_", 3)[3]: _PLUGIN_HASHES[module] for module in sorted(modules)}
+
+
+def _origin(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

@@ -1,0 +1,309 @@
+"""From a typed config to a record: skip what is done, build what is needed first, fit, evaluate, write down."""
+
+import logging
+import shutil
+import time
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from kdrun.config import Config, dump, run_key
+from kdrun.data.dataset import Arrays, load_dataset
+from kdrun.data.splits import Split, make_split, write_split
+from kdrun.data.streams import make_loader
+from kdrun.data.views import Weak
+from kdrun.errors import ConfigError, KdrunError
+from kdrun.evaluation import Evaluator
+from kdrun.files import write_bytes, write_text
+from kdrun.lock import Lock
+from kdrun.loop import Loop
+from kdrun.method import Method, Setup, Teacher
+from kdrun.models.network import Network, load_network
+from kdrun.record import SCHEMA, Record, code_version, package_versions, read_record, write_record
+from kdrun.registry import plugin_hashes
+from kdrun.seeding import seed_everything
+from kdrun.tracking import make_tracker
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, overrides: Iterable[str] = (), job_type: str = "train") -> Record:
+    """The record of this run: read when it is done already, else trained now, after everything it requires.
+
+    Returns:
+        The record; its `status` is done or failed (then `error` says why, and log.txt holds the traceback).
+
+    Raises:
+        KeyboardInterrupt: stopped by a signal; the same call goes on from the checkpoint.
+    """
+    directory = config.directory
+    record = finished(directory)
+    if record is not None:
+        log.info("done already: %s", summary(directory, record))
+        return record
+    with Lock(directory.with_name(directory.name + ".lock")) as lock:
+        record = finished(directory)  # the process that we waited for may have done it
+        if record is not None:
+            log.info("done by another process: %s", summary(directory, record))
+            return record
+        handler = logging.FileHandler(_made(directory) / "log.txt")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger("kdrun").addHandler(handler)
+        record = _new_record(config, directory, list(overrides))
+        try:
+            write_record(directory, record)
+            _execute(config, directory, record, job_type)
+            if lock.lost:
+                raise KdrunError(f"{directory}: another process took this run over while this one was suspended")
+            record["status"] = "done"
+            write_record(directory, record)
+            if not config.execution.keep_checkpoint:
+                shutil.rmtree(directory / "checkpoint", ignore_errors=True)
+            log.info("done: %s", summary(directory, record))
+        except Exception as error:
+            record.update(status="failed", error={"type": type(error).__name__, "message": str(error)})
+            known = isinstance(error, KdrunError | OSError)
+            log.error("failed: %s: %s%s", directory, "" if known else f"{type(error).__name__}: ", error)
+            handler.handle(logging.makeLogRecord({"levelname": "ERROR", "msg": traceback.format_exc()}))
+            _write_failure(directory, record)
+        finally:
+            logging.getLogger("kdrun").removeHandler(handler)
+            handler.close()
+    return record
+
+
+def finished(directory: Path) -> Record | None:
+    """The record of a run that is done, else None."""
+    record = read_record(directory)
+    return record if record is not None and record["status"] == "done" else None
+
+
+def summary(directory: Path, record: Record) -> str:
+    """One line: the directory and the headline figures."""
+    net = record["headline"]
+    shown = [f"{k} {v:.4f}" for k, v in record["metrics"].items() if k in {f"test/{net}/top1", f"val/{net}/top1"}]
+    return f"{directory} ({', '.join(shown)})"
+
+
+def check_data(config: Config) -> None:
+    """Refuse what only the data can tell: counts of labels and classes, unreadable files, a missing device."""
+    device_of(config)
+    arrays = load_dataset(config.dataset)
+    make_split(config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels))
+    for required in config.method_class.requires(config).values():
+        check_data(required)
+
+
+def load_run(directory: Path, net: str | None = None) -> Network:
+    """See `kdrun.load`."""
+    record = read_record(directory)
+    if record is None:
+        raise KdrunError(f"{directory}: not a run directory (no record.json)")
+    if record["status"] != "done":
+        raise KdrunError(f"{directory}: the run is {record['status']}, not done")
+    if record["config"].get("plugins"):
+        from kdrun.registry import load_plugins
+
+        load_plugins([p for p in record["config"]["plugins"] if Path(p).is_file()])
+    import kdrun.models  # noqa: F401  (registers networks)
+
+    name = net or record["headline"]
+    path = directory / f"{name}.safetensors"
+    if not path.is_file():
+        has = sorted(p.stem for p in directory.glob("*.safetensors") if p.stem != "method")
+        raise KdrunError(f"{directory}: no network {name!r}; it has {', '.join(has) or 'none'}")
+    return load_network(path)
+
+
+def device_of(config: Config) -> torch.device:
+    """The device that `execution.device` names. Raises ConfigError where it is absent."""
+    given = config.execution.device
+    if given == "auto":
+        given = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, number = given.partition(":")
+    if kind not in {"cpu", "cuda", "mps"} or (number and not number.isdigit()):
+        raise ConfigError(f"execution.device: {given!r} is not a device; allowed: auto, cpu, cuda, cuda:<n>, mps")
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
+    if int(number or 0) >= count:
+        raise ConfigError(f"execution.device: {given} was asked for, but this machine has {count} {kind} devices")
+    return torch.device(given)
+
+
+# ------------------------------------------------------------------------------------------------------ one run
+
+
+def _execute(config: Config, directory: Path, record: Record, job_type: str) -> None:
+    required = {role: _require(role, other) for role, other in config.method_class.requires(config).items()}
+    record["requires"] = {role: run_key(other) for role, other in config.method_class.requires(config).items()}
+
+    if config.execution.threads is not None:
+        torch.set_num_threads(config.execution.threads)
+    device = device_of(config)
+    arrays = load_dataset(config.dataset)
+    split = make_split(config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels))
+    _keep_split(split, directory, record, arrays)
+    train_images, test_images = (torch.from_numpy(a).to(device) for a in (arrays.train_images, arrays.test_images))
+
+    seed_everything(config.seed)
+    teacher = None
+    if "teacher" in required:
+        teacher = Teacher(_to(load_run(required["teacher"]), config, device))
+    setup = Setup(
+        num_classes=arrays.num_classes, in_chans=arrays.train_images.shape[-1], mean=arrays.mean, std=arrays.std,
+        train_target=visible_targets(arrays, split), teacher=teacher,
+    )  # fmt: skip
+    method: Method = _to(config.method_class(config, setup), config, device)
+    size = (arrays.train_images.shape[1], arrays.train_images.shape[2])
+    recipes = {"weak": Weak.of(config.views.weak, size, config.dataset.mirror)}
+    loader = make_loader(
+        method.streams, arrays, split, train_images, type(method).batch_sizes(config), recipes, config.seed
+    )
+    evaluator = Evaluator(
+        {
+            "val": (train_images, torch.from_numpy(split.val).to(device), torch.from_numpy(arrays.train_labels[split.val]).to(device)),
+            "test": (test_images, torch.arange(len(test_images), device=device), torch.from_numpy(arrays.test_labels).to(device)),
+        },
+        config.execution.eval_batch_size,
+    )  # fmt: skip
+    clock = config.schedule.clock(len(split.labeled))
+    record.update(
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        threads=torch.get_num_threads(), steps=clock.total_steps, headline=method.headline,
+        nets={
+            name: {"model": net.name, "num_params": net.num_params, "ema": config.schedule.ema_decay is not None}
+            for name, net in method.students.items()
+        },
+    )  # fmt: skip
+    write_record(directory, record)
+    log.info(
+        "%s on %s: %d labeled of %d, %d steps of %d, %s",
+        config.method.name, config.dataset.name, len(split.labeled), len(split.unlabeled), clock.total_steps,
+        config.schedule.batch_size, ", ".join(f"{n.name} {n.num_params:,} parameters" for n in method.students.values()),
+    )  # fmt: skip
+
+    tracker = make_tracker(config, directory, job_type)
+    failed = True
+    try:
+        loop = Loop(method, loader, evaluator, clock, directory, tracker, run_key(config))
+        progress = loop.run()
+        started = time.perf_counter()
+        logits = loop.logits({"teacher": lambda view: teacher(view).logits} if teacher else {})
+        metrics = evaluator.metrics(logits)
+        evaluator.save(directory / "predictions", logits)
+        _save_networks(method, loop, directory)
+        progress.seconds["eval"] += time.perf_counter() - started
+        progress.seconds["total"] += time.perf_counter() - started
+        record.update(
+            metrics=metrics, best_on_val=progress.best_on_val, seconds={k: round(v, 3) for k, v in progress.seconds.items()}
+        )
+        failed = False
+    finally:
+        tracker.finish(record["metrics"], failed)
+
+
+def _require(role: str, config: Config) -> Path:
+    log.info("needs its %s: %s", role, config.directory)
+    record = run(config, job_type=role)
+    if record["status"] != "done":
+        raise KdrunError(f"its {role} failed: {config.directory}: {record['error']['message']}")
+    return config.directory
+
+
+def _keep_split(split: Split, directory: Path, record: Record, arrays: Arrays) -> None:
+    """Write the split's indices beside the runs (one file for each split), and refuse to go on with another split."""
+    found = split.summary(arrays.train_labels, arrays.num_classes)
+    old = record["split"].get("hash")
+    if old is not None and old != found["hash"] and (directory / "checkpoint").exists():
+        raise KdrunError(f"{directory}: its checkpoint was trained on split {old}, the data now gives {found['hash']}")
+    path = _outputs(directory) / "artifacts" / "split" / found["hash"] / "split.npz"
+    if not path.exists():
+        write_split(split, path)
+    record["split"] = found
+
+
+def visible_targets(arrays: Arrays, split: Split) -> Tensor:
+    """(N,) int64 labels of the train array, -1 where the run may not see them."""
+    hidden = np.full(len(arrays.train_labels), -1, dtype=np.int64)
+    hidden[split.labeled] = arrays.train_labels[split.labeled]
+    return torch.from_numpy(hidden)
+
+
+def _save_networks(method: Method, loop: Loop, directory: Path) -> None:
+    from contextlib import nullcontext
+
+    from safetensors.torch import save
+
+    with loop.ema.applied() if loop.ema is not None else nullcontext():
+        for name, network in method.students.items():
+            network.save(directory / f"{name}.safetensors")
+        own = {
+            name: value.detach().cpu().contiguous()
+            for name, value in method.state_dict().items()
+            if not name.startswith("students.")
+        }
+    if own:
+        write_bytes(directory / "method.safetensors", save(own))
+
+
+def _to(module: Any, config: Config, device: torch.device) -> Any:
+    return module.to(device, memory_format=torch.channels_last if config.schedule.channels_last else torch.preserve_format)
+
+
+def _new_record(config: Config, directory: Path, overrides: list[str]) -> Record:
+    old = read_record(directory) or {}
+    return {
+        "schema": SCHEMA,
+        "status": "running",
+        "key": run_key(config),
+        "method": config.method.name,
+        "dataset": config.dataset.name,
+        "num_labels": config.dataset.num_labels,
+        "seed": config.seed,
+        "config": _write_config(config, directory),
+        "overrides": overrides,
+        "code": code_version(),
+        "packages": package_versions(),
+        "plugins": plugin_hashes([config.method_class]) if config.plugins else {},
+        "device": None,
+        "precision": "float32",
+        "threads": None,
+        "world_size": 1,
+        "steps": None,
+        "seconds": {},
+        "split": old.get("split") or {},
+        "requires": {},
+        "nets": {},
+        "headline": None,
+        "metrics": {},
+        "best_on_val": None,
+        "warnings": [],
+        "error": None,
+    }
+
+
+def _write_config(config: Config, directory: Path) -> dict[str, Any]:
+    node = dump(config)
+    write_text(directory / "config.yaml", yaml.safe_dump(node, sort_keys=False, allow_unicode=True))
+    return node
+
+
+def _write_failure(directory: Path, record: Record) -> None:
+    try:
+        write_record(directory, record)
+    except OSError as error:  # the disk may be what failed
+        log.error("%s: the record could not be written either (%s)", directory, error.strerror)
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def _outputs(directory: Path) -> Path:
+    return directory.parents[4]

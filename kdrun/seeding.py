@@ -1,0 +1,29 @@
+"""Seeds derived by hashing, so that no two uses of randomness in a run share a stream."""
+
+import hashlib
+import json
+import random
+
+import torch
+from torch import Generator
+
+
+def subseed(seed: int, *purpose: str | int) -> int:
+    """A 63-bit seed for one purpose, e.g. `subseed(0, "init", "resnet20", "")`."""
+    digest = hashlib.sha256(json.dumps([seed, *purpose]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator(seed: int, *purpose: str | int) -> Generator:
+    """A CPU generator for one purpose. Draws are made on the CPU, so they are the same on every device."""
+    return Generator().manual_seed(subseed(seed, *purpose))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, numpy and torch (dropout draws from torch's)."""
+    import numpy as np
+
+    value = subseed(seed, "global")
+    random.seed(value)
+    np.random.seed(value % 2**32)
+    torch.manual_seed(value)
