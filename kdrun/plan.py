@@ -57,12 +57,12 @@ class Composer:
     def __exit__(self, *_: object) -> None:
         GlobalHydra.instance().clear()
 
-    def compose(self, overrides: Sequence[str], multirun: bool = False) -> DictConfig:
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The composed config with its `hydra` node. Raises ConfigError, one line, for what Hydra refuses."""
         try:
-            return self._compose(overrides, multirun)
+            return self._compose(overrides)
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(self._explain(error, list(overrides), multirun)) from None
+            raise ConfigError(self._explain(error, list(overrides))) from None
 
     def typed(self, overrides: Sequence[str]) -> Config:
         """The typed config of one job."""
@@ -70,47 +70,37 @@ class Composer:
 
     def expand(self, overrides: Sequence[str], multirun: bool) -> list[tuple[str, ...]] | None:
         """The overrides of every job; None where a sweeper other than Hydra's basic one decides as it goes."""
-        composed = self.compose([] if multirun else overrides, multirun) if not multirun else None
-        composed = composed if composed is not None else self._without_sweeps(overrides)
-        if not multirun and str(composed.hydra.mode or "RUN").endswith("RUN") and "MULTIRUN" not in str(composed.hydra.mode):
+        try:
+            composed = self._compose(overrides, multirun=True, sweeps=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(self._explain(error, list(overrides))) from None
+        if not multirun and "MULTIRUN" not in str(composed.hydra.mode):
             return [tuple(overrides)]
         sweeper = composed.hydra.sweeper
         if not str(sweeper.get("_target_")).endswith("BasicSweeper"):
             return None
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-        params = [f"{key}={value}" for key, value in (OmegaConf.to_container(sweeper.params or {}) or {}).items()]  # type: ignore[union-attr]
-        parsed = self._parse([*params, *overrides])
-        return [tuple(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
+        params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+        try:
+            parsed = OverridesParser.create(config_loader=self.hydra.config_loader).parse_overrides([*params, *overrides])
+            return [tuple(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
+        except HydraException as error:
+            raise ConfigError(self._explain(error, list(overrides))) from None
 
     # --------------------------------------------------------------------------------------------------- private
 
-    def _compose(self, overrides: Sequence[str], multirun: bool) -> DictConfig:
+    def _compose(self, overrides: Sequence[str], multirun: bool = False, sweeps: bool = False) -> DictConfig:
         return self.hydra.compose_config(
             config_name=self.config_name,
             overrides=list(overrides),
             run_mode=RunMode.MULTIRUN if multirun else RunMode.RUN,
             with_log_configuration=False,
             from_shell=False,
+            validate_sweep_overrides=not sweeps,
         )
 
-    def _parse(self, overrides: Sequence[str]) -> list[Any]:
-        try:
-            return OverridesParser.create(config_loader=self.hydra.config_loader).parse_overrides(list(overrides))
-        except HydraException as error:
-            raise ConfigError(self._explain(error, list(overrides), True)) from None
-
-    def _without_sweeps(self, overrides: Sequence[str]) -> DictConfig:
-        """The config of the first value of every sweep: enough to learn the sweeper."""
-        first = []
-        for override in self._parse(overrides):
-            if override.is_sweep_override() and override.is_discrete_sweep():
-                first.append(f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}")
-            elif not override.is_sweep_override():
-                first.append(override.input_line)
-        return self.compose(first)
-
-    def _explain(self, error: Exception, overrides: list[str], multirun: bool) -> str:
+    def _explain(self, error: Exception, overrides: list[str]) -> str:
         """Hydra's and OmegaConf's messages, which run over many lines, as one."""
         text = str(error)
         if isinstance(error, MissingConfigException) and error.missing_cfg_file:
@@ -138,7 +128,7 @@ class Composer:
             return f"{key}: unknown key"
         groups = sorted(p.name for p in CONF_DIR.iterdir() if p.is_dir())
         try:
-            node: Any = self._compose(rest, False)
+            node: Any = self._compose(rest, sweeps=True)
         except (HydraException, OmegaConfBaseException):
             return f"{key}: unknown key"
         parts = plain.replace("/", ".").split(".")
@@ -164,7 +154,7 @@ def plan(arguments: Sequence[str]) -> list[Job] | None:
         raise ConfigError("--config-path: kdrun's own configs are always needed; add yours with --config-dir")
     with Composer(args.config_dir, args.config_name or "config") as composer:
         if args.cfg is not None:
-            composer.compose(args.overrides) if not args.multirun else composer.expand(args.overrides, True)
+            composer.compose(args.overrides)
             return None
         expanded = composer.expand(args.overrides, bool(args.multirun))
         if expanded is None:

@@ -1,0 +1,238 @@
+"""Tables of mean and spread over seeds, from records: planned in conf/table, or of whatever runs there are."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from kdrun.config import CONF_DIR, Config, effective
+from kdrun.errors import ConfigError, KdrunError, allowed
+from kdrun.plan import Composer
+from kdrun.record import Record, find_records, read_record
+from kdrun.schema import Schema, build
+
+PERCENT = ("top1", "top5", "ece", "confidence")
+
+
+class TableConfig(Schema):
+    """conf/table/<name>.yaml."""
+
+    metric: str = "test/top1"
+    """<split>/<metric> of the headline network, or <split>/<net>/<metric>."""
+    protocol: Literal["last", "best_on_val"] = "last"
+    seeds: list[int] = Field(min_length=1)
+    rows: dict[str, list[str]] = Field(min_length=1)
+    columns: dict[str, list[str]] = Field(min_length=1)
+
+
+@dataclass
+class Cell:
+    """The values of one cell over its seeds."""
+
+    values: dict[int, float] = field(default_factory=dict)
+    missing: list[int] = field(default_factory=list)
+    failed: list[int] = field(default_factory=list)
+    teachers: dict[str, float] = field(default_factory=dict)
+    """Directory -> the same metric of the teachers behind this cell."""
+
+    def add(self, seed: int, record: Record | None, metric: str, protocol: str) -> None:
+        """Take in one seed's record; None: there is none."""
+        if record is not None and record["status"] == "failed":
+            self.failed.append(seed)
+        elif record is None or record["status"] != "done":
+            self.missing.append(seed)
+        else:
+            self.values[seed] = value_of(record, metric, protocol)
+
+    def text(self, percent: bool) -> str:
+        """`91.67 ± 1.38 (n=3/3)`, standard deviation with ddof 1; what is missing is said, not averaged away."""
+        planned = len(self.values) + len(self.missing) + len(self.failed)
+        if not self.values:
+            return f"failed (0/{planned})" if self.failed else f"missing (0/{planned})" if planned else ""
+        scale, digits = (100, 2) if percent else (1, 4)
+        values = [v * scale for v in self.values.values()]
+        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+        count = f"n={len(values)}" + (f"/{planned}" if planned > len(values) else "")
+        return f"{statistics.mean(values):.{digits}f}{spread} ({count})"
+
+
+@dataclass
+class Table:
+    """Rows by columns of cells."""
+
+    title: str
+    metric: str
+    rows: list[str]
+    columns: list[str]
+    cells: dict[tuple[str, str], Cell]
+
+    @property
+    def percent(self) -> bool:
+        return self.metric.rsplit("/", 1)[-1] in PERCENT
+
+    def grid(self) -> list[list[str]]:
+        """All texts, header row first."""
+        header = ["", *self.columns]
+        empty = Cell()
+        return [header] + [
+            [row, *(self.cells.get((row, column), empty).text(self.percent) for column in self.columns)] for row in self.rows
+        ]
+
+    def footer(self) -> list[str]:
+        """Teachers behind the table, and the seeds that failed."""
+        lines = [f"{self.metric}{' in %' if self.percent else ''}, mean ± std over seeds (ddof 1)"]
+        scale, digits = (100, 2) if self.percent else (1, 4)
+        teachers = {name: value for cell in self.cells.values() for name, value in cell.teachers.items()}
+        lines += [f"teacher {name}: {value * scale:.{digits}f}" for name, value in sorted(teachers.items())]
+        for (row, column), cell in self.cells.items():
+            if cell.failed:
+                lines.append(f"failed: {row}, {column}: seed {', '.join(map(str, cell.failed))}")
+        return lines
+
+    def to_text(self) -> str:
+        grid = self.grid()
+        widths = [max(len(line[i]) for line in grid) for i in range(len(grid[0]))]
+        lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in grid]
+        rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+        return "\n".join([self.title, rule, lines[0], rule, *lines[1:], rule, *self.footer()])
+
+    def to_markdown(self) -> str:
+        grid = [[text.replace("|", "\\|") for text in line] for line in self.grid()]
+        lines = ["| " + " | ".join(line) + " |" for line in grid]
+        lines.insert(1, "|" + "---|" * len(grid[0]))
+        return "\n".join([f"**{self.title}**", "", *lines, "", *(f"{line}  " for line in self.footer())])
+
+
+def value_of(record: Record, metric: str, protocol: str = "last") -> float:
+    """The metric of a done record. Raises KdrunError when the record does not have it."""
+    split, _, name = metric.partition("/")
+    key = metric if "/" in name else f"{split}/{record['headline']}/{name}"
+    metrics = record["metrics"] if protocol == "last" else (record["best_on_val"] or {}).get("metrics", {})
+    value = metrics.get(key)
+    if value is None:
+        raise KdrunError(f"run {record['key']} has no {key} ({protocol}); {allowed(key, metrics)}")
+    return float(value)
+
+
+def planned_table(name: str, outputs: Path, metric: str | None = None, protocol: str | None = None) -> Table:
+    """The table that conf/table/<name>.yaml plans, filled with the records that there are."""
+    path = CONF_DIR / "table" / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"table={name}: no such table; {allowed(name, (p.stem for p in path.parent.glob('*.yaml')))}")
+    spec = build(TableConfig, yaml.safe_load(path.read_text()), f"table {name}")
+    metric, protocol = metric or spec.metric, protocol or spec.protocol
+    cells: dict[tuple[str, str], Cell] = {}
+    with Composer() as composer:
+        for row, row_overrides in spec.rows.items():
+            for column, column_overrides in spec.columns.items():
+                config = composer.typed([*column_overrides, *row_overrides])
+                cells[row, column] = _filled(config, spec.seeds, outputs, metric, protocol)
+    return Table(name, metric, list(spec.rows), list(spec.columns), cells)
+
+
+def _filled(config: Config, seeds: Sequence[int], outputs: Path, metric: str, protocol: str) -> Cell:
+    cell = Cell()
+    place = config.execution.replace(outputs=str(outputs))
+    for seed in seeds:
+        one = effective(config.replace(seed=seed, execution=place))
+        cell.add(seed, read_record(one.directory), metric, protocol)
+        for role, required in one.method_class.requires(one).items():
+            record = read_record(required.directory)
+            if role == "teacher" and record is not None and record["status"] == "done":
+                model = required.students[0].name
+                cell.teachers[f"{model} ({run_name(required.directory)})"] = value_of(record, _own(metric), "last")
+    return cell
+
+
+def run_name(directory: Path) -> str:
+    """`supervised/digits/nall/s0-...`."""
+    return "/".join(directory.parts[-4:])
+
+
+def _own(metric: str) -> str:
+    """The metric for another run's headline network."""
+    parts = metric.split("/")
+    return f"{parts[0]}/{parts[-1]}"
+
+
+def found_table(outputs: Path, metric: str = "test/top1", protocol: str = "last") -> Table:
+    """One row for each distinct configuration among the records, one column for each dataset and number of labels."""
+    groups: dict[str, tuple[dict[str, Any], dict[str, Cell]]] = {}
+    columns: dict[tuple[str, int], str] = {}
+    for _, record in find_records(outputs):
+        flat = _distinguishing(record["config"])
+        count = record["num_labels"]
+        column = f"{record['dataset']}, {'all' if count is None else count} labels"
+        columns[record["dataset"], count or 10**9] = column
+        _, cells = groups.setdefault(json.dumps(flat, sort_keys=True), (flat, {}))
+        cells.setdefault(column, Cell()).add(record["seed"], record, metric, protocol)
+    if not groups:
+        raise KdrunError(f"{outputs}: no runs there; start one with python -m kdrun.train")
+    labels = _labels([flat for flat, _ in groups.values()])
+    cells = {(label, column): cell for label, (_, row) in zip(labels, groups.values(), strict=True) for column, cell in row.items()}
+    return Table(f"runs in {outputs}", metric, labels, [columns[key] for key in sorted(columns)], cells)
+
+
+def _distinguishing(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat config without what a cell or its seeds share."""
+    flat = _flatten({k: v for k, v in config.items() if k not in ("seed", "execution", "tracker", "plugins")})
+    for key in ("dataset.num_labels", "dataset.split_seed", "dataset.name"):
+        flat.pop(key, None)
+    return flat
+
+
+def _labels(flats: list[dict[str, Any]]) -> list[str]:
+    """`distill kd resnet8`, and where that is not unique the keys that differ."""
+    base = []
+    for flat in flats:
+        terms = [key.split(".")[1] for key in flat if key.startswith("loss.") and key.endswith(".name")]
+        named = [t for t in terms if t != "ce"] or terms
+        base.append(f"{flat['method.name']} {'+'.join(named)} {flat.get('students.0.name', '')}".strip())
+    out = []
+    for label, flat in zip(base, flats, strict=True):
+        alike = [other for other, name in zip(flats, base, strict=True) if name == label]
+        differing = sorted(k for k in {k for other in alike for k in other} if len({json.dumps(o.get(k)) for o in alike}) > 1)
+        out.append(" ".join([label, *(f"{key}={flat[key]}" for key in differing if key in flat)]))
+    return out
+
+
+def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else None
+    if items is None:
+        return {prefix: node}
+    out: dict[str, Any] = {}
+    for key, value in items:
+        out.update(_flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return out
+
+
+class TableOptions(Schema):
+    """Arguments of scripts/table.py."""
+
+    table: str | None = None
+    outputs: str = "outputs"
+    metric: str | None = None
+    protocol: Literal["last", "best_on_val"] | None = None
+    format: Literal["text", "markdown"] = "text"
+
+
+def main(arguments: Sequence[str]) -> str:
+    """The printed table for `key=value` arguments."""
+    given = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise ConfigError(f"{argument}: write key=value; {allowed(key, TableOptions.model_fields)}")
+        given[key] = value
+    options = build(TableOptions, given, "")
+    outputs = Path(options.outputs)
+    if options.table is not None:
+        table = planned_table(options.table, outputs, options.metric, options.protocol)
+    else:
+        table = found_table(outputs, options.metric or "test/top1", options.protocol or "last")
+    return table.to_markdown() if options.format == "markdown" else table.to_text()

@@ -1,0 +1,23 @@
+"""Print a table of mean ± std over seeds from the records.
+
+python scripts/table.py                          every run below outputs/
+python scripts/table.py table=demo               the plan of conf/table/demo.yaml, missing seeds shown
+python scripts/table.py table=demo metric=test/ece format=markdown outputs=outputs protocol=best_on_val
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from kdrun.errors import KdrunError  # noqa: E402
+from kdrun.tables import main  # noqa: E402
+
+if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        sys.exit(0)
+    try:
+        print(main(sys.argv[1:]))
+    except KdrunError as error:
+        sys.exit("\n".join(f"error: {line}" for line in str(error).splitlines()))
