@@ -292,6 +292,8 @@ def effective(config: Config) -> Config:
             )
         elif against == "teacher" and config.teacher.source == "none":
             errors.append(f"loss.{label}: {term.name} needs a teacher, but teacher.source=none; choose one, e.g. teacher=resnet20")
+    if config.schedule.decay.name == "plateau" and config.dataset.val_fraction == 0 and config.dataset.split_file is None:
+        errors.append("schedule.decay: plateau follows the validation score; give dataset.val_fraction above 0")
     low, high = method.num_students
     if not low <= len(config.students) <= high:
         errors.append(f"students: method={config.method.name} trains {low if low == high else f'{low} to {high}'}, got {len(config.students)}")
@@ -313,7 +315,7 @@ def effective(config: Config) -> Config:
 def _num_listed(split_file: str) -> int | None:
     import numpy as np
 
-    file_hash(split_file)
+    file_hash(split_file, "dataset.split_file")
     try:
         with np.load(Path(split_file).expanduser(), allow_pickle=False) as file:
             return len(file["labeled"])
@@ -343,28 +345,28 @@ def run_dir(config: Config) -> str:
     return f"runs/{config.method.name}/{config.dataset.name}/n{labels}/s{config.seed}-{run_key(config)}"
 
 
-def _content(value: Any) -> Any:
+def _content(value: Any, key: str = "") -> Any:
     if isinstance(value, Schema):
         out = {}
         for name, field in type(value).model_fields.items():
-            item = getattr(value, name)
+            item, where = getattr(value, name), f"{key}.{name}".lstrip(".")
             if marker(field, OutsideKey) or (not field.is_required() and item == field.get_default(call_default_factory=True)):
                 continue
-            out[name] = file_hash(item) if marker(field, FileContent) else _content(item)
+            out[name] = file_hash(item, where) if marker(field, FileContent) else _content(item, where)
         return out
     if isinstance(value, Mapping):
-        return {str(k): _content(v) for k, v in value.items()}
+        return {str(k): _content(v, f"{key}.{k}") for k, v in value.items()}
     if isinstance(value, list):
-        return [_content(v) for v in value]
+        return [_content(v, f"{key}.{i}") for i, v in enumerate(value)]
     return value
 
 
-def file_hash(path: str) -> str:
-    """sha256 of a file's content, remembered while its size and time stay the same."""
+def file_hash(path: str, key: str) -> str:
+    """sha256 of a file's content, remembered while its size and time stay the same; `key` is blamed when it is absent."""
     try:
         stat = Path(path).expanduser().stat()
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+        raise ConfigError(f"{key}: {path}: cannot be read ({error.strerror})") from None
     return _file_hash(path, stat.st_size, stat.st_mtime_ns)
 
 

@@ -34,6 +34,8 @@ def allowed(value: object, names: Iterable[str], most: int = 12) -> str:
     """`nearest: kd (allowed: ce, kd, ttm, wttm)` for an unknown name."""
     names = sorted(names)
     close = get_close_matches(str(value), names, n=1, cutoff=0.5)
+    nearest = f"nearest: {close[0]}" if close else ""
+    if not most:
+        return nearest or f"none of {len(names)} names is near"
     listed = ", ".join(names[:most]) + (f", … {len(names) - most} more" if len(names) > most else "")
-    nearest = f"nearest: {close[0]} " if close else ""
-    return f"{nearest}(allowed: {listed or 'nothing'})"
+    return f"{nearest} (allowed: {listed or 'nothing'})".strip()

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from kdrun.config import Config
 from kdrun.data.streams import Loader
-from kdrun.errors import Interrupted, KdrunError, NonFiniteLoss
+from kdrun.errors import ConfigError, Interrupted, KdrunError, NonFiniteLoss, allowed
 from kdrun.evaluation import Evaluator
 from kdrun.files import atomic_path
 from kdrun.method import Context, Method, Predictor, parameter_groups
@@ -337,18 +337,23 @@ def make_optimizer(method: Method) -> torch.optim.Optimizer:
     schedule = method.config.schedule
     groups = parameter_groups(method)
     options: dict[str, Any] = dict(schedule.optimizer_args)
-    if schedule.optimizer == "sgd":  # timm's "sgd" is always Nesterov's
-        return torch.optim.SGD(
-            groups, lr=schedule.lr, momentum=schedule.momentum, nesterov=schedule.nesterov, foreach=True, **options
-        )
-    from timm.optim import create_optimizer_v2
+    from timm.optim import create_optimizer_v2, list_optimizers
 
-    made = create_optimizer_v2(
-        groups, opt=schedule.optimizer, lr=schedule.lr, weight_decay=schedule.weight_decay, momentum=schedule.momentum,
-        **options,
-    )  # fmt: skip
+    try:
+        if schedule.optimizer == "sgd":  # timm's "sgd" is always Nesterov's
+            return torch.optim.SGD(
+                groups, lr=schedule.lr, momentum=schedule.momentum, nesterov=schedule.nesterov, foreach=True, **options
+            )
+        if schedule.optimizer not in list_optimizers():
+            raise ConfigError(f"schedule.optimizer: unknown optimizer {schedule.optimizer!r}; {allowed(schedule.optimizer, list_optimizers(), most=0)}")
+        made = create_optimizer_v2(
+            groups, opt=schedule.optimizer, lr=schedule.lr, weight_decay=schedule.weight_decay, momentum=schedule.momentum,
+            **options,
+        )  # fmt: skip
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"schedule.optimizer_args: {schedule.optimizer} does not take {options}: {error}") from None
     if not isinstance(made, torch.optim.Optimizer):
-        raise KdrunError(f"schedule.optimizer: {schedule.optimizer} is not an optimizer")
+        raise ConfigError(f"schedule.optimizer: {schedule.optimizer} wraps an optimizer, which resuming does not support")
     return made
 
 

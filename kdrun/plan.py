@@ -2,10 +2,11 @@
 
 import re
 import tempfile
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_automatic_config_search_path, get_args_parser
@@ -112,8 +113,8 @@ class Composer:
             return f"{match[1]}: exists already; leave out the + (or write ++ to force)"
         if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
             return f"{match[1]}: several values are a sweep; add -m (or quote the value to mean a string)"
-        if match := re.search(r"Could not delete(?: from config)?[.:]? ?(.*)", text):
-            return f"~: {match[1] or text.splitlines()[0]}"
+        if match := re.search(r"Could not delete.*'([^']+)'", text):
+            return f"~{match[1]}: there is no such key to remove"
         if isinstance(error, OverrideParseException):
             return f"{error.override}: not understood; write key=value, +key=value to add, ~key to remove"
         key = getattr(error, "full_key", None)
@@ -126,7 +127,7 @@ class Composer:
         rest = [o for o in overrides if re.split(r"[=@]", o.lstrip("+~"), maxsplit=1)[0] != plain]
         if len(rest) == len(overrides):
             return f"{key}: unknown key"
-        groups = sorted(p.name for p in CONF_DIR.iterdir() if p.is_dir())
+        groups = sorted(p.name for p in CONF_DIR.iterdir() if p.is_dir() and p.name not in ("table", "paper"))
         try:
             node: Any = self._compose(rest, sweeps=True)
         except (HydraException, OmegaConfBaseException):
@@ -138,7 +139,16 @@ class Composer:
                 known = sorted({*names, *groups}) if i == 0 else names
                 return f"{key}: unknown key; {allowed(part, known)}"
             node = node[part]
-        return f"{key}: cannot be set this way"
+        return f"{key}: new keys go in with a +; write +{plain}.<name>=<value>, or ++{plain}={{...}}"
+
+
+def ordered(arguments: Sequence[str]) -> list[str]:
+    """The same command line with flags first: argparse, and so Hydra, refuses overrides on both sides of a flag."""
+    overrides = _parser().parse_intermixed_args(list(arguments)).overrides
+    rest = list(arguments)
+    for override in reversed(overrides):
+        del rest[len(rest) - 1 - rest[::-1].index(override)]
+    return [*rest, *overrides]
 
 
 def plan(arguments: Sequence[str]) -> list[Job] | None:
@@ -147,7 +157,7 @@ def plan(arguments: Sequence[str]) -> list[Job] | None:
     Raises:
         ConfigError: one line for every mistake of every job.
     """
-    args = get_args_parser().parse_args(list(arguments))
+    args = _parser().parse_args(list(arguments))
     if args.shell_completion or args.hydra_help or args.info is not None or args.experimental_rerun:
         return None
     if args.config_path is not None:
@@ -172,9 +182,18 @@ def plan(arguments: Sequence[str]) -> list[Job] | None:
     return jobs
 
 
+def _parser() -> ArgumentParser:
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(f"command line: {message}; see --help")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser
+
+
 def _check(jobs: list[Job]) -> list[tuple[tuple[str, ...], str]]:
     """What only the data, the disk and the machine can tell, for the jobs that are not done yet."""
-    from kdrun.runner import check_data, finished
+    from kdrun.runner import check, finished
 
     errors = []
     for outputs in {job.config.execution.outputs for job in jobs}:
@@ -183,7 +202,7 @@ def _check(jobs: list[Job]) -> list[tuple[tuple[str, ...], str]]:
     for job in jobs:
         try:
             if finished(job.directory) is None:
-                check_data(job.config)
+                check(job.config)
         except KdrunError as error:
             errors += [(job.overrides, line) for line in str(error).splitlines()]
     return errors
@@ -210,7 +229,7 @@ def _listed(errors: list[tuple[tuple[str, ...], str]], count: int, jobs: list[tu
         if count == 1 or len(owners) == count or owners == [()]:
             out.append(line)
         else:
-            first = jobs.index(owners[0])
-            more = f" and {len(owners) - 1} more jobs" if len(owners) > 1 else ""
-            out.append(f"job {first} ({' '.join(owners[0])}){more}: {line}")
+            own = " ".join(o for o in owners[0] if any(o not in job for job in jobs))
+            more = f" and {len(owners) - 1} more" if len(owners) > 1 else ""
+            out.append(f"job {jobs.index(owners[0])} ({own}){more}: {line}")
     return out

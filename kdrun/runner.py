@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from kdrun.config import Config, dump, run_key
+from kdrun.config import Config, ModelConfig, dump, run_key
 from kdrun.data.dataset import Arrays, load_dataset
 from kdrun.data.splits import Split, make_split, write_split
 from kdrun.data.streams import make_loader
@@ -22,11 +22,12 @@ from kdrun.errors import ConfigError, KdrunError
 from kdrun.evaluation import Evaluator
 from kdrun.files import write_bytes, write_text
 from kdrun.lock import Lock
-from kdrun.loop import Loop
+from kdrun.loop import Loop, make_optimizer
 from kdrun.method import Method, Setup, Teacher
 from kdrun.models.network import Network, load_network
 from kdrun.record import SCHEMA, Record, code_version, package_versions, read_record, write_record
 from kdrun.registry import plugin_hashes
+from kdrun.schedule import LearningRate
 from kdrun.seeding import seed_everything
 from kdrun.tracking import make_tracker
 
@@ -91,13 +92,51 @@ def summary(directory: Path, record: Record) -> str:
     return f"{directory} ({', '.join(shown)})"
 
 
-def check_data(config: Config) -> None:
-    """Refuse what only the data can tell: counts of labels and classes, unreadable files, a missing device."""
+def check(config: Config) -> None:
+    """Refuse before anything is written what only data, networks and the machine can tell.
+
+    Counts of labels and classes, unreadable files, a missing device; and the method is built once without memory, so that
+    a wrong argument of a network or optimizer, or a feature that a network lacks, is found here.
+    """
     device_of(config)
     arrays = load_dataset(config.dataset)
-    make_split(config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels))
-    for required in config.method_class.requires(config).values():
-        check_data(required)
+    split = make_split(config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels))
+    # seeds and labels change neither networks nor optimizer
+    shape = config.replace(seed=0, dataset=config.dataset.replace(num_labels=None, split_seed=None, split_file=None))
+    key = run_key(shape)
+    if key not in _BUILT:
+        _build_without_memory(config, arrays, split)
+        _BUILT.add(key)
+    for role, required in config.method_class.requires(config).items():
+        try:
+            check(required)
+        except ConfigError as error:
+            raise ConfigError(*(f"{role}: {line}" for line in error.lines)) from None
+
+
+def _build_without_memory(config: Config, arrays: Arrays, split: Split) -> None:
+    with torch.device("meta"):
+        teacher = None
+        if config.teacher.model is not None:
+            teacher = Teacher(_setup(arrays, split, None).network(_untrained(config.teacher.model), 0))
+        bare = config.replace(students=[_untrained(model) for model in config.students])
+        method = config.method_class(bare, _setup(arrays, split, teacher))
+    make_optimizer(method)
+    LearningRate(config.schedule, config.schedule.clock(len(split.labeled)))
+
+
+_BUILT: set[str] = set()  # keys of the configurations that `check` has built in this process
+
+
+def _untrained(model: ModelConfig) -> ModelConfig:
+    return model.replace(pretrained=False)
+
+
+def _setup(arrays: Arrays, split: Split, teacher: Teacher | None) -> Setup:
+    return Setup(
+        num_classes=arrays.num_classes, in_chans=arrays.train_images.shape[-1], mean=arrays.mean, std=arrays.std,
+        train_target=visible_targets(arrays, split), teacher=teacher,
+    )  # fmt: skip
 
 
 def load_run(directory: Path, net: str | None = None) -> Network:
@@ -154,11 +193,7 @@ def _execute(config: Config, directory: Path, record: Record, job_type: str) -> 
     teacher = None
     if "teacher" in required:
         teacher = Teacher(_to(load_run(required["teacher"]), config, device))
-    setup = Setup(
-        num_classes=arrays.num_classes, in_chans=arrays.train_images.shape[-1], mean=arrays.mean, std=arrays.std,
-        train_target=visible_targets(arrays, split), teacher=teacher,
-    )  # fmt: skip
-    method: Method = _to(config.method_class(config, setup), config, device)
+    method: Method = _to(config.method_class(config, _setup(arrays, split, teacher)), config, device)
     size = (arrays.train_images.shape[1], arrays.train_images.shape[2])
     recipes = {"weak": Weak.of(config.views.weak, size, config.dataset.mirror)}
     loader = make_loader(

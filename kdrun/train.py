@@ -38,9 +38,10 @@ def main(argv: list[str] | None = None) -> int:
 
         print(show_help(arguments))
         return 0
-    from kdrun.plan import plan
+    from kdrun.plan import ordered, plan
 
     try:
+        arguments = ordered(arguments)
         jobs = plan(arguments)
     except (ConfigError, KdrunError) as error:
         for line in str(error).splitlines():
@@ -70,9 +71,9 @@ def _report(jobs: "list[Job] | None") -> int:
         if record["status"] != "done":
             why = (record.get("error") or {}).get("message", "")
             bad.append(f"{record['status']}: {planned.directory}{': ' + why if why else ''}")
-    for line in bad:
-        print(line, file=sys.stderr)
-    if len(jobs) > 1:
+    if len(jobs) > 1:  # a single job has said it already
+        for line in bad:
+            print(line, file=sys.stderr)
         print(f"{len(jobs) - len(bad)} of {len(jobs)} runs done", file=sys.stderr if bad else sys.stdout)
     return 1 if bad else 0
 

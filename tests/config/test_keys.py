@@ -1,0 +1,106 @@
+"""The run key: what counts, what does not, and that known runs keep their names."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kdrun.config import dump, from_nodes, run_key
+from kdrun.plan import Composer
+
+FROZEN = Path(__file__).parent / "frozen_keys.json"
+
+
+@pytest.fixture(scope="module")
+def composer():
+    with Composer() as made:
+        yield made
+
+
+def key(composer, *overrides: str) -> str:
+    return run_key(composer.typed(list(overrides)))
+
+
+def test_frozen_keys(composer):
+    """A changed key orphans every user's finished runs. After a deliberate change raise KEY_VERSION and remake the file:
+    python -m tests.config.test_keys"""
+    frozen = json.loads(FROZEN.read_text())
+    assert len(frozen) >= 20
+    assert {line: key(composer, *line.split()) for line in frozen} == frozen
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["execution.device=cpu", "execution.outputs=elsewhere", "execution.threads=1", "execution.log_every_steps=7",
+     "tracker=none", "tracker.project=other", "dataset.split_seed=0",
+     "++coefficients={wttm: {wttm.gamma: 0.3}}", "student.lr_scale=1.0"],
+)  # fmt: skip
+def test_what_cannot_change_the_result_is_not_in_the_key(composer, override):
+    assert key(composer, override) == key(composer)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=1", "dataset.num_labels=50", "dataset.val_seed=1", "loss.kd.temperature=2", "loss=ttm", "schedule.lr=0.1",
+     "schedule/decay=linear", "student=resnet14", "student.args.width=8", "teacher=resnet8", "teacher.seed=1",
+     "views.weak.pad=2", "schedule.ema_decay=0.9"],
+)  # fmt: skip
+def test_what_can_change_the_result_is_in_the_key(composer, override):
+    assert key(composer, override) != key(composer)
+
+
+def test_the_labeled_draw_follows_the_seed_unless_it_is_fixed(composer):
+    follow, fixed = ["dataset.num_labels=50"], ["dataset.num_labels=50", "dataset.split_seed=0"]
+    assert key(composer, *follow) == key(composer, *fixed)  # seed 0 draws with seed 0 either way
+    assert key(composer, *follow, "seed=1") != key(composer, *fixed, "seed=1")
+    assert composer.typed([*follow, "seed=3"]).split_seed == 3
+    assert composer.typed([*fixed, "seed=3"]).split_seed == 0
+
+
+def test_an_unused_teacher_and_terms_without_weight_are_dropped(composer):
+    assert key(composer, "loss=ce") == key(composer, "loss=ce", "teacher=resnet56")
+    assert key(composer, "loss=kd", "loss.kd.weight=0", "loss.ce.weight=1") == key(composer, "loss=ce")
+
+
+def test_the_teacher_is_shared_by_students_seeds_and_losses(composer):
+    def teacher(*overrides):
+        config = composer.typed(list(overrides))
+        return run_key(config.method_class.requires(config)["teacher"])
+
+    shared = teacher()
+    for other in (["seed=5"], ["loss=wttm"], ["dataset.num_labels=50", "seed=2"], ["student=resnet20"], ["loss.kd.temperature=2"]):
+        assert teacher(*other) == shared, other
+    assert teacher("teacher.seed=1") != shared
+    assert teacher("teacher.num_labels=100") != shared
+    assert shared == key(composer, "method=supervised", "student=resnet20")  # the same run, started by hand
+
+
+def test_a_data_file_counts_by_content_not_by_place(composer, tmp_path):
+    for name, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
+        (tmp_path / name).write_bytes(content)
+    a, b, c = (key(composer, "dataset=npz", f"dataset.path={tmp_path / name}") for name in "abc")
+    assert a == b != c
+
+
+def test_a_recorded_config_gives_the_same_key_again(composer):
+    config = composer.typed(["loss=wttm", "dataset.num_labels=50", "schedule=cifar240", "seed=4"])
+    assert from_nodes(json.loads(json.dumps(dump(config)))) == config
+    assert run_key(from_nodes(dump(config))) == run_key(config)
+
+
+def remake() -> None:
+    lines = [
+        "seed=0", "seed=1", "loss=ce", "loss=ttm", "loss=wttm", "loss=wttm loss.wttm.gamma=0.3", "method=supervised",
+        "method=supervised student=resnet20", "experiment=demo", "experiment=demo loss=wttm seed=2",
+        "dataset.num_labels=50", "dataset.num_labels=50 dataset.split_seed=7", "dataset.val_fraction=0", "schedule=cifar240",
+        "schedule=cifar240 schedule.ema_decay=0.999 schedule.weight_decay_on=kernels", "schedule/decay=fixmatch",
+        "schedule/decay=linear schedule.warmup_steps=10", "teacher=resnet56 student=resnet110",
+        "student=timm student.name=resnet10t student.size=32", "views.weak.pad_mode=reflect",
+        "+loss/term@loss.extra=ttm", "schedule.optimizer=adamw schedule.lr=1e-3", "teacher.num_labels=100",
+    ]  # fmt: skip
+    with Composer() as made:
+        FROZEN.write_text(json.dumps({line: key(made, *line.split()) for line in lines}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    remake()

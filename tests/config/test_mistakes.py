@@ -1,0 +1,92 @@
+"""Every mistake gets one line that names the key and the nearest right one; exit code 2; nothing is written."""
+
+import pytest
+
+from kdrun.train import main
+
+MISTAKES = {
+    "unknown option": (["method=distil"], "method=distil: no such option; nearest: distill"),
+    "unknown option of a nested group": (["schedule/decay=stp"], "schedule/decay=stp: no such option; nearest: step"),
+    "unknown group": (["metod=distill"], "metod: unknown key; nearest: method"),
+    "unknown key": (["schedule.lrr=1"], "schedule.lrr: unknown key; nearest: lr "),
+    "unknown key with +": (["+schedule.lrr=1"], "schedule.lrr: unknown key; nearest: lr "),
+    "unknown key with ++": (["++schedule.wieght_decay=1"], "schedule.wieght_decay: unknown key; nearest: weight_decay"),
+    "unknown key of a term with +": (["+loss.kd.tempreature=5"], "loss.kd.tempreature: unknown key; nearest: temperature"),
+    "unknown nested key with +": (["+views.weak.flipp=true"], "views.weak.flipp: unknown key; nearest: flip"),
+    "unknown root key with +": (["+sed=1"], "sed: unknown key; nearest: seed"),
+    "+ on a key that exists": (["+seed=1"], "seed: exists already"),
+    "removing what is not there": (["~loss.foo"], "~loss.foo: there is no such key"),
+    "seed not an int": (["seed=abc"], "seed: must be a valid integer, got 'abc'"),
+    "seed a float": (["seed=1.5"], "seed: must be a valid integer, got 1.5"),
+    "negative seed": (["seed=-1"], "seed: must be greater than or equal to 0, got -1"),
+    "number that is text": (["schedule.lr=fast"], "schedule.lr: must be a valid number, got 'fast'"),
+    "number that is infinite": (["schedule.lr=inf"], "schedule.lr: must be a finite number"),
+    "negative temperature": (["loss.kd.temperature=-4"], "loss.kd.temperature: must be greater than 0, got -4"),
+    "gamma above 1": (["loss=wttm", "loss.wttm.gamma=2"], "loss.wttm.gamma: must be less than or equal to 1, got 2"),
+    "not one of the allowed": (["schedule.weight_decay_on=kernel"], "schedule.weight_decay_on: 'kernel' is not allowed; nearest: kernels"),
+    "bool that is text": (["schedule.nesterov=maybe"], "schedule.nesterov: must be a valid boolean, got 'maybe'"),
+    "sweep without -m": (["seed=0,1"], "seed=0,1: several values are a sweep; add -m"),
+    "not an override": (["seed"], "seed: not understood; write key=value"),
+    "unknown flag": (["--sweep"], "command line: unrecognized arguments: --sweep"),
+    "no such config directory": (["--config-dir", "/nonexistent"], "--config-dir: /nonexistent: no such directory"),
+    "no length": (["schedule.steps=null"], "schedule: give schedule.steps or schedule.epochs, exactly one"),
+    "two lengths": (["schedule.epochs=3"], "schedule: give schedule.steps or schedule.epochs, exactly one"),
+    "no milestones": (["schedule/decay=step"], "schedule.decay: give milestones_steps or milestones_epochs"),
+    "missing value": (["student=timm"], "student.name: Missing mandatory value"),
+    "unknown network": (["student=timm", "student.name=resnet188"], "student.name: timm knows no network 'resnet188'; nearest: resnet18"),
+    "unknown argument of a network": (["+student.args.depht=3"], "resnet8: the network cannot be built with args"),
+    "unknown optimizer": (["schedule.optimizer=adamww"], "schedule.optimizer: unknown optimizer 'adamww'; nearest: adamw"),
+    "unknown optimizer argument": (["schedule.optimizer=adamw", "++schedule.optimizer_args={betaz: 1}"], "schedule.optimizer_args: adamw does not take"),
+    "fewer labels than classes": (["dataset.num_labels=9"], "dataset.num_labels: 9 is fewer than the 10 classes"),
+    "more labels than images": (["dataset.num_labels=1258"], "dataset.num_labels: 1258 is more than the 1257 training images"),
+    "fewer labels for the teacher": (["teacher.num_labels=9"], "teacher: dataset.num_labels: 9 is fewer"),
+    "loss needs a teacher": (["teacher=none"], "loss.kd: kd needs a teacher, but teacher.source=none"),
+    "method offers no teacher": (["method=supervised", "loss=kd"], "loss.kd: kd works against the teacher, which method=supervised does not offer"),
+    "all weights zero": (["loss.ce.weight=0", "loss.kd.weight=0"], "loss: no term with a weight above 0"),
+    "plateau without validation": (["schedule/decay=plateau", "dataset.val_fraction=0"], "schedule.decay: plateau follows the validation score"),
+    "two students for one": (["students=[resnet8,resnet20]"], "students: method=distill trains 1, got 2"),
+    "coefficient of no term": (["++coefficients={wttn: {wttm.gamma: 1}}"], "coefficients.wttn: unknown loss 'wttn'; nearest: wttm"),
+    "coefficient of no field": (["++coefficients={wttm: {wttm.gama: 1}}"], "coefficients.wttm.wttm.gama: wttm has no 'gama'; nearest: gamma"),
+    "missing plugin": (["plugins=[nowhere.py]"], "plugins: nowhere.py: no such Python file"),
+    "missing data file": (["dataset=npz", "dataset.path=/nowhere.npz"], "dataset.path: /nowhere.npz: cannot be read"),
+    "missing split file": (["dataset.split_file=/nowhere.npz"], "dataset.split_file: /nowhere.npz: cannot be read"),
+    "absent device": (["execution.device=cuda:99"], "execution.device: cuda:99 was asked for"),
+    "unknown device": (["execution.device=gpu"], "execution.device: 'gpu' is not a device; allowed: auto, cpu, cuda"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake(name, train, outputs, capsys):
+    arguments, message = MISTAKES[name]
+    assert train("tracker=none", *arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith(f"error: {message}"), lines[0]
+    assert not outputs.exists()
+
+
+def test_mistakes_of_a_sweep_are_listed_and_no_job_starts(train, outputs, capsys):
+    assert train("-m", "tracker=none", "seed=0,1", "loss=ce,kdd", "dataset.num_labels=5,50") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "loss=kdd: no such option; nearest: kd" in line]
+    assert all(line.startswith("error: job ") for line in lines)
+    assert not outputs.exists()
+
+
+def test_mistake_in_one_value_of_a_sweep_names_its_job(train, outputs, capsys):
+    assert train("-m", "tracker=none", "seed=0,x") == 2
+    assert capsys.readouterr().err == "error: job 1 (seed=x): seed: must be a valid integer, got 'x'\n"
+    assert not outputs.exists()
+
+
+@pytest.mark.parametrize("place", ["file/outputs", "file"])
+def test_unwritable_output_directory(tmp_path, capsys, place):
+    (tmp_path / "file").write_text("not a directory")
+    assert main(["tracker=none", f"execution.outputs={tmp_path / place}"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: execution.outputs: {tmp_path / place}: cannot write there")
+    assert (tmp_path / "file").read_text() == "not a directory"
+
+
+def test_flags_may_stand_between_overrides(train, capsys):
+    assert train("seed=0,x", "-m", "loss=ce") == 2
+    assert "job 1 (seed=x): seed" in capsys.readouterr().err

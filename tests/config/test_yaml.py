@@ -1,0 +1,111 @@
+"""Every YAML composes, is complete and types."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from kdrun.config import CONF_DIR, ExecutionConfig, ModelConfig, TeacherConfig, TrackerConfig, ViewsConfig
+from kdrun.plan import Composer
+from kdrun.registry import lookup
+from kdrun.schedule import ScheduleConfig
+from kdrun.tables import TableConfig
+from kdrun.schema import build
+
+
+def options(group: str) -> list[str]:
+    return sorted(p.stem for p in (CONF_DIR / group).glob("*.yaml"))
+
+
+# Picks that need one more key, or another pick, to stand alone.
+NEEDS = {
+    "dataset=npz": None,
+    "dataset=base": None,
+    "student=timm": ["student.name=resnet10t"],
+    "teacher=train": ["teacher.model.name=resnet10t"],
+    "teacher=none": ["loss=ce"],
+    "schedule=base": ["schedule.steps=1"],
+    "schedule/decay=step": ["schedule.decay.milestones_steps=[1]"],
+    "schedule/decay=segments": ["schedule.decay.segments=[{until_steps: 1, start: 1, end: 0}]"],
+}
+GROUPS = ["method", "dataset", "teacher", "student", "loss", "schedule", "schedule/decay", "views", "tracker", "experiment"]
+PICKS = [f"{group}={name}" for group in GROUPS for name in options(group)]
+
+
+@pytest.fixture(scope="module")
+def composer():
+    with Composer() as made:
+        yield made
+
+
+@pytest.mark.parametrize("pick", [p for p in PICKS if NEEDS.get(p, []) is not None])
+def test_every_pick_of_every_group_composes_and_types(composer, pick):
+    config = composer.typed([pick, *(NEEDS.get(pick) or [])])
+    group, _, name = pick.partition("=")
+    if group in ("method", "dataset"):
+        assert getattr(config, group).name == name
+
+
+@pytest.mark.parametrize("path", sorted(CONF_DIR.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONF_DIR)))
+def test_first_line_says_what_the_file_is(path: Path):
+    lines = path.read_text().splitlines()
+    first = next(line for line in lines if line != "# @package _global_")
+    assert first.startswith("# ")
+    assert len(first) > 10
+
+
+@pytest.mark.parametrize("name", options("table"))
+def test_tables_type_and_their_cells_compose(composer, name):
+    spec = build(TableConfig, yaml.safe_load((CONF_DIR / "table" / f"{name}.yaml").read_text()), name)
+    for row in spec.rows.values():
+        for column in spec.columns.values():
+            composer.typed([*column, *row])
+
+
+def keys(node) -> set[str]:
+    return set(OmegaConf.to_container(node, resolve=False))
+
+
+def test_yaml_lists_every_key_of_its_schema_so_that_each_can_be_overridden_and_completed(composer):
+    cfg = composer.compose([])
+    assert keys(cfg.schedule) == set(ScheduleConfig.model_fields)
+    assert keys(cfg.teacher) == set(TeacherConfig.model_fields)
+    assert keys(cfg.student) == set(ModelConfig.model_fields)
+    assert keys(cfg.tracker) == set(TrackerConfig.model_fields)
+    assert keys(cfg.execution) == set(ExecutionConfig.model_fields)
+    assert keys(cfg.views) == set(ViewsConfig.model_fields)
+    assert keys(cfg.views.weak) == set(ViewsConfig.model_fields["weak"].annotation.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("kind", "group", "node"),
+    [("method", "method", "method"), ("dataset", "dataset", "dataset"), ("decay", "schedule/decay", "schedule.decay")],
+)
+def test_yaml_of_plugged_parts_is_complete(composer, kind, group, node):
+    for name in options(group):
+        if name == "base":
+            continue
+        cfg = composer.compose([f"{group}={name}"])
+        found = OmegaConf.select(cfg, node, throw_on_missing=False)
+        assert keys(found) == set(lookup(kind, name, group).Config.model_fields), f"conf/{group}/{name}.yaml"
+
+
+@pytest.mark.parametrize("name", options("loss/term"))
+def test_yaml_of_loss_terms_is_complete(composer, name):
+    cfg = composer.compose([f"+loss/term@loss.extra={name}"])
+    assert keys(cfg.loss.extra) == set(lookup("loss", name, name).Config.model_fields)
+
+
+def test_no_import_paths_in_yaml():
+    assert not [p for p in CONF_DIR.rglob("*.yaml") if "_target_" in p.read_text()]
+
+
+def test_coefficients_reach_the_terms_of_their_set_only(composer):
+    table = "++coefficients={wttm: {wttm.gamma: 0.3, wttm.weight: 7}, kd+wttm: {wttm.gamma: 0.5}}"
+    assert composer.typed([table, "loss=wttm"]).losses["wttm"].gamma == 0.3
+    assert composer.typed([table, "loss=wttm"]).losses["wttm"].weight == 7
+    both = composer.typed([table, "loss=wttm", "+loss/term@loss.kd=kd"]).losses["wttm"]
+    assert (both.gamma, both.weight) == (0.5, 4.0)
+    assert composer.typed([table, "loss=wttm", "loss.wttm.gamma=0.2"]).losses["wttm"].gamma == 0.2
+    assert composer.typed([table, "loss=wttm", "~loss.ce"]).losses.keys() == {"wttm"}

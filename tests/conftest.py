@@ -1,0 +1,49 @@
+"""Shared fixtures. Tests need no network, no accelerator and no data but what they make."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+for _name in ("WANDB_API_KEY", "HYDRA_FULL_ERROR"):
+    os.environ.pop(_name, None)
+
+# A run of seconds: tiny networks, few steps.
+FAST = [
+    "tracker=none", "student=resnet8", "student.args.width=4", "dataset.num_labels=50", "schedule.steps=20",
+    "schedule.batch_size=16", "schedule.eval_every_steps=10", "execution.log_every_steps=5", "execution.threads=1",
+]  # fmt: skip
+TEACHER = ["teacher=resnet8", "teacher.model.args.width=8", "teacher.steps=10"]
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def train(outputs: Path) -> Callable[..., int]:
+    """`train("seed=1")`: the command line in this process; returns its exit code."""
+    from kdrun.train import main
+
+    def call(*arguments: str) -> int:
+        return main([*arguments, f"execution.outputs={outputs}"])
+
+    return call
+
+
+@pytest.fixture
+def spawn(outputs: Path) -> Callable[..., "subprocess.Popen[str]"]:
+    """`spawn("seed=1")`: the command line in a process of its own."""
+
+    def call(*arguments: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "kdrun.train", *arguments, f"execution.outputs={outputs}"]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    return call
