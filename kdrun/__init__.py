@@ -1,4 +1,4 @@
-"""kdrun: run, compare and reproduce knowledge distillation and semi-supervised distillation for image classification."""
+"""kdrun: run, compare and reproduce (semi-supervised) knowledge distillation for image classification."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -1,6 +1,6 @@
 """The typed configuration of one run, the checks across its groups, and the key that names its directory.
 
-Hydra composes plain nodes; `to_config` turns them into a `Config`. The run key is the hash of every field that can
+Hydra composes plain nodes; `to_config` turns them into a `RunConfig`. The run key is the hash of every field that can
 change a result, so that equal runs are found and never run twice.
 """
 
@@ -131,7 +131,7 @@ class ExecutionConfig(Schema):
     """Keep the last checkpoint of a finished run."""
 
 
-class Config(Schema):
+class RunConfig(Schema):
     """One run, wholly specified."""
 
     method: SerializeAsAny[MethodConfig]
@@ -171,7 +171,7 @@ class Config(Schema):
 # ---------------------------------------------------------------------------------------------------- from Hydra
 
 
-def to_config(composed: DictConfig) -> Config:
+def to_config(composed: DictConfig) -> RunConfig:
     """Type and check a composed Hydra config. Raises ConfigError with one line for each problem."""
     try:
         ours = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
@@ -184,7 +184,7 @@ def to_config(composed: DictConfig) -> Config:
     return from_nodes({str(k): v for k, v in node.items()})
 
 
-def from_nodes(node: dict[str, Any]) -> Config:
+def from_nodes(node: dict[str, Any]) -> RunConfig:
     """Type and check plain nodes, as Hydra composes them (`loss`, `student`) or as config.yaml records them."""
     known = {"method", "dataset", "views", "teacher", "student", "students", "loss", "schedule", "seed"}
     known |= {"tracker", "execution", "plugins", "coefficients", "experiment"}
@@ -206,18 +206,27 @@ def from_nodes(node: dict[str, Any]) -> Config:
             errors.extend(error.lines)
 
     def decay(schedule: dict[str, Any]) -> dict[str, Any]:
-        return {**schedule, "decay": _plugged("decay", schedule["decay"], "schedule.decay")} if schedule.get("decay") else schedule
+        return (
+            {**schedule, "decay": _plugged("decay", schedule["decay"], "schedule.decay")}
+            if schedule.get("decay")
+            else schedule
+        )
 
     collect("method", lambda: _plugged("method", node["method"], "method"))
     collect("dataset", lambda: _plugged("dataset", node["dataset"], "dataset"))
     collect("losses", lambda: _losses(node["loss"]))
     collect("students", lambda: _students(node))
     collect("schedule", lambda: build(ScheduleConfig, decay(node["schedule"]), "schedule"))
-    for name, schema in (("views", ViewsConfig), ("teacher", TeacherConfig), ("tracker", TrackerConfig), ("execution", ExecutionConfig)):
+    for name, schema in (
+        ("views", ViewsConfig),
+        ("teacher", TeacherConfig),
+        ("tracker", TrackerConfig),
+        ("execution", ExecutionConfig),
+    ):
         collect(name, lambda name=name, schema=schema: build(schema, node.get(name) or {}, name))
     if errors:
         raise ConfigError(*errors)
-    config = build(Config, parts, "")
+    config = build(RunConfig, parts, "")
     check_coefficients(node.get("coefficients") or {})
     return effective(config)
 
@@ -271,7 +280,7 @@ def check_coefficients(coefficients: Any) -> None:
         raise ConfigError(*errors)
 
 
-def effective(config: Config) -> Config:
+def effective(config: RunConfig) -> RunConfig:
     """Drop what cannot have an effect, and refuse combinations that cannot run."""
     import timm
 
@@ -287,19 +296,29 @@ def effective(config: Config) -> Config:
         against = lookup("loss", term.name, f"loss.{label}.name").against
         if against not in method.loss_roles:
             errors.append(
-                f"loss.{label}: {term.name} works against the {against}, which method={config.method.name} does not offer; "
+                f"loss.{label}: {term.name} works against the {against}, "
+                f"which method={config.method.name} does not offer; "
                 + ("choose method=distill" if against == "teacher" else "choose a loss against the teacher")
             )
         elif against == "teacher" and config.teacher.source == "none":
-            errors.append(f"loss.{label}: {term.name} needs a teacher, but teacher.source=none; choose one, e.g. teacher=resnet20")
-    if config.schedule.decay.name == "plateau" and config.dataset.val_fraction == 0 and config.dataset.split_file is None:
+            errors.append(
+                f"loss.{label}: {term.name} needs a teacher, but teacher.source=none; choose one, e.g. teacher=resnet20"
+            )
+    if (
+        config.schedule.decay.name == "plateau"
+        and config.dataset.val_fraction == 0
+        and config.dataset.split_file is None
+    ):
         errors.append("schedule.decay: plateau follows the validation score; give dataset.val_fraction above 0")
     low, high = method.num_students
     if not low <= len(config.students) <= high:
-        errors.append(f"students: method={config.method.name} trains {low if low == high else f'{low} to {high}'}, got {len(config.students)}")
+        wanted = low if low == high else f"{low} to {high}"
+        errors.append(f"students: method={config.method.name} trains {wanted}, got {len(config.students)}")
     for key, model in [("student", m) for m in config.students] + [("teacher.model", config.teacher.model)]:
         if model is not None and not timm.is_model(model.name):
-            errors.append(f"{key}.name: timm knows no network {model.name!r}; {allowed(model.name, timm.list_models(), most=0)}")
+            errors.append(
+                f"{key}.name: timm knows no network {model.name!r}; {allowed(model.name, timm.list_models(), most=0)}"
+            )
     if errors:
         raise ConfigError(*errors)
     if not config.needs_teacher:
@@ -326,7 +345,7 @@ def _num_listed(split_file: str) -> int | None:
 # ------------------------------------------------------------------------------------------------------- the key
 
 
-def run_key(config: Config) -> str:
+def run_key(config: RunConfig) -> str:
     """12 hex digits that name this run: equal for equal results, whatever the paths, device or tracker.
 
     Fields equal to their default are left out, so a field added later changes no key where it keeps the old behavior.
@@ -339,7 +358,7 @@ def run_key(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def run_dir(config: Config) -> str:
+def run_dir(config: RunConfig) -> str:
     """`runs/<method>/<dataset>/n<labels>/s<seed>-<key>`, below `execution.outputs`."""
     labels = "all" if config.dataset.num_labels is None else str(config.dataset.num_labels)
     return f"runs/{config.method.name}/{config.dataset.name}/n{labels}/s{config.seed}-{run_key(config)}"
@@ -350,7 +369,9 @@ def _content(value: Any, key: str = "") -> Any:
         out = {}
         for name, field in type(value).model_fields.items():
             item, where = getattr(value, name), f"{key}.{name}".lstrip(".")
-            if marker(field, OutsideKey) or (not field.is_required() and item == field.get_default(call_default_factory=True)):
+            if marker(field, OutsideKey) or (
+                not field.is_required() and item == field.get_default(call_default_factory=True)
+            ):
                 continue
             out[name] = file_hash(item, where) if marker(field, FileContent) else _content(item, where)
         return out
@@ -362,7 +383,7 @@ def _content(value: Any, key: str = "") -> Any:
 
 
 def file_hash(path: str, key: str) -> str:
-    """sha256 of a file's content, remembered while its size and time stay the same; `key` is blamed when it is absent."""
+    """sha256 of a file's content, remembered while its size and time stay; `key` is blamed when it is absent."""
     try:
         stat = Path(path).expanduser().stat()
     except OSError as error:
@@ -376,7 +397,7 @@ def _file_hash(path: str, size: int, mtime_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _plugged_classes(config: Config) -> list[Any]:
+def _plugged_classes(config: RunConfig) -> list[Any]:
     import timm
 
     models = [*config.students, *([config.teacher.model] if config.teacher.model else [])]
@@ -389,7 +410,7 @@ def _plugged_classes(config: Config) -> list[Any]:
     ]
 
 
-def dump(config: Config) -> dict[str, Any]:
+def dump(config: RunConfig) -> dict[str, Any]:
     """Plain nodes of a config, readable by `from_nodes`."""
     node = config.model_dump(mode="json")
     node["loss"] = node.pop("losses")
@@ -400,10 +421,10 @@ def dump(config: Config) -> dict[str, Any]:
 
 
 def _coefficient(key: str, default: Any, *, _root_: DictConfig) -> Any:
-    """`${coefficient:wttm.weight,4.0}`: the value that `coefficients` gives for the set of terms in use, or the default."""
-    losses = OmegaConf.select(_root_, "loss") or {}
-    names = (OmegaConf.select(losses, f"{label}.name") for label in losses)
-    terms = "+".join(sorted(name for name in names if name and name != "ce"))
+    """`${coefficient:wttm.weight,4.0}`: what `coefficients` gives for the set of terms in use, or the default."""
+    losses: Any = OmegaConf.select(_root_, "loss") or OmegaConf.create({})
+    names = [OmegaConf.select(losses, f"{label!s}.name") for label in losses]
+    terms = "+".join(sorted(str(name) for name in names if name and name != "ce"))
     table = OmegaConf.select(_root_, "coefficients") or {}
     return (table.get(terms) or {}).get(key, default) if table else default
 

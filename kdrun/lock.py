@@ -1,7 +1,7 @@
 """One builder at a time: a lock file with its owner's name and heartbeat, taken over when the owner is dead.
 
-Works between processes and, on a shared file system, between machines: an owner of this machine is dead when its process
-is gone; any owner is dead when its heartbeat has not moved for `STALE` seconds of our own clock.
+Works between processes and, on a shared file system, between machines: an owner of this machine is dead when its
+process is gone; any owner is dead when its heartbeat has not moved for `STALE` seconds of our own clock.
 """
 
 import fcntl
@@ -34,7 +34,12 @@ class Lock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.owner = {"host": socket.gethostname(), "pid": os.getpid(), "boot_id": _boot_id(), "token": os.urandom(8).hex()}
+        self.owner = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "boot_id": _boot_id(),
+            "token": os.urandom(8).hex(),
+        }
         self.lost = False
         """Whether another process took the lock over while we held it (after we were suspended, say)."""
         self._stop = threading.Event()

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from kdrun.config import Config
+from kdrun.config import RunConfig
 from kdrun.data.streams import Loader
 from kdrun.errors import ConfigError, Interrupted, KdrunError, NonFiniteLoss, allowed
 from kdrun.evaluation import Evaluator
@@ -54,7 +54,7 @@ class Ema:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.live = [p for p in module.parameters() if p.requires_grad]
+        self.live: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
         self.shadow = [p.detach().clone() for p in self.live]
 
     @torch.no_grad()
@@ -86,7 +86,7 @@ class Loop:
         self.loader = loader
         self.evaluator = evaluator
         self.clock = clock
-        self.config: Config = method.config
+        self.config: RunConfig = method.config
         self.schedule: ScheduleConfig = self.config.schedule
         self.directory = directory
         self.tracker = tracker
@@ -289,7 +289,8 @@ class Loop:
             except Exception as error:  # whatever a damaged file makes torch raise
                 if i + 1 == len(found):
                     raise KdrunError(
-                        f"{path}: damaged checkpoint ({type(error).__name__}); delete {path.parent} to start this run anew"
+                        f"{path}: damaged checkpoint ({type(error).__name__}); "
+                        f"delete {path.parent} to start this run anew"
                     ) from error
                 log.warning("%s is damaged; going on from %s", path, found[i + 1].name)
         else:
@@ -310,7 +311,7 @@ class Loop:
 
 
 class StopSignal:
-    """Turns SIGTERM and the first Ctrl-C into a flag that the loop reads between steps. A second Ctrl-C stops at once."""
+    """Turns SIGTERM and the first Ctrl-C into a flag that the loop reads between steps; a second Ctrl-C stops now."""
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -336,24 +337,21 @@ def make_optimizer(method: Method) -> torch.optim.Optimizer:
     """The optimizer of `schedule` over all students, one group each."""
     schedule = method.config.schedule
     groups = parameter_groups(method)
-    options: dict[str, Any] = dict(schedule.optimizer_args)
     from timm.optim import create_optimizer_v2, list_optimizers
 
+    name, known = schedule.optimizer, [str(n) for n in list_optimizers()]
+    if name not in known:
+        raise ConfigError(f"schedule.optimizer: unknown optimizer {name!r}; {allowed(name, known, most=0)}")
+    common: dict[str, Any] = {"lr": schedule.lr, "momentum": schedule.momentum, **schedule.optimizer_args}
     try:
-        if schedule.optimizer == "sgd":  # timm's "sgd" is always Nesterov's
-            return torch.optim.SGD(
-                groups, lr=schedule.lr, momentum=schedule.momentum, nesterov=schedule.nesterov, foreach=True, **options
-            )
-        if schedule.optimizer not in list_optimizers():
-            raise ConfigError(f"schedule.optimizer: unknown optimizer {schedule.optimizer!r}; {allowed(schedule.optimizer, list_optimizers(), most=0)}")
-        made = create_optimizer_v2(
-            groups, opt=schedule.optimizer, lr=schedule.lr, weight_decay=schedule.weight_decay, momentum=schedule.momentum,
-            **options,
-        )  # fmt: skip
+        if name == "sgd":  # timm's "sgd" is always Nesterov's
+            return torch.optim.SGD(groups, nesterov=schedule.nesterov, foreach=True, **common)
+        made = create_optimizer_v2(groups, opt=name, weight_decay=schedule.weight_decay, **common)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"schedule.optimizer_args: {schedule.optimizer} does not take {options}: {error}") from None
+        given = schedule.optimizer_args
+        raise ConfigError(f"schedule.optimizer_args: {name} does not take {given}: {error}") from None
     if not isinstance(made, torch.optim.Optimizer):
-        raise ConfigError(f"schedule.optimizer: {schedule.optimizer} wraps an optimizer, which resuming does not support")
+        raise ConfigError(f"schedule.optimizer: {name} wraps an optimizer, which resuming does not support")
     return made
 
 
@@ -362,7 +360,13 @@ def random_state() -> dict[str, Any]:
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python": random.getstate(),
-        "numpy": [str(name), torch.from_numpy(np.asarray(keys, dtype=np.int64)), int(position), int(has_gauss), float(gauss)],
+        "numpy": [
+            str(name),
+            torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ],
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -378,5 +382,3 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
-
-

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from kdrun.config import Config, MethodConfig, ModelConfig, TeacherConfig
+from kdrun.config import MethodConfig, ModelConfig, RunConfig, TeacherConfig
 from kdrun.data.views import Batch, View
 from kdrun.losses.term import LossSet, Pair, TermSpec
 from kdrun.models.network import Network, Output, build_network
@@ -76,7 +76,13 @@ class Setup:
     def network(self, model: ModelConfig, seed: int, role: str = "") -> Network:
         """A new network for this dataset."""
         return build_network(
-            model, num_classes=self.num_classes, in_chans=self.in_chans, mean=self.mean, std=self.std, seed=seed, role=role
+            model,
+            num_classes=self.num_classes,
+            in_chans=self.in_chans,
+            mean=self.mean,
+            std=self.std,
+            seed=seed,
+            role=role,
         )
 
 
@@ -94,7 +100,7 @@ class Method(nn.Module):
     role: ClassVar[str] = ""
     """Part of the seed of the initialisation, where two networks of one name must differ."""
 
-    def __init__(self, config: Config, setup: Setup) -> None:
+    def __init__(self, config: RunConfig, setup: Setup) -> None:
         super().__init__()
         self.config = config
         self.setup = setup
@@ -123,15 +129,15 @@ class Method(nn.Module):
 
     def predictors(self) -> dict[str, Predictor]:
         """The networks that are evaluated: name -> function from a view to logits or log-probabilities (B, C)."""
-        return {name: (lambda view, net=net: net(view).logits) for name, net in self.students.items()}
+        return {name: _predictor(net) for name, net in self.students.items()}
 
     @classmethod
-    def requires(cls, config: Config) -> dict[str, Config]:
+    def requires(cls, config: RunConfig) -> dict[str, RunConfig]:
         """Other runs that must be finished first, by role."""
         return {"teacher": teacher_run(config)} if config.teacher.source == "train" else {}
 
     @classmethod
-    def batch_sizes(cls, config: Config) -> dict[str, int]:
+    def batch_sizes(cls, config: RunConfig) -> dict[str, int]:
         """Images a step, by stream."""
         return dict.fromkeys(cls.streams, config.schedule.batch_size)
 
@@ -148,6 +154,10 @@ class Method(nn.Module):
     def headline(self) -> str:
         """The network that tables show."""
         return next(iter(self.students))
+
+    def networks(self) -> dict[str, Network]:
+        """The students by name."""
+        return {name: net for name, net in self.students.items() if isinstance(net, Network)}
 
     def losses(self, k: int = 0) -> LossSet:
         """The loss terms of the k-th student."""
@@ -166,8 +176,16 @@ class Method(nn.Module):
         return Pair(student, teacher, samples.target, seen.index, ctx.progress, ctx.draw)
 
 
-def teacher_run(config: Config) -> Config:
-    """The ordinary supervised run that makes the teacher of `config`: same data and recipe, its own network and seed."""
+def _predictor(network: nn.Module) -> Predictor:
+    def predict(view: View) -> Tensor:
+        logits: Tensor = network(view).logits
+        return logits
+
+    return predict
+
+
+def teacher_run(config: RunConfig) -> RunConfig:
+    """The ordinary supervised run that makes the teacher of `config`: same data and recipe, own network and seed."""
     spec = config.teacher
     schedule = config.schedule
     if spec.steps is not None or spec.epochs is not None:
@@ -197,7 +215,7 @@ def parameter_groups(method: Method) -> list[dict[str, Any]]:
     out.
     """
     schedule = method.config.schedule
-    groups = []
+    groups: list[dict[str, Any]] = []
     for (name, network), model in zip(method.students.items(), method.config.students, strict=True):
         lr = schedule.lr_for.get(model.name, schedule.lr) * model.lr_scale
         parameters = [p for m in (network, method.loss_sets[name]) for p in m.parameters() if p.requires_grad]
@@ -211,6 +229,12 @@ def parameter_groups(method: Method) -> list[dict[str, Any]]:
     rest = [p for p in method.parameters() if p.requires_grad and id(p) not in claimed]
     if rest:  # what a method owns beside its students
         groups.append(
-            {"params": rest, "lr": schedule.lr, "base_lr": schedule.lr, "weight_decay": schedule.weight_decay, "net": "method"}
+            {
+                "params": rest,
+                "lr": schedule.lr,
+                "base_lr": schedule.lr,
+                "weight_decay": schedule.weight_decay,
+                "net": "method",
+            }
         )
     return groups

@@ -24,7 +24,7 @@ def evaluate_logits(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
 
 
 def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> Tensor:
-    """sum over bins of share * |accuracy - confidence|; equal-width bins (lo, hi] on [0, 1] (Guo et al. 2017, 1706.04599).
+    """Sum over bins of share * |accuracy - confidence|; equal-width bins (lo, hi] (Guo et al. 2017, arXiv 1706.04599).
 
     Args:
         confidence: (N,) largest probability.

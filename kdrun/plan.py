@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kdrun.config import CONF_DIR, Config, to_config
+from kdrun.config import CONF_DIR, RunConfig, to_config
 from kdrun.errors import ConfigError, KdrunError, allowed
 
 
@@ -27,7 +27,7 @@ class Job:
     """One job of a sweep."""
 
     overrides: tuple[str, ...]
-    config: Config
+    config: RunConfig
 
     @property
     def directory(self) -> Path:
@@ -65,7 +65,7 @@ class Composer:
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(self._explain(error, list(overrides))) from None
 
-    def typed(self, overrides: Sequence[str]) -> Config:
+    def typed(self, overrides: Sequence[str]) -> RunConfig:
         """The typed config of one job."""
         return to_config(self.compose(overrides))
 
@@ -84,7 +84,9 @@ class Composer:
 
         params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
         try:
-            parsed = OverridesParser.create(config_loader=self.hydra.config_loader).parse_overrides([*params, *overrides])
+            parsed = OverridesParser.create(config_loader=self.hydra.config_loader).parse_overrides(
+                [*params, *overrides]
+            )
             return [tuple(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
         except HydraException as error:
             raise ConfigError(self._explain(error, list(overrides))) from None
@@ -118,7 +120,11 @@ class Composer:
         if isinstance(error, OverrideParseException):
             return f"{error.override}: not understood; write key=value, +key=value to add, ~key to remove"
         key = getattr(error, "full_key", None)
-        line = " ".join(part.strip() for part in text.splitlines() if part.strip() and not part.strip().startswith(("full_key", "object_type")))
+        line = " ".join(
+            part.strip()
+            for part in text.splitlines()
+            if part.strip() and not part.strip().startswith(("full_key", "object_type"))
+        )
         return f"{key}: {line}" if key else line
 
     def _unknown_key(self, key: str, overrides: list[str]) -> str:

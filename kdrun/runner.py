@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from kdrun.config import Config, ModelConfig, dump, run_key
+from kdrun.config import ModelConfig, RunConfig, dump, run_key
 from kdrun.data.dataset import Arrays, load_dataset
 from kdrun.data.splits import Split, make_split, write_split
 from kdrun.data.streams import make_loader
@@ -34,7 +34,7 @@ from kdrun.tracking import make_tracker
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, overrides: Iterable[str] = (), job_type: str = "train") -> Record:
+def run(config: RunConfig, overrides: Iterable[str] = (), job_type: str = "train") -> Record:
     """The record of this run: read when it is done already, else trained now, after everything it requires.
 
     Returns:
@@ -92,11 +92,11 @@ def summary(directory: Path, record: Record) -> str:
     return f"{directory} ({', '.join(shown)})"
 
 
-def check(config: Config) -> None:
+def check(config: RunConfig) -> None:
     """Refuse before anything is written what only data, networks and the machine can tell.
 
-    Counts of labels and classes, unreadable files, a missing device; and the method is built once without memory, so that
-    a wrong argument of a network or optimizer, or a feature that a network lacks, is found here.
+    Counts of labels and classes, unreadable files, a missing device; and the method is built once without memory, so
+    that a wrong argument of a network or optimizer, or a feature that a network lacks, is found here.
     """
     device_of(config)
     arrays = load_dataset(config.dataset)
@@ -114,7 +114,7 @@ def check(config: Config) -> None:
             raise ConfigError(*(f"{role}: {line}" for line in error.lines)) from None
 
 
-def _build_without_memory(config: Config, arrays: Arrays, split: Split) -> None:
+def _build_without_memory(config: RunConfig, arrays: Arrays, split: Split) -> None:
     with torch.device("meta"):
         teacher = None
         if config.teacher.model is not None:
@@ -160,7 +160,7 @@ def load_run(directory: Path, net: str | None = None) -> Network:
     return load_network(path)
 
 
-def device_of(config: Config) -> torch.device:
+def device_of(config: RunConfig) -> torch.device:
     """The device that `execution.device` names. Raises ConfigError where it is absent."""
     given = config.execution.device
     if given == "auto":
@@ -177,7 +177,7 @@ def device_of(config: Config) -> torch.device:
 # ------------------------------------------------------------------------------------------------------ one run
 
 
-def _execute(config: Config, directory: Path, record: Record, job_type: str) -> None:
+def _execute(config: RunConfig, directory: Path, record: Record, job_type: str) -> None:
     required = {role: _require(role, other) for role, other in config.method_class.requires(config).items()}
     record["requires"] = {role: run_key(other) for role, other in config.method_class.requires(config).items()}
 
@@ -199,27 +199,31 @@ def _execute(config: Config, directory: Path, record: Record, job_type: str) -> 
     loader = make_loader(
         method.streams, arrays, split, train_images, type(method).batch_sizes(config), recipes, config.seed
     )
+    labels, everything = torch.from_numpy(arrays.train_labels), torch.arange(len(test_images), device=device)
+    val = torch.from_numpy(split.val)
     evaluator = Evaluator(
         {
-            "val": (train_images, torch.from_numpy(split.val).to(device), torch.from_numpy(arrays.train_labels[split.val]).to(device)),
-            "test": (test_images, torch.arange(len(test_images), device=device), torch.from_numpy(arrays.test_labels).to(device)),
+            "val": (train_images, val.to(device), labels[val].to(device)),
+            "test": (test_images, everything, torch.from_numpy(arrays.test_labels).to(device)),
         },
         config.execution.eval_batch_size,
-    )  # fmt: skip
+    )
     clock = config.schedule.clock(len(split.labeled))
+    averaged = config.schedule.ema_decay is not None
+    nets = {
+        name: {"model": net.name, "num_params": net.num_params, "ema": averaged}
+        for name, net in method.networks().items()
+    }
     record.update(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         threads=torch.get_num_threads(), steps=clock.total_steps, headline=method.headline,
-        nets={
-            name: {"model": net.name, "num_params": net.num_params, "ema": config.schedule.ema_decay is not None}
-            for name, net in method.students.items()
-        },
+        nets=nets,
     )  # fmt: skip
     write_record(directory, record)
     log.info(
         "%s on %s: %d labeled of %d, %d steps of %d, %s",
         config.method.name, config.dataset.name, len(split.labeled), len(split.unlabeled), clock.total_steps,
-        config.schedule.batch_size, ", ".join(f"{n.name} {n.num_params:,} parameters" for n in method.students.values()),
+        config.schedule.batch_size, ", ".join(f"{n['model']} {n['num_params']:,} parameters" for n in nets.values()),
     )  # fmt: skip
 
     tracker = make_tracker(config, directory, job_type)
@@ -235,14 +239,16 @@ def _execute(config: Config, directory: Path, record: Record, job_type: str) -> 
         progress.seconds["eval"] += time.perf_counter() - started
         progress.seconds["total"] += time.perf_counter() - started
         record.update(
-            metrics=metrics, best_on_val=progress.best_on_val, seconds={k: round(v, 3) for k, v in progress.seconds.items()}
+            metrics=metrics,
+            best_on_val=progress.best_on_val,
+            seconds={k: round(v, 3) for k, v in progress.seconds.items()},
         )
         failed = False
     finally:
         tracker.finish(record["metrics"], failed)
 
 
-def _require(role: str, config: Config) -> Path:
+def _require(role: str, config: RunConfig) -> Path:
     log.info("needs its %s: %s", role, config.directory)
     record = run(config, job_type=role)
     if record["status"] != "done":
@@ -275,7 +281,7 @@ def _save_networks(method: Method, loop: Loop, directory: Path) -> None:
     from safetensors.torch import save
 
     with loop.ema.applied() if loop.ema is not None else nullcontext():
-        for name, network in method.students.items():
+        for name, network in method.networks().items():
             network.save(directory / f"{name}.safetensors")
         own = {
             name: value.detach().cpu().contiguous()
@@ -286,11 +292,13 @@ def _save_networks(method: Method, loop: Loop, directory: Path) -> None:
         write_bytes(directory / "method.safetensors", save(own))
 
 
-def _to(module: Any, config: Config, device: torch.device) -> Any:
-    return module.to(device, memory_format=torch.channels_last if config.schedule.channels_last else torch.preserve_format)
+def _to(module: Any, config: RunConfig, device: torch.device) -> Any:
+    return module.to(
+        device, memory_format=torch.channels_last if config.schedule.channels_last else torch.preserve_format
+    )
 
 
-def _new_record(config: Config, directory: Path, overrides: list[str]) -> Record:
+def _new_record(config: RunConfig, directory: Path, overrides: list[str]) -> Record:
     old = read_record(directory) or {}
     return {
         "schema": SCHEMA,
@@ -322,7 +330,7 @@ def _new_record(config: Config, directory: Path, overrides: list[str]) -> Record
     }
 
 
-def _write_config(config: Config, directory: Path) -> dict[str, Any]:
+def _write_config(config: RunConfig, directory: Path) -> dict[str, Any]:
     node = dump(config)
     write_text(directory / "config.yaml", yaml.safe_dump(node, sort_keys=False, allow_unicode=True))
     return node

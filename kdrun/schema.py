@@ -54,9 +54,14 @@ def _explain(schema: type[BaseModel], error: ErrorDetails, prefix: str) -> str:
     if kind == "missing":
         return f"{key}: missing; a value is required"
     if kind == "value_error":
-        return f"{key}: {error['msg'].removeprefix('Value error, ')}" if key else error["msg"].removeprefix("Value error, ")
+        return (
+            f"{key}: {error['msg'].removeprefix('Value error, ')}"
+            if key
+            else error["msg"].removeprefix("Value error, ")
+        )
     if kind == "literal_error":
-        return f"{key}: {given!r} is not allowed; {allowed(given, error['ctx']['expected'].replace(' or ', ', ').replace(chr(39), '').split(', '))}"
+        names = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+        return f"{key}: {given!r} is not allowed; {allowed(given, names)}"
     message = error["msg"].replace("Input should be", "must be").replace("Input", "must")
     return f"{key}: {message}, got {given!r}"
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field
 
-from kdrun.config import CONF_DIR, Config, effective
+from kdrun.config import CONF_DIR, RunConfig, effective
 from kdrun.errors import ConfigError, KdrunError, allowed
 from kdrun.plan import Composer
 from kdrun.record import Record, find_records, read_record
@@ -80,7 +80,8 @@ class Table:
         header = ["", *self.columns]
         empty = Cell()
         return [header] + [
-            [row, *(self.cells.get((row, column), empty).text(self.percent) for column in self.columns)] for row in self.rows
+            [row, *(self.cells.get((row, column), empty).text(self.percent) for column in self.columns)]
+            for row in self.rows
         ]
 
     def footer(self) -> list[str]:
@@ -97,7 +98,9 @@ class Table:
     def to_text(self) -> str:
         grid = self.grid()
         widths = [max(len(line[i]) for line in grid) for i in range(len(grid[0]))]
-        lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in grid]
+        lines = [
+            "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in grid
+        ]
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
         return "\n".join([self.title, rule, lines[0], rule, *lines[1:], rule, *self.footer()])
 
@@ -135,7 +138,7 @@ def planned_table(name: str, outputs: Path, metric: str | None = None, protocol:
     return Table(name, metric, list(spec.rows), list(spec.columns), cells)
 
 
-def _filled(config: Config, seeds: Sequence[int], outputs: Path, metric: str, protocol: str) -> Cell:
+def _filled(config: RunConfig, seeds: Sequence[int], outputs: Path, metric: str, protocol: str) -> Cell:
     cell = Cell()
     place = config.execution.replace(outputs=str(outputs))
     for seed in seeds:
@@ -163,7 +166,7 @@ def _own(metric: str) -> str:
 def found_table(outputs: Path, metric: str = "test/top1", protocol: str = "last") -> Table:
     """One row for each distinct configuration among the records, one column for each dataset and number of labels."""
     groups: dict[str, tuple[dict[str, Any], dict[str, Cell]]] = {}
-    columns: dict[tuple[str, int], str] = {}
+    columns: dict[tuple[str, int], str] = {}  # in the order of dataset and number of labels
     for _, record in find_records(outputs):
         flat = _distinguishing(record["config"])
         count = record["num_labels"]
@@ -174,8 +177,9 @@ def found_table(outputs: Path, metric: str = "test/top1", protocol: str = "last"
     if not groups:
         raise KdrunError(f"{outputs}: no runs there; start one with python -m kdrun.train")
     labels = _labels([flat for flat, _ in groups.values()])
-    cells = {(label, column): cell for label, (_, row) in zip(labels, groups.values(), strict=True) for column, cell in row.items()}
-    return Table(f"runs in {outputs}", metric, labels, [columns[key] for key in sorted(columns)], cells)
+    rows = zip(labels, (row for _, row in groups.values()), strict=True)
+    filled = {(label, column): cell for label, row in rows for column, cell in row.items()}
+    return Table(f"runs in {outputs}", metric, labels, [columns[key] for key in sorted(columns)], filled)
 
 
 def _distinguishing(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,7 +200,9 @@ def _labels(flats: list[dict[str, Any]]) -> list[str]:
     out = []
     for label, flat in zip(base, flats, strict=True):
         alike = [other for other, name in zip(flats, base, strict=True) if name == label]
-        differing = sorted(k for k in {k for other in alike for k in other} if len({json.dumps(o.get(k)) for o in alike}) > 1)
+        differing = sorted(
+            k for k in {k for other in alike for k in other} if len({json.dumps(o.get(k)) for o in alike}) > 1
+        )
         out.append(" ".join([label, *(f"{key}={flat[key]}" for key in differing if key in flat)]))
     return out
 

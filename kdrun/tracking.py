@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdrun.config import Config, dump, run_key
+from kdrun.config import RunConfig, dump, run_key
 from kdrun.record import finite
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class Tracker:
 class Wandb(Tracker):
     """A wandb run named by the run key, so that a resumed run continues its curve."""
 
-    def __init__(self, config: Config, directory: Path, job_type: str) -> None:
+    def __init__(self, config: RunConfig, directory: Path, job_type: str) -> None:
         import wandb
 
         tracker = config.tracker
@@ -45,7 +45,7 @@ class Wandb(Tracker):
                 console="off", silent=True, x_disable_stats=True, init_timeout=INIT_TIMEOUT, x_disable_meta=True
             ),
         }
-        mode = tracker.mode or os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        mode: Any = tracker.mode or os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
         try:
             if mode == "online":
                 self.run = wandb.init(**options, mode="online", resume="allow")
@@ -82,11 +82,13 @@ class Guarded(Tracker):
         try:
             action()
         except Exception as error:  # whatever the tracker's library raises; the run must go on
-            log.warning("tracker switched off: %s: %s", type(error).__name__, str(error).splitlines()[0] if str(error) else "")
+            log.warning(
+                "tracker switched off: %s: %s", type(error).__name__, str(error).splitlines()[0] if str(error) else ""
+            )
             self._tracker = Tracker()
 
 
-def make_tracker(config: Config, directory: Path, job_type: str = "train") -> Tracker:
+def make_tracker(config: RunConfig, directory: Path, job_type: str = "train") -> Tracker:
     """The tracker that `tracker.name` names."""
     if config.tracker.name == "none":
         return Tracker()

@@ -31,7 +31,7 @@ def job(composed: DictConfig) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 1 a job failed, 2 a mistake in the command, 130 interrupted."""
+    """Run the command line. Returns the exit code: 0 done, 1 a job failed, 2 a mistake, 130 interrupted."""
     arguments = sys.argv[1:] if argv is None else argv
     if {"--help", "-h"} & set(arguments):
         from kdrun.help import show_help

@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kdrun.errors import KdrunError  # noqa: E402
-from kdrun.tables import main  # noqa: E402
+from kdrun.errors import KdrunError
+from kdrun.tables import main
 
 if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv[1:]):

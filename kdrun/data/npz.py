@@ -39,16 +39,22 @@ class Npz:
             with np.load(path, allow_pickle=False) as file:
                 missing = [key for key in KEYS if key not in file.files]
                 if missing:
-                    raise DataError(f"dataset.path: {path}: no array {', '.join(missing)} (has {', '.join(file.files)})")
+                    raise DataError(
+                        f"dataset.path: {path}: no array {', '.join(missing)} (has {', '.join(file.files)})"
+                    )
                 content: dict[str, npt.NDArray[Any]] = {key: file[key] for key in file.files}
         except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
             raise DataError(f"dataset.path: {path}: not a readable .npz file without pickles ({error})") from None
         train, test = (_images(content[f"{s}_images"], f"{path}: {s}_images") for s in ("train", "test"))
         if train.shape[1:] != test.shape[1:]:
-            raise DataError(f"dataset.path: {path}: training images are {train.shape[1:]}, test images {test.shape[1:]}")
+            raise DataError(
+                f"dataset.path: {path}: training images are {train.shape[1:]}, test images {test.shape[1:]}"
+            )
         train_labels, test_labels = (_labels(content[f"{s}_labels"], f"{path}: {s}_labels") for s in ("train", "test"))
         count = int(train_labels.max()) + 1 if len(train_labels) else 0
-        names = tuple(str(n) for n in content["class_names"]) if "class_names" in content else tuple(map(str, range(count)))
+        names = (
+            tuple(str(n) for n in content["class_names"]) if "class_names" in content else tuple(map(str, range(count)))
+        )
         mean, std = channel_statistics(train)
         mean, std = (tuple(given) if given else own for given, own in ((config.mean, mean), (config.std, std)))
         if len(mean) != train.shape[-1] or len(std) != train.shape[-1] or min(std) <= 0:

@@ -4,7 +4,6 @@ The unlabeled pool holds the labeled images too, without their labels (as FixMat
 """
 
 import hashlib
-import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdrun.config import Config, ConfigError, DatasetConfig
+from kdrun.config import DatasetConfig, RunConfig
 from kdrun.data.dataset import Labels
-from kdrun.errors import DataError
+from kdrun.errors import ConfigError, DataError
 from kdrun.seeding import subseed
 
 Index = npt.NDArray[np.int64]
@@ -51,7 +50,7 @@ class Split:
         }
 
 
-def make_split(config: Config, labels: Labels, num_classes: int, num_test: int) -> Split:
+def make_split(config: RunConfig, labels: Labels, num_classes: int, num_test: int) -> Split:
     """The split that `config.dataset` asks for. Raises ConfigError where it is impossible."""
     dataset = config.dataset
     if dataset.split_file is not None:
@@ -60,7 +59,9 @@ def make_split(config: Config, labels: Labels, num_classes: int, num_test: int) 
     pool = np.setdiff1d(np.arange(len(labels)), val)
     count = len(pool) if dataset.num_labels is None else dataset.num_labels
     if count < num_classes:
-        raise ConfigError(f"dataset.num_labels: {count} is fewer than the {num_classes} classes; give at least {num_classes}")
+        raise ConfigError(
+            f"dataset.num_labels: {count} is fewer than the {num_classes} classes; give at least {num_classes}"
+        )
     if count > len(pool):
         raise ConfigError(
             f"dataset.num_labels: {count} is more than the {len(pool)} training images that validation leaves"
@@ -87,7 +88,7 @@ def _stratified(labels: Labels, num_classes: int, fraction: float, seed: int) ->
 
 
 def _balanced(labels: Labels, pool: Index, num_classes: int, count: int, seed: int) -> Index:
-    """`count` positions of the pool, classes equal to within one image; a class that is used up gives way to the others."""
+    """`count` positions of the pool, classes equal to within one image; a class that is used up gives way."""
     rng = np.random.default_rng(subseed(seed, "labeled"))
     sizes = np.bincount(labels[pool], minlength=num_classes)
     level = 0  # every class gives min(size, level) images, and some of the larger ones one more
@@ -137,11 +138,7 @@ def _read(given: str, dataset: DatasetConfig, num_train: int, num_test: int) -> 
     if not len(parts["labeled"]):
         raise ConfigError(f"{where}: labeled is empty")
     if dataset.num_labels is not None and dataset.num_labels != len(parts["labeled"]):
-        raise ConfigError(f"dataset.num_labels: {dataset.num_labels}, but {given} names {len(parts['labeled'])} labeled images")
+        raise ConfigError(
+            f"dataset.num_labels: {dataset.num_labels}, but {given} names {len(parts['labeled'])} labeled images"
+        )
     return Split(parts["labeled"], unlabeled, val, num_test)
-
-
-def split_spec(config: Config) -> str:
-    """What determines a split beside the data, as one string."""
-    dataset = config.dataset
-    return json.dumps([dataset.name, dataset.num_labels, config.split_seed, dataset.val_fraction, dataset.val_seed])

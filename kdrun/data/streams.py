@@ -79,7 +79,7 @@ def make_loader(
     wanted: Mapping[str, tuple[str, ...]], arrays: Arrays, split: Split, images: Tensor, batch_sizes: Mapping[str, int],
     recipes: Mapping[str, Weak], seed: int,
 ) -> Loader:  # fmt: skip
-    """Build the streams that a method declares. Only the labeled stream is given targets, and only of labeled images."""
+    """Build the streams that a method declares. Only the labeled stream has targets, and only of labeled images."""
     streams = {}
     for name, views in wanted.items():
         index = torch.from_numpy({"labeled": split.labeled, "unlabeled": split.unlabeled}[name])

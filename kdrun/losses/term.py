@@ -70,9 +70,13 @@ class LossSet(nn.Module):
         for label, config in configs.items():
             term: Term = lookup("loss", config.name, f"loss.{label}.name")(config, spec)
             for role, dims in (("student", spec.student_dims), ("teacher", spec.teacher_dims)):
-                missing = [f for f in term.features if f not in dims and (role == "student" or term.against == "teacher")]
+                missing = [
+                    f for f in term.features if f not in dims and (role == "student" or term.against == "teacher")
+                ]
                 if missing:
-                    raise ConfigError(f"loss.{label}: the {role} gives no {missing[0]}; it gives {', '.join(dims) or 'none'}")
+                    raise ConfigError(
+                        f"loss.{label}: the {role} gives no {missing[0]}; it gives {', '.join(dims) or 'none'}"
+                    )
             self.terms[label] = term
 
     def features(self, against: str | None = None) -> tuple[str, ...]:

@@ -22,7 +22,9 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = ZeroPad(outputs - inputs, stride) if shortcut == "A" else Projection(inputs, outputs, stride)
+            self.shortcut = (
+                ZeroPad(outputs - inputs, stride) if shortcut == "A" else Projection(inputs, outputs, stride)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
@@ -100,8 +102,8 @@ class CifarResNet(nn.Module):
         wanted = range(3) if indices is None else range(3 - indices, 3) if isinstance(indices, int) else indices
         out = []
         x = F.relu(self.bn1(self.conv1(x)))
-        for i, stage in enumerate((self.layer1, self.layer2, self.layer3)):
-            x = stage(x)
+        for i in range(3):
+            x = self.get_submodule(f"layer{i + 1}")(x)
             if i in wanted:
                 out.append(x)
         return out if intermediates_only else (x, out)

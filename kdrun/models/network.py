@@ -43,8 +43,8 @@ class NetworkSpec:
 class Network(nn.Module):
     """A timm network behind an input adapter.
 
-    Call it with a `View`, or with pixels (B, C, H, W): uint8, or float in [0, 1]. `dims[name]` is the number of channels
-    of the feature `name`: `prelogits` (B, D), the input of the classifier, or `stage1` ... (B, C, H, W).
+    Call it with a `View`, or with pixels (B, C, H, W): uint8, or float in [0, 1]. `dims[name]` is the number of
+    channels of the feature `name`: `prelogits` (B, D), the input of the classifier, or `stage1` ... (B, C, H, W).
     """
 
     mean: Tensor
@@ -59,7 +59,11 @@ class Network(nn.Module):
         self.size = model.size
         try:
             self.net: Any = timm.create_model(
-                model.name, pretrained=model.pretrained, num_classes=spec.num_classes, in_chans=spec.in_chans, **model.args
+                model.name,
+                pretrained=model.pretrained,
+                num_classes=spec.num_classes,
+                in_chans=spec.in_chans,
+                **model.args,
             )
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise ConfigError(f"{model.name}: the network cannot be built with args {model.args}: {error}") from error
@@ -68,11 +72,20 @@ class Network(nn.Module):
         self.register_buffer("std", torch.tensor(spec.std).view(shape), persistent=False)
         self._stages = [f"stage{i + 1}" for i in range(len(getattr(self.net, "feature_info", [])))]
         info = list(getattr(self.net, "feature_info", []))
-        self.dims: dict[str, int] = {name: int(entry["num_chs"]) for name, entry in zip(self._stages, info, strict=True)}
-        classifier = self.net.get_classifier()
-        self._classifier = classifier if isinstance(classifier, nn.Linear) else None
-        if self._classifier is not None:
-            self.dims["prelogits"] = self._classifier.in_features
+        self.dims: dict[str, int] = {
+            name: int(entry["num_chs"]) for name, entry in zip(self._stages, info, strict=True)
+        }
+        classifier = self._classifier()
+        if classifier is not None:
+            self.dims["prelogits"] = classifier.in_features
+
+    @property
+    def _net(self) -> Any:
+        return self.net  # timm's interface is beyond nn.Module's
+
+    def _classifier(self) -> nn.Linear | None:
+        classifier = self._net.get_classifier()
+        return classifier if isinstance(classifier, nn.Linear) else None
 
     @property
     def name(self) -> str:
@@ -98,15 +111,15 @@ class Network(nn.Module):
         if unknown:
             raise ConfigError(f"{self.name} has no feature {unknown[0]!r}; it has {', '.join(self.dims) or 'none'}")
         out: dict[str, Tensor] = {}
-        hook = None
-        if "prelogits" in features and self._classifier is not None:
-            hook = self._classifier.register_forward_pre_hook(lambda _, args: out.update(prelogits=args[0]))
+        hook, classifier, net = None, self._classifier(), self._net
+        if "prelogits" in features and classifier is not None:
+            hook = classifier.register_forward_pre_hook(lambda _, args: out.update(prelogits=args[0]))
         try:
             stages = [name for name in self._stages if name in features]
             if stages:
-                final, maps = self.net.forward_intermediates(x, indices=[self._stages.index(name) for name in stages])
+                final, maps = net.forward_intermediates(x, indices=[self._stages.index(name) for name in stages])
                 out.update(zip(stages, maps, strict=True))
-                logits = self.net.forward_head(final)
+                logits = net.forward_head(final)
             else:
                 logits = self.net(x)
         finally:
@@ -125,7 +138,14 @@ class Network(nn.Module):
 
 
 def build_network(
-    model: ModelConfig, *, num_classes: int, in_chans: int, mean: Sequence[float], std: Sequence[float], seed: int, role: str = ""
+    model: ModelConfig,
+    *,
+    num_classes: int,
+    in_chans: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    seed: int,
+    role: str = "",
 ) -> Network:
     """Build a network, its initialisation drawn from (seed, network, role), not from what was built before it."""
     spec = NetworkSpec(model.model_dump(), num_classes, in_chans, tuple(mean), tuple(std))
@@ -141,7 +161,7 @@ def load_network(path: Path) -> Network:
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get("kdrun")
-            state = {name: file.get_tensor(name) for name in file.keys()}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: not a readable safetensors file ({error})") from None
     if header is None:

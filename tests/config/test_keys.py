@@ -68,7 +68,13 @@ def test_the_teacher_is_shared_by_students_seeds_and_losses(composer):
         return run_key(config.method_class.requires(config)["teacher"])
 
     shared = teacher()
-    for other in (["seed=5"], ["loss=wttm"], ["dataset.num_labels=50", "seed=2"], ["student=resnet20"], ["loss.kd.temperature=2"]):
+    for other in (
+        ["seed=5"],
+        ["loss=wttm"],
+        ["dataset.num_labels=50", "seed=2"],
+        ["student=resnet20"],
+        ["loss.kd.temperature=2"],
+    ):
         assert teacher(*other) == shared, other
     assert teacher("teacher.seed=1") != shared
     assert teacher("teacher.num_labels=100") != shared

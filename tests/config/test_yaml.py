@@ -10,8 +10,8 @@ from kdrun.config import CONF_DIR, ExecutionConfig, ModelConfig, TeacherConfig, 
 from kdrun.plan import Composer
 from kdrun.registry import lookup
 from kdrun.schedule import ScheduleConfig
-from kdrun.tables import TableConfig
 from kdrun.schema import build
+from kdrun.tables import TableConfig
 
 
 def options(group: str) -> list[str]:
@@ -29,7 +29,18 @@ NEEDS = {
     "schedule/decay=step": ["schedule.decay.milestones_steps=[1]"],
     "schedule/decay=segments": ["schedule.decay.segments=[{until_steps: 1, start: 1, end: 0}]"],
 }
-GROUPS = ["method", "dataset", "teacher", "student", "loss", "schedule", "schedule/decay", "views", "tracker", "experiment"]
+GROUPS = [
+    "method",
+    "dataset",
+    "teacher",
+    "student",
+    "loss",
+    "schedule",
+    "schedule/decay",
+    "views",
+    "tracker",
+    "experiment",
+]
 PICKS = [f"{group}={name}" for group in GROUPS for name in options(group)]
 
 

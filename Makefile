@@ -1,0 +1,75 @@
+# What one types in a checkout. Needs GNU make >= 3.81, a POSIX shell and Python >=3.11,<3.14; uses uv where it is there.
+
+VENV = .venv
+BIN = $(VENV)/bin
+PYTHON ?=
+ARGS =
+SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+
+.PHONY: help setup demo test lint bench lock clean
+
+help:
+	@echo 'make demo    set up, then distil on the digits that come with scikit-learn and print the table'
+	@echo 'make setup   make $(VENV) with the locked packages; PYTHON=/path/to/python3 chooses the interpreter'
+	@echo 'make test    all tests; ARGS="-k name" goes to pytest'
+	@echo 'make lint    ruff and mypy'
+	@echo 'make bench   measure speed'
+	@echo 'make lock    remake requirements.lock (needs uv); ARGS=--upgrade takes the newest versions'
+	@echo 'make clean   remove $(VENV), caches and build files; outputs/ stays'
+
+setup: $(VENV)/.stamp
+
+# Interrupted or failed: no stamp, and the next call goes on where this one stopped.
+$(VENV)/.stamp: requirements.lock pyproject.toml
+	@set -e; \
+	uv_runs() { uv --version >/dev/null 2>&1; }; \
+	fits() { "$$1" -c '$(SUPPORTED)' >/dev/null 2>&1; }; \
+	rm -f $@; \
+	if ! fits $(BIN)/python || { ! uv_runs && ! $(BIN)/python -m pip --version >/dev/null 2>&1; }; then \
+	  python=; \
+	  for candidate in $(if $(PYTHON),"$(PYTHON)",python3.13 python3.12 python3.11 python3); do \
+	    if fits "$$candidate"; then python=`"$$candidate" -c 'import sys; print(sys.executable)'`; break; fi; \
+	  done; \
+	  if test -z "$$python"; then \
+	    echo 'error: $(if $(PYTHON),$(PYTHON) is not,found no) Python >=3.11,<3.14; name one: make setup PYTHON=/path/to/python3' >&2; exit 1; \
+	  fi; \
+	  echo "making $(VENV) with $$python"; \
+	  rm -rf $(VENV); \
+	  if uv_runs; then uv venv --quiet --python "$$python" $(VENV); \
+	  elif ! "$$python" -c 'import ensurepip' 2>/dev/null; then \
+	    echo "error: $$python lacks ensurepip; install uv (or Debian's python3-venv)" >&2; exit 1; \
+	  else "$$python" -m venv $(VENV); fi; \
+	fi; \
+	if uv_runs; then \
+	  uv pip sync --python $(BIN)/python --require-hashes requirements.lock; \
+	  uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .; \
+	else \
+	  $(BIN)/python -m pip install --require-hashes --requirement requirements.lock; \
+	  $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .; \
+	fi; \
+	touch $@
+
+demo: setup
+	$(BIN)/python -m kdrun.train -m experiment=demo loss=ce,kd,ttm,wttm seed=0,1,2
+	$(BIN)/python scripts/table.py table=demo
+
+test: setup
+	$(BIN)/python -m pytest -n 2 -q $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(if $(wildcard scripts/bench),setup)
+	@if test ! -e scripts/bench; then echo 'error: make bench comes with a later release' >&2; exit 1; fi
+	$(BIN)/python -m scripts.bench $(ARGS)
+
+# Keeps the versions in the file wherever pyproject.toml allows them.
+lock:
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  --extra dev --output-file requirements.lock $(ARGS) pyproject.toml
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

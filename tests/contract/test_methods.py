@@ -1,0 +1,157 @@
+"""What every registered method must keep, at no cost to its author."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from kdrun.config import ModelConfig, RunConfig
+from kdrun.data.dataset import load_dataset
+from kdrun.data.splits import make_split
+from kdrun.data.streams import Loader, make_loader
+from kdrun.data.views import Weak
+from kdrun.loop import make_optimizer
+from kdrun.method import Context, Method, Setup, Teacher
+from kdrun.plan import Composer
+from kdrun.registry import _REGISTRY, lookup
+from kdrun.runner import visible_targets
+from tests.conftest import FAST, TEACHER
+
+lookup("method", "supervised", "")
+METHODS = sorted(_REGISTRY["method"])
+EXTRA: dict[str, list[str]] = {"distill": ["loss=wttm", *TEACHER]}
+
+
+def make(name: str, *overrides: str) -> tuple[RunConfig, Method, Loader, torch.Tensor]:
+    with Composer() as composer:
+        config = composer.typed([f"method={name}", *FAST, *EXTRA.get(name, []), *overrides])
+    arrays = load_dataset(config.dataset)
+    split = make_split(config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels))
+    setup: dict[str, Any] = {
+        "num_classes": arrays.num_classes, "in_chans": 1, "mean": arrays.mean, "std": arrays.std,
+        "train_target": visible_targets(arrays, split),
+    }  # fmt: skip
+    teacher = None
+    if config.needs_teacher:
+        teacher = Teacher(Setup(**setup).network(ModelConfig(name="resnet8"), seed=7))
+    method = config.method_class(config, Setup(**setup, teacher=teacher)).train()
+    recipes = {"weak": Weak.of(config.views.weak, (8, 8), config.dataset.mirror)}
+    images = torch.from_numpy(arrays.train_images)
+    loader = make_loader(method.streams, arrays, split, images, type(method).batch_sizes(config), recipes, config.seed)
+    return config, method, loader, torch.from_numpy(arrays.train_labels)
+
+
+def ctx(config: RunConfig, step: int) -> Context:
+    return Context(config.seed, step, 20, torch.device("cpu"))
+
+
+def fit(config: RunConfig, method: Method, loader: Loader, first: int, last: int, optimizer=None):
+    optimizer = optimizer or make_optimizer(method)
+    losses = []
+    for step in range(first, last):
+        out = method(loader.batch(step), ctx(config, step))
+        total = torch.stack(list(out.losses.values())).sum()
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        method.after_step(ctx(config, step))
+        losses.append(total.item())
+    return losses
+
+
+@pytest.mark.parametrize("name", METHODS)
+class TestEveryMethod:
+    def test_losses_are_named_finite_scalars(self, name):
+        config, method, loader, _ = make(name)
+        out = method(loader.batch(0), ctx(config, 0))
+        assert out.losses
+        for key, loss in out.losses.items():
+            assert isinstance(key, str)
+            assert loss.shape == ()
+            assert torch.isfinite(loss)
+        assert not any(value.requires_grad for value in out.metrics.values())
+
+    def test_every_parameter_gets_a_gradient(self, name):
+        config, method, loader, _ = make(name)
+        out = method(loader.batch(0), ctx(config, 0))
+        torch.stack(list(out.losses.values())).sum().backward()
+        assert [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
+
+    def test_the_optimizer_holds_every_parameter_once(self, name):
+        _, method, _, _ = make(name)
+        held = [p for group in make_optimizer(method).param_groups for p in group["params"]]
+        assert len(held) == len({id(p) for p in held}) == len(list(method.parameters()))
+
+    def test_the_teacher_is_bitwise_unchanged_and_in_no_checkpoint(self, name):
+        config, method, loader, _ = make(name)
+        if method.teacher is None:
+            pytest.skip("no teacher")
+        network = method.teacher._network
+        before = {k: v.clone() for k, v in network.state_dict().items()}
+        method.train()
+        fit(config, method, loader, 0, 3)
+        assert not network.training
+        assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+        pointers = {p.data_ptr() for p in network.parameters()}
+        assert not pointers & {v.data_ptr() for v in method.state_dict().values()}
+        assert not any(p.requires_grad for p in network.parameters())
+
+    def test_same_seed_same_losses_another_seed_others(self, name):
+        runs = [fit(*make(name, f"seed={seed}")[:3], 0, 4) for seed in (0, 0, 1)]
+        assert runs[0] == runs[1]
+        assert runs[0] != runs[2]
+
+    def test_ten_and_ten_steps_are_twenty(self, name):
+        whole = make(name)
+        losses = fit(*whole[:3], 0, 20)
+        first = make(name)
+        optimizer = make_optimizer(first[1])
+        head = fit(*first[:3], 0, 10, optimizer)
+        second = make(name)
+        second[1].load_state_dict(first[1].state_dict())
+        other = make_optimizer(second[1])
+        other.load_state_dict(optimizer.state_dict())
+        assert head + fit(*second[:3], 10, 20, other) == losses
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(whole[1].state_dict().values(), second[1].state_dict().values(), strict=True)
+        )
+
+    def test_overfits_a_batch(self, name):
+        config, method, loader, _ = make(name, "schedule.lr=0.1", "schedule.weight_decay=0")
+        batch = loader.batch(0)
+        optimizer = make_optimizer(method)
+        for step in range(60):
+            out = method(batch, ctx(config, step))
+            optimizer.zero_grad()
+            torch.stack(list(out.losses.values())).sum().backward()
+            optimizer.step()
+        method.eval()
+        labeled = batch["labeled"]
+        predicted = method.predictors()[method.headline](labeled.views["weak"]).argmax(1)
+        wanted = labeled.target if method.teacher is None else method.teacher(labeled.views["weak"]).logits.argmax(1)
+        agreement = max((predicted == w).float().mean().item() for w in (wanted, labeled.target))
+        assert agreement > 0.9
+
+    def test_no_hidden_label_reaches_the_method(self, name):
+        config, method, loader, labels = make(name)
+        hidden = method.setup.train_target
+        assert int((hidden >= 0).sum()) == config.dataset.num_labels
+        for step in range(20):
+            for stream, samples in loader.batch(step).items():
+                index = next(iter(samples.views.values())).index
+                if stream == "labeled":
+                    assert torch.equal(samples.target, labels[index])
+                    assert (hidden[index] >= 0).all()
+                else:
+                    assert samples.target is None
+
+    def test_predictors_give_scores_for_every_class(self, name):
+        config, method, loader, _ = make(name)
+        method.eval()
+        assert method.headline in method.predictors()
+        view = next(iter(loader.batch(0).values())).views
+        for predictor in method.predictors().values():
+            scores = predictor(next(iter(view.values())))
+            assert scores.shape == (config.schedule.batch_size, 10)
+            assert scores.dtype == torch.float32

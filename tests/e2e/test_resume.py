@@ -1,0 +1,231 @@
+"""Kills, signals, full disks and rival processes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kdrun.record import find_records, read_record
+from tests.conftest import FAST, ROOT, TEACHER
+
+# Dropout makes the result depend on torch's global generator, EMA and plateau on state beyond the weights.
+LONG = [
+    *FAST, "method=supervised", "student=timm", "student.name=test_resnet", "+student.args.drop_rate=0.3", "student.size=16",
+    "schedule.steps=60", "schedule.ema_decay=0.9", "schedule/decay=plateau", "schedule.decay.patience=0", "execution.checkpoint_every_steps=7",
+]  # fmt: skip
+LONG.remove("student=resnet8")
+LONG.remove("student.args.width=4")
+
+
+def wait_for(condition, process: "subprocess.Popen[str] | None" = None, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        if process is not None and process.poll() is not None:
+            pytest.fail(f"the process ended early: {process.communicate()[0]}")
+        if time.monotonic() > end:
+            pytest.fail("timed out")
+        time.sleep(0.02)
+
+
+def checkpoints(outputs: Path) -> list[Path]:
+    return sorted(outputs.glob("runs/*/*/*/*/checkpoint/last.pt"))
+
+
+def result(directory: Path) -> tuple[object, ...]:
+    record = json.loads((directory / "record.json").read_text())
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    predictions = [p.read_bytes() for p in sorted((directory / "predictions").iterdir())]
+    return (
+        (directory / "student.safetensors").read_bytes(),
+        record["metrics"],
+        record["best_on_val"],
+        lines,
+        predictions,
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
+    from kdrun.train import main
+
+    outputs = tmp_path_factory.mktemp("whole")
+    assert main([*LONG, f"execution.outputs={outputs}"]) == 0
+    ((directory, _),) = find_records(outputs)
+    return result(directory)
+
+
+def slowed(*arguments: str, at: int) -> "subprocess.Popen[str]":
+    """The command line in a process that waits before the batch of step `at` until a file `go` stands in the outputs."""
+    outputs = arguments[-1].removeprefix("execution.outputs=")
+    code = (
+        "import os, sys, time\n"
+        "import kdrun.data.streams as streams\n"
+        "plain = streams.Loader.batch\n"
+        "def batch(self, step):\n"
+        f"    if step == {at}: open({outputs + '/reached'!r}, 'w').close()\n"
+        f"    while step == {at} and not os.path.exists({outputs + '/go'!r}): time.sleep(0.05)\n"
+        "    return plain(self, step)\n"
+        "streams.Loader.batch = batch\n"
+        "from kdrun.train import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_killed_and_resumed_is_bitwise_the_same(train, outputs, uninterrupted, capsys):
+    process = slowed(*LONG, f"execution.outputs={outputs}", at=33)
+    wait_for((outputs / "reached").exists, process)
+    process.kill()
+    process.wait()
+    ((directory, record),) = find_records(outputs)
+    assert record["status"] == "running"
+    with (directory / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 33, "torn')  # a line that the kill cut off
+    assert train(*LONG) == 0
+    out = capsys.readouterr().out
+    assert "resumed at step 28 of 60" in out
+    assert "took over" in out
+    assert result(directory) == uninterrupted
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one_and_says_so(train, outputs, uninterrupted, capsys):
+    process = slowed(*LONG, f"execution.outputs={outputs}", at=33)
+    wait_for((outputs / "reached").exists, process)
+    process.kill()
+    process.wait()
+    (last,) = checkpoints(outputs)
+    last.write_bytes(last.read_bytes()[:1000])
+    previous = last.with_name("previous.pt").read_bytes()
+    last.with_name("previous.pt").write_bytes(previous[:1000])
+    assert train(*LONG) == 1
+    assert "damaged checkpoint" in capsys.readouterr().out
+    last.with_name("previous.pt").write_bytes(previous)
+    assert train(*LONG) == 0
+    assert "going on from previous.pt" in capsys.readouterr().out
+    assert result(last.parent.parent) == uninterrupted
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_and_checkpoints_and_the_same_command_goes_on(train, outputs, uninterrupted, number):
+    process = slowed(*LONG, f"execution.outputs={outputs}", at=10)
+    wait_for((outputs / "reached").exists, process)
+    process.send_signal(number)
+    time.sleep(0.3)
+    (outputs / "go").touch()
+    text = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert f"stopped by {number.name} after step 11 of 60; a checkpoint was written" in text
+    assert train(*LONG) == 0
+    ((directory, _),) = find_records(outputs)
+    assert result(directory) == uninterrupted
+
+
+def test_a_second_ctrl_c_stops_at_once_and_nothing_is_lost(train, outputs, uninterrupted):
+    process = slowed(*LONG, f"execution.outputs={outputs}", at=10)
+    wait_for((outputs / "reached").exists, process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert train(*LONG) == 0
+    ((directory, _),) = find_records(outputs)
+    assert result(directory) == uninterrupted
+
+
+def test_sigterm_stops_a_sweep_at_a_step_boundary(outputs, spawn, train, uninterrupted):
+    process = spawn("-m", *LONG, "schedule.steps=100000", "seed=0,1", "execution.checkpoint_every_steps=100000")
+    wait_for(
+        lambda: (
+            list(outputs.glob("runs/*/*/*/*/metrics.jsonl"))
+            and '"step": 10' in next(outputs.glob("runs/*/*/*/*/metrics.jsonl")).read_text()
+        ),
+        process,
+    )
+    process.send_signal(signal.SIGTERM)
+    text = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert "a checkpoint was written" in text
+    ((directory, record),) = find_records(outputs)  # the second job did not start
+    assert record["status"] == "running"
+    assert (directory / "checkpoint" / "last.pt").exists()
+    assert not list(outputs.rglob("*.lock"))
+
+
+def test_full_disk_while_a_checkpoint_is_written(train, outputs, uninterrupted):
+    process = slowed(*LONG, f"execution.outputs={outputs}", at=9)
+    wait_for((outputs / "reached").exists, process)
+    process.kill()
+    process.wait()
+    (last,) = checkpoints(outputs)
+    before = last.read_bytes()
+    limit = len(before) // 2  # no file may grow larger: the kernel fails the write, as it does on a full disk
+    code = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "from kdrun.train import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *LONG, f"execution.outputs={outputs}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "File too large" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert last.read_bytes() == before
+    assert not [p for p in last.parent.iterdir() if ".tmp" in p.name]
+    record = read_record(last.parent.parent)
+    assert record is not None
+    assert record["status"] == "failed"
+    assert train(*LONG) == 0
+    assert result(last.parent.parent) == uninterrupted
+
+
+def test_two_processes_one_builds_and_the_other_waits(outputs, spawn):
+    command = [*FAST, *TEACHER, "schedule.steps=60", "teacher.steps=200"]
+    first, second = spawn(*command), spawn(*command)
+    texts = [p.communicate(timeout=200)[0] for p in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], texts
+    assert sum("done by another process" in t or "done already" in t for t in texts) >= 1, texts
+    found = dict(find_records(outputs))
+    assert len(found) == 2
+    for directory in found:
+        steps = [
+            json.loads(line)["step"]
+            for line in (directory / "metrics.jsonl").read_text().splitlines()
+            if "train/lr" in line
+        ]
+        assert steps == sorted(set(steps))  # one writer
+        method = directory.parts[-4]
+        assert (directory / "log.txt").read_text().count(f"{method} on digits:") == 1
+    assert not list(outputs.rglob("*.lock"))
+
+
+def test_a_waiting_process_takes_over_from_a_killed_one(outputs, spawn, uninterrupted):
+    owner = slowed(*LONG, f"execution.outputs={outputs}", at=12)
+    wait_for((outputs / "reached").exists, owner)
+    waiter = spawn(*LONG)
+    assert waiter.stdout is not None
+    text = ""
+    while "waiting for" not in text:
+        line = waiter.stdout.readline()
+        assert line, text
+        text += line
+    assert f"process {owner.pid}" in text
+    owner.kill()
+    owner.wait()
+    text += waiter.communicate(timeout=120)[0]
+    assert waiter.returncode == 0, text
+    assert "took over" in text
+    ((directory, _),) = find_records(outputs)
+    assert result(directory) == uninterrupted

@@ -1,0 +1,233 @@
+"""From the command line to records, tables and networks."""
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import kdrun
+from kdrun.errors import KdrunError
+from kdrun.record import find_records
+from kdrun.tables import found_table
+from kdrun.tables import main as table_main
+from tests.conftest import FAST, TEACHER
+
+
+def records(outputs: Path):
+    return dict(find_records(outputs))
+
+
+def test_sweep_records_table_and_no_run_twice(train, outputs, capsys):
+    sweep = ["-m", *FAST, *TEACHER, "seed=0,1", "loss=ce,kd"]
+    assert train(*sweep) == 0
+    found = records(outputs)
+    assert len(found) == 5  # four students and one teacher, which they share
+    assert {r["status"] for r in found.values()} == {"done"}
+    students = [r for r in found.values() if r["method"] == "distill"]
+    teacher = next(r for r in found.values() if r["method"] == "supervised")
+    with_kd = [r for r in students if "kd" in r["config"]["loss"]]
+    assert {r["requires"].get("teacher") for r in with_kd} == {teacher["key"]}
+    assert {r["metrics"]["test/teacher/top1"] for r in with_kd} == {teacher["metrics"]["test/student/top1"]}
+
+    capsys.readouterr()
+    table = found_table(outputs)
+    by_hand = [r["metrics"]["test/student/top1"] for r in with_kd]
+    cell = f"{100 * np.mean(by_hand):.2f} ± {100 * np.std(by_hand, ddof=1):.2f} (n=2)"
+    assert cell in table.to_text()
+    assert cell in table.to_markdown()
+    assert "missing (0/3)" in table_main(["table=demo", f"outputs={outputs}"])
+
+    stamps = {p: p.stat().st_mtime_ns for p in outputs.rglob("*") if p.is_file() and p.name != "multirun.yaml"}
+    assert train(*sweep) == 0
+    assert "done already" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in outputs.rglob("*") if p.is_file() and p.name != "multirun.yaml"} == stamps
+    assert train("-m", *FAST, *TEACHER, "seed=0,1,2", "loss=ce") == 0  # only what is missing
+    assert len(records(outputs)) == 6
+
+
+def test_record_predictions_and_loaded_network_agree(train, outputs):
+    assert train(*FAST, *TEACHER, "schedule.ema_decay=0.9", "schedule.clip_norm=1.0") == 0
+    directory, record = next((d, r) for d, r in records(outputs).items() if r["method"] == "distill")
+    assert directory.parent.relative_to(outputs).as_posix() == "runs/distill/digits/n50"
+    assert directory.name == f"s0-{record['key']}"
+    assert record["schema"] == 1
+    assert record["steps"] == 20
+    assert record["split"]["labeled"] == 50
+    assert record["split"]["labeled_per_class"] == [5] * 10
+    assert record["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert set(record["seconds"]) == {"total", "train", "data", "eval"}
+    assert record["nets"]["student"]["ema"] is True
+    assert record["best_on_val"]["step"] in (10, 20)
+    assert {"test/student/top1", "test/student_raw/top1", "test/teacher/top1"} <= set(record["metrics"])
+    assert json.loads((directory / "record.json").read_text()) == record
+
+    network = kdrun.load(directory)
+    for split in ("val", "test"):
+        with np.load(directory / "predictions" / f"{split}-student.npz") as file:
+            index, target, logits = file["index"], file["target"], file["logits"]
+        top1 = (logits.argmax(1) == target).mean()
+        assert top1 == pytest.approx(record["metrics"][f"{split}/student/top1"])
+        if split == "test":
+            from kdrun.data.dataset import load_dataset
+            from kdrun.data.digits import Digits
+
+            arrays = load_dataset(Digits.Config(name="digits"))
+            assert (arrays.test_labels[index] == target).all()
+            images = torch.from_numpy(arrays.test_images[index]).permute(0, 3, 1, 2)
+            with torch.no_grad():
+                torch.testing.assert_close(network(images).logits, torch.from_numpy(logits), rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(network(images.float() / 255).logits, network(images).logits)
+
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train/lr" in line] == [5, 10, 15, 20]
+    assert [line["step"] for line in lines if "test/student/top1" in line] == [10, 20]
+    assert lines[-1]["test/student/top1"] == record["metrics"]["test/student/top1"]
+    assert "done:" in (directory / "log.txt").read_text()
+    assert not (directory / "checkpoint").exists()
+    with pytest.raises(KdrunError, match="no network 'student_2'; it has student"):
+        kdrun.load(directory, "student_2")
+    with pytest.raises(KdrunError, match="not a run directory"):
+        kdrun.load(outputs)
+
+
+def test_best_on_val_is_chosen_by_validation_alone(train, outputs):
+    assert train(*FAST, "method=supervised", "schedule.steps=40", "schedule.eval_every_steps=4") == 0
+    directory, record = next(iter(records(outputs).items()))
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    evaluations = [line for line in lines if "val/student/top1" in line]
+    best = max(evaluations, key=lambda line: line["val/student/top1"])  # the first of equals
+    assert record["best_on_val"]["step"] == best["step"]
+    assert record["best_on_val"]["metrics"]["test/student/top1"] == best["test/student/top1"]
+    assert record["metrics"]["test/student/top1"] == evaluations[-1]["test/student/top1"]
+    assert not [key for key in record["best_on_val"] if "test" in key]
+
+
+def test_a_failing_job_is_named_and_the_others_go_on(train, outputs, capsys):
+    sweep = ["-m", *FAST, "method=supervised", "schedule.lr=1e30,0.05", "seed=0,1"]
+    assert train(*sweep) == 1
+    out = capsys.readouterr()
+    found = records(outputs)
+    assert sorted(r["status"] for r in found.values()) == ["done", "done", "failed", "failed"]
+    failed = {d: r for d, r in found.items() if r["status"] == "failed"}
+    for directory, record in failed.items():
+        assert record["error"]["type"] == "NonFiniteLoss"
+        assert "loss term 'ce' became" in record["error"]["message"]
+        assert f"failed: {directory}: step" in out.err
+        assert "Traceback" in (directory / "log.txt").read_text()
+        assert not list(directory.glob("*.safetensors"))
+    assert "2 of 4 runs done" in out.err
+    assert "failed (0/2)" in found_table(outputs).to_text()
+    stamps = {d: (d / "student.safetensors").stat().st_mtime_ns for d, r in found.items() if r["status"] == "done"}
+    assert train(*sweep) == 1
+    assert {d: (d / "student.safetensors").stat().st_mtime_ns for d in stamps} == stamps
+
+
+def test_without_validation_images_nothing_is_best(train, outputs):
+    assert train(*FAST, "method=supervised", "dataset.val_fraction=0") == 0
+    ((_, record),) = records(outputs).items()
+    assert record["best_on_val"] is None
+    assert not [key for key in record["metrics"] if key.startswith("val/")]
+
+
+def test_user_given_split_file(train, outputs, tmp_path):
+    labeled, val = np.arange(0, 60), np.arange(100, 200)
+    np.savez(tmp_path / "mine.npz", labeled=labeled, val=val)
+    assert (
+        train(*FAST, "method=supervised", "dataset.num_labels=null", f"dataset.split_file={tmp_path / 'mine.npz'}") == 0
+    )
+    ((directory, record),) = records(outputs).items()
+    assert directory.parent.name == "n60"
+    assert (record["split"]["labeled"], record["split"]["val"]) == (60, 100)
+    stored = np.load(outputs / "artifacts" / "split" / record["split"]["hash"] / "split.npz")
+    assert (stored["labeled"] == labeled).all()
+    assert len(stored["unlabeled"]) == 1397 - 100
+
+
+def test_npz_dataset_with_color_images(train, outputs, tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.arange(120) % 3
+    images = rng.integers(0, 256, (120, 3, 12, 12), dtype=np.uint8)
+    np.savez(
+        tmp_path / "d.npz",
+        train_images=images[:90],
+        train_labels=labels[:90],
+        test_images=images[90:],
+        test_labels=labels[90:],
+    )
+    assert (
+        train(*FAST, "method=supervised", "dataset=npz", f"dataset.path={tmp_path / 'd.npz'}", "dataset.num_labels=30")
+        == 0
+    )
+    ((_, record),) = records(outputs).items()
+    assert record["dataset"] == "npz"
+    assert record["split"]["labeled_per_class"] == [10, 10, 10]
+    assert "top5" not in str(record["metrics"])
+
+
+def test_pretrained_style_timm_network_as_student_and_teacher(train, outputs):
+    assert train(
+        *FAST[:1], *FAST[3:], "student=timm", "student.name=resnet10t", "student.size=32", "teacher=train",
+        "teacher.model.name=test_resnet", "teacher.model.size=16", "schedule.steps=3", "teacher.steps=2",
+    ) == 0  # fmt: skip
+    found = records(outputs)
+    assert {r["nets"]["student"]["model"] for r in found.values()} == {"resnet10t", "test_resnet"}
+
+
+@pytest.mark.parametrize("decay", ["constant", "cosine", "fixmatch", "linear", "plateau"])
+def test_every_decay_reaches_the_optimizer(train, outputs, decay):
+    assert (
+        train(
+            *FAST,
+            "method=supervised",
+            f"schedule/decay={decay}",
+            "schedule.warmup_steps=5",
+            "execution.log_every_steps=1",
+        )
+        == 0
+    )
+    ((directory, _),) = records(outputs).items()
+    rates = [
+        json.loads(line)["train/lr"]
+        for line in (directory / "metrics.jsonl").read_text().splitlines()
+        if "train/lr" in line
+    ]
+    assert rates[0] == 0
+    assert rates[4] == pytest.approx(0.04)
+    assert rates[5] == pytest.approx(0.05)
+    assert all(b <= a + 1e-12 for a, b in itertools.pairwise(rates[5:]))
+    assert (rates[-1] == rates[5]) == (decay in ("constant", "plateau"))
+
+
+def test_wandb_offline_is_written_and_read_back(train, outputs, monkeypatch):
+    import subprocess
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    arguments = [a for a in FAST if a != "tracker=none"]
+    assert train(*arguments, "method=supervised", "tracker=wandb", "tracker.tags=[t1]") == 0
+    ((directory, record),) = records(outputs).items()
+    (run,) = (directory / "wandb").glob("offline-run-*")
+    assert run.name.endswith(record["key"])
+    done = subprocess.run(
+        [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(run)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    text = done.stdout
+    assert "test/student/top1" in text
+    assert f"{record['metrics']['test/student/top1']:.4f}"[:5] in text
+
+
+def test_a_tracker_that_breaks_never_stops_training(train, outputs, monkeypatch, capsys):
+    import wandb
+
+    def broken(**_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(wandb, "init", broken)
+    arguments = [a for a in FAST if a != "tracker=none"]
+    assert train(*arguments, "method=supervised", "tracker=wandb") == 0
+    assert "tracker switched off: OSError" in capsys.readouterr().out
