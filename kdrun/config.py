@@ -304,6 +304,9 @@ def effective(config: RunConfig) -> RunConfig:
             errors.append(
                 f"loss.{label}: {term.name} needs a teacher, but teacher.source=none; choose one, e.g. teacher=resnet20"
             )
+    if method.always_teacher and config.teacher.source == "none":
+        name = config.method.name
+        errors.append(f"method={name} needs a teacher, but teacher.source=none; choose one, e.g. teacher=resnet20")
     if (
         config.schedule.decay.name == "plateau"
         and config.dataset.val_fraction == 0
@@ -353,7 +356,7 @@ def run_key(config: RunConfig) -> str:
     content = _content(config)
     if config.dataset.split_seed == config.seed:  # the same draw as null
         content["dataset"].pop("split_seed", None)
-    plugins = plugin_hashes(_plugged_classes(config)) if config.plugins else {}
+    plugins = plugin_hashes(plugged_classes(config)) if config.plugins else {}
     text = json.dumps({"version": KEY_VERSION, "config": content, "plugins": plugins}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -397,7 +400,8 @@ def _file_hash(path: str, size: int, mtime_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _plugged_classes(config: RunConfig) -> list[Any]:
+def plugged_classes(config: RunConfig) -> list[Any]:
+    """Every registered class or function that this run is made of."""
     import timm
 
     models = [*config.students, *([config.teacher.model] if config.teacher.model else [])]

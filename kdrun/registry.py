@@ -49,15 +49,24 @@ def lookup(kind: str, name: object, key: str) -> Any:
 
 
 def load_plugins(paths: list[str]) -> None:
-    """Run users' own files, so that what they register is known. The same file content is run once a process."""
+    """Run users' own files, so that what they register is known; parts of plugins not among `paths` are forgotten.
+
+    The same file content is run once.
+    """
+    wanted: dict[str, tuple[str, Path]] = {}
     for given in paths:
         path = Path(given).expanduser()
         if path.suffix != ".py" or not path.is_file():
             raise ConfigError(f"plugins: {given}: no such Python file (looked in {path.resolve().parent})")
-        module_name = f"kdrun_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}_{path.stem}"
+        place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+        wanted[f"kdrun_plugin_{place}_{path.stem}"] = (given, path)
+    for module_name in set(_PLUGIN_HASHES) - set(wanted):
+        _forget(module_name)
+    for module_name, (given, path) in wanted.items():
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if _PLUGIN_HASHES.get(module_name) == digest and module_name in sys.modules:
             continue
+        _forget(module_name)
         spec = importlib.util.spec_from_file_location(module_name, path)
         if spec is None or spec.loader is None:
             raise ConfigError(f"plugins: {given}: not a Python module")
@@ -66,11 +75,20 @@ def load_plugins(paths: list[str]) -> None:
         try:
             spec.loader.exec_module(module)
         except ConfigError:
+            _forget(module_name)
             raise
         except Exception as error:
-            del sys.modules[module_name]
+            _forget(module_name)
             raise ConfigError(f"plugins: {given}: {type(error).__name__}: {error}") from error
         _PLUGIN_HASHES[module_name] = digest
+
+
+def _forget(module_name: str) -> None:
+    _PLUGIN_HASHES.pop(module_name, None)
+    sys.modules.pop(module_name, None)
+    for table in _REGISTRY.values():
+        for name in [name for name, cls in table.items() if cls.__module__ == module_name]:
+            del table[name]
 
 
 def plugin_hashes(classes: list[Any]) -> dict[str, str]:

@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from kdrun.config import ModelConfig, RunConfig, dump, run_key
+from kdrun.config import ModelConfig, RunConfig, dump, plugged_classes, run_key
 from kdrun.data.dataset import Arrays, load_dataset
 from kdrun.data.splits import Split, make_split, write_split
 from kdrun.data.streams import make_loader
@@ -312,7 +312,7 @@ def _new_record(config: RunConfig, directory: Path, overrides: list[str]) -> Rec
         "overrides": overrides,
         "code": code_version(),
         "packages": package_versions(),
-        "plugins": plugin_hashes([config.method_class]) if config.plugins else {},
+        "plugins": plugin_hashes(plugged_classes(config)),
         "device": None,
         "precision": "float32",
         "threads": None,

@@ -12,6 +12,7 @@ from torch import Tensor
 from kdrun.data.dataset import Arrays
 from kdrun.data.splits import Split
 from kdrun.data.views import Batch, Samples, View, Weak, apply, draw
+from kdrun.errors import ConfigError, allowed
 from kdrun.seeding import generator
 
 
@@ -88,6 +89,9 @@ def make_loader(
             targets = torch.full((len(arrays.train_labels),), -1, dtype=torch.int64)
             targets[index] = torch.from_numpy(arrays.train_labels)[index]
             targets = targets.to(images.device)
+        unknown = [view for view in views if view not in recipes]
+        if unknown:
+            raise ConfigError(f"stream {name}: unknown view {unknown[0]!r}; {allowed(unknown[0], recipes)}")
         chosen = {view: recipes[view] for view in views}
         streams[name] = Stream(name, images, targets, index, batch_sizes[name], chosen, seed)
     return Loader(streams)

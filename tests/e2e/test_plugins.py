@@ -1,0 +1,125 @@
+"""Users' own parts: the README's example word for word, a dataset, a network, and mistakes in a plugin."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import kdrun
+from kdrun.record import find_records
+from kdrun.train import main
+from tests.conftest import FAST, ROOT, TEACHER
+
+README = (ROOT / "README.md").read_text()
+
+
+def write_readme_files(folder: Path) -> None:
+    for block in re.findall(r"```(?:python|yaml)\n(.*?)```", README, re.DOTALL):
+        if match := re.match(r"# (my_\S+)\n", block):
+            path = folder / match[1]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block)
+
+
+def readme_command() -> list[str]:
+    (line,) = [line for line in README.splitlines() if line.startswith("python -m kdrun.train --config-dir my_conf")]
+    return shlex.split(line)[3:]
+
+
+def test_the_example_of_the_readme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_readme_files(tmp_path)
+    short = [*FAST, *TEACHER]
+    assert main([*readme_command(), *short]) == 0
+    found = dict(find_records(Path("outputs")))
+    directory, record = next((d, r) for d, r in found.items() if r["method"] == "confident_distill")
+    assert record["config"]["method"] == {"name": "confident_distill", "power": 2}
+    assert len(record["plugins"]["my_method"]) == 64
+    assert '"train/loss/l1"' in (directory / "metrics.jsonl").read_text()
+    assert '"train/teacher_weight"' in (directory / "metrics.jsonl").read_text()
+    teacher = next(r for r in found.values() if r["method"] == "supervised")
+    assert teacher["plugins"] == {}  # made of kdrun's own parts: shared with runs without the plugin
+
+    path = tmp_path / "my_method.py"
+    path.write_text(path.read_text().replace("amax(1) **", "amax(1).sqrt() **"))
+    assert main([*readme_command(), *short]) == 0
+    after = dict(find_records(Path("outputs")))
+    assert sum(r["method"] == "confident_distill" for r in after.values()) == 2  # edited, so run again
+    assert sum(r["method"] == "supervised" for r in after.values()) == 1
+
+
+def test_mistakes_in_a_users_config_are_caught_as_ours_are(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_readme_files(tmp_path)
+    assert main([*readme_command(), *FAST, "method.power=-1"]) == 2
+    assert capsys.readouterr().err == "error: method.power: must be greater than or equal to 0, got -1\n"
+    assert main([*readme_command(), *FAST, "+method.pover=1"]) == 2
+    assert capsys.readouterr().err.startswith("error: method.pover: unknown key; nearest: power")
+    assert main([*readme_command(), *FAST, "teacher=none", "loss=ce"]) == 2
+    assert "method=confident_distill needs a teacher" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def (", "plugins: bad.py: SyntaxError"),
+        ("import nothing_of_this_name", "plugins: bad.py: ModuleNotFoundError"),
+        ("from kdrun.registry import register\n@register('method', 'distill')\nclass X:\n    class Config: ...", "register: method 'distill' exists already"),
+        ("from kdrun.registry import register\n@register('methods', 'x')\nclass X:\n    class Config: ...", "register: unknown kind 'methods'; nearest: method"),
+        ("from kdrun.registry import register\n@register('method', 'x')\nclass X: ...", "register: X needs a nested class Config"),
+    ],
+)
+def test_a_broken_plugin_is_one_line(tmp_path, monkeypatch, capsys, code, message):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.py").write_text(code)
+    assert main(["plugins=[bad.py]", "tracker=none"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")
+
+
+PARTS = '''
+import numpy as np
+import timm
+from torch import nn
+
+from kdrun.config import DatasetConfig
+from kdrun.data.dataset import Arrays
+from kdrun.registry import register
+
+
+@register("dataset", "stripes")
+class Stripes:
+    class Config(DatasetConfig):
+        count: int = 60
+
+    @staticmethod
+    def load(config):
+        labels = np.arange(config.count) % 2
+        images = np.zeros((config.count, 6, 10, 3), np.uint8)
+        images[labels == 0, ::2] = 255
+        images[labels == 1, :, ::2] = 255
+        return Arrays(images, labels, images[:10], labels[:10], ("across", "down"), (0.5,) * 3, (0.5,) * 3)
+
+
+@timm.models.register_model
+def flat_linear(pretrained=False, num_classes=2, in_chans=3, **_):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(in_chans * 60, num_classes))
+    model.get_classifier = lambda: model[1]
+    return model
+'''
+
+
+def test_own_dataset_and_network(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("parts.py").write_text(PARTS)
+    Path("mine/dataset").mkdir(parents=True)
+    Path("mine/dataset/stripes.yaml").write_text("# two kinds\ndefaults: [base, _self_]\nname: stripes\ncount: 60\n")
+    assert main([
+        "--config-dir", "mine", "plugins=[parts.py]", "tracker=none", "method=supervised", "dataset=stripes", "student=timm",
+        "student.name=flat_linear", "schedule.steps=30", "schedule.batch_size=16", "dataset.count=80", "dataset.mirror=false",
+    ]) == 0  # fmt: skip
+    (directory, record), = find_records(Path("outputs"))
+    assert record["metrics"]["test/student/top1"] == 1.0
+    assert set(record["plugins"]) == {"parts"}
+    assert kdrun.load(directory).name == "flat_linear"
