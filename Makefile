@@ -61,9 +61,8 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(if $(wildcard scripts/bench),setup)
-	@if test ! -e scripts/bench; then echo 'error: make bench comes with a later release' >&2; exit 1; fi
-	$(BIN)/python -m scripts.bench $(ARGS)
+bench: setup
+	$(BIN)/python scripts/bench.py $(ARGS)
 
 # Keeps the versions in the file wherever pyproject.toml allows them.
 lock:
