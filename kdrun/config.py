@@ -117,7 +117,7 @@ class ExecutionConfig(Schema):
     """How and where a run is carried out; nothing here can change its result beyond rounding."""
 
     device: str = "auto"
-    """auto, cpu, cuda, cuda:<n> or mps."""
+    """auto (cuda where there is one, else cpu), cpu, cuda, cuda:<n> or mps."""
     threads: int | None = Field(None, gt=0)
     """Threads of torch on the CPU; null: torch's choice."""
     outputs: str = "outputs"

@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 
 from kdrun.config import MethodConfig, ModelConfig, RunConfig, TeacherConfig
 from kdrun.data.views import Batch, View
+from kdrun.device import send
 from kdrun.losses.term import LossSet, Pair, TermSpec
 from kdrun.models.network import Network, Output, build_network
 from kdrun.registry import lookup
@@ -45,7 +46,7 @@ class Context:
         """Uniform numbers in [0, 1) on the training device; they depend on (seed, step) and the order of calls only."""
         if self._generator is None:
             self._generator = generator(self._seed, "step", self.step)
-        return torch.rand(shape, generator=self._generator).to(self.device)
+        return send(torch.rand(shape, generator=self._generator), self.device)
 
 
 class Teacher:

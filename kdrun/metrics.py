@@ -1,4 +1,4 @@
-"""Accuracy and calibration of logits, in float64, on the device where the logits are."""
+"""Accuracy and calibration of logits, in float64, on the device where the logits are (on the CPU for mps)."""
 
 import torch
 from torch import Tensor
@@ -9,6 +9,8 @@ def evaluate_logits(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
 
     Accuracies and ECE are fractions in [0, 1]; nll is in nats.
     """
+    if logits.device.type == "mps":  # has no float64
+        logits, target = logits.cpu(), target.cpu()
     log_p = logits.double().log_softmax(1)
     confidence, predicted = log_p.exp().max(1)
     correct = (predicted == target).double()

@@ -18,9 +18,10 @@ from kdrun.data.dataset import Arrays, load_dataset
 from kdrun.data.splits import Split, make_split, write_split
 from kdrun.data.streams import make_loader
 from kdrun.data.views import Weak
+from kdrun.device import device_of
 from kdrun.errors import ConfigError, KdrunError
 from kdrun.evaluation import Evaluator
-from kdrun.files import write_bytes, write_text
+from kdrun.files import write_bytes, write_json, write_text
 from kdrun.lock import Lock
 from kdrun.loop import Loop, make_optimizer
 from kdrun.method import Method, Setup, Teacher
@@ -32,6 +33,7 @@ from kdrun.seeding import seed_everything
 from kdrun.tracking import make_tracker
 
 log = logging.getLogger(__name__)
+_THREADS = torch.get_num_threads()  # torch's own choice: a job of a sweep must not inherit the last one's
 
 
 def run(config: RunConfig, overrides: Iterable[str] = (), job_type: str = "train") -> Record:
@@ -98,7 +100,7 @@ def check(config: RunConfig) -> None:
     Counts of labels and classes, unreadable files, a missing device; and the method is built once without memory, so
     that a wrong argument of a network or optimizer, or a feature that a network lacks, is found here.
     """
-    device_of(config)
+    device_of(config.execution.device)
     arrays = load_dataset(config.dataset)
     split = make_split(config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels))
     # seeds and labels change neither networks nor optimizer
@@ -160,20 +162,6 @@ def load_run(directory: Path, net: str | None = None) -> Network:
     return load_network(path)
 
 
-def device_of(config: RunConfig) -> torch.device:
-    """The device that `execution.device` names. Raises ConfigError where it is absent."""
-    given = config.execution.device
-    if given == "auto":
-        given = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    kind, _, number = given.partition(":")
-    if kind not in {"cpu", "cuda", "mps"} or (number and not number.isdigit()):
-        raise ConfigError(f"execution.device: {given!r} is not a device; allowed: auto, cpu, cuda, cuda:<n>, mps")
-    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
-    if int(number or 0) >= count:
-        raise ConfigError(f"execution.device: {given} was asked for, but this machine has {count} {kind} devices")
-    return torch.device(given)
-
-
 # ------------------------------------------------------------------------------------------------------ one run
 
 
@@ -181,9 +169,8 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str) 
     required = {role: _require(role, other) for role, other in config.method_class.requires(config).items()}
     record["requires"] = {role: run_key(other) for role, other in config.method_class.requires(config).items()}
 
-    if config.execution.threads is not None:
-        torch.set_num_threads(config.execution.threads)
-    device = device_of(config)
+    torch.set_num_threads(config.execution.threads or _THREADS)
+    device = device_of(config.execution.device)
     arrays = load_dataset(config.dataset)
     split = make_split(config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels))
     _keep_split(split, directory, record, arrays)
@@ -262,9 +249,10 @@ def _keep_split(split: Split, directory: Path, record: Record, arrays: Arrays) -
     old = record["split"].get("hash")
     if old is not None and old != found["hash"] and (directory / "checkpoint").exists():
         raise KdrunError(f"{directory}: its checkpoint was trained on split {old}, the data now gives {found['hash']}")
-    path = _outputs(directory) / "artifacts" / "split" / found["hash"] / "split.npz"
-    if not path.exists():
-        write_split(split, path)
+    place = _outputs(directory) / "artifacts" / "split" / found["hash"]
+    if not (place / "spec.json").exists():
+        write_split(split, place / "split.npz")
+        write_json(place / "spec.json", {"dataset": record["dataset"], **found})
     record["split"] = found
 
 

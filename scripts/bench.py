@@ -56,7 +56,8 @@ def bench_loop() -> None:
         with Composer() as composer:
             config = composer.typed([
                 "dataset=npz", f"dataset.path={folder}/d.npz", "loss=kd", "student=resnet20", "teacher=resnet56",
-                "tracker=none",                 f"schedule.steps={steps}", "schedule.eval_every_steps=null", "execution.progress=false", "dataset.val_fraction=0",
+                "tracker=none", f"schedule.steps={steps}", "schedule.eval_every_steps=null",
+                "execution.progress=false", "dataset.val_fraction=0",
             ])  # fmt: skip
         arrays = load_dataset(config.dataset)
         split = make_split(config, arrays.train_labels, arrays.num_classes, 100)

@@ -12,6 +12,7 @@ from torch import Tensor
 from kdrun.data.dataset import Arrays
 from kdrun.data.splits import Split
 from kdrun.data.views import Batch, Samples, View, Weak, apply, draw
+from kdrun.device import send
 from kdrun.errors import ConfigError, allowed
 from kdrun.seeding import generator
 
@@ -43,7 +44,7 @@ class Stream:
         """The samples of 0-based `step`, views drawn afresh."""
         chosen = self.positions(step)
         device = self.images.device
-        index = chosen.to(device)
+        index = send(chosen, device)
         views = {}
         for name, recipe in self.recipes.items():
             params = draw(recipe, generator(self.seed, "views", self.name, name, step), self.batch_size)

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from kdrun.config import WeakConfig
+from kdrun.device import send
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,10 @@ def apply(images: Tensor, index: Tensor, recipe: Weak, params: Params) -> Tensor
     """
     n, height, width, channels = images.shape
     device = images.device
-    rows, row_ok = _source(torch.arange(height, device=device), params.dy.to(device), height, recipe.reflect)
+    rows, row_ok = _source(torch.arange(height, device=device), send(params.dy, device), height, recipe.reflect)
     columns = torch.arange(width, device=device)
-    columns = torch.where(params.flip.to(device)[:, None], width - 1 - columns, columns)
-    columns, column_ok = _source(columns, params.dx.to(device), width, recipe.reflect)
+    columns = torch.where(send(params.flip, device)[:, None], width - 1 - columns, columns)
+    columns, column_ok = _source(columns, send(params.dx, device), width, recipe.reflect)
     flat = (index[:, None] * height + rows)[:, :, None] * width + columns[:, None, :]  # (B, H, W)
     out = images.view(n * height * width, channels)[flat]  # (B, H, W, C)
     if not recipe.reflect and recipe.pad:
