@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, SerializeAsAny, model_validator
 
 from kdrun.errors import ConfigError, allowed
+from kdrun.files import read_npz
 from kdrun.registry import load_plugins, lookup, plugin_hashes
 from kdrun.schedule import ScheduleConfig
 from kdrun.schema import FileContent, OutsideKey, Schema, build, marker
@@ -335,14 +336,8 @@ def effective(config: RunConfig) -> RunConfig:
 
 
 def _num_listed(split_file: str) -> int | None:
-    import numpy as np
-
-    file_hash(split_file, "dataset.split_file")
-    try:
-        with np.load(Path(split_file).expanduser(), allow_pickle=False) as file:
-            return len(file["labeled"])
-    except (OSError, ValueError, KeyError):
-        return None  # explained when the split is read
+    labeled = read_npz(Path(split_file), "dataset.split_file").get("labeled")
+    return None if labeled is None else labeled.size  # what is wrong with it is said when the split is made
 
 
 # ------------------------------------------------------------------------------------------------------- the key

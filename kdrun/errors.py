@@ -18,7 +18,7 @@ class ConfigError(KdrunError, CompactHydraException):
         super().__init__("\n".join(self.lines))
 
 
-class DataError(KdrunError):
+class DataError(ConfigError):
     """A data file that is missing, damaged or not what it should be."""
 
 

@@ -1,12 +1,21 @@
-"""Files written whole: a temporary name beside the target, fsync, then rename."""
+"""Files written whole (a temporary name beside the target, fsync, then rename), and arrays read with care."""
+
+from __future__ import annotations
 
 import contextlib
 import json
 import os
 import threading
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from kdrun.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 @contextlib.contextmanager
@@ -21,6 +30,23 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_npz(path: Path, key: str) -> dict[str, npt.NDArray[Any]]:
+    """All arrays of an .npz file, without unpickling anything.
+
+    Raises:
+        DataError: absent, damaged, not an .npz file, or with pickled objects; names `key` and the file.
+    """
+    import numpy as np
+
+    try:
+        with np.load(path.expanduser(), allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise DataError(f"{key}: {path}: no such file") from None
+    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, TypeError, KeyError) as error:
+        raise DataError(f"{key}: {path}: not a readable .npz file without pickles ({error})") from None
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -127,10 +127,16 @@ class Lock:
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):
-            if self._read() != self.owner:
+            try:
+                if json.loads(self.path.read_text()) != self.owner:
+                    self.lost = True
+                    return
+                os.utime(self.path)
+            except FileNotFoundError:
                 self.lost = True
                 return
-            os.utime(self.path)
+            except (OSError, ValueError) as error:  # a hiccup of the file system: the next beat will tell
+                log.warning("heartbeat of %s missed: %s", self.path, error)
 
 
 def _name(owner: dict[str, object]) -> str:

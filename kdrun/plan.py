@@ -179,8 +179,8 @@ def plan(arguments: Sequence[str]) -> list[Job] | None:
         for overrides in expanded:
             try:
                 jobs.append(Job(overrides, composer.typed(overrides)))
-            except ConfigError as error:
-                errors += [(overrides, line) for line in error.lines]
+            except KdrunError as error:
+                errors += [(overrides, line) for line in str(error).splitlines()]
     if not errors:
         errors = _check(jobs)
     if errors:

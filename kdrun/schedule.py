@@ -6,7 +6,7 @@ in epochs of the labeled set (an epoch is N/B steps, which may be a fraction).
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
 
@@ -207,7 +207,7 @@ class ScheduleConfig(Schema):
     optimizer_args: dict[str, Any] = Field(default_factory=dict)
     """Passed on to the optimizer, e.g. {betas: [0.9, 0.999]}."""
     lr: float = Field(0.05, gt=0)
-    lr_for: dict[str, float] = Field(default_factory=dict)
+    lr_for: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Learning rates of certain students, by network name."""
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = False

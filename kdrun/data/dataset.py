@@ -7,9 +7,10 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kdrun.config import DatasetConfig
+from kdrun.config import DatasetConfig, file_hash
 from kdrun.errors import DataError
 from kdrun.registry import lookup
+from kdrun.schema import FileContent, marker
 
 Images = npt.NDArray[np.uint8]  # (N, H, W, C)
 Labels = npt.NDArray[np.int64]  # (N,)
@@ -60,11 +61,14 @@ def load_dataset(config: DatasetConfig) -> Arrays:
     """The dataset's arrays, kept for the next run of this process. Split settings do not matter here."""
     # Runs of a sweep differ in labels and seeds, not in images.
     plain = config.replace(num_labels=None, split_seed=None, split_file=None, val_seed=0, val_fraction=0.0)
-    return _load(type(config), plain.model_dump_json())
+    fields = type(config).model_fields.items()
+    files = [(name, getattr(plain, name)) for name, field in fields if marker(field, FileContent)]
+    contents = tuple(file_hash(path, f"dataset.{name}") for name, path in files if path is not None)
+    return _load(type(config), plain.model_dump_json(), contents)
 
 
 @lru_cache(maxsize=2)
-def _load(schema: type[DatasetConfig], text: str) -> Arrays:
+def _load(schema: type[DatasetConfig], text: str, contents: tuple[str, ...]) -> Arrays:
     config = schema.model_validate_json(text)
     arrays: Arrays = lookup("dataset", config.name, "dataset.name").load(config)
     return arrays

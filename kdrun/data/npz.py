@@ -4,7 +4,6 @@ Images are uint8, (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 to 4 channels, 
 uint8. Labels are integers from 0.
 """
 
-import zipfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +14,7 @@ from pydantic import Field
 from kdrun.config import DatasetConfig
 from kdrun.data.dataset import Arrays, Images, Labels, channel_statistics
 from kdrun.errors import DataError
+from kdrun.files import read_npz
 from kdrun.registry import register
 from kdrun.schema import FileContent
 
@@ -32,19 +32,11 @@ class Npz:
 
     @staticmethod
     def load(config: Config) -> Arrays:
-        path = Path(config.path).expanduser()
-        if not path.is_file():
-            raise DataError(f"dataset.path: {path}: no such file; expected an .npz with {', '.join(KEYS)}")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                missing = [key for key in KEYS if key not in file.files]
-                if missing:
-                    raise DataError(
-                        f"dataset.path: {path}: no array {', '.join(missing)} (has {', '.join(file.files)})"
-                    )
-                content: dict[str, npt.NDArray[Any]] = {key: file[key] for key in file.files}
-        except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
-            raise DataError(f"dataset.path: {path}: not a readable .npz file without pickles ({error})") from None
+        path = Path(config.path)
+        content = read_npz(path, "dataset.path")
+        missing = [key for key in KEYS if key not in content]
+        if missing:
+            raise DataError(f"dataset.path: {path}: no array {', '.join(missing)} (has {', '.join(content)})")
         train, test = (_images(content[f"{s}_images"], f"{path}: {s}_images") for s in ("train", "test"))
         if train.shape[1:] != test.shape[1:]:
             raise DataError(
@@ -52,14 +44,14 @@ class Npz:
             )
         train_labels, test_labels = (_labels(content[f"{s}_labels"], f"{path}: {s}_labels") for s in ("train", "test"))
         count = int(train_labels.max()) + 1 if len(train_labels) else 0
-        names = (
-            tuple(str(n) for n in content["class_names"]) if "class_names" in content else tuple(map(str, range(count)))
-        )
+        names = content.get("class_names", np.arange(count))
+        if names.ndim != 1:
+            raise DataError(f"dataset.path: {path}: class_names: expected a list of names, got shape {names.shape}")
         mean, std = channel_statistics(train)
         mean, std = (tuple(given) if given else own for given, own in ((config.mean, mean), (config.std, std)))
         if len(mean) != train.shape[-1] or len(std) != train.shape[-1] or min(std) <= 0:
             raise DataError(f"dataset.mean, dataset.std: expected {train.shape[-1]} numbers each, std above 0")
-        return Arrays(train, train_labels, test, test_labels, class_names=names, mean=mean, std=std)
+        return Arrays(train, train_labels, test, test_labels, class_names=tuple(map(str, names)), mean=mean, std=std)
 
 
 def _images(array: npt.NDArray[Any], where: str) -> Images:
@@ -67,6 +59,8 @@ def _images(array: npt.NDArray[Any], where: str) -> Images:
         array = array[..., None]
     if array.ndim == 4 and array.shape[-1] > 4 and array.shape[1] <= 4:
         array = array.transpose(0, 2, 3, 1)
+    if 0 in array.shape:
+        raise DataError(f"dataset.path: {where}: no images; expected (N, H, W[, C]) with N, C > 0, got {array.shape}")
     if array.ndim != 4 or array.shape[-1] > 4:
         raise DataError(f"dataset.path: {where}: expected (N, H, W), (N, H, W, C) or (N, C, H, W), got {array.shape}")
     if array.dtype.kind == "f":

@@ -4,7 +4,6 @@ The unlabeled pool holds the labeled images too, without their labels (as FixMat
 """
 
 import hashlib
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ import numpy.typing as npt
 
 from kdrun.config import DatasetConfig, RunConfig
 from kdrun.data.dataset import Labels
-from kdrun.errors import ConfigError, DataError
+from kdrun.errors import ConfigError
+from kdrun.files import atomic_path, read_npz
 from kdrun.seeding import subseed
 
 Index = npt.NDArray[np.int64]
@@ -71,8 +71,6 @@ def make_split(config: RunConfig, labels: Labels, num_classes: int, num_test: in
 
 def write_split(split: Split, path: Path) -> None:
     """Write the indices as an .npz that `dataset.split_file` reads again."""
-    from kdrun.files import atomic_path
-
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez(file, labeled=split.labeled, unlabeled=split.unlabeled, val=split.val)
 
@@ -109,13 +107,7 @@ def _draw(labels: Labels, pool: Index, take: Index, rng: np.random.Generator) ->
 
 def _read(given: str, dataset: DatasetConfig, num_train: int, num_test: int) -> Split:
     where = f"dataset.split_file: {given}"
-    try:
-        with np.load(Path(given).expanduser(), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise ConfigError(f"{where}: no such file") from None
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
-        raise DataError(f"{where}: not a readable .npz file without pickles ({error})") from None
+    arrays = read_npz(Path(given), "dataset.split_file")
     unknown = set(arrays) - {"labeled", "unlabeled", "val"}
     if "labeled" not in arrays or unknown:
         raise ConfigError(f"{where}: expected arrays labeled, unlabeled, val; got {', '.join(sorted(arrays))}")

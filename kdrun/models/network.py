@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdrun.config import ModelConfig
 from kdrun.data.views import View
 from kdrun.errors import ConfigError, DataError, KdrunError
+from kdrun.schema import build
 from kdrun.seeding import subseed
 
 
@@ -166,10 +167,15 @@ def load_network(path: Path) -> Network:
         raise DataError(f"{path}: not a readable safetensors file ({error})") from None
     if header is None:
         raise DataError(f"{path}: not written by kdrun (no network description in its header)")
-    content = json.loads(header)
-    content["model"]["pretrained"] = False
+    try:
+        content = json.loads(header)
+        content["model"]["pretrained"] = False
+        spec = NetworkSpec(**{**content, "mean": tuple(content["mean"]), "std": tuple(content["std"])})
+        build(ModelConfig, spec.model, "model")
+    except (ValueError, TypeError, KeyError, ConfigError) as error:
+        raise DataError(f"{path}: its network description cannot be read by this kdrun ({error})") from None
     with torch.random.fork_rng(devices=[]):
-        network = Network(NetworkSpec(**{**content, "mean": tuple(content["mean"]), "std": tuple(content["std"])}))
+        network = Network(spec)
     try:
         network.net.load_state_dict(state)
     except RuntimeError as error:
