@@ -49,7 +49,7 @@ MISTAKES = {
     "coefficient of no field": (["++coefficients={wttm: {wttm.gama: 1}}"], "coefficients.wttm.wttm.gama: wttm has no 'gama'; nearest: gamma"),
     "missing plugin": (["plugins=[nowhere.py]"], "plugins: nowhere.py: no such Python file"),
     "missing data file": (["dataset=npz", "dataset.path=/nowhere.npz"], "dataset.path: /nowhere.npz: cannot be read"),
-    "missing split file": (["dataset.split_file=/nowhere.npz"], "dataset.split_file: /nowhere.npz: cannot be read"),
+    "missing split file": (["dataset.split_file=/nowhere.npz"], "dataset.split_file: /nowhere.npz: no such file"),
     "absent device": (["execution.device=cuda:99"], "execution.device: cuda:99 was asked for"),
     "unknown device": (["execution.device=gpu"], "execution.device: 'gpu' is not a device; allowed: auto, cpu, cuda"),
 }  # fmt: skip
