@@ -1,0 +1,215 @@
+"""Datasets from .npz files: layouts that are read, and files that are refused in one line."""
+
+import pickle
+import warnings
+import zipfile
+
+import numpy as np
+import pytest
+
+from kdrun.data.dataset import load_dataset
+from kdrun.data.npz import Npz
+from kdrun.errors import DataError
+
+RNG = np.random.default_rng(0)
+
+
+def arrays(shape=(6, 5, 3), n=12, **changes):
+    made = {
+        "train_images": RNG.integers(0, 256, (n, *shape), dtype=np.uint8),
+        "train_labels": np.arange(n) % 4,
+        "test_images": RNG.integers(0, 256, (4, *shape), dtype=np.uint8),
+        "test_labels": np.arange(4),
+        **changes,
+    }
+    return {name: value for name, value in made.items() if value is not None}
+
+
+def config(path, **keys):
+    return Npz.Config(name="npz", path=str(path), **keys)
+
+
+@pytest.fixture
+def load(tmp_path):
+    def loaded(content, **keys):
+        np.savez(tmp_path / "data.npz", **content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return Npz.load(config(tmp_path / "data.npz", **keys))
+
+    return loaded
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_channels_last(load, channels):
+    content = arrays((6, 5, channels))
+    got = load(content)
+    np.testing.assert_array_equal(got.train_images, content["train_images"])
+    np.testing.assert_array_equal(got.test_images, content["test_images"])
+    np.testing.assert_array_equal(got.train_labels, content["train_labels"])
+    assert got.train_images.dtype == np.uint8
+    assert got.train_labels.dtype == got.test_labels.dtype == np.int64
+    assert got.num_classes == 4
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_first(load, channels):
+    content = arrays((channels, 8, 6))
+    got = load(content)
+    assert got.train_images.shape == (12, 8, 6, channels)
+    assert got.train_images.flags.c_contiguous
+    for i in range(channels):
+        np.testing.assert_array_equal(got.train_images[..., i], content["train_images"][:, i])
+
+
+def test_no_channels(load):
+    content = arrays((6, 5))
+    np.testing.assert_array_equal(load(content).train_images[..., 0], content["train_images"])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_fractions_become_the_bytes_that_they_came_from(load, dtype):
+    content = arrays()
+    fractions = {name: (content[name] / 255).astype(dtype) for name in ("train_images", "test_images")}
+    np.testing.assert_array_equal(load({**content, **fractions}).train_images, content["train_images"])
+
+
+def test_fractions_are_rounded(load):
+    images = np.full((12, 6, 5, 3), 0.999)
+    images[0, 0, 0] = [0.0, 0.001, 0.003]
+    got = load(arrays(train_images=images)).train_images
+    assert got[0, 0, 0].tolist() == [0, 0, 1]
+    assert got[1].min() == got[1].max() == 255
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint16])
+def test_labels_of_any_integer_type(load, dtype):
+    got = load(arrays(train_labels=(np.arange(12) % 4).astype(dtype)))
+    assert got.train_labels.tolist() == [i % 4 for i in range(12)]
+
+
+def test_statistics_are_those_of_the_training_images(load):
+    content = arrays()
+    got = load(content)
+    pixels = content["train_images"].reshape(-1, 3) / 255
+    np.testing.assert_allclose(got.mean, pixels.mean(0), atol=1e-6)
+    np.testing.assert_allclose(got.std, pixels.std(0), atol=1e-6)
+
+
+def test_constant_channel_can_still_be_divided_by(load):
+    content = arrays(train_images=np.full((12, 6, 5, 3), 7, dtype=np.uint8))
+    assert min(load(content).std) > 0
+
+
+def test_given_statistics_and_class_names(load):
+    content = arrays(class_names=np.array(["a", "b", "c", "d", "never seen"]))
+    got = load(content, mean=[0.1, 0.2, 0.3], std=[1.0, 2.0, 3.0])
+    assert (got.mean, got.std) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+    assert got.class_names == ("a", "b", "c", "d", "never seen")
+
+
+def with_nan(shape=(12, 6, 5, 3)):
+    images = np.zeros(shape)
+    images[0, 0, 0] = np.nan
+    return images
+
+
+REFUSED = {
+    "no test labels": (arrays(test_labels=None), "test_labels"),
+    "signed images": (arrays(train_images=np.zeros((12, 6, 5, 3), np.int64)), "uint8 or float"),
+    "boolean images": (arrays(train_images=np.zeros((12, 6, 5, 3), bool)), "uint8 or float"),
+    "fractions above one": (arrays(train_images=np.full((12, 6, 5, 3), 1.01)), r"\[0, 1\]"),
+    "negative fractions": (arrays(test_images=np.full((4, 6, 5, 3), -0.01)), r"test_images.*\[0, 1\]"),
+    "not a number": (arrays(train_images=with_nan()), r"\[0, 1\]"),
+    "five channels": (arrays((6, 6, 5)), "expected"),
+    "no channel": (arrays((6, 6, 0)), "expected"),
+    "flat images": (arrays((30,)), "expected"),
+    "five dimensions": (arrays((2, 6, 5, 3)), "expected"),
+    "sizes that differ": (arrays(test_images=np.zeros((4, 5, 5, 3), np.uint8)), "training images"),
+    "channels that differ": (arrays(test_images=np.zeros((4, 6, 5, 1), np.uint8)), "training images"),
+    "float labels": (arrays(train_labels=np.arange(12) / 4), "train_labels.*integers"),
+    "one-hot labels": (arrays(train_labels=np.eye(12, dtype=np.int64)), "train_labels.*integers"),
+    "too few labels": (arrays(train_labels=np.arange(11) % 4), "12 images"),
+    "negative label": (arrays(train_labels=np.arange(12) % 4 - 1), "from -1"),
+    "test label never trained": (arrays(test_labels=np.array([0, 1, 2, 4])), "to 4, allowed 0 to 3"),
+    "fewer names than classes": (arrays(class_names=np.array(["a", "b"])), "allowed 0 to 1"),
+    "one name that is no list": (arrays(class_names=np.array("abcd")), "class_names"),
+    "no images": (arrays(n=0), "no images"),
+    "no test images": (arrays(test_images=np.zeros((0, 6, 5, 3), np.uint8), test_labels=np.arange(0)), "no images"),
+    "no float images": (arrays(n=0, train_images=np.zeros((0, 6, 5, 3))), "no images"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_wrong_arrays_are_refused(load, case):
+    content, message = REFUSED[case]
+    with pytest.raises(DataError, match=message):
+        load(content)
+
+
+@pytest.mark.parametrize("keys", [{"mean": [0.5]}, {"std": [0.5] * 4}, {"std": [0.2, 0.0, 0.2]}, {"std": [-1.0] * 3}])
+def test_wrong_statistics_are_refused(load, keys):
+    with pytest.raises(DataError, match=r"dataset\.mean, dataset\.std"):
+        load(arrays(), **keys)
+
+
+def write_truncated(path):
+    np.savez(path, **arrays())
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def write_damaged(path):
+    np.savez_compressed(path, **arrays(n=200))
+    data = bytearray(path.read_bytes())
+    data[300:400] = bytes(100)
+    path.write_bytes(data)
+
+
+def write_bare_array(path):
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
+def write_zip_of_text(path):
+    with zipfile.ZipFile(path, "w") as file:
+        for name in arrays():
+            file.writestr(f"{name}.npy", "1 2 3")
+
+
+UNREADABLE = {
+    "missing": lambda path: None,
+    "directory": lambda path: path.mkdir(),
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("images"),
+    "pickle": lambda path: path.write_bytes(pickle.dumps({"train_images": [1]})),
+    "object labels": lambda path: np.savez(path, **arrays(train_labels=np.array([0, None] * 6))),
+    "truncated": write_truncated,
+    "damaged": write_damaged,
+    "npy": write_bare_array,
+    "zip of text": write_zip_of_text,
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_unreadable_file_is_refused(tmp_path, case):
+    path = tmp_path / "data.npz"
+    UNREADABLE[case](path)
+    with pytest.raises(DataError, match=r"dataset\.path.*data\.npz"):
+        Npz.load(config(path))
+
+
+def test_loaded_arrays_are_shared_between_runs_that_differ_in_labels_only(tmp_path):
+    path = tmp_path / "data.npz"
+    np.savez(path, **arrays())
+    first = load_dataset(config(path))
+    assert load_dataset(config(path, num_labels=4, val_fraction=0.5, val_seed=3, split_seed=1)) is first
+    assert load_dataset(config(path, mean=[0.0] * 3)) is not first
+
+
+def test_file_that_changed_is_read_again(tmp_path):
+    path = tmp_path / "data.npz"
+    np.savez(path, **arrays())
+    load_dataset(config(path))
+    changed = arrays(n=16)
+    np.savez(path, **changed)
+    assert len(load_dataset(config(path)).train_images) == 16

@@ -1,0 +1,134 @@
+"""Streams: batches as a pure function of (seed, step), whole epochs, hidden targets."""
+
+import numpy as np
+import pytest
+import torch
+
+from kdrun.data.dataset import Arrays
+from kdrun.data.splits import Split
+from kdrun.data.streams import Stream, make_loader
+from kdrun.data.views import Weak
+
+NUM = 40
+RECIPE = Weak(1, False, True)
+
+
+def pixels(n=NUM):
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (n, 4, 5, 3), dtype=np.uint8))
+
+
+def make(index, batch_size, seed=0, name="labeled", recipes=None):
+    targets = torch.arange(NUM)
+    return Stream(name, pixels(), targets, torch.as_tensor(index), batch_size, recipes or {"weak": RECIPE}, seed)
+
+
+def same(first, second):
+    return (
+        torch.equal(first.views["weak"].pixels, second.views["weak"].pixels)
+        and torch.equal(first.views["weak"].index, second.views["weak"].index)
+        and torch.equal(first.target, second.target)
+    )
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(12, 4), (10, 4), (3, 8), (1, 5), (7, 7), (8, 7), (5, 16)])
+def test_each_epoch_visits_each_image_once(size, batch_size):
+    index = list(range(NUM - size, NUM))
+    stream, epochs = make(index, batch_size), 6
+    steps = -(-size * epochs // batch_size)
+    visited = torch.cat([stream.positions(step) for step in range(steps)])[: size * epochs].view(epochs, size)
+    assert visited.sort(1).values.tolist() == [index] * epochs
+    if size > 4:
+        assert len({tuple(epoch) for epoch in visited.tolist()}) == epochs
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(10, 4), (3, 8), (16, 16)])
+def test_batch_is_a_function_of_seed_and_step(size, batch_size):
+    forward = make(range(size), batch_size)
+    expected = [forward.batch(step) for step in range(12)]
+    jumping = make(range(size), batch_size)
+    for step in [11, 0, 7, 7, 3, 10, 1, 2, 9, 8, 6, 5, 4]:
+        assert same(jumping.batch(step), expected[step])
+    assert same(make(range(size), batch_size).batch(9), expected[9])
+
+
+def test_batches_do_not_depend_on_the_global_generator():
+    torch.manual_seed(0)
+    first = make(range(10), 4).batch(3)
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    assert same(make(range(10), 4).batch(3), first)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_every_batch_is_full():
+    stream = make(range(10), 4)
+    for step in range(10):
+        samples = stream.batch(step)
+        assert samples.views["weak"].pixels.shape == (4, 3, 4, 5)
+        assert samples.target.shape == samples.views["weak"].index.shape == (4,)
+
+
+def test_seeds_differ_in_order_and_in_views():
+    first, second = (make(range(NUM), NUM, seed=seed).batch(0).views["weak"] for seed in (0, 1))
+    assert not torch.equal(first.index, second.index)
+    pair = [make([7], 64, seed=seed).batch(0).views["weak"].pixels for seed in (0, 1)]
+    assert not torch.equal(*pair)
+
+
+def test_streams_differ_in_order():
+    orders = [make(range(NUM), NUM, name=name).positions(0).tolist() for name in ("labeled", "unlabeled")]
+    assert orders[0] != orders[1]
+
+
+def test_views_of_a_stream_and_steps_are_drawn_apart():
+    stream = make([7], 64, recipes={"weak": RECIPE, "weak_2": RECIPE})
+    samples, later = stream.batch(0), stream.batch(1)
+    assert not torch.equal(samples.views["weak"].pixels, samples.views["weak_2"].pixels)
+    assert not torch.equal(samples.views["weak"].pixels, later.views["weak"].pixels)
+    assert torch.equal(samples.views["weak"].index, samples.views["weak_2"].index)
+
+
+def test_index_names_the_images_and_targets():
+    stream = make([3, 9, 20, 33], 4, recipes={"weak": Weak(0, False, False)})
+    samples = stream.batch(2)
+    view = samples.views["weak"]
+    assert torch.equal(view.pixels, pixels().permute(0, 3, 1, 2)[view.index])
+    assert torch.equal(samples.target, view.index)
+    assert view.replay is None
+
+
+@pytest.fixture
+def loader():
+    images = pixels().numpy()
+    labels = np.arange(NUM) % 4
+    arrays = Arrays(images, labels, images[:2], labels[:2], tuple("abcd"), (0.5,) * 3, (0.2,) * 3)
+    split = Split(np.array([1, 4, 6, 11]), np.array([1, 2, 4, 6, 8, 11, 12, 30]), np.array([0, 3]), num_test=2)
+    wanted = {"labeled": ("weak",), "unlabeled": ("weak",)}
+    return make_loader(wanted, arrays, split, pixels(), {"labeled": 4, "unlabeled": 8}, {"weak": RECIPE}, seed=0)
+
+
+def test_loader_shows_the_labels_of_labeled_images_only(loader):
+    visible = loader.streams["labeled"].targets
+    expected = torch.full((NUM,), -1)
+    for position in (1, 4, 6, 11):
+        expected[position] = position % 4
+    assert torch.equal(visible, expected)
+    assert loader.streams["unlabeled"].targets is None
+
+
+def test_loader_gives_each_stream_its_images(loader):
+    for step in range(3):
+        batch = loader.batch(step)
+        assert sorted(batch["labeled"].views["weak"].index.tolist()) == [1, 4, 6, 11]
+        assert sorted(batch["unlabeled"].views["weak"].index.tolist()) == [1, 2, 4, 6, 8, 11, 12, 30]
+        assert torch.equal(batch["labeled"].target, batch["labeled"].views["weak"].index % 4)
+        assert batch["unlabeled"].target is None
+
+
+def test_loader_builds_only_the_streams_that_are_wanted():
+    images, labels = pixels().numpy(), np.zeros(NUM, dtype=np.int64)
+    arrays = Arrays(images, labels, images[:2], labels[:2], ("a",), (0.5,) * 3, (0.2,) * 3)
+    split = Split(np.arange(4), np.arange(8), np.arange(8, 10), num_test=2)
+    loader = make_loader({"labeled": ("weak",)}, arrays, split, pixels(), {"labeled": 4}, {"weak": RECIPE}, seed=0)
+    assert list(loader.batch(0)) == ["labeled"]
