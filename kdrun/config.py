@@ -50,7 +50,7 @@ class TeacherConfig(Schema):
     epochs: float | None = Field(None, gt=0)
     """Length of the teacher's run; neither: as long as the student's."""
     num_labels: int | None = Field(None, gt=0)
-    """Labeled images that the teacher sees; null: all."""
+    """Labeled images that the teacher sees; null: all that validation leaves (or that dataset.split_file names)."""
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
@@ -73,7 +73,7 @@ class DatasetConfig(Schema):
     split_seed: int | None = Field(None, ge=0)
     """Seed of the labeled draw; null: the run's seed, so that a spread over seeds contains the draw."""
     split_file: Annotated[str | None, FileContent()] = None
-    """An .npz file with index arrays labeled (and unlabeled, val, test), instead of a draw."""
+    """An .npz file with index arrays labeled (and unlabeled, val), instead of a draw."""
     mirror: bool = True
     """Whether a mirrored image keeps its class (false for digits)."""
 
@@ -310,10 +310,16 @@ def effective(config: RunConfig) -> RunConfig:
         errors.append(f"method={name} needs a teacher, but teacher.source=none; choose one, e.g. teacher=resnet20")
     if (
         config.schedule.decay.name == "plateau"
-        and config.dataset.val_fraction == 0
-        and config.dataset.split_file is None
+        and config.schedule.eval_every_steps is config.schedule.eval_every_epochs
     ):
-        errors.append("schedule.decay: plateau follows the validation score; give dataset.val_fraction above 0")
+        errors.append("schedule.decay: plateau needs evaluations; give schedule.eval_every_steps or _epochs")
+    if config.dataset.split_file is not None and config.teacher.num_labels is not None:
+        errors.append("teacher.num_labels: the labels are those of dataset.split_file; set it to null")
+    errors += [
+        f"schedule.lr_for.{name}: timm knows no network {name!r}; {allowed(name, timm.list_models(), most=0)}"
+        for name in config.schedule.lr_for
+        if not timm.is_model(name)
+    ]
     low, high = method.num_students
     if not low <= len(config.students) <= high:
         wanted = low if low == high else f"{low} to {high}"

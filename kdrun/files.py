@@ -28,6 +28,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # or the rename may not survive a power cut
+        finally:
+            os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -42,7 +47,10 @@ def read_npz(path: Path, key: str) -> dict[str, npt.NDArray[Any]]:
 
     try:
         with np.load(path.expanduser(), allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in file.files}
+            if alien := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+                raise ValueError(f"{alien[0]} is not an array")
+            return arrays
     except FileNotFoundError:
         raise DataError(f"{key}: {path}: no such file") from None
     except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, TypeError, KeyError) as error:

@@ -23,8 +23,9 @@ POLL = 0.2
 
 
 def _boot_id() -> str:
+    """Names this boot and this set of process ids: containers of one host share the first, not the second."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
 
@@ -34,14 +35,12 @@ class Lock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.owner = {
+        self.owner: dict[str, object] = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "boot_id": _boot_id(),
             "token": os.urandom(8).hex(),
         }
-        self.lost = False
-        """Whether another process took the lock over while we held it (after we were suspended, say)."""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -59,6 +58,7 @@ class Lock:
             other = self._read()
             if self._dead(other) or time.monotonic() - seen[1] > STALE:
                 if self._take_over(other):
+                    self._temporary(other.get("token")).unlink(missing_ok=True)
                     log.warning("took over %s from a dead process (%s)", self.path.stem, _name(other))
                     break
             elif not announced:
@@ -78,12 +78,26 @@ class Lock:
         if self._read() == self.owner:
             self.path.unlink(missing_ok=True)
 
+    @property
+    def lost(self) -> bool:
+        """Whether another process took the lock over while we held it (after we were suspended, say)."""
+        try:
+            return bool(json.loads(self.path.read_text()) != self.owner)
+        except FileNotFoundError:
+            return True
+        except (OSError, ValueError):  # a hiccup of the file system is no rival
+            return False
+
     def _create(self) -> bool:
-        temporary = self._temporary()
+        temporary = self._written()
         try:
             os.link(temporary, self.path)  # the file appears with its content, or not at all
         except FileExistsError:
             return False
+        except OSError as error:
+            from kdrun.errors import KdrunError  # pulls Hydra in
+
+            raise KdrunError(f"{self.path.parent}: no lock can be made there ({error.strerror})") from None
         finally:
             temporary.unlink()
         return True
@@ -95,13 +109,16 @@ class Lock:
                 fcntl.flock(file, fcntl.LOCK_EX)  # orders the waiters; liveness is the heartbeat's business
                 if os.fstat(file.fileno()).st_ino != self.path.stat().st_ino or self._read() != dead:
                     return False
-                os.replace(self._temporary(), self.path)
+                os.replace(self._written(), self.path)
                 return True
         except FileNotFoundError:
             return False
 
-    def _temporary(self) -> Path:
-        temporary = self.path.with_name(f".{self.path.name}.{self.owner['token']}")
+    def _temporary(self, token: object) -> Path:
+        return self.path.with_name(f".{self.path.name}.{token}")
+
+    def _written(self) -> Path:
+        temporary = self._temporary(self.owner["token"])
         temporary.write_text(json.dumps(self.owner))
         return temporary
 
@@ -127,15 +144,11 @@ class Lock:
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):
-            try:
-                if json.loads(self.path.read_text()) != self.owner:
-                    self.lost = True
-                    return
-                os.utime(self.path)
-            except FileNotFoundError:
-                self.lost = True
+            if self.lost:
                 return
-            except (OSError, ValueError) as error:  # a hiccup of the file system: the next beat will tell
+            try:
+                os.utime(self.path)
+            except OSError as error:  # a hiccup of the file system: the next beat will tell
                 log.warning("heartbeat of %s missed: %s", self.path, error)
 
 

@@ -242,7 +242,7 @@ class Loop:
 
     def _flush(self) -> None:
         self._check_finite()
-        means = torch.stack(self._window).double().mean(0).tolist()
+        means = torch.stack(self._window).cpu().double().mean(0).tolist()
         self._window.clear()
         group = self.optimizer.param_groups[0]
         self._write({**dict(zip(self._names, means, strict=True)), "train/lr": group["lr"]})

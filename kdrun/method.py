@@ -108,8 +108,10 @@ class Method(nn.Module):
         self.students = nn.ModuleDict()
         self.loss_sets = nn.ModuleDict()
         names = ["student"] if len(config.students) == 1 else [f"student_{k + 1}" for k in range(len(config.students))]
-        for name, model in zip(names, config.students, strict=True):
-            network = setup.network(model, config.seed, self.role)
+        for k, (name, model) in enumerate(zip(names, config.students, strict=True)):
+            # Seeded by network, not by place; a second network of the same name must not start as the first.
+            twins = sum(other.name == model.name for other in config.students[:k])
+            network = setup.network(model, config.seed, f"{self.role}{twins + 1 if twins else ''}")
             self.students[name] = network
             self.loss_sets[name] = LossSet(
                 config.losses,
@@ -191,12 +193,10 @@ def teacher_run(config: RunConfig) -> RunConfig:
     schedule = config.schedule
     if spec.steps is not None or spec.epochs is not None:
         schedule = schedule.replace(steps=spec.steps, epochs=spec.epochs)
-    drawn = spec.num_labels is not None
-    dataset = config.dataset.replace(
-        num_labels=spec.num_labels, split_file=None, split_seed=config.split_seed if drawn else None
-    )
-    if config.dataset.split_file is not None and not drawn:
-        dataset = config.dataset
+    dataset = config.dataset
+    if dataset.split_file is None:  # else it sees what the file names as labeled
+        drawn = spec.num_labels is not None
+        dataset = dataset.replace(num_labels=spec.num_labels, split_seed=config.split_seed if drawn else None)
     supervised, ce = lookup("method", "supervised", "teacher"), lookup("loss", "ce", "teacher")
     return config.replace(
         method=supervised.Config(name="supervised"),

@@ -7,7 +7,7 @@ from torch import Tensor
 def evaluate_logits(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
     """All metrics of (N, C) logits (or log-probabilities) against (N,) targets, as float64 scalars.
 
-    Accuracies and ECE are fractions in [0, 1]; nll is in nats.
+    Accuracies and ECE are fractions in [0, 1]; nll is in nats. All are NaN where a logit is NaN.
     """
     if logits.device.type == "mps":  # has no float64
         logits, target = logits.cpu(), target.cpu()
@@ -22,7 +22,8 @@ def evaluate_logits(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
     }
     if logits.shape[1] > 5:
         out["top5"] = (log_p.topk(5, 1).indices == target[:, None]).any(1).double().mean()
-    return out
+    broken = log_p.isnan().any()  # an argmax of NaNs would look like a prediction
+    return {name: torch.where(broken, torch.nan, value) for name, value in out.items()}
 
 
 def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> Tensor:

@@ -70,7 +70,7 @@ class MetricsLog:
 
     def lines(self) -> list[dict[str, Any]]:
         out = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+        for line in self.path.read_text(errors="replace").splitlines() if self.path.exists() else []:
             try:
                 out.append(json.loads(line))
             except ValueError:

@@ -109,6 +109,10 @@ def check(config: RunConfig) -> None:
     if key not in _BUILT:
         _build_without_memory(config, arrays, split)
         _BUILT.add(key)
+    if config.schedule.decay.name == "plateau" and not len(split.val):
+        raise ConfigError(
+            "schedule.decay: plateau follows the validation score, and this split has no validation images"
+        )
     for role, required in config.method_class.requires(config).items():
         try:
             check(required)

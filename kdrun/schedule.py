@@ -6,6 +6,7 @@ in epochs of the labeled set (an epoch is N/B steps, which may be a fraction).
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
@@ -74,8 +75,8 @@ class StepDecay(Decay):
     """Multiplied by `gamma` at each milestone."""
 
     class Config(DecayConfig):
-        milestones_steps: list[int] | None = None
-        milestones_epochs: list[float] | None = None
+        milestones_steps: list[Annotated[int, Field(ge=0)]] | None = None
+        milestones_epochs: list[Annotated[float, Field(ge=0)]] | None = None
         gamma: float = Field(0.1, gt=0, le=1)
 
         @model_validator(mode="after")
@@ -147,6 +148,14 @@ class Segments(Decay):
     class Config(DecayConfig):
         segments: list[Segment] = Field(min_length=1)
 
+        @model_validator(mode="after")
+        def in_order(self) -> Self:
+            for unit in ("until_steps", "until_epochs"):
+                ends = [end for segment in self.segments if (end := getattr(segment, unit)) is not None]
+                if any(b <= a for a, b in pairwise(ends)):
+                    raise ValueError(f"segments must end one after the other, got {unit} {ends}")
+            return self
+
     def factor(self, step: int) -> float:
         begin = 0
         for segment in self.config.segments:
@@ -162,7 +171,7 @@ class Segments(Decay):
 
 @register("decay", "plateau")
 class Plateau(Decay):
-    """Multiplied by `gamma` when validation top-1 has not improved for `patience` evaluations."""
+    """Multiplied by `gamma` at the evaluation after `patience` ones without a better validation top-1."""
 
     class Config(DecayConfig):
         gamma: float = Field(0.1, gt=0, lt=1)

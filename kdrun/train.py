@@ -27,7 +27,11 @@ def job(composed: DictConfig) -> None:
     register_resolvers()
     from kdrun.runner import run
 
-    run(to_config(composed), overrides=list(HydraConfig.get().overrides.task))
+    config = to_config(composed)
+    try:
+        run(config, overrides=list(HydraConfig.get().overrides.task))
+    except KdrunError as error:  # before there was a record to write it into
+        log.error("failed: %s: %s", config.directory, error)
 
 
 def main(argv: list[str] | None = None) -> int:

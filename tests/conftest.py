@@ -38,12 +38,31 @@ def train(outputs: Path) -> Callable[..., int]:
     return call
 
 
+PROCESSES: list["subprocess.Popen[str]"] = []
+
+
+def start(command: list[str]) -> "subprocess.Popen[str]":
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    PROCESSES.append(process)
+    return process
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left():
+    yield
+    while PROCESSES:
+        process = PROCESSES.pop()
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
 @pytest.fixture
 def spawn(outputs: Path) -> Callable[..., "subprocess.Popen[str]"]:
     """`spawn("seed=1")`: the command line in a process of its own."""
 
     def call(*arguments: str) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "kdrun.train", *arguments, f"execution.outputs={outputs}"]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return start(command)
 
     return call

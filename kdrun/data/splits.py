@@ -127,8 +127,9 @@ def _read(given: str, dataset: DatasetConfig, num_train: int, num_test: int) -> 
         shared = np.intersect1d(index, val)
         if len(shared):
             raise ConfigError(f"{where}: {len(shared)} positions stand in both {name} and val, e.g. {shared[0]}")
-    if not len(parts["labeled"]):
-        raise ConfigError(f"{where}: labeled is empty")
+    for name, index in (("labeled", parts["labeled"]), ("unlabeled", unlabeled)):
+        if not len(index):
+            raise ConfigError(f"{where}: {name} is empty")
     if dataset.num_labels is not None and dataset.num_labels != len(parts["labeled"]):
         raise ConfigError(
             f"dataset.num_labels: {dataset.num_labels}, but {given} names {len(parts['labeled'])} labeled images"

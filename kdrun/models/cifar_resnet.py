@@ -92,14 +92,16 @@ class CifarResNet(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         self.num_classes = num_classes
-        self.fc = nn.Linear(self.num_features, num_classes)
+        self.fc = nn.Linear(self.num_features, num_classes, device=self.fc.weight.device)
 
     def forward_intermediates(
         self, x: Tensor, indices: int | list[int] | None = None, norm: bool = False, stop_early: bool = False,
         output_fmt: str = "NCHW", intermediates_only: bool = False,
     ) -> Any:  # fmt: skip
         """timm's form: the final feature map and the chosen stage outputs, (B, C, H, W) each."""
-        wanted = range(3) if indices is None else range(3 - indices, 3) if isinstance(indices, int) else indices
+        if isinstance(indices, int):
+            indices = list(range(3 - indices, 3))
+        wanted = {i % 3 for i in (range(3) if indices is None else indices)}
         out = []
         x = F.relu(self.bn1(self.conv1(x)))
         for i in range(3):

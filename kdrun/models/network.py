@@ -98,6 +98,8 @@ class Network(nn.Module):
 
     def adapt(self, pixels: Tensor) -> Tensor:
         """(B, C, H, W) uint8 or float in [0, 1] -> normalised float32 at the network's size."""
+        if pixels.shape[1] != self.spec.in_chans:
+            raise KdrunError(f"{self.name} takes {self.spec.in_chans} channels, got pixels {tuple(pixels.shape)}")
         x = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
         if self.size is not None and x.shape[-2:] != (self.size, self.size):
             x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)

@@ -65,9 +65,18 @@ def test_mistakes_in_a_users_config_are_caught_as_ours_are(tmp_path, monkeypatch
     [
         ("def (", "plugins: bad.py: SyntaxError"),
         ("import nothing_of_this_name", "plugins: bad.py: ModuleNotFoundError"),
-        ("from kdrun.registry import register\n@register('method', 'distill')\nclass X:\n    class Config: ...", "register: method 'distill' exists already"),
-        ("from kdrun.registry import register\n@register('methods', 'x')\nclass X:\n    class Config: ...", "register: unknown kind 'methods'; nearest: method"),
-        ("from kdrun.registry import register\n@register('method', 'x')\nclass X: ...", "register: X needs a nested class Config"),
+        (
+            "from kdrun.registry import register\n@register('method', 'distill')\nclass X:\n    class Config: ...",
+            "register: method 'distill' exists already",
+        ),
+        (
+            "from kdrun.registry import register\n@register('methods', 'x')\nclass X:\n    class Config: ...",
+            "register: unknown kind 'methods'; nearest: method",
+        ),
+        (
+            "from kdrun.registry import register\n@register('method', 'x')\nclass X: ...",
+            "register: X needs a nested class Config",
+        ),
     ],
 )
 def test_a_broken_plugin_is_one_line(tmp_path, monkeypatch, capsys, code, message):
@@ -78,7 +87,7 @@ def test_a_broken_plugin_is_one_line(tmp_path, monkeypatch, capsys, code, messag
     assert line.startswith(f"error: {message}")
 
 
-PARTS = '''
+PARTS = """
 import numpy as np
 import timm
 from torch import nn
@@ -107,7 +116,7 @@ def flat_linear(pretrained=False, num_classes=2, in_chans=3, **_):
     model = nn.Sequential(nn.Flatten(), nn.Linear(in_chans * 60, num_classes))
     model.get_classifier = lambda: model[1]
     return model
-'''
+"""
 
 
 def test_own_dataset_and_network(tmp_path, monkeypatch):
@@ -119,7 +128,7 @@ def test_own_dataset_and_network(tmp_path, monkeypatch):
         "--config-dir", "mine", "plugins=[parts.py]", "tracker=none", "method=supervised", "dataset=stripes", "student=timm",
         "student.name=flat_linear", "schedule.steps=30", "schedule.batch_size=16", "dataset.count=80", "dataset.mirror=false",
     ]) == 0  # fmt: skip
-    (directory, record), = find_records(Path("outputs"))
+    ((directory, record),) = find_records(Path("outputs"))
     assert record["metrics"]["test/student/top1"] == 1.0
     assert set(record["plugins"]) == {"parts"}
     assert kdrun.load(directory).name == "flat_linear"

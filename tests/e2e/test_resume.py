@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kdrun.record import find_records, read_record
-from tests.conftest import FAST, ROOT, TEACHER
+from tests.conftest import FAST, ROOT, TEACHER, start
 
 # Dropout makes the result depend on torch's global generator, EMA and plateau on state beyond the weights.
 LONG = [
@@ -73,9 +73,7 @@ def slowed(*arguments: str, at: int) -> "subprocess.Popen[str]":
         "from kdrun.train import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return start([sys.executable, "-c", code, *arguments])
 
 
 def test_killed_and_resumed_is_bitwise_the_same(train, outputs, uninterrupted, capsys):
