@@ -308,10 +308,8 @@ def effective(config: RunConfig) -> RunConfig:
     if method.always_teacher and config.teacher.source == "none":
         name = config.method.name
         errors.append(f"method={name} needs a teacher, but teacher.source=none; choose one, e.g. teacher=resnet20")
-    if (
-        config.schedule.decay.name == "plateau"
-        and config.schedule.eval_every_steps is config.schedule.eval_every_epochs
-    ):
+    cadence = (config.schedule.eval_every_steps, config.schedule.eval_every_epochs)
+    if config.schedule.decay.name == "plateau" and cadence == (None, None):
         errors.append("schedule.decay: plateau needs evaluations; give schedule.eval_every_steps or _epochs")
     if config.dataset.split_file is not None and config.teacher.num_labels is not None:
         errors.append("teacher.num_labels: the labels are those of dataset.split_file; set it to null")
