@@ -76,6 +76,9 @@ class DatasetConfig(Schema):
     """An .npz file with index arrays labeled (and unlabeled, val), instead of a draw."""
     mirror: bool = True
     """Whether a mirrored image keeps its class (false for digits)."""
+    mean: list[float] | None = None
+    """Per channel, of pixels scaled to [0, 1]; null: the dataset's own."""
+    std: list[Annotated[float, Field(gt=0)]] | None = None
 
 
 class WeakConfig(Schema):
@@ -385,17 +388,24 @@ def _content(value: Any, key: str = "") -> Any:
 
 
 def file_hash(path: str, key: str) -> str:
-    """sha256 of a file's content, remembered while its size and time stay; `key` is blamed when it is absent."""
+    """sha256 of a file's content, remembered while its size and time stay; `key` is blamed when it is absent.
+
+    Of a folder: of the names and sizes of all files in it.
+    """
     try:
         stat = Path(path).expanduser().stat()
     except OSError as error:
         raise ConfigError(f"{key}: {path}: cannot be read ({error.strerror})") from None
-    return _file_hash(path, stat.st_size, stat.st_mtime_ns)
+    return _file_hash(str(Path(path).expanduser()), stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=256)
 def _file_hash(path: str, size: int, mtime_ns: int) -> str:
-    with Path(path).expanduser().open("rb") as file:
+    if Path(path).is_dir():
+        files = sorted(p for p in Path(path).rglob("*") if p.is_file())
+        listing = "".join(f"{p.relative_to(path).as_posix()}\0{p.stat().st_size}\n" for p in files)
+        return hashlib.sha256(listing.encode()).hexdigest()
+    with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

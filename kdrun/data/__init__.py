@@ -1,3 +1,3 @@
 """Datasets, splits, views and streams."""
 
-from kdrun.data import digits, npz  # noqa: F401  (each registers its dataset)
+from kdrun.data import cifar, digits, folders, npz, svhn  # noqa: F401  (each registers its datasets)

@@ -1,5 +1,6 @@
 """What a dataset is to kdrun: uint8 images and labels in memory, and how they are normalised."""
 
+import dataclasses
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Protocol
@@ -8,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdrun.config import DatasetConfig, file_hash
-from kdrun.errors import DataError
+from kdrun.errors import ConfigError, DataError
 from kdrun.registry import lookup
 from kdrun.schema import FileContent, marker
 
@@ -60,11 +61,22 @@ class Dataset(Protocol):
 def load_dataset(config: DatasetConfig) -> Arrays:
     """The dataset's arrays, kept for the next run of this process. Split settings do not matter here."""
     # Runs of a sweep differ in labels and seeds, not in images.
-    plain = config.replace(num_labels=None, split_seed=None, split_file=None, val_seed=0, val_fraction=0.0)
+    plain = config.replace(
+        num_labels=None, split_seed=None, split_file=None, val_seed=0, val_fraction=0.0, mean=None, std=None
+    )
     fields = type(config).model_fields.items()
     files = [(name, getattr(plain, name)) for name, field in fields if marker(field, FileContent)]
     contents = tuple(file_hash(path, f"dataset.{name}") for name, path in files if path is not None)
-    return _load(type(config), plain.model_dump_json(), contents)
+    arrays = _load(type(config), plain.model_dump_json(), contents)
+    channels = arrays.train_images.shape[-1]
+    for name, given in (("mean", config.mean), ("std", config.std)):
+        if given is not None and len(given) != channels:
+            raise ConfigError(f"dataset.{name}: expected {channels} numbers, one for each channel, got {given}")
+    if config.mean is None and config.std is None:
+        return arrays
+    mean = arrays.mean if config.mean is None else tuple(config.mean)
+    std = arrays.std if config.std is None else tuple(config.std)
+    return dataclasses.replace(arrays, mean=mean, std=std)
 
 
 @lru_cache(maxsize=2)

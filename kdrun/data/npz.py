@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
 from kdrun.config import DatasetConfig
 from kdrun.data.dataset import Arrays, Images, Labels, channel_statistics
@@ -26,9 +25,6 @@ class Npz:
     class Config(DatasetConfig):
         path: Annotated[str, FileContent()]
         """The .npz file; its content, not its place, counts for the run key."""
-        mean: list[float] | None = None
-        """Per channel, of pixels scaled to [0, 1]; null: measured on the training images."""
-        std: list[float] | None = Field(None)
 
     @staticmethod
     def load(config: Config) -> Arrays:
@@ -48,9 +44,6 @@ class Npz:
         if names.ndim != 1:
             raise DataError(f"dataset.path: {path}: class_names: expected a list of names, got shape {names.shape}")
         mean, std = channel_statistics(train)
-        mean, std = (tuple(given) if given else own for given, own in ((config.mean, mean), (config.std, std)))
-        if len(mean) != train.shape[-1] or len(std) != train.shape[-1] or min(std) <= 0:
-            raise DataError(f"dataset.mean, dataset.std: expected {train.shape[-1]} numbers each, std above 0")
         return Arrays(train, train_labels, test, test_labels, class_names=tuple(map(str, names)), mean=mean, std=std)
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from kdrun.data.dataset import load_dataset
 from kdrun.data.npz import Npz
-from kdrun.errors import DataError
+from kdrun.errors import ConfigError, DataError
+from kdrun.schema import build
 
 RNG = np.random.default_rng(0)
 
@@ -35,7 +36,7 @@ def load(tmp_path):
         np.savez(tmp_path / "data.npz", **content)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            return Npz.load(config(tmp_path / "data.npz", **keys))
+            return load_dataset(config(tmp_path / "data.npz", **keys))
 
     return loaded
 
@@ -147,10 +148,17 @@ def test_wrong_arrays_are_refused(load, case):
         load(content)
 
 
-@pytest.mark.parametrize("keys", [{"mean": [0.5]}, {"std": [0.5] * 4}, {"std": [0.2, 0.0, 0.2]}, {"std": [-1.0] * 3}])
-def test_wrong_statistics_are_refused(load, keys):
-    with pytest.raises(DataError, match=r"dataset\.mean, dataset\.std"):
+@pytest.mark.parametrize("keys", [{"mean": [0.5]}, {"std": [0.5] * 4}])
+def test_statistics_for_another_number_of_channels_are_refused(load, keys):
+    with pytest.raises(ConfigError, match=rf"dataset\.{next(iter(keys))}: expected 3 numbers"):
         load(arrays(), **keys)
+
+
+@pytest.mark.parametrize("std", [[0.2, 0.0, 0.2], [-1.0] * 3])
+def test_impossible_statistics_are_refused(tmp_path, std):
+    node = {"name": "npz", "path": str(tmp_path), "std": std}
+    with pytest.raises(ConfigError, match=r"dataset\.std\.\d: must be greater than 0"):
+        build(Npz.Config, node, "dataset")
 
 
 def write_truncated(path):

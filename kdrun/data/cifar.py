@@ -1,0 +1,129 @@
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009): 50,000 training and 10,000 test images of 32x32 pixels.
+
+The published files are Python pickles. They are read with an unpickler that builds arrays, lists and texts only, so a
+file that wants to run code is refused, whoever packed it.
+"""
+
+import pickle
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import numpy as np
+
+from kdrun.config import DatasetConfig
+from kdrun.data.dataset import Arrays, Images, Labels
+from kdrun.data.files import ensure_files, verify
+from kdrun.errors import DataError
+from kdrun.registry import register
+from kdrun.schema import OutsideKey
+
+# Of the training images, as the distillation literature uses them.
+STATISTICS = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+}
+
+
+class CifarConfig(DatasetConfig):
+    root: Annotated[str, OutsideKey()] = "data"
+    """Folder that holds, or will hold, the extracted archive."""
+    download: Annotated[bool, OutsideKey()] = True
+    verify_md5: bool = True
+    """Refuse files that are not the published ones; false for a re-packed copy."""
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Knows numpy arrays and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            from numpy._core.multiarray import _reconstruct
+
+            return _reconstruct
+        if module == "numpy" and name in ("ndarray", "dtype"):
+            return getattr(np, name)
+        if (module, name) == ("_codecs", "encode"):
+            import codecs
+
+            return codecs.encode
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def read_pickle(file: IO[bytes], path: Path) -> dict[str, Any]:
+    """The dictionary of a CIFAR batch file. Raises DataError for a damaged file, and for one that wants to run code."""
+    try:
+        content = _ArrayUnpickler(file, encoding="latin1").load()
+    except Exception as error:  # a damaged pickle may raise anything
+        raise DataError(f"dataset.root: {path}: not a readable CIFAR file ({error})") from None
+    if not isinstance(content, dict):
+        raise DataError(f"dataset.root: {path}: not a CIFAR file (holds a {type(content).__name__})")
+    return content
+
+
+def _load(config: CifarConfig, published: Any, label_key: str, names_key: str) -> Arrays:
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    root = Path(config.root).expanduser()
+    folder = root / published.base_folder
+    train, test = (
+        [(folder / name, md5) for name, md5 in files] for files in (published.train_list, published.test_list)
+    )
+    meta = (folder / published.meta["filename"], published.meta["md5"])
+    ensure_files(
+        root,
+        [path for path, _ in (*train, *test, meta)],
+        lambda: download_and_extract_archive(
+            published.url, str(root), filename=published.filename, md5=published.tgz_md5
+        ),
+        published.filename,
+        config.download,
+    )
+    if config.verify_md5:
+        verify([*train, *test, meta])
+    mean, std = STATISTICS[config.name]
+    train_images, train_labels = _batches([path for path, _ in train], label_key)
+    test_images, test_labels = _batches([path for path, _ in test], label_key)
+    with meta[0].open("rb") as file:
+        names = read_pickle(file, meta[0]).get(names_key)
+    if not isinstance(names, list):
+        raise DataError(f"dataset.root: {meta[0]}: no list {names_key}")
+    return Arrays(train_images, train_labels, test_images, test_labels, tuple(map(str, names)), mean, std)
+
+
+def _batches(paths: list[Path], label_key: str) -> tuple[Images, Labels]:
+    images, labels = [], []
+    for path in paths:
+        with path.open("rb") as file:
+            content = read_pickle(file, path)
+        data, given = content.get("data"), content.get(label_key)
+        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
+            raise DataError(f"dataset.root: {path}: no data of shape (N, 3072) uint8")
+        if not isinstance(given, list) or len(given) != len(data):
+            raise DataError(f"dataset.root: {path}: {len(data)} images without as many {label_key}")
+        images.append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        labels.append(np.asarray(given, np.int64))
+    return np.ascontiguousarray(np.concatenate(images)), np.concatenate(labels)
+
+
+@register("dataset", "cifar10")
+class Cifar10:
+    class Config(CifarConfig):
+        pass
+
+    @staticmethod
+    def load(config: Config) -> Arrays:
+        from torchvision.datasets import CIFAR10
+
+        return _load(config, CIFAR10, "labels", "label_names")
+
+
+@register("dataset", "cifar100")
+class Cifar100:
+    class Config(CifarConfig):
+        pass
+
+    @staticmethod
+    def load(config: Config) -> Arrays:
+        from torchvision.datasets import CIFAR100
+
+        return _load(config, CIFAR100, "fine_labels", "fine_label_names")
