@@ -33,6 +33,12 @@ class ModelConfig(Schema):
     args: dict[str, Any] = Field(default_factory=dict)
     """Passed on to timm.create_model."""
     pretrained: bool = False
+    """Published weights of timm, from the hub, its cache, or `file`."""
+    file: Annotated[str | None, FileContent()] = None
+    """A local file with the published weights (with pretrained=true)."""
+    mean: list[float] | None = None
+    """Normalisation of this network's input; null: the weights' own where pretrained, else the dataset's."""
+    std: list[Annotated[float, Field(gt=0)]] | None = None
     size: int | None = Field(None, gt=0)
     """Images are resized to this side before the network; null: as they come."""
     lr_scale: float = Field(1.0, gt=0)
@@ -42,9 +48,18 @@ class ModelConfig(Schema):
 class TeacherConfig(Schema):
     """Where the teacher comes from."""
 
-    source: Literal["none", "train"] = "none"
-    """train: an ordinary supervised run of `model`, built once and shared."""
+    source: Literal["none", "train", "timm", "file", "ensemble"] = "none"
+    """train: an ordinary supervised run of `model`, built once and shared; timm: published weights; file: weights from
+    `path`; ensemble: `members` together."""
     model: ModelConfig | None = None
+    path: Annotated[str | None, FileContent()] = None
+    """Weights of a file teacher: safetensors, or a PyTorch file of plain tensors."""
+    strip_prefix: str = ""
+    """Taken off the names in `path`, e.g. "module."."""
+    rename: dict[str, str] = Field(default_factory=dict)
+    """Leading parts of names in `path` -> the network's, e.g. {linear: fc}."""
+    members: list["TeacherConfig"] = Field(default_factory=list)
+    """Teachers of an ensemble."""
     seed: int = Field(0, ge=0)
     steps: int | None = Field(None, gt=0)
     epochs: float | None = Field(None, gt=0)
@@ -54,11 +69,24 @@ class TeacherConfig(Schema):
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
-        if self.source != "none" and self.model is None:
+        if self.source not in ("none", "ensemble") and self.model is None:
             raise ValueError("teacher.model is missing")
+        if self.source == "ensemble" and len(self.members) < 2:
+            raise ValueError(f"an ensemble needs two teacher.members or more, got {len(self.members)}")
+        if self.source != "ensemble" and self.members:
+            raise ValueError("teacher.members are for source=ensemble")
+        if self.source == "file" and self.path is None:
+            raise ValueError("teacher.path is missing: the file with the teacher's weights")
         if self.steps is not None and self.epochs is not None:
             raise ValueError("give teacher.steps or teacher.epochs, not both")
         return self
+
+    @property
+    def models(self) -> list[ModelConfig]:
+        """All networks of this teacher."""
+        if self.source == "ensemble":
+            return [model for member in self.members for model in member.models]
+        return [] if self.model is None else [self.model]
 
 
 class DatasetConfig(Schema):
@@ -325,8 +353,8 @@ def effective(config: RunConfig) -> RunConfig:
     if not low <= len(config.students) <= high:
         wanted = low if low == high else f"{low} to {high}"
         errors.append(f"students: method={config.method.name} trains {wanted}, got {len(config.students)}")
-    for key, model in [("student", m) for m in config.students] + [("teacher.model", config.teacher.model)]:
-        if model is not None and not timm.is_model(model.name):
+    for key, model in [("student", m) for m in config.students] + [("teacher.model", m) for m in config.teacher.models]:
+        if not timm.is_model(model.name):
             errors.append(
                 f"{key}.name: timm knows no network {model.name!r}; {allowed(model.name, timm.list_models(), most=0)}"
             )
@@ -413,7 +441,7 @@ def plugged_classes(config: RunConfig) -> list[Any]:
     """Every registered class or function that this run is made of."""
     import timm
 
-    models = [*config.students, *([config.teacher.model] if config.teacher.model else [])]
+    models = [*config.students, *config.teacher.models]
     return [
         config.method_class,
         lookup("dataset", config.dataset.name, "dataset.name"),

@@ -4,7 +4,7 @@ A method declares the streams and views that it wants and the roles that losses 
 else (networks, teacher, losses, optimizer, evaluation, checkpoints) is given.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from kdrun.config import MethodConfig, ModelConfig, RunConfig, TeacherConfig
 from kdrun.data.views import Batch, View
 from kdrun.device import send
+from kdrun.errors import ConfigError
 from kdrun.losses.term import LossSet, Pair, TermSpec
 from kdrun.models.network import Network, Output, build_network
 from kdrun.registry import lookup
@@ -52,10 +53,11 @@ class Context:
 class Teacher:
     """A frozen network. Not an nn.Module, so it cannot be trained, moved or saved along with a method."""
 
-    def __init__(self, network: Network) -> None:
-        self._network = network.eval().requires_grad_(False)
-        self.dims = network.dims
-        self.name = network.name
+    def __init__(self, network: nn.Module) -> None:
+        frozen: Any = network.eval().requires_grad_(False)
+        self._network = frozen
+        self.dims: dict[str, int] = frozen.dims
+        self.name: str = frozen.name
 
     @torch.no_grad()
     def __call__(self, view: View | Tensor, features: tuple[str, ...] = ()) -> Output:
@@ -76,15 +78,31 @@ class Setup:
 
     def network(self, model: ModelConfig, seed: int, role: str = "") -> Network:
         """A new network for this dataset."""
+        import timm
+
+        mean, std = model.mean, model.std
+        if model.pretrained and (mean is None or std is None):  # the weights expect their own
+            published = timm.get_pretrained_cfg(model.name)
+            if published is not None:
+                mean, std = mean or list(published.mean), std or list(published.std)
         return build_network(
             model,
             num_classes=self.num_classes,
             in_chans=self.in_chans,
-            mean=self.mean,
-            std=self.std,
+            mean=_for_channels(mean or self.mean, self.in_chans),
+            std=_for_channels(std or self.std, self.in_chans),
             seed=seed,
             role=role,
         )
+
+
+def _for_channels(values: Sequence[float], in_chans: int) -> Sequence[float]:
+    """Statistics of color images for gray ones."""
+    if len(values) == in_chans:
+        return values
+    if in_chans == 1:
+        return [sum(values) / len(values)]
+    raise ConfigError(f"mean, std: {len(values)} numbers for images of {in_chans} channels")
 
 
 class Method(nn.Module):
@@ -137,7 +155,7 @@ class Method(nn.Module):
     @classmethod
     def requires(cls, config: RunConfig) -> dict[str, RunConfig]:
         """Other runs that must be finished first, by role."""
-        return {"teacher": teacher_run(config)} if config.teacher.source == "train" else {}
+        return teacher_runs(config, config.teacher)
 
     @classmethod
     def batch_sizes(cls, config: RunConfig) -> dict[str, int]:
@@ -187,9 +205,16 @@ def _predictor(network: nn.Module) -> Predictor:
     return predict
 
 
-def teacher_run(config: RunConfig) -> RunConfig:
+def teacher_runs(config: RunConfig, spec: TeacherConfig, role: str = "teacher") -> dict[str, RunConfig]:
+    """The runs that make the teacher, by role: `teacher`, and `teacher_1` ... of an ensemble."""
+    if spec.source == "train":
+        return {role: teacher_run(config, spec)}
+    members = enumerate(spec.members, start=1)
+    return {r: run for i, member in members for r, run in teacher_runs(config, member, f"{role}_{i}").items()}
+
+
+def teacher_run(config: RunConfig, spec: TeacherConfig) -> RunConfig:
     """The ordinary supervised run that makes the teacher of `config`: same data and recipe, own network and seed."""
-    spec = config.teacher
     schedule = config.schedule
     if spec.steps is not None or spec.epochs is not None:
         schedule = schedule.replace(steps=spec.steps, epochs=spec.epochs)

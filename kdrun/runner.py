@@ -30,6 +30,7 @@ from kdrun.record import SCHEMA, Record, code_version, package_versions, read_re
 from kdrun.registry import plugin_hashes
 from kdrun.schedule import LearningRate
 from kdrun.seeding import seed_everything
+from kdrun.teachers import make_teacher, untrained_teacher
 from kdrun.tracking import make_tracker
 
 log = logging.getLogger(__name__)
@@ -123,8 +124,8 @@ def check(config: RunConfig) -> None:
 def _build_without_memory(config: RunConfig, arrays: Arrays, split: Split) -> None:
     with torch.device("meta"):
         teacher = None
-        if config.teacher.model is not None:
-            teacher = Teacher(_setup(arrays, split, None).network(_untrained(config.teacher.model), 0))
+        if config.teacher.source != "none":
+            teacher = Teacher(untrained_teacher(config.teacher, _setup(arrays, split, None)))
         bare = config.replace(students=[_untrained(model) for model in config.students])
         method = config.method_class(bare, _setup(arrays, split, teacher))
     make_optimizer(method)
@@ -181,9 +182,8 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str) 
     train_images, test_images = (torch.from_numpy(a).to(device) for a in (arrays.train_images, arrays.test_images))
 
     seed_everything(config.seed)
-    teacher = None
-    if "teacher" in required:
-        teacher = Teacher(_to(load_run(required["teacher"]), config, device))
+    frozen = make_teacher(config.teacher, _setup(arrays, split, None), required)
+    teacher = None if frozen is None else Teacher(_to(frozen, config, device))
     method: Method = _to(config.method_class(config, _setup(arrays, split, teacher)), config, device)
     size = (arrays.train_images.shape[1], arrays.train_images.shape[2])
     recipes = {"weak": Weak.of(config.views.weak, size, config.dataset.mirror)}

@@ -58,16 +58,20 @@ class Network(nn.Module):
         self.spec = spec
         model = ModelConfig.model_validate(spec.model)
         self.size = model.size
+        weights: dict[str, Any] = {"pretrained": model.pretrained}
+        if model.pretrained and model.file is not None:
+            weights["pretrained_cfg_overlay"] = {"file": model.file}
         try:
             self.net: Any = timm.create_model(
-                model.name,
-                pretrained=model.pretrained,
-                num_classes=spec.num_classes,
-                in_chans=spec.in_chans,
-                **model.args,
+                model.name, num_classes=spec.num_classes, in_chans=spec.in_chans, **weights, **model.args
             )
-        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        except Exception as error:  # hubs raise many kinds
+            if model.pretrained:
+                raise DataError(_no_weights(model, error)) from error
+            if not isinstance(error, TypeError | ValueError | RuntimeError | AssertionError):
+                raise
             raise ConfigError(f"{model.name}: the network cannot be built with args {model.args}: {error}") from error
+
         shape = (1, spec.in_chans, 1, 1)
         self.register_buffer("mean", torch.tensor(spec.mean).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(shape), persistent=False)
@@ -138,6 +142,20 @@ class Network(nn.Module):
 
         state = {name: value.detach().cpu().contiguous() for name, value in self.net.state_dict().items()}
         write_bytes(path, save(state, metadata={"kdrun": json.dumps(asdict(self.spec))}))
+
+
+def _no_weights(model: ModelConfig, error: Exception) -> str:
+    import timm
+
+    published = timm.get_pretrained_cfg(model.name)
+    place = None if published is None else published.hf_hub_id or published.url
+    source = f"published as {place}" if place else "no published weights are known"
+    line = next((part.strip() for part in str(error).splitlines() if part.strip()), "")
+    given = f"from {model.file} " if model.file else ""
+    return (
+        f"{model.name}: weights {given}cannot be loaded ({type(error).__name__}: {line}); {source}: fetch them "
+        "where there is a network and name the file (student.file or teacher.model.file), or set pretrained=false"
+    )
 
 
 def build_network(
