@@ -1,5 +1,7 @@
 """Devices: which one a run takes, and moving small tensors there without waiting for it."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,13 @@ def device_of(given: str) -> torch.device:
     if int(number or 0) >= count:
         raise ConfigError(f"execution.device: {given} was asked for, but this machine has {count} {kind} devices")
     return torch.device(given)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The autocast of `schedule.precision`; weights, optimizer and losses stay float32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kdrun.data.views import View, clean
+from kdrun.device import autocast
 from kdrun.files import atomic_path
 from kdrun.method import Predictor
 from kdrun.metrics import evaluate_logits
@@ -21,9 +22,12 @@ class Evaluator:
         splits: split name -> (images (N, H, W, C) uint8, index (M,) int64, targets (M,) int64), all on the device.
     """
 
-    def __init__(self, splits: Mapping[str, tuple[Tensor, Tensor, Tensor]], batch_size: int) -> None:
+    def __init__(
+        self, splits: Mapping[str, tuple[Tensor, Tensor, Tensor]], batch_size: int, precision: str = "fp32"
+    ) -> None:
         self.splits = {name: parts for name, parts in splits.items() if len(parts[1])}
         self.batch_size = batch_size
+        self.precision = precision
 
     @torch.no_grad()
     def logits(self, predictors: Mapping[str, Predictor]) -> dict[tuple[str, str], Tensor]:
@@ -33,8 +37,9 @@ class Evaluator:
             parts: dict[str, list[Tensor]] = {net: [] for net in predictors}
             for chunk in index.split(self.batch_size):
                 view = View(clean(images, chunk), chunk)
-                for net, predictor in predictors.items():
-                    parts[net].append(predictor(view))
+                with autocast(images.device, self.precision):
+                    for net, predictor in predictors.items():
+                        parts[net].append(predictor(view))
             out.update({(split, net): torch.cat(chunks) for net, chunks in parts.items()})
         return out
 

@@ -26,10 +26,11 @@ from tqdm import tqdm
 
 from kdrun.config import RunConfig
 from kdrun.data.streams import Loader
+from kdrun.device import autocast
 from kdrun.errors import ConfigError, Interrupted, KdrunError, NonFiniteLoss, allowed
 from kdrun.evaluation import Evaluator
 from kdrun.files import atomic_path
-from kdrun.method import Context, Method, Predictor, parameter_groups
+from kdrun.method import Context, Method, parameter_groups
 from kdrun.record import MetricsLog
 from kdrun.schedule import Clock, LearningRate, ScheduleConfig
 from kdrun.tracking import Tracker
@@ -95,8 +96,10 @@ class Loop:
         self.optimizer = make_optimizer(method)
         self.rate = LearningRate(self.schedule, clock)
         self.ema = Ema(method, self.schedule.ema_decay) if self.schedule.ema_decay is not None else None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.schedule.precision == "fp16")
         self.progress = Progress()
         self.log = MetricsLog(directory / "metrics.jsonl")
+        self._last: dict[tuple[str, str], Tensor] = {}  # logits of the evaluation at the last step
         self._window: list[Tensor] = []  # logged values of the steps since the last line
         self._names: list[str] = []
 
@@ -133,14 +136,18 @@ class Loop:
                 for group in self.optimizer.param_groups:
                     group["lr"] = group["base_lr"] * factor
                 ctx = Context(self.config.seed, step, self.clock.total_steps, self.device)
-                out = self.method(batch, ctx)
+                with autocast(self.device, self.schedule.precision):
+                    out = self.method(batch, ctx)
                 losses: dict[str, Tensor] = out.losses
                 total_loss = torch.stack(list(losses.values())).sum()
                 self.optimizer.zero_grad(set_to_none=True)
-                total_loss.backward()
+                self.scaler.scale(total_loss).backward()
+                if clip:
+                    self.scaler.unscale_(self.optimizer)
                 for parameters in clip.values():
                     nn.utils.clip_grad_norm_(parameters, self.schedule.clip_norm or math.inf, foreach=True)
-                self.optimizer.step()
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
                 if self.ema is not None:
                     self.ema.update()
                 self.method.after_step(ctx)
@@ -193,8 +200,11 @@ class Loop:
         return False
 
     def _evaluate(self) -> None:
-        metrics = self.evaluator.metrics(self.logits({}))
+        logits = self._logits()
+        metrics = self.evaluator.metrics(logits)
         progress = self.progress
+        if progress.step == self.clock.total_steps:
+            self._last = logits
         progress.metrics = metrics
         score = metrics.get(f"val/{self.method.headline}/top1")
         if score is not None:
@@ -204,16 +214,20 @@ class Loop:
                 progress.best_on_val = {"step": progress.step, "metrics": metrics}
         self._write(metrics)
 
-    def logits(self, extra: dict[str, Predictor]) -> dict[tuple[str, str], Tensor]:
-        """(split, net) -> logits of every predictor and of `extra`. With an EMA, `<net>_raw` are the live weights."""
+    def final_logits(self) -> dict[tuple[str, str], Tensor]:
+        """(split, net) -> logits of every predictor after the last step."""
+        return self._last or self._logits()  # a run may have been stopped between its last step and its record
+
+    def _logits(self) -> dict[tuple[str, str], Tensor]:
+        """With an EMA, `<net>` has the averaged weights and `<net>_raw` the live ones."""
         self.method.eval()
         try:
             predictors = self.method.predictors()
             if self.ema is None:
-                return self.evaluator.logits({**predictors, **extra})
+                return self.evaluator.logits(predictors)
             live = self.evaluator.logits({f"{name}_raw": predictor for name, predictor in predictors.items()})
             with self.ema.applied():
-                return {**self.evaluator.logits({**predictors, **extra}), **live}
+                return {**self.evaluator.logits(predictors), **live}
         finally:
             self.method.train()
 
@@ -264,6 +278,7 @@ class Loop:
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.shadow if self.ema is not None else [],
+            "scaler": self.scaler.state_dict(),
             "decay": self.rate.decay.state_dict(),
             "window": self._window,
             "names": self._names,
@@ -302,6 +317,7 @@ class Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.shadow = list(state["ema"])
+        self.scaler.load_state_dict(state["scaler"])
         self.rate.decay.load_state_dict(state["decay"])
         self._window, self._names = list(state["window"]), list(state["names"])
         self.progress = Progress(**state["progress"])

@@ -101,7 +101,9 @@ def check(config: RunConfig) -> None:
     Counts of labels and classes, unreadable files, a missing device; and the method is built once without memory, so
     that a wrong argument of a network or optimizer, or a feature that a network lacks, is found here.
     """
-    device_of(config.execution.device)
+    device = device_of(config.execution.device)
+    if config.schedule.precision == "fp16" and device.type != "cuda":
+        raise ConfigError(f"schedule.precision: fp16 needs cuda, this run is on {device.type}; choose bf16 or fp32")
     arrays = load_dataset(config.dataset)
     split = make_split(config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels))
     # seeds and labels change neither networks nor optimizer
@@ -198,6 +200,7 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str) 
             "test": (test_images, everything, torch.from_numpy(arrays.test_labels).to(device)),
         },
         config.execution.eval_batch_size,
+        config.schedule.precision,
     )
     clock = config.schedule.clock(len(split.labeled))
     averaged = config.schedule.ema_decay is not None
@@ -223,7 +226,9 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str) 
         loop = Loop(method, loader, evaluator, clock, directory, tracker, run_key(config))
         progress = loop.run()
         started = time.perf_counter()
-        logits = loop.logits({"teacher": lambda view: teacher(view).logits} if teacher else {})
+        logits = loop.final_logits()
+        if teacher is not None:
+            logits.update(evaluator.logits({"teacher": lambda view: teacher(view).logits}))
         metrics = evaluator.metrics(logits)
         evaluator.save(directory / "predictions", logits)
         _save_networks(method, loop, directory)
@@ -306,7 +311,7 @@ def _new_record(config: RunConfig, directory: Path, overrides: list[str]) -> Rec
         "packages": package_versions(),
         "plugins": plugin_hashes(plugged_classes(config)),
         "device": None,
-        "precision": "float32",
+        "precision": config.schedule.precision,
         "threads": None,
         "world_size": 1,
         "steps": None,

@@ -236,6 +236,8 @@ class ScheduleConfig(Schema):
     eval_every_epochs: float | None = Field(None, gt=0)
     """Evaluation cadence; neither: at the end only."""
     channels_last: bool = True
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast type of networks and losses in training and evaluation; fp16 (with loss scaling) on cuda only."""
 
     @model_validator(mode="after")
     def consistent(self) -> Self:

@@ -51,6 +51,7 @@ MISTAKES = {
     "missing data file": (["dataset=npz", "dataset.path=/nowhere.npz"], "dataset.path: /nowhere.npz: cannot be read"),
     "missing split file": (["dataset.split_file=/nowhere.npz"], "dataset.split_file: /nowhere.npz: no such file"),
     "absent device": (["execution.device=cuda:99"], "execution.device: cuda:99 was asked for"),
+    "fp16 without cuda": (["schedule.precision=fp16", "execution.device=cpu"], "schedule.precision: fp16 needs cuda, this run is on cpu"),
     "unknown device": (["execution.device=gpu"], "execution.device: 'gpu' is not a device; allowed: auto, cpu, cuda"),
 }  # fmt: skip
 
