@@ -6,14 +6,16 @@ change a result, so that equal runs are found and never run twice.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from kdrun.errors import ConfigError, allowed
 from kdrun.files import read_npz
@@ -152,7 +154,7 @@ class ExecutionConfig(Schema):
     """auto (cuda where there is one, else cpu), cpu, cuda, cuda:<n> or mps."""
     threads: int | None = Field(None, gt=0)
     """Threads of torch on the CPU; null: torch's choice."""
-    outputs: str = "outputs"
+    outputs: str = Field("outputs", min_length=1)
     progress: bool | None = None
     """Progress bar; null: only on a terminal."""
     eval_batch_size: int = Field(1000, gt=0)
@@ -161,6 +163,13 @@ class ExecutionConfig(Schema):
     checkpoint_every_steps: int | None = Field(None, gt=0)
     keep_checkpoint: bool = False
     """Keep the last checkpoint of a finished run."""
+
+    @field_validator("device")
+    @classmethod
+    def is_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+            raise ValueError(f"{value!r} is not a device; allowed: auto, cpu, cuda, cuda:<n>, mps")
+        return value
 
 
 class RunConfig(Schema):
@@ -197,7 +206,7 @@ class RunConfig(Schema):
     @property
     def directory(self) -> Path:
         """Content-named directory of the run."""
-        return Path(self.execution.outputs) / run_dir(self)
+        return Path(self.execution.outputs).expanduser() / run_dir(self)
 
 
 # ---------------------------------------------------------------------------------------------------- from Hydra
@@ -206,6 +215,8 @@ class RunConfig(Schema):
 def to_config(composed: DictConfig) -> RunConfig:
     """Type and check a composed Hydra config. Raises ConfigError with one line for each problem."""
     try:
+        if not OmegaConf.is_dict(composed.get("execution")):
+            raise ConfigError("execution: missing; it must be the mapping of conf/config.yaml")
         ours = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         node = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -291,8 +302,15 @@ def _students(node: dict[str, Any]) -> list[ModelConfig]:
     out = []
     for i, item in enumerate(given):
         key = "student" if not node.get("students") else f"students.{i}"
-        out.append(build(ModelConfig, {"name": item} if isinstance(item, str) else item, key))
+        out.append(build(ModelConfig, _named_network(item) if isinstance(item, str) else item, key))
     return out
+
+
+def _named_network(name: str) -> dict[str, Any]:
+    """The content of conf/student/<name>.yaml, else any timm name."""
+    path = CONF_DIR / "student" / f"{name}.yaml"
+    node: dict[str, Any] = yaml.safe_load(path.read_text()) if path.is_file() else {"name": name}
+    return {key: value for key, value in node.items() if key != "defaults"}
 
 
 def check_coefficients(coefficients: Any) -> None:
@@ -301,6 +319,8 @@ def check_coefficients(coefficients: Any) -> None:
         raise ConfigError(f"coefficients: expected a mapping of sets of terms, got {coefficients!r}")
     errors = []
     for terms, values in coefficients.items():
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"coefficients.{terms}: expected a mapping such as {{wttm.gamma: 0.3}}, got {values!r}")
         for name in str(terms).split("+"):
             lookup("loss", name, f"coefficients.{terms}")
         for dotted in values:
@@ -319,7 +339,7 @@ def effective(config: RunConfig) -> RunConfig:
     import kdrun.models  # noqa: F401  (registers the CIFAR networks into timm)
 
     errors: list[str] = []
-    losses = {label: term for label, term in config.losses.items() if term.weight > 0}
+    losses = {label: term for label, term in sorted(config.losses.items()) if term.weight > 0}
     if not losses:
         raise ConfigError("loss: no term with a weight above 0; give one of them a weight")
     config = config.replace(losses=losses)
@@ -362,6 +382,11 @@ def effective(config: RunConfig) -> RunConfig:
         raise ConfigError(*errors)
     if not config.needs_teacher:
         config = config.replace(teacher=TeacherConfig())
+    present = {model.name for model in (*config.students, *config.teacher.models)}
+    lr_for = {name: lr for name, lr in config.schedule.lr_for.items() if name in present}
+    config = config.replace(schedule=config.schedule.replace(lr_for=lr_for))
+    if not config.dataset.mirror:
+        config = config.replace(views=config.views.replace(weak=config.views.weak.replace(flip=True)))  # no effect
     dataset = config.dataset
     if dataset.split_file is not None and dataset.num_labels is None:
         dataset = dataset.replace(num_labels=_num_listed(dataset.split_file))
@@ -384,9 +409,12 @@ def run_key(config: RunConfig) -> str:
     Fields equal to their default are left out, so a field added later changes no key where it keeps the old behavior.
     """
     content = _content(config)
+    if config.schedule.decay.name != "plateau":  # then evaluations only look on
+        for cadence in ("eval_every_steps", "eval_every_epochs"):
+            content["schedule"].pop(cadence, None)
     if config.dataset.split_seed == config.seed:  # the same draw as null
         content["dataset"].pop("split_seed", None)
-    plugins = plugin_hashes(plugged_classes(config)) if config.plugins else {}
+    plugins = plugin_hashes(plugged_classes(config)) if config.plugins else []
     text = json.dumps({"version": KEY_VERSION, "config": content, "plugins": plugins}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -422,9 +450,9 @@ def file_hash(path: str, key: str) -> str:
     """
     try:
         stat = Path(path).expanduser().stat()
+        return _file_hash(str(Path(path).expanduser()), stat.st_size, stat.st_mtime_ns)
     except OSError as error:
         raise ConfigError(f"{key}: {path}: cannot be read ({error.strerror})") from None
-    return _file_hash(str(Path(path).expanduser()), stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=256)
@@ -461,13 +489,20 @@ def dump(config: RunConfig) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------- resolvers
 
 
+def _plain_weight(losses: Any, label: Any) -> Any:
+    node = losses[label]
+    return OmegaConf.to_container(node).get("weight") if OmegaConf.is_dict(node) else None  # type: ignore[union-attr]
+
+
 def _coefficient(key: str, default: Any, *, _root_: DictConfig) -> Any:
     """`${coefficient:wttm.weight,4.0}`: what `coefficients` gives for the set of terms in use, or the default."""
     losses: Any = OmegaConf.select(_root_, "loss") or OmegaConf.create({})
-    names = [OmegaConf.select(losses, f"{label!s}.name") for label in losses]
+    built = [label for label in losses if _plain_weight(losses, label) != 0]
+    names = [OmegaConf.select(losses, f"{label!s}.name") for label in built]
     terms = "+".join(sorted(str(name) for name in names if name and name != "ce"))
     table = OmegaConf.select(_root_, "coefficients") or {}
-    return (table.get(terms) or {}).get(key, default) if table else default
+    chosen = table.get(terms) if isinstance(table, Mapping) else None
+    return chosen.get(key, default) if isinstance(chosen, Mapping) else default
 
 
 def _run_dir(*, _root_: DictConfig) -> str:

@@ -22,6 +22,10 @@ class DataError(ConfigError):
     """A data file that is missing, damaged or not what it should be."""
 
 
+class LockLost(KdrunError):
+    """Another process took a run over while this one stood still; this one must not write any more."""
+
+
 class NonFiniteLoss(KdrunError):
     """A loss term became NaN or infinite during training."""
 

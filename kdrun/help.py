@@ -33,6 +33,7 @@ def show_help(arguments: Iterable[str]) -> str:
     folders = [CONF_DIR]
     if "--config-dir" in given[:-1]:
         folders.append(Path(given[given.index("--config-dir") + 1]))
+    folders += [Path(argument.split("=", 1)[1]) for argument in given if argument.startswith("--config-dir=")]
     groups: dict[str, set[str]] = {}
     for folder in folders:
         for path in folder.rglob("*.yaml"):

@@ -30,6 +30,14 @@ def _boot_id() -> str:
         return ""
 
 
+def _started(pid: int) -> str:
+    """Start time of a process in ticks since boot, where the system tells: tells two users of one number apart."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
 class Lock:
     """`with Lock(path):` waits until nobody else holds the lock."""
 
@@ -39,6 +47,7 @@ class Lock:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "boot_id": _boot_id(),
+            "started": _started(os.getpid()),
             "token": os.urandom(8).hex(),
         }
         self._stop = threading.Event()
@@ -56,10 +65,10 @@ class Lock:
             if seen is None or seen[0] != beat:
                 seen = (beat, time.monotonic())
             other = self._read()
-            if self._dead(other) or time.monotonic() - seen[1] > STALE:
+            if self._dead(other, time.monotonic() - seen[1]):
                 if self._take_over(other):
                     self._temporary(other.get("token")).unlink(missing_ok=True)
-                    log.warning("took over %s from a dead process (%s)", self.path.stem, _name(other))
+                    log.warning("took over %s from %s, which is gone", self.path.stem, _name(other))
                     break
             elif not announced:
                 log.info("waiting for %s, which %s is building", self.path.stem, _name(other))
@@ -129,18 +138,19 @@ class Lock:
             return {}
         return value if isinstance(value, dict) else {}
 
-    def _dead(self, other: dict[str, object]) -> bool:
+    def _dead(self, other: dict[str, object], silent: float) -> bool:
+        """Whether the owner is gone: here when its process is (a suspended one lives), elsewhere when it is silent."""
         pid = other.get("pid")
-        same = other.get("host") == self.owner["host"] and other.get("boot_id") == self.owner["boot_id"]
-        if not same or not isinstance(pid, int):
-            return False
+        here = other.get("host") == self.owner["host"] and other.get("boot_id") == self.owner["boot_id"]
+        if not here or not isinstance(pid, int):
+            return silent > STALE
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
             return True
         except PermissionError:
             return False
-        return False
+        return _started(pid) != other.get("started")  # the number was given to another process
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):

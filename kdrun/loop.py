@@ -13,7 +13,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -26,11 +26,12 @@ from tqdm import tqdm
 
 from kdrun.config import RunConfig
 from kdrun.data.streams import Loader
+from kdrun.data.views import Batch
 from kdrun.device import autocast
-from kdrun.errors import ConfigError, Interrupted, KdrunError, NonFiniteLoss, allowed
+from kdrun.errors import ConfigError, Interrupted, KdrunError, LockLost, NonFiniteLoss, allowed
 from kdrun.evaluation import Evaluator
 from kdrun.files import atomic_path
-from kdrun.method import Context, Method, parameter_groups
+from kdrun.method import Context, Method, Step, parameter_groups
 from kdrun.record import MetricsLog
 from kdrun.schedule import Clock, LearningRate, ScheduleConfig
 from kdrun.tracking import Tracker
@@ -81,7 +82,7 @@ class Loop:
 
     def __init__(
         self, method: Method, loader: Loader, evaluator: Evaluator, clock: Clock, directory: Path, tracker: Tracker,
-        key: str,
+        key: str, lost: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         self.method = method
         self.loader = loader
@@ -92,6 +93,7 @@ class Loop:
         self.directory = directory
         self.tracker = tracker
         self.key = key
+        self.lost = lost
         self.device = next(method.parameters()).device
         self.optimizer = make_optimizer(method)
         self.rate = LearningRate(self.schedule, clock)
@@ -127,58 +129,67 @@ class Loop:
 
         self.method.train()
         with StopSignal() as stop, bar:
-            for step in range(progress.step, self.clock.total_steps):
-                started = time.perf_counter()
-                batch = self.loader.batch(step)
-                waited += time.perf_counter() - started
-
-                factor = self.rate.factor(step)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = group["base_lr"] * factor
-                ctx = Context(self.config.seed, step, self.clock.total_steps, self.device)
-                with autocast(self.device, self.schedule.precision):
-                    out = self.method(batch, ctx)
-                losses: dict[str, Tensor] = out.losses
-                total_loss = torch.stack(list(losses.values())).sum()
-                self.optimizer.zero_grad(set_to_none=True)
-                self.scaler.scale(total_loss).backward()
-                if clip:
-                    self.scaler.unscale_(self.optimizer)
-                for parameters in clip.values():
-                    nn.utils.clip_grad_norm_(parameters, self.schedule.clip_norm or math.inf, foreach=True)
-                self.scaler.step(self.optimizer)
-                self.scaler.update()
-                if self.ema is not None:
-                    self.ema.update()
-                self.method.after_step(ctx)
-                self._keep(losses, out.metrics)
-                progress.step = step + 1
-
-                if progress.step % execution.log_every_steps == 0 or progress.step == self.clock.total_steps:
-                    self._flush()
-                if self._evaluation_due(progress.step):
-                    self._check_finite()
+            try:
+                for step in range(progress.step, self.clock.total_steps):
                     started = time.perf_counter()
-                    self._evaluate()
-                    evaluated += time.perf_counter() - started
-                bar.update(batch_size)
+                    batch = self.loader.batch(step)
+                    waited += time.perf_counter() - started
 
-                now = time.perf_counter()
-                every = execution.checkpoint_every_steps
-                due = now - saved >= execution.checkpoint_every_seconds or (every and progress.step % every == 0)
-                last = progress.step == self.clock.total_steps
-                if stop.received is not None or (due and not last):
-                    self._check_finite()
-                    clock_in()
-                    self._checkpoint()
-                    saved = now
-                if stop.received is not None:
-                    raise Interrupted(
-                        f"stopped by {stop.received} after step {progress.step} of {self.clock.total_steps}; "
-                        "a checkpoint was written, the same command goes on from there"
-                    )
+                    out = self._optimize(step, batch, clip)
+                    self._keep(out.losses, out.metrics)
+                    progress.step = step + 1
+
+                    if progress.step % execution.log_every_steps == 0 or progress.step == self.clock.total_steps:
+                        self._flush()
+                    if self._evaluation_due(progress.step):
+                        self._check_finite()
+                        started = time.perf_counter()
+                        self._evaluate()
+                        evaluated += time.perf_counter() - started
+                    bar.update(batch_size)
+
+                    now = time.perf_counter()
+                    every = execution.checkpoint_every_steps
+                    due = now - saved >= execution.checkpoint_every_seconds or (every and progress.step % every == 0)
+                    last = progress.step == self.clock.total_steps
+                    if stop.received is not None or (due and not last):
+                        self._check_finite()
+                        clock_in()
+                        self._checkpoint()
+                        saved = now
+                    if stop.received is not None:
+                        raise Interrupted(
+                            f"stopped by {stop.received} after step {progress.step} of {self.clock.total_steps}; "
+                            "a checkpoint was written, the same command goes on from there"
+                        )
+            except Exception as error:
+                if stop.received is not None:  # the signal stops the sweep, whatever went wrong on the way
+                    raise Interrupted(f"stopped by {stop.received}; no checkpoint: {error}") from error
+                raise
         clock_in()
         return progress
+
+    def _optimize(self, step: int, batch: Batch, clip: Mapping[str, list[Tensor]]) -> Step:
+        """One optimizer step. Nothing here waits for the device."""
+        factor = self.rate.factor(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        ctx = Context(self.config.seed, step, self.clock.total_steps, self.device)
+        with autocast(self.device, self.schedule.precision):
+            out: Step = self.method(batch, ctx)
+        total = torch.stack(list(out.losses.values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(total).backward()
+        if clip:
+            self.scaler.unscale_(self.optimizer)
+        for parameters in clip.values():
+            nn.utils.clip_grad_norm_(parameters, self.schedule.clip_norm or math.inf, foreach=True)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update()
+        self.method.finish_step(ctx)
+        return out
 
     def _clipped(self) -> dict[str, list[Tensor]]:
         """The parameters whose gradient norm is limited, by student."""
@@ -210,7 +221,7 @@ class Loop:
         if score is not None:
             self.rate.decay.observe(score)
             best = progress.best_on_val
-            if best is None or score > best["metrics"][f"val/{self.method.headline}/top1"]:
+            if math.isfinite(score) and (best is None or score > best["metrics"][f"val/{self.method.headline}/top1"]):
                 progress.best_on_val = {"step": progress.step, "metrics": metrics}
         self._write(metrics)
 
@@ -262,12 +273,16 @@ class Loop:
         self._write({**dict(zip(self._names, means, strict=True)), "train/lr": group["lr"]})
 
     def _write(self, values: dict[str, float]) -> None:
+        if self.lost():
+            raise LockLost(f"{self.directory}: another process took this run over; it goes on there")
         self.log.write(self.progress.step, values)
         self.tracker.log(self.progress.step, values)
 
     # ---------------------------------------------------------------------------------------------- checkpoints
 
     def _checkpoint(self) -> None:
+        if self.lost():
+            raise LockLost(f"{self.directory}: another process took this run over; it goes on there")
         progress = self.progress
         state = {
             "key": self.key,
@@ -356,19 +371,28 @@ def make_optimizer(method: Method) -> torch.optim.Optimizer:
     from timm.optim import create_optimizer_v2, list_optimizers
 
     name, known = schedule.optimizer, [str(n) for n in list_optimizers()]
+    own: Any = getattr(torch.optim, name, None)
+    torch_own = isinstance(own, type) and issubclass(own, torch.optim.Optimizer)
+    if torch_own and name not in ("Optimizer", "LBFGS", "SparseAdam"):
+        try:
+            made: torch.optim.Optimizer = own(groups, lr=schedule.lr, **schedule.optimizer_args)
+            return made
+        except (TypeError, ValueError) as error:
+            given = schedule.optimizer_args
+            raise ConfigError(f"schedule.optimizer_args: {name} does not take {given}: {error}") from None
     if name not in known:
         raise ConfigError(f"schedule.optimizer: unknown optimizer {name!r}; {allowed(name, known, most=0)}")
     common: dict[str, Any] = {"lr": schedule.lr, "momentum": schedule.momentum, **schedule.optimizer_args}
     try:
         if name == "sgd":  # timm's "sgd" is always Nesterov's
             return torch.optim.SGD(groups, nesterov=schedule.nesterov, foreach=True, **common)
-        made = create_optimizer_v2(groups, opt=name, weight_decay=schedule.weight_decay, **common)
+        other = create_optimizer_v2(groups, opt=name, weight_decay=schedule.weight_decay, **common)
     except (TypeError, ValueError) as error:
         given = schedule.optimizer_args
         raise ConfigError(f"schedule.optimizer_args: {name} does not take {given}: {error}") from None
-    if not isinstance(made, torch.optim.Optimizer):
+    if not isinstance(other, torch.optim.Optimizer):
         raise ConfigError(f"schedule.optimizer: {name} wraps an optimizer, which resuming does not support")
-    return made
+    return other
 
 
 def random_state() -> dict[str, Any]:

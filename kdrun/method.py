@@ -4,6 +4,7 @@ A method declares the streams and views that it wants and the roles that losses 
 else (networks, teacher, losses, optimizer, evaluation, checkpoints) is given.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -11,13 +12,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from kdrun.config import MethodConfig, ModelConfig, RunConfig, TeacherConfig
+from kdrun.config import MethodConfig, ModelConfig, RunConfig, TeacherConfig, effective, plugged_classes
 from kdrun.data.views import Batch, View
 from kdrun.device import send
 from kdrun.errors import ConfigError
 from kdrun.losses.term import LossSet, Pair, TermSpec
 from kdrun.models.network import Network, Output, build_network
-from kdrun.registry import lookup
+from kdrun.registry import lookup, plugin_hashes
 from kdrun.seeding import generator
 
 Predictor = Callable[[View], Tensor]
@@ -123,6 +124,7 @@ class Method(nn.Module):
         super().__init__()
         self.config = config
         self.setup = setup
+        self._pairs: dict[int, Pair] = {}
         self.students = nn.ModuleDict()
         self.loss_sets = nn.ModuleDict()
         names = ["student"] if len(config.students) == 1 else [f"student_{k + 1}" for k in range(len(config.students))]
@@ -133,6 +135,7 @@ class Method(nn.Module):
             self.students[name] = network
             self.loss_sets[name] = LossSet(
                 config.losses,
+                config.seed,
                 TermSpec(
                     setup.num_classes, len(setup.train_target), network.dims,
                     setup.teacher.dims if setup.teacher else {}, setup.train_target,
@@ -194,7 +197,17 @@ class Method(nn.Module):
         losses = self.losses(k)
         student: Output = list(self.students.values())[k](seen, losses.features())
         teacher = self.teacher(seen, losses.features("teacher")) if self.teacher else None
-        return Pair(student, teacher, samples.target, seen.index, ctx.progress, ctx.draw)
+        pair = Pair(student, teacher, samples.target, seen.index, ctx.progress, ctx.draw)
+        self._pairs[k] = pair
+        return pair
+
+    @torch.no_grad()
+    def finish_step(self, ctx: Context) -> None:
+        """After the optimizer step: each term sees its last pair (to update a memory), then `after_step`."""
+        for k, pair in self._pairs.items():
+            self.losses(k).after_step(dataclasses.replace(pair, student=pair.student.detach()))
+        self._pairs.clear()
+        self.after_step(ctx)
 
 
 def _predictor(network: nn.Module) -> Predictor:
@@ -223,7 +236,7 @@ def teacher_run(config: RunConfig, spec: TeacherConfig) -> RunConfig:
         drawn = spec.num_labels is not None
         dataset = dataset.replace(num_labels=spec.num_labels, split_seed=config.split_seed if drawn else None)
     supervised, ce = lookup("method", "supervised", "teacher"), lookup("loss", "ce", "teacher")
-    return config.replace(
+    run = config.replace(
         method=supervised.Config(name="supervised"),
         losses={"ce": ce.Config(name="ce")},
         students=[spec.model],
@@ -232,6 +245,8 @@ def teacher_run(config: RunConfig, spec: TeacherConfig) -> RunConfig:
         dataset=dataset,
         seed=spec.seed,
     )
+    own = plugin_hashes(plugged_classes(run))
+    return effective(run.replace(plugins=config.plugins if own else []))
 
 
 def parameter_groups(method: Method) -> list[dict[str, Any]]:

@@ -21,6 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 from kdrun.config import CONF_DIR, RunConfig, to_config
 from kdrun.errors import ConfigError, KdrunError, allowed
 
+# What Hydra and OmegaConf raise for overrides that they cannot take; some of it is plain Python's.
+REFUSALS = (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError, AttributeError)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -62,7 +65,7 @@ class Composer:
         """The composed config with its `hydra` node. Raises ConfigError, one line, for what Hydra refuses."""
         try:
             return self._compose(overrides)
-        except (HydraException, OmegaConfBaseException) as error:
+        except REFUSALS as error:
             raise ConfigError(self._explain(error, list(overrides))) from None
 
     def typed(self, overrides: Sequence[str]) -> RunConfig:
@@ -73,8 +76,10 @@ class Composer:
         """The overrides of every job; None where a sweeper other than Hydra's basic one decides as it goes."""
         try:
             composed = self._compose(overrides, multirun=True, sweeps=True)
-        except (HydraException, OmegaConfBaseException) as error:
+        except REFUSALS as error:
             raise ConfigError(self._explain(error, list(overrides))) from None
+        if composed.hydra.job.chdir:
+            raise ConfigError("hydra.job.chdir: kdrun names directories itself; leave it false")
         if not multirun and "MULTIRUN" not in str(composed.hydra.mode):
             return [tuple(overrides)]
         sweeper = composed.hydra.sweeper
@@ -118,7 +123,17 @@ class Composer:
         if match := re.search(r"Could not delete.*'([^']+)'", text):
             return f"~{match[1]}: there is no such key to remove"
         if isinstance(error, OverrideParseException):
-            return f"{error.override}: not understood; write key=value, +key=value to add, ~key to remove"
+            hint = "write key=value, +key=value to add, ~key to remove"
+            name, equals, value = str(error.override).partition("=")
+            if equals:  # spaces, accents and ~ need quotes of Hydra's own
+                hint = f"quote the value: \"{name}='{value}'\""
+            return f"{error.override}: not understood; {hint}"
+        if "Config group override must be a string or a list" in text:
+            empty = [o for o in overrides if re.match(r"[+]*[\w/@.]+=(null|-?\d+)$", o)]
+            group = empty[0].lstrip("+").split("=")[0] if empty else "a group"
+            folder = CONF_DIR / group.split("@")[0]
+            options = sorted(p.stem for p in folder.glob("*.yaml")) if folder.is_dir() else []
+            return f"{empty[0] if empty else group}: not an option of the group; {allowed(group, options)}"
         key = getattr(error, "full_key", None)
         line = " ".join(
             part.strip()

@@ -1,6 +1,7 @@
 """record.json and metrics.jsonl: what a run was, and what came out (schema 1)."""
 
 import json
+import logging
 import math
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from kdrun.config import HERE
 from kdrun.errors import KdrunError
 from kdrun.files import write_bytes, write_json
 
+log = logging.getLogger(__name__)
 SCHEMA = 1
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "scikit-learn", "wandb")
 Record = dict[str, Any]
@@ -26,7 +28,7 @@ def read_record(directory: Path) -> Record | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise KdrunError(f"{path}: not a readable record ({error})") from None
+        raise KdrunError(f"{path}: not a readable record ({error}); delete it to run this anew") from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         found = record.get("schema") if isinstance(record, dict) else None
         raise KdrunError(f"{path}: record schema {found!r}; this kdrun reads schema {SCHEMA}")
@@ -38,9 +40,13 @@ def write_record(directory: Path, record: Record) -> None:
 
 
 def find_records(outputs: Path) -> Iterator[tuple[Path, Record]]:
-    """All records below `outputs`/runs, in the order of their paths."""
+    """All records below `outputs`/runs, in the order of their paths; damaged ones are named in the log and left out."""
     for path in sorted((outputs / "runs").glob("*/*/*/*/record.json")):
-        record = read_record(path.parent)
+        try:
+            record = read_record(path.parent)
+        except KdrunError as error:
+            log.warning("left out: %s", error)
+            continue
         if record is not None:
             yield path.parent, record
 
@@ -72,8 +78,9 @@ class MetricsLog:
         out = []
         for line in self.path.read_text(errors="replace").splitlines() if self.path.exists() else []:
             try:
-                out.append(json.loads(line))
-            except ValueError:
+                content = json.loads(line)
+                out.append({**content, "step": int(content["step"])})
+            except (ValueError, TypeError, KeyError):
                 break
         return out
 

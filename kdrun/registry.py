@@ -48,8 +48,8 @@ def lookup(kind: str, name: object, key: str) -> Any:
     return found
 
 
-def load_plugins(paths: list[str]) -> None:
-    """Run users' own files, so that what they register is known; parts of plugins not among `paths` are forgotten.
+def load_plugins(paths: list[str], forget: bool = True) -> None:
+    """Run users' own files, so that what they register is known; with `forget`, parts of other plugins are dropped.
 
     The same file content is run once.
     """
@@ -60,7 +60,7 @@ def load_plugins(paths: list[str]) -> None:
             raise ConfigError(f"plugins: {given}: no such Python file (looked in {path.resolve().parent})")
         place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
         wanted[f"kdrun_plugin_{place}_{path.stem}"] = (given, path)
-    for module_name in set(_PLUGIN_HASHES) - set(wanted):
+    for module_name in set(_PLUGIN_HASHES) - set(wanted) if forget else ():
         _forget(module_name)
     for module_name, (given, path) in wanted.items():
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -91,10 +91,13 @@ def _forget(module_name: str) -> None:
             del table[name]
 
 
-def plugin_hashes(classes: list[Any]) -> dict[str, str]:
-    """sha256 of the plugin files in which these classes or functions were written, by file stem."""
+def plugin_hashes(classes: list[Any]) -> list[tuple[str, str]]:
+    """File stem and sha256 of the plugin files in which these classes or functions were written, sorted.
+
+    A module that a plugin imports is not hashed.
+    """
     modules = {c.__module__ for c in classes} & set(_PLUGIN_HASHES)
-    return {module.split("_", 3)[3]: _PLUGIN_HASHES[module] for module in sorted(modules)}
+    return sorted((module.split("_", 3)[3], _PLUGIN_HASHES[module]) for module in modules)
 
 
 def _origin(cls: type) -> str:

@@ -16,10 +16,10 @@ from torch import Tensor
 from kdrun.config import ModelConfig, RunConfig, dump, plugged_classes, run_key
 from kdrun.data.dataset import Arrays, load_dataset
 from kdrun.data.splits import Split, make_split, write_split
-from kdrun.data.streams import make_loader
+from kdrun.data.streams import check_streams, make_loader
 from kdrun.data.views import Weak
 from kdrun.device import device_of
-from kdrun.errors import ConfigError, KdrunError
+from kdrun.errors import ConfigError, KdrunError, LockLost
 from kdrun.evaluation import Evaluator
 from kdrun.files import write_bytes, write_json, write_text
 from kdrun.lock import Lock
@@ -27,7 +27,7 @@ from kdrun.loop import Loop, make_optimizer
 from kdrun.method import Method, Setup, Teacher
 from kdrun.models.network import Network, load_network
 from kdrun.record import SCHEMA, Record, code_version, package_versions, read_record, write_record
-from kdrun.registry import plugin_hashes
+from kdrun.registry import load_plugins, plugin_hashes
 from kdrun.schedule import LearningRate
 from kdrun.seeding import seed_everything
 from kdrun.teachers import make_teacher, untrained_teacher
@@ -47,25 +47,26 @@ def run(config: RunConfig, overrides: Iterable[str] = (), job_type: str = "train
         KeyboardInterrupt: stopped by a signal; the same call goes on from the checkpoint.
     """
     directory = config.directory
-    record = finished(directory)
-    if record is not None:
-        log.info("done already: %s", summary(directory, record))
-        return record
+    done = finished(directory)
+    if done is not None:
+        log.info("done already: %s", summary(directory, done))
+        return done
     with Lock(directory.with_name(directory.name + ".lock")) as lock:
-        record = finished(directory)  # the process that we waited for may have done it
-        if record is not None:
-            log.info("done by another process: %s", summary(directory, record))
-            return record
-        handler = logging.FileHandler(_made(directory) / "log.txt")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logging.getLogger("kdrun").addHandler(handler)
-        record = _new_record(config, directory, list(overrides))
+        done = finished(directory)  # the process that we waited for may have done it
+        if done is not None:
+            log.info("done by another process: %s", summary(directory, done))
+            return done
+        record: Record = {"status": "failed", "error": None}
+        handler: logging.Handler | None = None
         try:
+            handler = logging.FileHandler(_made(directory) / "log.txt")
+            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            logging.getLogger("kdrun").addHandler(handler)
+            record = _new_record(config, directory, list(overrides))
             write_record(directory, record)
-            _execute(config, directory, record, job_type)
-            if lock.lost:
-                raise KdrunError(f"{directory}: another process took this run over while this one was suspended")
+            _execute(config, directory, record, job_type, lock)
             record["status"] = "done"
+            _hold(lock, directory)
             write_record(directory, record)
             if not config.execution.keep_checkpoint:
                 shutil.rmtree(directory / "checkpoint", ignore_errors=True)
@@ -74,18 +75,28 @@ def run(config: RunConfig, overrides: Iterable[str] = (), job_type: str = "train
             record.update(status="failed", error={"type": type(error).__name__, "message": str(error)})
             known = isinstance(error, KdrunError | OSError)
             log.error("failed: %s: %s%s", directory, "" if known else f"{type(error).__name__}: ", error)
-            handler.handle(logging.makeLogRecord({"levelname": "ERROR", "msg": traceback.format_exc()}))
-            _write_failure(directory, record)
+            if handler is not None:
+                handler.handle(logging.makeLogRecord({"levelname": "ERROR", "msg": traceback.format_exc()}))
+            if "schema" in record and not lock.lost:
+                _write_failure(directory, record)
         finally:
-            logging.getLogger("kdrun").removeHandler(handler)
-            handler.close()
+            if handler is not None:
+                logging.getLogger("kdrun").removeHandler(handler)
+                handler.close()
     return record
 
 
+def _hold(lock: Lock, directory: Path) -> None:
+    if lock.lost:
+        raise LockLost(f"{directory}: another process took this run over; it goes on there")
+
+
 def finished(directory: Path) -> Record | None:
-    """The record of a run that is done, else None."""
+    """The record of a run that is done and has its weights, else None."""
     record = read_record(directory)
-    return record if record is not None and record["status"] == "done" else None
+    if record is None or record["status"] != "done":
+        return None
+    return record if all((directory / f"{net}.safetensors").is_file() for net in record["nets"]) else None
 
 
 def summary(directory: Path, record: Record) -> str:
@@ -123,7 +134,29 @@ def check(config: RunConfig) -> None:
             raise ConfigError(*(f"{role}: {line}" for line in error.lines)) from None
 
 
+def recipes_of(config: RunConfig, arrays: Arrays) -> dict[str, Weak]:
+    """The views that a method may ask for, for images of this size."""
+    size = (arrays.train_images.shape[1], arrays.train_images.shape[2])
+    return {"weak": Weak.of(config.views.weak, size, config.dataset.mirror)}
+
+
 def _build_without_memory(config: RunConfig, arrays: Arrays, split: Split) -> None:
+    wanted = config.method_class.streams
+    check_streams(wanted, recipes_of(config, arrays))
+    if set(config.method_class.batch_sizes(config)) != set(wanted):
+        raise ConfigError(f"method={config.method.name}: batch_sizes must name the streams {', '.join(wanted)}")
+    try:
+        _build_on_meta(config, arrays, split)
+    except ConfigError:
+        raise
+    except Exception as error:
+        if isinstance(error, NotImplementedError) or "meta" in str(error):
+            log.debug("%s cannot be built without memory (%s)", config.method.name, error)
+            return  # a part that looks at its numbers while it is built; the run will tell
+        raise ConfigError(f"method={config.method.name}: cannot be built: {type(error).__name__}: {error}") from error
+
+
+def _build_on_meta(config: RunConfig, arrays: Arrays, split: Split) -> None:
     with torch.device("meta"):
         teacher = None
         if config.teacher.source != "none":
@@ -155,13 +188,14 @@ def load_run(directory: Path, net: str | None = None) -> Network:
         raise KdrunError(f"{directory}: not a run directory (no record.json)")
     if record["status"] != "done":
         raise KdrunError(f"{directory}: the run is {record['status']}, not done")
-    if record["config"].get("plugins"):
-        from kdrun.registry import load_plugins
+    import timm
 
-        load_plugins([p for p in record["config"]["plugins"] if Path(p).is_file()])
     import kdrun.models  # noqa: F401  (registers networks)
 
     name = net or record["headline"]
+    model = record["nets"].get(name, {}).get("model")
+    if model is not None and not timm.is_model(model):  # from a user's file
+        load_plugins([p for p in record["config"]["plugins"] if Path(p).is_file()], forget=False)
     path = directory / f"{name}.safetensors"
     if not path.is_file():
         has = sorted(p.stem for p in directory.glob("*.safetensors") if p.stem != "method")
@@ -172,7 +206,7 @@ def load_run(directory: Path, net: str | None = None) -> Network:
 # ------------------------------------------------------------------------------------------------------ one run
 
 
-def _execute(config: RunConfig, directory: Path, record: Record, job_type: str) -> None:
+def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, lock: Lock) -> None:
     required = {role: _require(role, other) for role, other in config.method_class.requires(config).items()}
     record["requires"] = {role: run_key(other) for role, other in config.method_class.requires(config).items()}
 
@@ -187,8 +221,7 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str) 
     frozen = make_teacher(config.teacher, _setup(arrays, split, None), required)
     teacher = None if frozen is None else Teacher(_to(frozen, config, device))
     method: Method = _to(config.method_class(config, _setup(arrays, split, teacher)), config, device)
-    size = (arrays.train_images.shape[1], arrays.train_images.shape[2])
-    recipes = {"weak": Weak.of(config.views.weak, size, config.dataset.mirror)}
+    recipes = recipes_of(config, arrays)
     loader = make_loader(
         method.streams, arrays, split, train_images, type(method).batch_sizes(config), recipes, config.seed
     )
@@ -223,13 +256,14 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str) 
     tracker = make_tracker(config, directory, job_type)
     failed = True
     try:
-        loop = Loop(method, loader, evaluator, clock, directory, tracker, run_key(config))
+        loop = Loop(method, loader, evaluator, clock, directory, tracker, run_key(config), lambda: lock.lost)
         progress = loop.run()
         started = time.perf_counter()
         logits = loop.final_logits()
         if teacher is not None:
             logits.update(evaluator.logits({"teacher": lambda view: teacher(view).logits}))
         metrics = evaluator.metrics(logits)
+        _hold(lock, directory)
         evaluator.save(directory / "predictions", logits)
         _save_networks(method, loop, directory)
         progress.seconds["eval"] += time.perf_counter() - started
@@ -246,10 +280,17 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str) 
 
 def _require(role: str, config: RunConfig) -> Path:
     log.info("needs its %s: %s", role, config.directory)
-    record = run(config, job_type=role)
-    if record["status"] != "done":
-        raise KdrunError(f"its {role} failed: {config.directory}: {record['error']['message']}")
-    return config.directory
+    if config.directory not in _DIVERGED:
+        record = run(config, job_type=role)
+        if record["status"] == "done":
+            return config.directory
+        if record["error"]["type"] != "NonFiniteLoss":  # another cause may be gone the next time
+            raise KdrunError(f"its {role} failed: {config.directory}: {record['error']['message']}")
+        _DIVERGED[config.directory] = record["error"]["message"]
+    raise KdrunError(f"its {role} failed: {config.directory}: {_DIVERGED[config.directory]}")
+
+
+_DIVERGED: dict[Path, str] = {}  # prerequisites that diverged in this process: they would again
 
 
 def _keep_split(split: Split, directory: Path, record: Record, arrays: Arrays) -> None:
@@ -309,7 +350,7 @@ def _new_record(config: RunConfig, directory: Path, overrides: list[str]) -> Rec
         "overrides": overrides,
         "code": code_version(),
         "packages": package_versions(),
-        "plugins": plugin_hashes(plugged_classes(config)),
+        "plugins": dict(plugin_hashes(plugged_classes(config))),
         "device": None,
         "precision": config.schedule.precision,
         "threads": None,

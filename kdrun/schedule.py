@@ -246,6 +246,9 @@ class ScheduleConfig(Schema):
         for name in ("warmup", "eval_every"):
             if getattr(self, f"{name}_steps") is not None and getattr(self, f"{name}_epochs") is not None:
                 raise ValueError(f"give schedule.{name}_steps or schedule.{name}_epochs, not both")
+        twice = {"lr", "weight_decay", "momentum", "nesterov"} & set(self.optimizer_args)
+        if twice:
+            raise ValueError(f"schedule.optimizer_args: {min(twice)} belongs to schedule.{min(twice)}")
         if self.nesterov and self.momentum == 0:
             raise ValueError("schedule.nesterov needs schedule.momentum > 0")
         return self

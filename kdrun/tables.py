@@ -34,7 +34,8 @@ class TableConfig(Schema):
 class Cell:
     """The values of one cell over its seeds."""
 
-    values: dict[int, float] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+    """Run key -> value."""
     missing: list[int] = field(default_factory=list)
     failed: list[int] = field(default_factory=list)
     teachers: dict[str, float] = field(default_factory=dict)
@@ -47,7 +48,7 @@ class Cell:
         elif record is None or record["status"] != "done":
             self.missing.append(seed)
         else:
-            self.values[seed] = value_of(record, metric, protocol)
+            self.values[record["key"]] = value_of(record, metric, protocol)
 
     def text(self, percent: bool) -> str:
         """`91.67 ± 1.38 (n=3/3)`, standard deviation with ddof 1; what is missing is said, not averaged away."""
@@ -168,12 +169,19 @@ def found_table(outputs: Path, metric: str = "test/top1", protocol: str = "last"
     groups: dict[str, tuple[dict[str, Any], dict[str, Cell]]] = {}
     columns: dict[tuple[str, int], str] = {}  # in the order of dataset and number of labels
     for _, record in find_records(outputs):
-        flat = _distinguishing(record["config"])
+        flat = _distinguishing(record)
         count = record["num_labels"]
         column = f"{record['dataset']}, {'all' if count is None else count} labels"
         columns[record["dataset"], count or 10**9] = column
         _, cells = groups.setdefault(json.dumps(flat, sort_keys=True), (flat, {}))
-        cells.setdefault(column, Cell()).add(record["seed"], record, metric, protocol)
+        cell = cells.setdefault(column, Cell())
+        cell.add(record["seed"], record, metric, protocol)
+        split, name = metric.split("/")[0], metric.split("/")[-1]
+        accuracy = record["metrics"].get(f"{split}/teacher/{name}")
+        if accuracy is not None:
+            teacher = record["config"]["teacher"]
+            model = teacher["model"]["name"] if teacher["model"] else "ensemble"
+            cell.teachers[f"{model} ({record['requires'].get('teacher', teacher['source'])})"] = accuracy
     if not groups:
         raise KdrunError(f"{outputs}: no runs there; start one with python -m kdrun.train")
     labels = _labels([flat for flat, _ in groups.values()])
@@ -182,12 +190,15 @@ def found_table(outputs: Path, metric: str = "test/top1", protocol: str = "last"
     return Table(f"runs in {outputs}", metric, labels, [columns[key] for key in sorted(columns)], filled)
 
 
-def _distinguishing(config: Mapping[str, Any]) -> dict[str, Any]:
+def _distinguishing(record: Record) -> dict[str, Any]:
     """The flat config without what a cell or its seeds share."""
+    config = record["config"]
     flat = _flatten({k: v for k, v in config.items() if k not in ("seed", "execution", "tracker", "plugins")})
-    for key in ("dataset.num_labels", "dataset.split_seed", "dataset.name"):
+    for key in ("dataset.num_labels", "dataset.name"):
         flat.pop(key, None)
-    return flat
+    if flat.get("dataset.split_seed") == record["seed"]:
+        flat["dataset.split_seed"] = None
+    return {**flat, **{f"plugins.{name}": digest[:8] for name, digest in record["plugins"].items()}}
 
 
 def _labels(flats: list[dict[str, Any]]) -> list[str]:

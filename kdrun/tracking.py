@@ -1,10 +1,12 @@
 """Mirrors of the curves: wandb, or nothing. The record on disk is the source of truth and never depends on them."""
 
 import logging
+import netrc
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from kdrun.config import RunConfig, dump, run_key
 from kdrun.record import finite
@@ -45,7 +47,7 @@ class Wandb(Tracker):
                 console="off", silent=True, x_disable_stats=True, init_timeout=INIT_TIMEOUT, x_disable_meta=True
             ),
         }
-        mode: Any = tracker.mode or os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        mode: Any = tracker.mode or os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
         try:
             if mode == "online":
                 self.run = wandb.init(**options, mode="online", resume="allow")
@@ -63,6 +65,17 @@ class Wandb(Tracker):
     def finish(self, summary: Mapping[str, Any], failed: bool) -> None:
         self.run.summary.update(finite(summary))
         self.run.finish(exit_code=1 if failed else 0)
+
+
+def has_key() -> bool:
+    """Whether a wandb key is configured, in the environment or by `wandb login` (which writes netrc)."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 class Guarded(Tracker):

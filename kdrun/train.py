@@ -30,7 +30,7 @@ def job(composed: DictConfig) -> None:
     config = to_config(composed)
     try:
         run(config, overrides=list(HydraConfig.get().overrides.task))
-    except KdrunError as error:  # before there was a record to write it into
+    except (KdrunError, OSError) as error:  # before there was a record to write it into
         log.error("failed: %s: %s", config.directory, error)
 
 
@@ -58,6 +58,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"interrupted: {stop or 'run the same command again to go on'}", file=sys.stderr)
         return 130
+    except SystemExit as stop:  # Hydra has printed why
+        _report(jobs)
+        return stop.code if isinstance(stop.code, int) and stop.code else 1
     finally:
         sys.argv = old
     return _report(jobs)
@@ -71,13 +74,17 @@ def _report(jobs: "list[Job] | None") -> int:
 
     bad: list[str] = []
     for planned in jobs:
-        record: dict[str, Any] = read_record(planned.directory) or {"status": "missing"}
+        try:
+            record: dict[str, Any] = read_record(planned.directory) or {"status": "missing"}
+        except KdrunError as error:
+            record = {"status": "damaged", "error": {"message": str(error)}}
         if record["status"] != "done":
             why = (record.get("error") or {}).get("message", "")
             bad.append(f"{record['status']}: {planned.directory}{': ' + why if why else ''}")
-    if len(jobs) > 1:  # a single job has said it already
-        for line in bad:
+    for line in bad:
+        if len(jobs) > 1 or line.startswith("missing"):  # a single job has said it already
             print(line, file=sys.stderr)
+    if len(jobs) > 1:
         print(f"{len(jobs) - len(bad)} of {len(jobs)} runs done", file=sys.stderr if bad else sys.stdout)
     return 1 if bad else 0
 

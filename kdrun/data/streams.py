@@ -77,6 +77,19 @@ class Loader:
         return {name: stream.batch(step) for name, stream in self.streams.items()}
 
 
+SPLITS = ("labeled", "unlabeled")
+
+
+def check_streams(wanted: Mapping[str, tuple[str, ...]], recipes: Mapping[str, Weak]) -> None:
+    """Refuse streams and views that do not exist."""
+    for name, views in wanted.items():
+        if name not in SPLITS:
+            raise ConfigError(f"stream {name}: unknown; {allowed(name, SPLITS)}")
+        for view in views:
+            if view not in recipes:
+                raise ConfigError(f"stream {name}: unknown view {view!r}; {allowed(view, recipes)}")
+
+
 def make_loader(
     wanted: Mapping[str, tuple[str, ...]], arrays: Arrays, split: Split, images: Tensor, batch_sizes: Mapping[str, int],
     recipes: Mapping[str, Weak], seed: int,
@@ -90,9 +103,6 @@ def make_loader(
             targets = torch.full((len(arrays.train_labels),), -1, dtype=torch.int64)
             targets[index] = torch.from_numpy(arrays.train_labels)[index]
             targets = targets.to(images.device)
-        unknown = [view for view in views if view not in recipes]
-        if unknown:
-            raise ConfigError(f"stream {name}: unknown view {unknown[0]!r}; {allowed(unknown[0], recipes)}")
         chosen = {view: recipes[view] for view in views}
         streams[name] = Stream(name, images, targets, index, batch_sizes[name], chosen, seed)
     return Loader(streams)

@@ -51,8 +51,8 @@ class Weak:
     @classmethod
     def of(cls, config: WeakConfig, size: tuple[int, int], mirror: bool) -> "Weak":
         pad = min(size) // 8 if config.pad is None else config.pad
-        if config.pad_mode == "reflect" and pad >= min(size):
-            raise ConfigError(f"views.weak.pad: {pad} is too wide to reflect images of {size[0]}x{size[1]} pixels")
+        if pad >= min(size):
+            raise ConfigError(f"views.weak.pad: {pad} is too wide for images of {size[0]}x{size[1]} pixels")
         return cls(pad, config.pad_mode == "reflect", config.flip and mirror)
 
 

@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from kdrun.config import TermConfig
 from kdrun.errors import ConfigError
 from kdrun.models.network import Output
 from kdrun.registry import lookup
+from kdrun.seeding import subseed
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,13 @@ class Term(nn.Module):
 class LossSet(nn.Module):
     """The weighted terms that a student is trained with; keys are the labels of the `loss` node."""
 
-    def __init__(self, configs: Mapping[str, TermConfig], spec: TermSpec) -> None:
+    def __init__(self, configs: Mapping[str, TermConfig], seed: int, spec: TermSpec) -> None:
         super().__init__()
         self.terms = nn.ModuleDict()
         for label, config in configs.items():
-            term: Term = lookup("loss", config.name, f"loss.{label}.name")(config, spec)
+            with torch.random.fork_rng(devices=[]):  # a term's parameters do not depend on the terms beside it
+                torch.manual_seed(subseed(seed, "term", label))
+                term: Term = lookup("loss", config.name, f"loss.{label}.name")(config, spec)
             for role, dims in (("student", spec.student_dims), ("teacher", spec.teacher_dims)):
                 missing = [
                     f for f in term.features if f not in dims and (role == "student" or term.against == "teacher")

@@ -1,6 +1,12 @@
 """Networks: timm's, and the CIFAR networks of the distillation literature registered into timm."""
 
-from kdrun.models import cifar_resnet  # noqa: F401  (registers its networks)
+from kdrun.models import (  # noqa: F401  (each registers its networks)
+    cifar_mobilenet,
+    cifar_resnet,
+    cifar_shufflenet,
+    cifar_vgg,
+    cifar_wideresnet,
+)
 from kdrun.models.network import Network, Output, build_network
 
 __all__ = ["Network", "Output", "build_network"]

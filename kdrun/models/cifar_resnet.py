@@ -1,16 +1,16 @@
 """ResNets for 32 px images (He et al. 2016, arXiv 1512.03385, section 4.2), as the distillation literature uses them.
 
 Three stages of basic blocks. Shortcuts of the distillation papers are 1x1 convolutions (option B); option A, a stride-2
-slice padded with zeros, is what many published CIFAR-10 checkpoints have.
+slice padded with zeros, is what many published CIFAR-10 checkpoints have. resnet8x4 and resnet32x4 are wider.
+resnet50_cifar is the ImageNet network of bottleneck blocks with a stem for small images.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 import torch.nn.functional as F
-from timm.models import register_model
 from torch import Tensor, nn
+
+from kdrun.models.cifar_base import CifarNetwork, register
 
 
 class BasicBlock(nn.Module):
@@ -51,98 +51,93 @@ class ZeroPad(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
 
-class CifarResNet(nn.Module):
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride) and 1x1 convolution; four times as many channels go out as stand in the middle."""
+
+    def __init__(self, inputs: int, middle: int, stride: int) -> None:
+        super().__init__()
+        outputs = 4 * middle
+        self.conv1 = nn.Conv2d(inputs, middle, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(middle)
+        self.conv2 = nn.Conv2d(middle, middle, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(middle)
+        self.conv3 = nn.Conv2d(middle, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = Projection(inputs, outputs, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn2(self.conv2(out)))
+        return F.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
+
+
+class CifarResNet(CifarNetwork):
     """ResNet of depth 6n + 2.
 
     Args:
         depth: 8, 14, 20, 32, 44, 56, 110, ...
         widths: channels of the stem and of the three stages.
         shortcut: A or B.
+        width: channels of the stem; the stages change in proportion. None leaves `widths` as they are.
     """
 
     def __init__(
-        self, depth: int, widths: Sequence[int], num_classes: int = 10, in_chans: int = 3, shortcut: str = "B"
-    ) -> None:
-        super().__init__()
+        self, depth: int, widths: Sequence[int], num_classes: int = 10, in_chans: int = 3, shortcut: str = "B",
+        width: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(num_classes)
         if (depth - 2) % 6 or depth < 8:
             raise ValueError(f"depth must be 6n + 2, got {depth}")
         if shortcut not in ("A", "B"):
             raise ValueError(f"shortcut must be A or B, got {shortcut!r}")
-        self.num_classes = num_classes
-        self.num_features = self.head_hidden_size = widths[3]
+        if width is not None:
+            widths = [width * w // widths[0] for w in widths]
         self.conv1 = nn.Conv2d(in_chans, widths[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        self.feature_info = []
         inputs = widths[0]
-        for i, outputs in enumerate(widths[1:], start=1):
+        for i, outputs in enumerate(widths[1:]):
             blocks = []
             for j in range((depth - 2) // 6):
-                blocks.append(BasicBlock(inputs, outputs, 2 if i > 1 and j == 0 else 1, shortcut))
+                blocks.append(BasicBlock(inputs, outputs, 2 if i > 0 and j == 0 else 1, shortcut))
                 inputs = outputs
-            self.add_module(f"layer{i}", nn.Sequential(*blocks))
-            self.feature_info.append({"num_chs": outputs, "reduction": 2 ** (i - 1), "module": f"layer{i}"})
-        self.global_pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(widths[3], num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            self.add_stage(blocks, outputs, 2**i)
+        self.add_classifier(widths[3])
+        self.init_convolutions()
 
-    def get_classifier(self) -> nn.Module:
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        self.num_classes = num_classes
-        self.fc = nn.Linear(self.num_features, num_classes, device=self.fc.weight.device)
-
-    def forward_intermediates(
-        self, x: Tensor, indices: int | list[int] | None = None, norm: bool = False, stop_early: bool = False,
-        output_fmt: str = "NCHW", intermediates_only: bool = False,
-    ) -> Any:  # fmt: skip
-        """timm's form: the final feature map and the chosen stage outputs, (B, C, H, W) each."""
-        if isinstance(indices, int):
-            indices = list(range(3 - indices, 3))
-        wanted = {i % 3 for i in (range(3) if indices is None else indices)}
-        out = []
-        x = F.relu(self.bn1(self.conv1(x)))
-        for i in range(3):
-            x = self.get_submodule(f"layer{i + 1}")(x)
-            if i in wanted:
-                out.append(x)
-        return out if intermediates_only else (x, out)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(self.forward_intermediates(x, indices=[])[0])
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.global_pool(x).flatten(1)
-        return x if pre_logits else torch.as_tensor(self.fc(x))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
+    def stem(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn1(self.conv1(x)))
 
 
-def _create(depth: int, widths: Sequence[int], pretrained: bool, options: dict[str, Any]) -> CifarResNet:
-    if pretrained:
-        raise ValueError("the CIFAR networks have no published weights in timm; train one, or load a file")
-    for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
-        options.pop(name, None)
-    width = options.pop("width", None)
-    if width is not None:
-        widths = [width * w // widths[0] for w in widths]
-    return CifarResNet(depth, widths, **options)
+class CifarBottleneckResNet(CifarNetwork):
+    """ResNet of bottleneck blocks with a 3x3 stem of stride 1 and no max pooling.
+
+    Args:
+        depths: blocks of each stage; stage i has 64 * 2**i channels in the middle of its blocks, i from 0.
+    """
+
+    def __init__(self, depths: Sequence[int], num_classes: int = 10, in_chans: int = 3) -> None:
+        super().__init__(num_classes)
+        self.conv1 = nn.Conv2d(in_chans, 64, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        inputs = 64
+        for i, depth in enumerate(depths):
+            blocks = []
+            for j in range(depth):
+                blocks.append(Bottleneck(inputs, 64 * 2**i, 2 if i > 0 and j == 0 else 1))
+                inputs = 4 * 64 * 2**i
+            self.add_stage(blocks, inputs, 2**i)
+        self.add_classifier(inputs)
+        self.init_convolutions()
+
+    def stem(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn1(self.conv1(x)))
 
 
-def _register(name: str, depth: int, widths: Sequence[int]) -> None:
-    def entry(pretrained: bool = False, **options: Any) -> CifarResNet:
-        return _create(depth, widths, pretrained, options)
-
-    entry.__name__ = name
-    entry.__module__ = __name__
-    globals()[name] = entry
-    __all__.append(name)
-    register_model(entry)
-
-
-__all__ = ["CifarResNet"]
+__all__ = ["CifarBottleneckResNet", "CifarResNet"]
 for _depth in (8, 14, 20, 32, 44, 56, 110):
-    _register(f"resnet{_depth}", _depth, (16, 16, 32, 64))
+    register(__name__, f"resnet{_depth}", CifarResNet, depth=_depth, widths=(16, 16, 32, 64))
+for _depth in (8, 32):
+    register(__name__, f"resnet{_depth}x4", CifarResNet, depth=_depth, widths=(32, 64, 128, 256))
+register(__name__, "resnet50_cifar", CifarBottleneckResNet, depths=(3, 4, 6, 3))

@@ -33,7 +33,8 @@ def test_frozen_keys(composer):
     "override",
     ["execution.device=cpu", "execution.outputs=elsewhere", "execution.threads=1", "execution.log_every_steps=7",
      "tracker=none", "tracker.project=other", "dataset.split_seed=0",
-     "++coefficients={wttm: {wttm.gamma: 0.3}}", "student.lr_scale=1.0"],
+     "++coefficients={wttm: {wttm.gamma: 0.3}}", "student.lr_scale=1.0", "schedule.eval_every_steps=7", "views.weak.flip=false",
+     "+schedule.lr_for.resnet14=0.1"],
 )  # fmt: skip
 def test_what_cannot_change_the_result_is_not_in_the_key(composer, override):
     assert key(composer, override) == key(composer)
@@ -55,6 +56,22 @@ def test_the_labeled_draw_follows_the_seed_unless_it_is_fixed(composer):
     assert key(composer, *follow, "seed=1") != key(composer, *fixed, "seed=1")
     assert composer.typed([*follow, "seed=3"]).split_seed == 3
     assert composer.typed([*fixed, "seed=3"]).split_seed == 0
+
+
+def test_evaluations_count_where_the_learning_rate_follows_them(composer):
+    plateau = ["schedule/decay=plateau"]
+    assert key(composer, *plateau, "schedule.eval_every_steps=7") != key(composer, *plateau)
+
+
+def test_the_order_of_terms_does_not_count(composer):
+    one = ["loss=ce", "+loss/term@loss.kd=kd", "+loss/term@loss.ttm=ttm"]
+    other = ["loss=ce", "+loss/term@loss.ttm=ttm", "+loss/term@loss.kd=kd"]
+    assert key(composer, *one) == key(composer, *other)
+    assert list(composer.typed(other).losses) == ["ce", "kd", "ttm"]
+
+
+def test_students_by_name_are_the_yaml_of_that_name(composer):
+    assert key(composer, "students=[resnet14]") == key(composer, "student=resnet14")
 
 
 def test_an_unused_teacher_and_terms_without_weight_are_dropped(composer):

@@ -52,6 +52,15 @@ MISTAKES = {
     "missing split file": (["dataset.split_file=/nowhere.npz"], "dataset.split_file: /nowhere.npz: no such file"),
     "absent device": (["execution.device=cuda:99"], "execution.device: cuda:99 was asked for"),
     "fp16 without cuda": (["schedule.precision=fp16", "execution.device=cpu"], "schedule.precision: fp16 needs cuda, this run is on cpu"),
+    "group set to null": (["method=null"], "method=null: not an option of the group; (allowed: distill, supervised)"),
+    "group set to a number": (["loss=5"], "loss=5: "),
+    "learning rate in two places": (["+schedule.optimizer_args.lr=5"], "schedule: schedule.optimizer_args: lr belongs to schedule.lr"),
+    "padding as wide as the image": (["views.weak.pad=8"], "views.weak.pad: 8 is too wide for images of 8x8 pixels"),
+    "value that needs quotes": (["dataset.split_file=~/x"], "dataset.split_file=~/x: not understood; quote the value: \"dataset.split_file='~/x'\""),
+    "coefficients not a mapping": (["++coefficients={wttm: 1}", "loss=wttm"], "coefficients.wttm: expected a mapping"),
+    "file that is a folder": (["dataset=npz", "dataset.path=."], "dataset.path: .: not a readable .npz file"),
+    "changing directories": (["hydra.job.chdir=true"], "hydra.job.chdir: kdrun names directories itself"),
+    "unknown network in lr_for": (["+schedule.lr_for.resnet188=0.1"], "schedule.lr_for.resnet188: timm knows no network"),
     "unknown device": (["execution.device=gpu"], "execution.device: 'gpu' is not a device; allowed: auto, cpu, cuda"),
 }  # fmt: skip
 
@@ -91,3 +100,11 @@ def test_unwritable_output_directory(tmp_path, capsys, place):
 def test_flags_may_stand_between_overrides(train, capsys):
     assert train("seed=0,x", "-m", "loss=ce") == 2
     assert "job 1 (seed=x): seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("override", ["execution=null", "~execution"])
+def test_execution_cannot_be_left_out(tmp_path, monkeypatch, capsys, override):
+    monkeypatch.chdir(tmp_path)
+    assert main(["tracker=none", override]) == 2
+    assert capsys.readouterr().err == "error: execution: missing; it must be the mapping of conf/config.yaml\n"
+    assert not list(tmp_path.iterdir())

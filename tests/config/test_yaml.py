@@ -27,7 +27,9 @@ NEEDS = {
     "teacher=none": ["loss=ce"],
     "teacher=timm": ["teacher.model.name=resnet10t"],
     "teacher=file": ["teacher.model.name=resnet10t", f"teacher.path={__file__}"],
-    "teacher=ensemble": ["teacher.members=[{source: train, model: {name: resnet8}}, {source: train, model: {name: resnet14}}]"],
+    "teacher=ensemble": [
+        "teacher.members=[{source: train, model: {name: resnet8}}, {source: train, model: {name: resnet14}}]"
+    ],
     "dataset=imagefolder": None,
     "schedule=base": ["schedule.steps=1"],
     "schedule/decay=step": ["schedule.decay.milestones_steps=[1]"],

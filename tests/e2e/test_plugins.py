@@ -87,6 +87,64 @@ def test_a_broken_plugin_is_one_line(tmp_path, monkeypatch, capsys, code, messag
     assert line.startswith(f"error: {message}")
 
 
+TERM = """
+from kdrun.config import TermConfig
+from kdrun.losses import Term
+from kdrun.registry import register
+
+
+@register("loss", "NAME")
+class Counting(Term):
+    against = "teacher"
+    seen = []
+
+    class Config(TermConfig):
+        pass
+
+    def forward(self, pair):
+        return (pair.student.logits - pair.teacher.logits).square().mean(1)
+
+    def after_step(self, pair):
+        assert not pair.student.logits.requires_grad
+        self.seen.append(len(pair.index))
+        open("seen-NAME", "w").write(str(self.seen))
+"""
+
+
+def with_term(name: str, folder: str = ".") -> list[str]:
+    Path(folder).mkdir(exist_ok=True)
+    Path(folder, "mine.py").write_text(TERM.replace("NAME", name))
+    return [f"plugins=[{folder}/mine.py]", f"+loss.extra={{name: {name}, weight: 1.0}}", "loss=ce"]
+
+
+def test_plugins_share_a_teacher_and_terms_are_told_of_each_step(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*FAST, *TEACHER, *with_term("first", "a")]) == 0
+    assert Path("seen-first").read_text() == str([16] * 20)
+    assert main([*FAST, *TEACHER, *with_term("second", "b")]) == 0  # the teacher is there; the other plugin is not
+    found = dict(find_records(Path("outputs")))
+    assert sorted(r["method"] for r in found.values()) == ["distill", "distill", "supervised"]
+    assert {tuple(r["plugins"]) for r in found.values()} == {("mine",), ()}
+
+
+def test_each_of_two_plugins_of_one_name_counts(tmp_path, monkeypatch):
+    from kdrun.config import run_key
+    from kdrun.plan import Composer
+
+    monkeypatch.chdir(tmp_path)
+    for folder in "ab":
+        with_term(f"term_{folder}", folder)
+    terms = ["+loss.x={name: term_a, weight: 1.0}", "+loss.y={name: term_b, weight: 1.0}"]
+    keys = set()
+    for edited in (None, "a", "b"):
+        if edited:
+            path = Path(edited, "mine.py")
+            path.write_text(path.read_text() + "# edited\n")
+        with Composer() as composer:
+            keys.add(run_key(composer.typed(["plugins=[a/mine.py,b/mine.py]", *terms])))
+    assert len(keys) == 3
+
+
 PARTS = """
 import numpy as np
 import timm

@@ -94,6 +94,53 @@ def test_record_predictions_and_loaded_network_agree(train, outputs):
         kdrun.load(outputs)
 
 
+def test_a_run_without_its_weights_is_made_again(train, outputs):
+    assert train(*FAST, *TEACHER) == 0
+    teacher = next(d for d, r in records(outputs).items() if r["method"] == "supervised")
+    before = (teacher / "student.safetensors").read_bytes()
+    (teacher / "student.safetensors").unlink()
+    assert train(*FAST, *TEACHER, "seed=1") == 0
+    assert (teacher / "student.safetensors").read_bytes() == before
+
+
+def test_a_teacher_that_diverges_is_tried_once(train, outputs, capsys):
+    assert train("-m", *FAST, *TEACHER, "schedule.lr=1e30", "seed=0,1,2") == 1
+    out = capsys.readouterr()
+    assert out.out.count("supervised on digits:") == 1
+    assert out.err.count("its teacher failed") == 3
+
+
+def test_damaged_records_stop_neither_sweep_nor_table(train, outputs, capsys):
+    assert train("-m", *FAST, "method=supervised", "seed=0,1") == 0
+    first, _ = records(outputs)
+    (first / "record.json").write_text("{")
+    assert "(n=1)" in found_table(outputs).to_text()
+    assert train(*FAST, "method=supervised", "seed=0") == 2
+    assert "not a readable record" in capsys.readouterr().err
+    (first / "record.json").unlink()
+    assert train("-m", *FAST, "method=supervised", "seed=0,1") == 0
+
+
+def test_runs_of_one_seed_with_different_draws_stand_apart_in_the_table(train, outputs):
+    assert train("-m", *FAST, "method=supervised", "seed=0", "dataset.split_seed=null,7,8") == 0
+    table = found_table(outputs)
+    assert len(table.rows) == 3
+    assert all("(n=1)" in cell.text(True) for cell in table.cells.values())
+
+
+def test_an_optimizer_of_torch_by_its_class_name(train, outputs):
+    assert (
+        train(
+            *FAST,
+            "method=supervised",
+            "schedule.optimizer=AdamW",
+            "schedule.lr=1e-3",
+            "++schedule.optimizer_args={eps: 1e-6}",
+        )
+        == 0
+    )
+
+
 def test_best_on_val_is_chosen_by_validation_alone(train, outputs):
     assert train(*FAST, "method=supervised", "schedule.steps=40", "schedule.eval_every_steps=4") == 0
     directory, record = next(iter(records(outputs).items()))

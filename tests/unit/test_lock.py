@@ -225,7 +225,7 @@ def test_waiter_that_comes_late_does_not_replace_the_one_who_took_over(path, mon
     waiter, winner = Lock(path), path.with_name("winner")
     winner.write_text(json.dumps({**ELSEWHERE, "token": "01"}))
 
-    def dead(other):
+    def dead(other, silent):
         if other["token"] == "00":
             os.replace(winner, path)
         return other["token"] == "00"
@@ -237,6 +237,26 @@ def test_waiter_that_comes_late_does_not_replace_the_one_who_took_over(path, mon
     path.unlink()
     assert held.wait(3)
     leave.set()
+
+
+def test_a_suspended_owner_of_this_machine_is_not_replaced(path, monkeypatch):
+    monkeypatch.setattr(lock_module, "POLL", 0.01)
+    monkeypatch.setattr(lock_module, "STALE", 0.05)
+    with Lock(path) as owner:
+        owner._stop.set()  # no more heartbeats
+        held, leave = acquired_by(Lock(path))
+        assert not held.wait(0.5)
+        assert not owner.lost
+    assert held.wait(3)
+    leave.set()
+
+
+def test_a_process_number_given_to_another_process_is_a_dead_owner(path, monkeypatch):
+    monkeypatch.setattr(lock_module, "POLL", 0.01)
+    path.parent.mkdir()
+    path.write_text(json.dumps({**Lock(path).owner, "token": "00", "started": "1"}))
+    with Lock(path) as lock:
+        assert not lock.lost
 
 
 @pytest.mark.parametrize("dead", [True, False], ids=["over a dead lock", "over no lock"])
