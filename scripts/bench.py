@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from kdrun.data.views import Weak, apply, draw
 from kdrun.losses import kd
 
-ROUNDS = 7
+ROUNDS = 5
 
 
 def report(what: str, values: list[float], unit: str) -> None:
@@ -42,7 +42,7 @@ def bench_loop() -> None:
     from kdrun.runner import visible_targets
     from kdrun.tracking import Tracker
 
-    steps = 12
+    steps = 40
     with tempfile.TemporaryDirectory() as folder:
         rng = np.random.default_rng(0)
         pixels, labels = rng.integers(0, 256, (2000, 32, 32, 3), dtype=np.uint8), np.arange(2000) % 100
