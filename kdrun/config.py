@@ -334,17 +334,36 @@ def check_coefficients(coefficients: Any) -> None:
 
 def effective(config: RunConfig) -> RunConfig:
     """Drop what cannot have an effect, and refuse combinations that cannot run."""
+    losses = {label: term for label, term in sorted(config.losses.items()) if term.weight > 0}
+    if not losses:
+        raise ConfigError("loss: no term with a weight above 0; give one of them a weight")
+    config = config.replace(losses=losses)
+    if errors := _contradictions(config):
+        raise ConfigError(*errors)
+    if not config.needs_teacher:
+        config = config.replace(teacher=TeacherConfig())
+    present = {model.name for model in (*config.students, *config.teacher.models)}
+    lr_for = {name: lr for name, lr in config.schedule.lr_for.items() if name in present}
+    config = config.replace(schedule=config.schedule.replace(lr_for=lr_for))
+    if not config.dataset.mirror:
+        config = config.replace(views=config.views.replace(weak=config.views.weak.replace(flip=True)))  # no effect
+    dataset = config.dataset
+    if dataset.split_file is not None and dataset.num_labels is None:
+        dataset = dataset.replace(num_labels=_num_listed(dataset.split_file))
+    if (dataset.num_labels is None or dataset.split_file is not None) and dataset.split_seed is not None:
+        dataset = dataset.replace(split_seed=None)  # nothing is drawn
+    return config.replace(dataset=dataset)
+
+
+def _contradictions(config: RunConfig) -> list[str]:
+    """One line for each part that does not go with another."""
     import timm
 
     import kdrun.models  # noqa: F401  (registers the CIFAR networks into timm)
 
     errors: list[str] = []
-    losses = {label: term for label, term in sorted(config.losses.items()) if term.weight > 0}
-    if not losses:
-        raise ConfigError("loss: no term with a weight above 0; give one of them a weight")
-    config = config.replace(losses=losses)
     method = config.method_class
-    for label, term in losses.items():
+    for label, term in config.losses.items():
         against = lookup("loss", term.name, f"loss.{label}.name").against
         if against not in method.loss_roles:
             errors.append(
@@ -378,21 +397,7 @@ def effective(config: RunConfig) -> RunConfig:
             errors.append(
                 f"{key}.name: timm knows no network {model.name!r}; {allowed(model.name, timm.list_models(), most=0)}"
             )
-    if errors:
-        raise ConfigError(*errors)
-    if not config.needs_teacher:
-        config = config.replace(teacher=TeacherConfig())
-    present = {model.name for model in (*config.students, *config.teacher.models)}
-    lr_for = {name: lr for name, lr in config.schedule.lr_for.items() if name in present}
-    config = config.replace(schedule=config.schedule.replace(lr_for=lr_for))
-    if not config.dataset.mirror:
-        config = config.replace(views=config.views.replace(weak=config.views.weak.replace(flip=True)))  # no effect
-    dataset = config.dataset
-    if dataset.split_file is not None and dataset.num_labels is None:
-        dataset = dataset.replace(num_labels=_num_listed(dataset.split_file))
-    if (dataset.num_labels is None or dataset.split_file is not None) and dataset.split_seed is not None:
-        dataset = dataset.replace(split_seed=None)  # nothing is drawn
-    return config.replace(dataset=dataset)
+    return errors
 
 
 def _num_listed(split_file: str) -> int | None:

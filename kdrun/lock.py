@@ -97,6 +97,13 @@ class Lock:
         except (OSError, ValueError):  # a hiccup of the file system is no rival
             return False
 
+    def require(self) -> None:
+        """Raise LockLost where the lock is no longer ours: from then on, nothing may be written."""
+        if self.lost:
+            from kdrun.errors import LockLost  # pulls Hydra in
+
+            raise LockLost(f"{self.path.with_suffix('')}: another process took this run over; it goes on there")
+
     def _create(self) -> bool:
         temporary = self._written()
         try:

@@ -5,6 +5,7 @@ pure functions of the step, and a checkpoint holds everything else.
 """
 
 import contextlib
+import inspect
 import io
 import logging
 import math
@@ -28,7 +29,7 @@ from kdrun.config import RunConfig
 from kdrun.data.streams import Loader
 from kdrun.data.views import Batch
 from kdrun.device import autocast
-from kdrun.errors import ConfigError, Interrupted, KdrunError, LockLost, NonFiniteLoss, allowed
+from kdrun.errors import ConfigError, Interrupted, KdrunError, NonFiniteLoss, allowed
 from kdrun.evaluation import Evaluator
 from kdrun.files import atomic_path
 from kdrun.method import Context, Method, Step, parameter_groups
@@ -82,7 +83,7 @@ class Loop:
 
     def __init__(
         self, method: Method, loader: Loader, evaluator: Evaluator, clock: Clock, directory: Path, tracker: Tracker,
-        key: str, lost: Callable[[], bool] = lambda: False,
+        key: str, still_ours: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self.method = method
         self.loader = loader
@@ -93,7 +94,7 @@ class Loop:
         self.directory = directory
         self.tracker = tracker
         self.key = key
-        self.lost = lost
+        self.still_ours = still_ours  # raises where another process took the run over
         self.device = next(method.parameters()).device
         self.optimizer = make_optimizer(method)
         self.rate = LearningRate(self.schedule, clock)
@@ -273,16 +274,14 @@ class Loop:
         self._write({**dict(zip(self._names, means, strict=True)), "train/lr": group["lr"]})
 
     def _write(self, values: dict[str, float]) -> None:
-        if self.lost():
-            raise LockLost(f"{self.directory}: another process took this run over; it goes on there")
+        self.still_ours()
         self.log.write(self.progress.step, values)
         self.tracker.log(self.progress.step, values)
 
     # ---------------------------------------------------------------------------------------------- checkpoints
 
     def _checkpoint(self) -> None:
-        if self.lost():
-            raise LockLost(f"{self.directory}: another process took this run over; it goes on there")
+        self.still_ours()
         progress = self.progress
         state = {
             "key": self.key,
@@ -366,33 +365,35 @@ class StopSignal:
 
 def make_optimizer(method: Method) -> torch.optim.Optimizer:
     """The optimizer of `schedule` over all students, one group each."""
-    schedule = method.config.schedule
-    groups = parameter_groups(method)
     from timm.optim import create_optimizer_v2, list_optimizers
 
+    schedule = method.config.schedule
+    groups = parameter_groups(method)
     name, known = schedule.optimizer, [str(n) for n in list_optimizers()]
     own: Any = getattr(torch.optim, name, None)
-    torch_own = isinstance(own, type) and issubclass(own, torch.optim.Optimizer)
-    if torch_own and name not in ("Optimizer", "LBFGS", "SparseAdam"):
-        try:
-            made: torch.optim.Optimizer = own(groups, lr=schedule.lr, **schedule.optimizer_args)
-            return made
-        except (TypeError, ValueError) as error:
-            given = schedule.optimizer_args
-            raise ConfigError(f"schedule.optimizer_args: {name} does not take {given}: {error}") from None
-    if name not in known:
+    torch_own = isinstance(own, type) and name not in ("Optimizer", "LBFGS", "SparseAdam")
+    if not torch_own and name not in known:
         raise ConfigError(f"schedule.optimizer: unknown optimizer {name!r}; {allowed(name, known, most=0)}")
-    common: dict[str, Any] = {"lr": schedule.lr, "momentum": schedule.momentum, **schedule.optimizer_args}
+    momentum: dict[str, Any] = {"momentum": schedule.momentum, "nesterov": schedule.nesterov}
     try:
-        if name == "sgd":  # timm's "sgd" is always Nesterov's
-            return torch.optim.SGD(groups, nesterov=schedule.nesterov, foreach=True, **common)
-        other = create_optimizer_v2(groups, opt=name, weight_decay=schedule.weight_decay, **common)
+        made: object
+        if torch_own:  # not all have momentum
+            accepted = inspect.signature(own).parameters
+            common = {key: value for key, value in momentum.items() if key in accepted}
+            made = own(groups, lr=schedule.lr, **common, **schedule.optimizer_args)
+        elif name == "sgd":  # timm's "sgd" is always Nesterov's
+            made = torch.optim.SGD(groups, lr=schedule.lr, foreach=True, **momentum, **schedule.optimizer_args)
+        else:
+            made = create_optimizer_v2(
+                groups, opt=name, lr=schedule.lr, weight_decay=schedule.weight_decay, momentum=schedule.momentum,
+                **schedule.optimizer_args,
+            )  # fmt: skip
     except (TypeError, ValueError) as error:
         given = schedule.optimizer_args
         raise ConfigError(f"schedule.optimizer_args: {name} does not take {given}: {error}") from None
-    if not isinstance(other, torch.optim.Optimizer):
+    if not isinstance(made, torch.optim.Optimizer):
         raise ConfigError(f"schedule.optimizer: {name} wraps an optimizer, which resuming does not support")
-    return other
+    return made
 
 
 def random_state() -> dict[str, Any]:

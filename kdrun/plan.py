@@ -75,9 +75,16 @@ class Composer:
     def expand(self, overrides: Sequence[str], multirun: bool) -> list[tuple[str, ...]] | None:
         """The overrides of every job; None where a sweeper other than Hydra's basic one decides as it goes."""
         try:
-            composed = self._compose(overrides, multirun=True, sweeps=True)
+            return self._expand(overrides, multirun)
+        except ConfigError:
+            raise
         except REFUSALS as error:
             raise ConfigError(self._explain(error, list(overrides))) from None
+
+    # --------------------------------------------------------------------------------------------------- private
+
+    def _expand(self, overrides: Sequence[str], multirun: bool) -> list[tuple[str, ...]] | None:
+        composed = self._compose(overrides, multirun=True, sweeps=True)
         if composed.hydra.job.chdir:
             raise ConfigError("hydra.job.chdir: kdrun names directories itself; leave it false")
         if not multirun and "MULTIRUN" not in str(composed.hydra.mode):
@@ -88,15 +95,9 @@ class Composer:
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
         params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-        try:
-            parsed = OverridesParser.create(config_loader=self.hydra.config_loader).parse_overrides(
-                [*params, *overrides]
-            )
-            return [tuple(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
-        except HydraException as error:
-            raise ConfigError(self._explain(error, list(overrides))) from None
-
-    # --------------------------------------------------------------------------------------------------- private
+        parser = OverridesParser.create(config_loader=self.hydra.config_loader)
+        parsed = parser.parse_overrides([*params, *overrides])
+        return [tuple(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
 
     def _compose(self, overrides: Sequence[str], multirun: bool = False, sweeps: bool = False) -> DictConfig:
         return self.hydra.compose_config(

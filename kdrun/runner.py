@@ -5,6 +5,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from kdrun.data.splits import Split, make_split, write_split
 from kdrun.data.streams import check_streams, make_loader
 from kdrun.data.views import Weak
 from kdrun.device import device_of
-from kdrun.errors import ConfigError, KdrunError, LockLost
+from kdrun.errors import ConfigError, KdrunError
 from kdrun.evaluation import Evaluator
 from kdrun.files import write_bytes, write_json, write_text
 from kdrun.lock import Lock
@@ -66,7 +67,7 @@ def run(config: RunConfig, overrides: Iterable[str] = (), job_type: str = "train
             write_record(directory, record)
             _execute(config, directory, record, job_type, lock)
             record["status"] = "done"
-            _hold(lock, directory)
+            lock.require()
             write_record(directory, record)
             if not config.execution.keep_checkpoint:
                 shutil.rmtree(directory / "checkpoint", ignore_errors=True)
@@ -84,11 +85,6 @@ def run(config: RunConfig, overrides: Iterable[str] = (), job_type: str = "train
                 logging.getLogger("kdrun").removeHandler(handler)
                 handler.close()
     return record
-
-
-def _hold(lock: Lock, directory: Path) -> None:
-    if lock.lost:
-        raise LockLost(f"{directory}: another process took this run over; it goes on there")
 
 
 def finished(directory: Path) -> Record | None:
@@ -158,11 +154,11 @@ def _build_without_memory(config: RunConfig, arrays: Arrays, split: Split) -> No
 
 def _build_on_meta(config: RunConfig, arrays: Arrays, split: Split) -> None:
     with torch.device("meta"):
-        teacher = None
+        setup = _setup(arrays, split)
         if config.teacher.source != "none":
-            teacher = Teacher(untrained_teacher(config.teacher, _setup(arrays, split, None)))
+            setup = replace(setup, teacher=Teacher(untrained_teacher(config.teacher, setup)))
         bare = config.replace(students=[_untrained(model) for model in config.students])
-        method = config.method_class(bare, _setup(arrays, split, teacher))
+        method = config.method_class(bare, setup)
     make_optimizer(method)
     LearningRate(config.schedule, config.schedule.clock(len(split.labeled)))
 
@@ -174,10 +170,10 @@ def _untrained(model: ModelConfig) -> ModelConfig:
     return model.replace(pretrained=False)
 
 
-def _setup(arrays: Arrays, split: Split, teacher: Teacher | None) -> Setup:
+def _setup(arrays: Arrays, split: Split) -> Setup:
     return Setup(
         num_classes=arrays.num_classes, in_chans=arrays.train_images.shape[-1], mean=arrays.mean, std=arrays.std,
-        train_target=visible_targets(arrays, split), teacher=teacher,
+        train_target=visible_targets(arrays, split),
     )  # fmt: skip
 
 
@@ -207,8 +203,9 @@ def load_run(directory: Path, net: str | None = None) -> Network:
 
 
 def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, lock: Lock) -> None:
-    required = {role: _require(role, other) for role, other in config.method_class.requires(config).items()}
-    record["requires"] = {role: run_key(other) for role, other in config.method_class.requires(config).items()}
+    prerequisites: dict[str, RunConfig] = config.method_class.requires(config)
+    required = {role: _require(role, other) for role, other in prerequisites.items()}
+    record["requires"] = {role: run_key(other) for role, other in prerequisites.items()}
 
     torch.set_num_threads(config.execution.threads or _THREADS)
     device = device_of(config.execution.device)
@@ -218,9 +215,10 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
     train_images, test_images = (torch.from_numpy(a).to(device) for a in (arrays.train_images, arrays.test_images))
 
     seed_everything(config.seed)
-    frozen = make_teacher(config.teacher, _setup(arrays, split, None), required)
+    setup = _setup(arrays, split)
+    frozen = make_teacher(config.teacher, setup, required)
     teacher = None if frozen is None else Teacher(_to(frozen, config, device))
-    method: Method = _to(config.method_class(config, _setup(arrays, split, teacher)), config, device)
+    method: Method = _to(config.method_class(config, replace(setup, teacher=teacher)), config, device)
     recipes = recipes_of(config, arrays)
     loader = make_loader(
         method.streams, arrays, split, train_images, type(method).batch_sizes(config), recipes, config.seed
@@ -256,14 +254,14 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
     tracker = make_tracker(config, directory, job_type)
     failed = True
     try:
-        loop = Loop(method, loader, evaluator, clock, directory, tracker, run_key(config), lambda: lock.lost)
+        loop = Loop(method, loader, evaluator, clock, directory, tracker, run_key(config), lock.require)
         progress = loop.run()
         started = time.perf_counter()
         logits = loop.final_logits()
         if teacher is not None:
             logits.update(evaluator.logits({"teacher": lambda view: teacher(view).logits}))
         metrics = evaluator.metrics(logits)
-        _hold(lock, directory)
+        lock.require()
         evaluator.save(directory / "predictions", logits)
         _save_networks(method, loop, directory)
         progress.seconds["eval"] += time.perf_counter() - started

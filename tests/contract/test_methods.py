@@ -155,3 +155,11 @@ class TestEveryMethod:
             scores = predictor(next(iter(view.values())))
             assert scores.shape == (config.schedule.batch_size, 10)
             assert scores.dtype == torch.float32
+
+
+def test_an_optimizer_of_torch_keeps_the_momentum_of_the_schedule():
+    _, method, _, _ = make("supervised", "schedule.optimizer=SGD", "schedule.momentum=0.8", "schedule.nesterov=true")
+    optimizer = make_optimizer(method)
+    assert type(optimizer) is torch.optim.SGD
+    assert {(g["momentum"], g["nesterov"]) for g in optimizer.param_groups} == {(0.8, True)}
+    assert type(make_optimizer(make("supervised", "schedule.optimizer=AdamW")[1])) is torch.optim.AdamW
