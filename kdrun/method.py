@@ -195,8 +195,9 @@ class Method(nn.Module):
         samples = batch[stream]
         seen = samples.views[view]
         losses = self.losses(k)
-        student: Output = list(self.students.values())[k](seen, losses.features())
+        # the teacher first: its activations are gone before the student's, which stay for the backward pass, are made
         teacher = self.teacher(seen, losses.features("teacher")) if self.teacher else None
+        student: Output = list(self.students.values())[k](seen, losses.features())
         pair = Pair(student, teacher, samples.target, seen.index, ctx.progress, ctx.draw)
         self._pairs[k] = pair
         return pair
