@@ -1,9 +1,14 @@
 """Devices: which one a run takes, and moving small tensors there without waiting for it."""
 
+import os
+import shutil
+import sysconfig
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdrun.errors import ConfigError
 
@@ -28,6 +33,30 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+
+
+def compile_networks(networks: Iterable[nn.Module], mode: str) -> None:
+    """Have torch.compile make the kernels of each network at its first call; names of parameters stay."""
+    torch.compiler.reset()  # the graphs of the last job of a sweep count against the same limit
+    for network in networks:
+        network.compile(mode=mode)
+
+
+def eager() -> AbstractContextManager[object]:
+    """Compiled networks run uncompiled inside: an evaluation's batch sizes would each be compiled anew."""
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def require_compiler() -> None:
+    """Raises ConfigError where torch.compile would find no C++ compiler or no headers of Python."""
+    compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
+    if not any(shutil.which(name) for name in compilers):
+        raise ConfigError(
+            f"schedule.compile: torch.compile needs a C++ compiler, found no {' and no '.join(compilers)}"
+        )
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        raise ConfigError("schedule.compile: torch.compile needs Python's C headers (Debian: python3-dev), found none")
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

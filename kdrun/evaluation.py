@@ -1,6 +1,7 @@
 """Evaluation of every predictor on the validation and test images."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdrun.data.views import View, clean
-from kdrun.device import autocast
+from kdrun.device import autocast, eager
 from kdrun.files import atomic_path
 from kdrun.method import Predictor
 from kdrun.metrics import evaluate_logits
@@ -23,15 +24,21 @@ class Evaluator:
     """
 
     def __init__(
-        self, splits: Mapping[str, tuple[Tensor, Tensor, Tensor]], batch_size: int, precision: str = "fp32"
-    ) -> None:
+        self, splits: Mapping[str, tuple[Tensor, Tensor, Tensor]], batch_size: int, precision: str = "fp32",
+        compiled: bool = False,
+    ) -> None:  # fmt: skip
         self.splits = {name: parts for name, parts in splits.items() if len(parts[1])}
         self.batch_size = batch_size
         self.precision = precision
+        self.compiled = compiled
 
     @torch.no_grad()
     def logits(self, predictors: Mapping[str, Predictor]) -> dict[tuple[str, str], Tensor]:
         """(split, net) -> logits (M, C). Networks must be in eval mode."""
+        with eager() if self.compiled else nullcontext():
+            return self._logits(predictors)
+
+    def _logits(self, predictors: Mapping[str, Predictor]) -> dict[tuple[str, str], Tensor]:
         out: dict[tuple[str, str], Tensor] = {}
         for split, (images, index, _) in self.splits.items():
             parts: dict[str, list[Tensor]] = {net: [] for net in predictors}

@@ -176,6 +176,8 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         ctx = Context(self.config.seed, step, self.clock.total_steps, self.device)
+        if self.schedule.compile is not None:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave may be overwritten
         with autocast(self.device, self.schedule.precision):
             out: Step = self.method(batch, ctx)
         total = torch.stack(list(out.losses.values())).sum()
@@ -365,7 +367,7 @@ class StopSignal:
 
 def make_optimizer(method: Method) -> torch.optim.Optimizer:
     """The optimizer of `schedule` over all students, one group each."""
-    from timm.optim import create_optimizer_v2, list_optimizers
+    from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 
     schedule = method.config.schedule
     groups = parameter_groups(method)
@@ -374,21 +376,29 @@ def make_optimizer(method: Method) -> torch.optim.Optimizer:
     torch_own = isinstance(own, type) and name not in ("Optimizer", "LBFGS", "SparseAdam")
     if not torch_own and name not in known:
         raise ConfigError(f"schedule.optimizer: unknown optimizer {name!r}; {allowed(name, known, most=0)}")
-    momentum: dict[str, Any] = {"momentum": schedule.momentum, "nesterov": schedule.nesterov}
+    plain = torch_own or name == "sgd"  # timm's "sgd" is always Nesterov's
+    build: Any = (own if torch_own else torch.optim.SGD) if plain else get_optimizer_class(name, bind_defaults=False)
+    accepted = inspect.signature(build).parameters
+    kernels = "fused" if schedule.fused else "foreach"
+    if schedule.fused and kernels not in accepted:
+        raise ConfigError(f"schedule.fused: {name} has no fused kernel; sgd, adam, adamw and adagrad have one")
+    common: dict[str, Any] = {"momentum": schedule.momentum, "nesterov": schedule.nesterov} if plain else {}
+    common = {key: value for key, value in {**common, kernels: True}.items() if key in accepted}
+    common |= schedule.optimizer_args
     try:
         made: object
-        if torch_own:  # not all have momentum
-            accepted = inspect.signature(own).parameters
-            common = {key: value for key, value in momentum.items() if key in accepted}
-            made = own(groups, lr=schedule.lr, **common, **schedule.optimizer_args)
-        elif name == "sgd":  # timm's "sgd" is always Nesterov's
-            made = torch.optim.SGD(groups, lr=schedule.lr, foreach=True, **momentum, **schedule.optimizer_args)
+        if plain:
+            made = build(groups, lr=schedule.lr, **common)
         else:
             made = create_optimizer_v2(
-                groups, opt=name, lr=schedule.lr, weight_decay=schedule.weight_decay, momentum=schedule.momentum,
-                **schedule.optimizer_args,
-            )  # fmt: skip
-    except (TypeError, ValueError) as error:
+                groups,
+                opt=name,
+                lr=schedule.lr,
+                weight_decay=schedule.weight_decay,
+                momentum=schedule.momentum,
+                **common,
+            )
+    except (TypeError, ValueError, RuntimeError) as error:
         given = schedule.optimizer_args
         raise ConfigError(f"schedule.optimizer_args: {name} does not take {given}: {error}") from None
     if not isinstance(made, torch.optim.Optimizer):

@@ -19,7 +19,7 @@ from kdrun.data.dataset import Arrays, load_dataset
 from kdrun.data.splits import Split, make_split, write_split
 from kdrun.data.streams import check_streams, make_loader
 from kdrun.data.views import Weak
-from kdrun.device import device_of
+from kdrun.device import compile_networks, device_of, require_compiler
 from kdrun.errors import ConfigError, KdrunError
 from kdrun.evaluation import Evaluator
 from kdrun.files import write_bytes, write_json, write_text
@@ -111,6 +111,8 @@ def check(config: RunConfig) -> None:
     device = device_of(config.execution.device)
     if config.schedule.precision == "fp16" and device.type != "cuda":
         raise ConfigError(f"schedule.precision: fp16 needs cuda, this run is on {device.type}; choose bf16 or fp32")
+    if config.schedule.compile is not None:
+        require_compiler()
     arrays = load_dataset(config.dataset)
     split = make_split(config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels))
     # seeds and labels change neither networks nor optimizer
@@ -219,6 +221,8 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
     frozen = make_teacher(config.teacher, setup, required)
     teacher = None if frozen is None else Teacher(_to(frozen, config, device))
     method: Method = _to(config.method_class(config, replace(setup, teacher=teacher)), config, device)
+    if config.schedule.compile is not None:
+        compile_networks([*method.networks().values(), *([frozen] if frozen else [])], config.schedule.compile)
     recipes = recipes_of(config, arrays)
     loader = make_loader(
         method.streams, arrays, split, train_images, type(method).batch_sizes(config), recipes, config.seed
@@ -232,6 +236,7 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
         },
         config.execution.eval_batch_size,
         config.schedule.precision,
+        config.schedule.compile is not None,
     )
     clock = config.schedule.clock(len(split.labeled))
     averaged = config.schedule.ema_decay is not None

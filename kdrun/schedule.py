@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from kdrun.registry import register
 from kdrun.schema import Schema
@@ -238,6 +238,15 @@ class ScheduleConfig(Schema):
     channels_last: bool = True
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Autocast type of networks and losses in training and evaluation; fp16 (with loss scaling) on cuda only."""
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
+    """Mode of torch.compile for the networks in training; evaluation stays eager. true means default."""
+    fused: bool = False
+    """One kernel for the whole optimizer step instead of one for each operation (foreach)."""
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def flag(cls, value: Any) -> Any:
+        return {True: "default", False: None}.get(value, value) if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
@@ -246,7 +255,7 @@ class ScheduleConfig(Schema):
         for name in ("warmup", "eval_every"):
             if getattr(self, f"{name}_steps") is not None and getattr(self, f"{name}_epochs") is not None:
                 raise ValueError(f"give schedule.{name}_steps or schedule.{name}_epochs, not both")
-        twice = {"lr", "weight_decay", "momentum", "nesterov"} & set(self.optimizer_args)
+        twice = {"lr", "weight_decay", "momentum", "nesterov", "fused"} & set(self.optimizer_args)
         if twice:
             raise ValueError(f"schedule.optimizer_args: {min(twice)} belongs to schedule.{min(twice)}")
         if self.nesterov and self.momentum == 0:

@@ -5,6 +5,7 @@ python scripts/bench.py loop views      some of it
 """
 
 import argparse
+import pickle
 import statistics
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -124,17 +126,132 @@ def bench_views() -> None:
 
 
 def bench_start() -> None:
-    """Answers that must be quick."""
+    """Answers that must be quick, and the time from a command to its first step beside the imports that it needs."""
     for arguments in (["--help"], ["--cfg", "job"]):
-        times = []
-        for _ in range(ROUNDS):
-            started = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "kdrun.train", *arguments], check=True, stdout=subprocess.DEVNULL)
-            times.append(time.perf_counter() - started)
+        times = [_seconds([sys.executable, "-m", "kdrun.train", *arguments]) for _ in range(ROUNDS)]
         report(f"python -m kdrun.train {' '.join(arguments)}", times, "s")
+    imports = "import torch, timm, hydra; torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)"
+    pairs = [(_seconds([sys.executable, "-c", imports]), _first_step()) for _ in range(ROUNDS)]
+    report("bare imports (torch, timm, hydra, the first optimizer)", [a for a, _ in pairs], "s")
+    report("  command to first step, resnet8 on digits", [b for _, b in pairs], "s")
+    report("  difference", [b - a for a, b in pairs], "s")
 
 
-BENCHES: dict[str, Callable[[], None]] = {"start": bench_start, "views": bench_views, "loop": bench_loop}
+def _seconds(command: list[str]) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+def _first_step() -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable, "-m", "kdrun.train", "method=supervised", "student=resnet8", "tracker=none",
+            "schedule.steps=1", "execution.log_every_steps=1", f"execution.outputs={folder}",
+        ]  # fmt: skip
+        started = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not any(Path(folder).glob("runs/*/*/*/*/metrics.jsonl")):
+            time.sleep(0.005)
+        seconds = time.perf_counter() - started
+        if process.wait():
+            raise SystemExit(f"failed: {' '.join(command)}")
+    return seconds
+
+
+def fake_cifar100(root: Path) -> None:
+    """CIFAR-100's files with its sizes and random pixels."""
+    folder = root / "cifar-100-python"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, n in (("train", 50_000), ("test", 10_000)):
+        pixels = rng.integers(0, 256, (n, 3072), dtype=np.uint8)
+        content = {"data": pixels, "fine_labels": (np.arange(n) % 100).tolist()}
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"c{i}" for i in range(100)]}, protocol=2))
+
+
+RESIDENT = """
+import sys
+from pathlib import Path
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+
+import torch
+from kdrun.plan import Composer
+import kdrun.runner
+from kdrun.data.dataset import load_dataset
+from kdrun.data.views import Weak, apply, draw
+
+with Composer() as composer:
+    config = composer.typed(["dataset=cifar100", "dataset.verify_md5=false", f"dataset.root={sys.argv[1]}"])
+import torchvision.datasets
+before = resident()
+if sys.argv[2] == "load":
+    arrays = load_dataset(config.dataset)
+    train, test = torch.from_numpy(arrays.train_images), torch.from_numpy(arrays.test_images)
+    recipe, generator = Weak(4, False, True), torch.Generator()
+    for step in range(20):
+        apply(train, torch.randint(0, 50_000, (64,)), recipe, draw(recipe, generator, 64))
+print(resident() - before)
+"""
+
+
+def bench_memory() -> None:
+    """What CIFAR-100 adds to a process that has imported everything."""
+    if not Path("/proc/self/statm").exists():
+        print("memory: needs /proc")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        fake_cifar100(Path(folder))
+        for what in ("load", "nothing"):
+            values = []
+            for _ in range(3):
+                command = [sys.executable, "-c", RESIDENT, folder, what]
+                values.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+            report(f"resident memory, CIFAR-100: {what}", values, "MB")
+
+
+def bench_sweep() -> None:
+    """From the end of a job of a sweep (its record is on disk) to the first step of the next one."""
+    from kdrun import loop, runner, train
+
+    starts: list[float] = []
+    ends: list[float] = []
+    optimize, write = loop.Loop._optimize, runner.write_record
+
+    def first(self: loop.Loop, step: int, *rest: Any) -> Any:
+        if step == 0:
+            starts.append(time.perf_counter())
+        return optimize(self, step, *rest)
+
+    def last(directory: Path, record: dict[str, Any]) -> None:
+        write(directory, record)
+        if record["status"] == "done":
+            ends.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        fake_cifar100(Path(folder))
+        loop.Loop._optimize, runner.write_record = first, last  # type: ignore[method-assign, assignment]
+        try:
+            code = train.main([
+                "-m", "dataset=cifar100", "dataset.verify_md5=false", f"dataset.root={folder}", "loss=kd",
+                "student=resnet8", "teacher=resnet20", "teacher.steps=2", "tracker=none", "schedule=base",
+                "schedule.steps=2", "execution.progress=false", f"execution.outputs={folder}/outputs",
+                f"seed={','.join(map(str, range(ROUNDS + 1)))}",
+            ])  # fmt: skip
+        finally:
+            loop.Loop._optimize, runner.write_record = optimize, write  # type: ignore[method-assign]
+    if code:
+        raise SystemExit("the sweep failed")
+    gaps = [start - end for start, end in zip(starts[2:], ends[1:], strict=False)]  # the first pair is the teacher's
+    report("end of a job of a sweep to the next one's first step, CIFAR-100", gaps, "s")
+
+
+BENCHES: dict[str, Callable[[], None]] = {
+    "start": bench_start, "views": bench_views, "loop": bench_loop, "memory": bench_memory, "sweep": bench_sweep,
+}  # fmt: skip
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -16,7 +16,7 @@ for _name in ("WANDB_API_KEY", "HYDRA_FULL_ERROR"):
 
 # A run of seconds: tiny networks, few steps.
 FAST = [
-    "tracker=none", "student=resnet8", "student.args.width=4", "dataset.num_labels=50", "schedule.steps=20",
+    "execution.device=cpu", "tracker=none", "student=resnet8", "student.args.width=4", "dataset.num_labels=50", "schedule.steps=20",
     "schedule.batch_size=16", "schedule.eval_every_steps=10", "execution.log_every_steps=5", "execution.threads=1",
 ]  # fmt: skip
 TEACHER = ["teacher=resnet8", "teacher.model.args.width=8", "teacher.steps=10"]

@@ -81,8 +81,10 @@ class Network(nn.Module):
             name: int(entry["num_chs"]) for name, entry in zip(self._stages, info, strict=True)
         }
         classifier = self._classifier()
+        self._seen: dict[str, Tensor] | None = None  # where a forward pass that was asked for prelogits keeps them
         if classifier is not None:
             self.dims["prelogits"] = classifier.in_features
+            classifier.register_forward_pre_hook(self._keep_prelogits)  # once: torch.compile cannot trace registering
 
     @property
     def _net(self) -> Any:
@@ -118,21 +120,20 @@ class Network(nn.Module):
         if unknown:
             raise ConfigError(f"{self.name} has no feature {unknown[0]!r}; it has {', '.join(self.dims) or 'none'}")
         out: dict[str, Tensor] = {}
-        hook, classifier, net = None, self._classifier(), self._net
-        if "prelogits" in features and classifier is not None:
-            hook = classifier.register_forward_pre_hook(lambda _, args: out.update(prelogits=args[0]))
-        try:
-            stages = [name for name in self._stages if name in features]
-            if stages:
-                final, maps = net.forward_intermediates(x, indices=[self._stages.index(name) for name in stages])
-                out.update(zip(stages, maps, strict=True))
-                logits = net.forward_head(final)
-            else:
-                logits = self.net(x)
-        finally:
-            if hook is not None:
-                hook.remove()
+        stages = [name for name in self._stages if name in features]
+        self._seen = out if "prelogits" in features else None
+        if stages:
+            final, maps = self._net.forward_intermediates(x, indices=[self._stages.index(name) for name in stages])
+            out.update(zip(stages, maps, strict=True))
+            logits = self._net.forward_head(final)
+        else:
+            logits = self.net(x)
+        self._seen = None
         return Output(logits.float(), out)
+
+    def _keep_prelogits(self, _: nn.Module, args: tuple[Tensor]) -> None:
+        if self._seen is not None:
+            self._seen["prelogits"] = args[0]
 
     def save(self, path: Path) -> None:
         """Write the weights under timm's own names; the header holds the spec, so `load_network` needs nothing else."""

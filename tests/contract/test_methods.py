@@ -22,7 +22,7 @@ METHODS = sorted(_REGISTRY["method"])
 EXTRA: dict[str, list[str]] = {"distill": ["loss=wttm", *TEACHER]}
 
 
-def make(name: str, *overrides: str) -> tuple[RunConfig, Method, Loader, torch.Tensor]:
+def make(name: str, *overrides: str, device: str = "cpu") -> tuple[RunConfig, Method, Loader, torch.Tensor]:
     with Composer() as composer:
         config = composer.typed([f"method={name}", *FAST, *EXTRA.get(name, []), *overrides])
     arrays = load_dataset(config.dataset)
@@ -33,10 +33,10 @@ def make(name: str, *overrides: str) -> tuple[RunConfig, Method, Loader, torch.T
     }  # fmt: skip
     teacher = None
     if config.needs_teacher:
-        teacher = Teacher(Setup(**setup).network(ModelConfig(name="resnet8"), seed=7))
-    method = config.method_class(config, Setup(**setup, teacher=teacher)).train()
+        teacher = Teacher(Setup(**setup).network(ModelConfig(name="resnet8"), seed=7).to(device))
+    method = config.method_class(config, Setup(**setup, teacher=teacher)).to(device).train()
     recipes = {"weak": Weak.of(config.views.weak, (8, 8), config.dataset.mirror)}
-    images = torch.from_numpy(arrays.train_images)
+    images = torch.from_numpy(arrays.train_images).to(device)
     loader = make_loader(method.streams, arrays, split, images, type(method).batch_sizes(config), recipes, config.seed)
     return config, method, loader, torch.from_numpy(arrays.train_labels)
 

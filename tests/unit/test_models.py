@@ -1,7 +1,9 @@
 """Networks: sizes of the literature, features, seeds, input adapter, weight files."""
 
+import copy
 import json
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -132,13 +134,21 @@ def test_gradients_reach_a_feature_and_what_is_below_it():
     assert net.net.fc.weight.grad is None
 
 
-def test_no_hook_stays_behind():
+def test_prelogits_are_not_kept_beyond_their_call():
     net = network()
-    net(batch(), ("prelogits", "stage1"))
-    net.net.layer3 = torch.nn.Identity()
-    with pytest.raises(RuntimeError, match="shapes"):
-        net(batch(), ("prelogits",))
-    assert not net.net.fc._forward_pre_hooks
+    out = net(batch(), ("prelogits",))
+    seen = weakref.ref(out.features["prelogits"])
+    del out
+    assert seen() is None
+    with torch.no_grad():
+        assert net(batch()).features == {}
+    assert net._seen is None
+
+
+def test_a_copy_keeps_its_own_prelogits():
+    net = network()
+    twin = copy.deepcopy(net)
+    assert set(twin(batch(), ("prelogits",)).features) == {"prelogits"}
 
 
 def test_unknown_feature_is_refused():
