@@ -6,8 +6,9 @@ change a result, so that equal runs are found and never run twice.
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -28,6 +29,11 @@ HERE = Path(__file__).resolve().parent
 CONF_DIR = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
 
 
+# Arguments of timm.create_model that follow from the dataset or have a key of their own, and what kdrun cannot train.
+OWN_ARGS = {"num_classes", "in_chans", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"}
+OWN_ARGS |= {"cache_dir", "features_only", "scriptable", "exportable", "no_jit"}
+
+
 class ModelConfig(Schema):
     """One network: any name that timm knows, CIFAR networks of kdrun and of plugins included."""
 
@@ -45,6 +51,12 @@ class ModelConfig(Schema):
     """Images are resized to this side before the network; null: as they come."""
     lr_scale: float = Field(1.0, gt=0)
     """Factor on the schedule's learning rate for this network."""
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if taken := sorted(OWN_ARGS & set(self.args)):
+            raise ValueError(f"args.{taken[0]}: kdrun gives this one itself; leave it out")
+        return self
 
 
 class TeacherConfig(Schema):
@@ -397,10 +409,27 @@ def _contradictions(config: RunConfig) -> list[str]:
             errors.append(
                 f"{key}.name: timm knows no network {model.name!r}; {allowed(model.name, timm.list_models(), most=0)}"
             )
+            continue
+        try:
+            published = timm.get_pretrained_cfg(model.name)
+        except RuntimeError as error:  # an unknown tag behind the point
+            errors.append(f"{key}.name: {error}")
+            continue
+        if model.pretrained and model.file is None and (published is None or not published.has_weights):
+            errors.append(
+                f"{key}.pretrained: timm has no published weights of {model.name}; set it to false or choose another"
+            )
+        if model.file is not None and not model.pretrained:
+            errors.append(f"{key}.file: weights are read with pretrained=true only; set it, or leave out the file")
     return errors
 
 
 def _num_listed(split_file: str) -> int | None:
+    return _num_in(split_file, file_hash(split_file, "dataset.split_file"))
+
+
+@lru_cache(maxsize=256)
+def _num_in(split_file: str, _content: str) -> int | None:
     labeled = read_npz(Path(split_file), "dataset.split_file").get("labeled")
     return None if labeled is None else labeled.size  # what is wrong with it is said when the split is made
 
@@ -451,23 +480,43 @@ def _content(value: Any, key: str = "") -> Any:
 def file_hash(path: str, key: str) -> str:
     """sha256 of a file's content, remembered while its size and time stay; `key` is blamed when it is absent.
 
-    Of a folder: of the names and sizes of all files in it.
+    Of a folder: of the names and sizes of all files in it. A file that was there in the check and is gone when its run
+    begins keeps its hash: the run keeps its directory, and reading the file says what is wrong.
     """
     try:
-        stat = Path(path).expanduser().stat()
-        return _file_hash(str(Path(path).expanduser()), stat.st_size, stat.st_mtime_ns)
+        place = Path(path).expanduser()
+        stat = place.stat()
+        _LAST[path] = _file_hash(str(place), stat.st_size, stat.st_mtime_ns)
+    except RuntimeError:
+        raise ConfigError(f"{key}: {path}: no such home directory; write the path out") from None
     except OSError as error:
-        raise ConfigError(f"{key}: {path}: cannot be read ({error.strerror})") from None
+        if path not in _LAST:
+            raise ConfigError(f"{key}: {path}: cannot be read ({error.strerror})") from None
+    return _LAST[path]
+
+
+_LAST: dict[str, str] = {}
 
 
 @lru_cache(maxsize=256)
 def _file_hash(path: str, size: int, mtime_ns: int) -> str:
     if Path(path).is_dir():
-        files = sorted(p for p in Path(path).rglob("*") if p.is_file())
+        files = sorted(_files_in(Path(path), ()))
         listing = "".join(f"{p.relative_to(path).as_posix()}\0{p.stat().st_size}\n" for p in files)
-        return hashlib.sha256(listing.encode()).hexdigest()
+        return hashlib.sha256(os.fsencode(listing)).hexdigest()
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files_in(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """All files at any depth, through links too, but not round a loop."""
+    real = folder.resolve()
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            if real not in above:
+                yield from _files_in(entry, (*above, real))
+        elif entry.is_file():
+            yield entry
 
 
 def plugged_classes(config: RunConfig) -> list[Any]:

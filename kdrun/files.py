@@ -24,7 +24,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{threading.get_ident()}")
     try:
-        yield temporary
+        with named(path):
+            yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -37,6 +38,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """A full disk does not say which file it was that did not fit; this adds it to the error."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def read_npz(path: Path, key: str) -> dict[str, npt.NDArray[Any]]:
     """All arrays of an .npz file, without unpickling anything.
 
@@ -46,6 +58,8 @@ def read_npz(path: Path, key: str) -> dict[str, npt.NDArray[Any]]:
     import numpy as np
 
     try:
+        if path.expanduser().is_file() and not zipfile.is_zipfile(path.expanduser()):
+            raise zipfile.BadZipFile("it is no zip archive, or a truncated one")  # NumPy would advise to unpickle it
         with np.load(path.expanduser(), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
             if alien := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:

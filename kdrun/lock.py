@@ -135,7 +135,11 @@ class Lock:
 
     def _written(self) -> Path:
         temporary = self._temporary(self.owner["token"])
-        temporary.write_text(json.dumps(self.owner))
+        try:
+            temporary.write_text(json.dumps(self.owner))
+        except OSError:  # a full disk
+            temporary.unlink(missing_ok=True)
+            raise
         return temporary
 
     def _read(self) -> dict[str, object]:

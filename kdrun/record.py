@@ -12,7 +12,7 @@ from typing import Any
 
 from kdrun.config import HERE
 from kdrun.errors import KdrunError
-from kdrun.files import write_bytes, write_json
+from kdrun.files import named, write_bytes, write_json
 
 log = logging.getLogger(__name__)
 SCHEMA = 1
@@ -85,7 +85,7 @@ class MetricsLog:
         return out
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        with self.path.open("a") as file:
+        with named(self.path), self.path.open("a") as file:
             file.write(json.dumps(finite({"step": step, **values})) + "\n")
             file.flush()
 

@@ -60,7 +60,7 @@ def run(config: RunConfig, overrides: Iterable[str] = (), job_type: str = "train
         record: Record = {"status": "failed", "error": None}
         handler: logging.Handler | None = None
         try:
-            handler = logging.FileHandler(_made(directory) / "log.txt")
+            handler = _LogFile(_made(directory) / "log.txt")
             handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             logging.getLogger("kdrun").addHandler(handler)
             record = _new_record(config, directory, list(overrides))
@@ -85,6 +85,13 @@ def run(config: RunConfig, overrides: Iterable[str] = (), job_type: str = "train
                 logging.getLogger("kdrun").removeHandler(handler)
                 handler.close()
     return record
+
+
+class _LogFile(logging.FileHandler):
+    """log.txt. Where its disk is full, the run says so once; logging would print a traceback for each line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
 
 
 def finished(directory: Path) -> Record | None:
@@ -125,11 +132,22 @@ def check(config: RunConfig) -> None:
         raise ConfigError(
             "schedule.decay: plateau follows the validation score, and this split has no validation images"
         )
+    for model in (*config.students, *config.teacher.models):
+        if model.pretrained:
+            _require_weights(model.model_dump_json(), _setup(arrays, split))
     for role, required in config.method_class.requires(config).items():
         try:
             check(required)
         except ConfigError as error:
             raise ConfigError(*(f"{role}: {line}" for line in error.lines)) from None
+
+
+def _require_weights(model: str, setup: Setup) -> None:
+    """Load published weights once: nothing may run for hours, a teacher say, and then find that they cannot be had."""
+    key = f"{model} {setup.num_classes} {setup.in_chans}"
+    if key not in _BUILT:
+        setup.network(ModelConfig.model_validate_json(model), seed=0)
+        _BUILT.add(key)
 
 
 def recipes_of(config: RunConfig, arrays: Arrays) -> dict[str, Weak]:
@@ -161,6 +179,16 @@ def _build_on_meta(config: RunConfig, arrays: Arrays, split: Split) -> None:
             setup = replace(setup, teacher=Teacher(untrained_teacher(config.teacher, setup)))
         bare = config.replace(students=[_untrained(model) for model in config.students])
         method = config.method_class(bare, setup)
+        pixels = torch.empty((2, *arrays.train_images.shape[1:]), dtype=torch.uint8).permute(0, 3, 1, 2)
+        for name, network in method.networks().items():
+            try:
+                network(pixels)
+            except (AssertionError, RuntimeError, ValueError) as error:
+                if "meta" in str(error):
+                    raise
+                size = "x".join(map(str, pixels.shape[-2:]))
+                unfit = f"{name}: {network.name} does not take images of {size}"
+                raise ConfigError(f"{unfit}: {error}; see student.size") from None
     make_optimizer(method)
     LearningRate(config.schedule, config.schedule.clock(len(split.labeled)))
 

@@ -1,8 +1,10 @@
 """Making the frozen network of `teacher`: a finished run, a timm network, weights from a file, or several together."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from torch import Tensor, nn
@@ -52,22 +54,27 @@ def make_teacher(
     return untrained_teacher(spec, setup, pretrained=True)
 
 
-def untrained_teacher(spec: TeacherConfig, setup: Setup, pretrained: bool = False) -> nn.Module:
-    """The teacher's network, checked against its weights; with `pretrained` also filled with them."""
+def untrained_teacher(spec: TeacherConfig, setup: Setup, pretrained: bool = False, key: str = "teacher") -> nn.Module:
+    """The teacher's network, checked against its weights; with `pretrained` also filled with them.
+
+    Args:
+        key: where `spec` stands in the configuration, for messages.
+    """
     if spec.source == "ensemble":
-        return Ensemble([untrained_teacher(member, setup) for member in spec.members])
+        members = enumerate(spec.members)
+        return Ensemble([untrained_teacher(member, setup, key=f"{key}.members.{i}") for i, member in members])
     if spec.model is None:
-        raise ConfigError("teacher.model: missing; a value is required")
+        raise ConfigError(f"{key}.model: missing; a value is required")
     if spec.source == "timm":
         import timm
 
         published = timm.get_pretrained_cfg(spec.model.name)
         classes = getattr(published, "num_classes", None)
         if not spec.model.pretrained or published is None or not published.has_weights:
-            raise ConfigError("teacher.model.pretrained: source=timm needs published weights; or choose train or file")
+            raise ConfigError(f"{key}.model.pretrained: source=timm needs published weights; or choose train or file")
         if classes != setup.num_classes:
             raise ConfigError(
-                f"teacher.model.name: {spec.model.name} was trained for {classes} classes, the dataset has "
+                f"{key}.model.name: {spec.model.name} was trained for {classes} classes, the dataset has "
                 f"{setup.num_classes}; its head would be random. Choose source=train or file"
             )
     # A file's weights take the place of published ones.
@@ -75,64 +82,87 @@ def untrained_teacher(spec: TeacherConfig, setup: Setup, pretrained: bool = Fals
     network = setup.network(spec.model.replace(pretrained=spec.model.pretrained and fetch), seed=0, role="teacher")
     if spec.source == "file":
         if spec.path is None:
-            raise ConfigError("teacher.path: missing; give the file with the teacher's weights")
-        state = renamed(read_state(Path(spec.path)), spec.strip_prefix, spec.rename)
-        check_state(network, state, spec.path)
+            raise ConfigError(f"{key}.path: missing; give the file with the teacher's weights")
+        where = f"{key}.path: {spec.path}"
+        state = renamed(read_state(Path(spec.path), where), spec.strip_prefix, spec.rename, where)
+        check_state(network, state, where)
         if pretrained:
             network.net.load_state_dict(state)
     return network
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Weights from safetensors, or from a PyTorch file read without unpickling code.
+HINT = "see teacher.strip_prefix, teacher.rename and teacher.model.args"
+
+
+def read_state(path: Path, where: str) -> dict[str, Tensor]:
+    """Weights from safetensors, or from a PyTorch file read without unpickling code; the content tells which it is.
 
     Of a checkpoint, the entry state_dict, model or net is taken.
+
+    Args:
+        where: the config key and the file, for messages.
 
     Raises:
         DataError: absent, damaged, or a pickle that wants to run code.
     """
     import pickle
 
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    where = f"teacher.path: {path}"
+    path = path.expanduser()
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path.expanduser())
-        content = torch.load(path.expanduser(), map_location="cpu", weights_only=True)
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of what is odd in a file; what is wrong, the error says
+            start = file.read(9)
+            file.seek(0)
+            # A zip archive or a pickle is PyTorch's. The header of safetensors is JSON after eight bytes of length.
+            if start.startswith((b"PK", b"\x80")) and start[8:] != b"{":
+                with torch.device("cpu"):  # sparse weights would be made on the default device, which may be meta
+                    content = torch.load(file, map_location="cpu", weights_only=True)
+            else:
+                content = load_file(path)
     except FileNotFoundError:
         raise DataError(f"{where}: no such file") from None
     except pickle.UnpicklingError:
         raise DataError(f"{where}: holds more than weights (reading it would run its code), or is damaged") from None
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise DataError(f"{where}: not a readable file of weights ({error})") from None
+    except Exception as error:  # a damaged file may raise anything
+        why = shorten(str(error) or type(error).__name__, 120, placeholder=" ...")  # torch adds pages of advice
+        raise DataError(f"{where}: not a readable file of weights ({why})") from None
     for entry in ("state_dict", "model", "net"):
         if isinstance(content, dict) and isinstance(content.get(entry), dict):
             content = content[entry]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise DataError(f"{where}: expected names and tensors")
+    if not isinstance(content, dict):
+        raise DataError(f"{where}: expected names and tensors, got a {type(content).__name__}")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise DataError(f"{where}: expected names and tensors, got {name!r}: {type(value).__name__}")
     return content
 
 
-def renamed(state: Mapping[str, Tensor], strip_prefix: str, rename: Mapping[str, str]) -> dict[str, Tensor]:
-    """The same weights under the network's names: a prefix taken off, then leading parts replaced."""
-    out = {}
-    for name, value in state.items():
-        name = name.removeprefix(strip_prefix)
+def renamed(state: Mapping[str, Tensor], strip_prefix: str, rename: Mapping[str, str], where: str) -> dict[str, Tensor]:
+    """The same weights under the network's names: a prefix taken off, then leading parts replaced.
+
+    Raises:
+        ConfigError: two weights get one name.
+    """
+    out: dict[str, Tensor] = {}
+    came_from: dict[str, str] = {}
+    for given, value in state.items():
+        name = given.removeprefix(strip_prefix)
         for old, new in rename.items():
             if name == old or name.startswith(f"{old}."):
                 name = new + name[len(old) :]
                 break
-        out[name] = value
+        if name in out:
+            raise ConfigError(f"{where}: {came_from[name]} and {given} both become {name}; {HINT}")
+        out[name], came_from[name] = value, given
     return out
 
 
-def check_state(network: Network, state: Mapping[str, Tensor], path: str) -> None:
-    """Refuse weights that do not fit, naming the first difference."""
+def check_state(network: Network, state: Mapping[str, Tensor], where: str) -> None:
+    """Refuse weights that do not fit, naming the first difference. Any precision of floating-point numbers fits."""
     own = network.net.state_dict()
-    where = f"teacher.path: {path} does not fit {network.name}"
-    hint = "see teacher.strip_prefix, teacher.rename and teacher.model.args"
+    unfit = f"{where} does not fit {network.name}"
     # Counters of batches are missing in old files and change nothing in evaluation.
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     extra = [name for name in state if name not in own]
@@ -142,8 +172,17 @@ def check_state(network: Network, state: Mapping[str, Tensor], path: str) -> Non
             for names, what in ((missing, "missing"), (extra, "too many"))
             if names
         ]
-        raise ConfigError(f"{where}: {'; '.join(parts)}; {hint}")
+        raise ConfigError(f"{unfit}: {'; '.join(parts)}; {HINT}")
     for name, value in own.items():
-        if name in state and state[name].shape != value.shape:
-            given, wanted = tuple(state[name].shape), tuple(value.shape)
-            raise ConfigError(f"{where}: {name} is {given}, the network for this dataset has {wanted}; {hint}")
+        if name not in state:
+            continue
+        given = state[name]
+        if given.shape != value.shape:
+            shapes = f"is {tuple(given.shape)}, the network for this dataset has {tuple(value.shape)}"
+            raise ConfigError(f"{unfit}: {name} {shapes}; {HINT}")
+        dense = given.layout == torch.strided and not given.is_meta
+        if not dense or (value.is_floating_point() and not given.is_floating_point()):
+            kind = "without content" if given.is_meta else given.dtype if dense else given.layout
+            raise DataError(f"{where}: {name} is {kind}, expected dense floating-point numbers")
+        if given.is_floating_point() and given.isnan().any():
+            raise DataError(f"{where}: {name} holds values that are not numbers (NaN)")

@@ -1,9 +1,10 @@
 """Shared fixtures. Tests need no network, no accelerator and no data but what they make."""
 
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ for _name in ("WANDB_API_KEY", "HYDRA_FULL_ERROR"):
 
 # A run of seconds: tiny networks, few steps.
 FAST = [
-    "execution.device=cpu", "tracker=none", "student=resnet8", "student.args.width=4", "dataset.num_labels=50", "schedule.steps=20",
+    "tracker=none", "student=resnet8", "student.args.width=4", "dataset.num_labels=50", "schedule.steps=20",
     "schedule.batch_size=16", "schedule.eval_every_steps=10", "execution.log_every_steps=5", "execution.threads=1",
+    "execution.device=cpu",
 ]  # fmt: skip
 TEACHER = ["teacher=resnet8", "teacher.model.args.width=8", "teacher.steps=10"]
 
@@ -28,14 +30,16 @@ def outputs(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def train(outputs: Path) -> Callable[..., int]:
+def train(outputs: Path) -> Iterator[Callable[..., int]]:
     """`train("seed=1")`: the command line in this process; returns its exit code."""
     from kdrun.train import main
 
     def call(*arguments: str) -> int:
         return main([*arguments, f"execution.outputs={outputs}"])
 
-    return call
+    handlers = list(logging.getLogger().handlers)
+    yield call
+    logging.getLogger().handlers[:] = handlers  # Hydra's write to this test's output, which is closed by now
 
 
 PROCESSES: list["subprocess.Popen[str]"] = []

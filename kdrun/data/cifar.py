@@ -6,13 +6,13 @@ file that wants to run code is refused, whoever packed it.
 
 import pickle
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from kdrun.config import DatasetConfig
 from kdrun.data.dataset import Arrays, Images, Labels
-from kdrun.data.files import ensure_files, verify
+from kdrun.data.files import ensure_files, root_folder, verify
 from kdrun.errors import DataError
 from kdrun.registry import register
 from kdrun.schema import OutsideKey
@@ -49,10 +49,11 @@ class _ArrayUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-def read_pickle(file: IO[bytes], path: Path) -> dict[str, Any]:
+def read_pickle(path: Path) -> dict[str, Any]:
     """The dictionary of a CIFAR batch file. Raises DataError for a damaged file, and for one that wants to run code."""
     try:
-        content = _ArrayUnpickler(file, encoding="latin1").load()
+        with path.open("rb") as file:
+            content = _ArrayUnpickler(file, encoding="latin1").load()
     except Exception as error:  # a damaged pickle may raise anything
         raise DataError(f"dataset.root: {path}: not a readable CIFAR file ({error})") from None
     if not isinstance(content, dict):
@@ -63,7 +64,7 @@ def read_pickle(file: IO[bytes], path: Path) -> dict[str, Any]:
 def _load(config: CifarConfig, published: Any, label_key: str, names_key: str) -> Arrays:
     from torchvision.datasets.utils import download_and_extract_archive
 
-    root = Path(config.root).expanduser()
+    root = root_folder(config.root)
     folder = root / published.base_folder
     train, test = (
         [(folder / name, md5) for name, md5 in files] for files in (published.train_list, published.test_list)
@@ -75,34 +76,42 @@ def _load(config: CifarConfig, published: Any, label_key: str, names_key: str) -
         lambda: download_and_extract_archive(
             published.url, str(root), filename=published.filename, md5=published.tgz_md5
         ),
-        published.filename,
+        f"the content of {published.filename}",
         config.download,
+        own=None if config.verify_md5 else folder,
     )
     if config.verify_md5:
         verify([*train, *test, meta])
     mean, std = STATISTICS[config.name]
-    train_images, train_labels = _batches([path for path, _ in train], label_key)
-    test_images, test_labels = _batches([path for path, _ in test], label_key)
-    with meta[0].open("rb") as file:
-        names = read_pickle(file, meta[0]).get(names_key)
-    if not isinstance(names, list):
-        raise DataError(f"dataset.root: {meta[0]}: no list {names_key}")
-    return Arrays(train_images, train_labels, test_images, test_labels, tuple(map(str, names)), mean, std)
+    names = read_pickle(meta[0]).get(names_key)
+    if not isinstance(names, list) or len(names) < 2:
+        raise DataError(f"dataset.root: {meta[0]}: no list {names_key} of two or more")
+    train_images, train_labels = _batches([path for path, _ in train], label_key, len(names))
+    test_images, test_labels = _batches([path for path, _ in test], label_key, len(names))
+    return Arrays(
+        train_images, train_labels, test_images, test_labels, tuple(map(str, names)), mean, std,
+        source=f"dataset.root: {folder}",
+    )  # fmt: skip
 
 
-def _batches(paths: list[Path], label_key: str) -> tuple[Images, Labels]:
+def _batches(paths: list[Path], label_key: str, num_classes: int) -> tuple[Images, Labels]:
     images, labels = [], []
     for path in paths:
-        with path.open("rb") as file:
-            content = read_pickle(file, path)
+        content = read_pickle(path)
         data, given = content.get("data"), content.get(label_key)
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
-            raise DataError(f"dataset.root: {path}: no data of shape (N, 3072) uint8")
+            found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
+            raise DataError(f"dataset.root: {path}: data is {found}, expected uint8 (N, 3072)")
         if not isinstance(given, list) or len(given) != len(data):
             raise DataError(f"dataset.root: {path}: {len(data)} images without as many {label_key}")
+        wrong = [label for label in given if not isinstance(label, int) or not 0 <= label < num_classes]
+        if wrong:
+            raise DataError(f"dataset.root: {path}: {label_key}: {wrong[0]!r}, allowed 0 to {num_classes - 1}")
         images.append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         labels.append(np.asarray(given, np.int64))
-    return np.ascontiguousarray(np.concatenate(images)), np.concatenate(labels)
+    # Straight into the final layout: a joined copy in the files' layout would be another 150 MB.
+    joined = np.empty((sum(map(len, images)), 32, 32, 3), np.uint8)
+    return np.concatenate(images, out=joined), np.concatenate(labels)
 
 
 @register("dataset", "cifar10")

@@ -29,20 +29,26 @@ class Arrays:
     mean: tuple[float, ...]
     """Per channel, of pixels scaled to [0, 1]."""
     std: tuple[float, ...]
+    source: str = "dataset"
+    """What to blame for what is wrong with them: the key and the file or folder."""
 
     def __post_init__(self) -> None:
+        if self.num_classes < 2:
+            given = ", ".join(self.class_names) or "none"
+            raise DataError(f"{self.source}: classes: {given}; there must be two or more")
         for split in ("train", "test"):
             images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
             if images.ndim != 4 or images.dtype != np.uint8:
-                raise DataError(f"{split} images: expected uint8 (N, H, W, C), got {images.dtype} {images.shape}")
-            if labels.shape != images.shape[:1]:
-                raise DataError(f"{split}: {len(images)} images but labels of shape {labels.shape}")
-            if not len(images):
-                raise DataError(f"{split}: no images")
-            if labels.min() < 0 or labels.max() >= self.num_classes:
                 raise DataError(
-                    f"{split} labels: from {labels.min()} to {labels.max()}, allowed 0 to {self.num_classes - 1}"
+                    f"{self.source}: {split} images: expected uint8 (N, H, W, C), got {images.dtype} {images.shape}"
                 )
+            if labels.shape != images.shape[:1]:
+                raise DataError(f"{self.source}: {split}: {len(images)} images but labels of shape {labels.shape}")
+            if not len(images):
+                raise DataError(f"{self.source}: {split}: no images")
+            if labels.min() < 0 or labels.max() >= self.num_classes:
+                found = f"from {labels.min()} to {labels.max()}"
+                raise DataError(f"{self.source}: {split} labels: {found}, allowed 0 to {self.num_classes - 1}")
 
     @property
     def num_classes(self) -> int:

@@ -1,53 +1,88 @@
 """Getting and checking the files of published datasets, and decoding folders of images."""
 
+import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kdrun.data.dataset import Images
 from kdrun.errors import DataError
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 CONNECT_TIMEOUT = 20  # seconds without an answer until a server counts as out of reach
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"}
 
 
-def ensure_files(root: Path, needed: Sequence[Path], fetch: Callable[[], object], source: str, download: bool) -> None:
+def root_folder(path: str) -> Path:
+    """`dataset.root` as a path. Raises DataError for the home of a user that there is not."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise DataError(f"dataset.root: {path}: no such home directory; write the path out") from None
+
+
+def ensure_files(
+    root: Path,
+    needed: Sequence[Path],
+    fetch: Callable[[], object],
+    source: str,
+    download: bool,
+    own: Path | None = None,
+) -> None:
     """Make sure that `needed` (below root) exist, downloading them with `fetch` where allowed.
 
+    Args:
+        source: what a user can put below root instead, in words.
+        own: a folder that may be the user's own: once it is there, nothing is downloaded over it.
+
     Raises:
-        DataError: absent and not to be had; says which files to put where.
+        DataError: absent and not to be had; says which files to put where. Then no empty folder is left behind either.
     """
-    missing = [path for path in needed if not path.exists()]
+    missing = [path for path in needed if not os.path.exists(path)]  # Path.exists raises where it may not look
     if not missing:
         return
-    where = f"dataset.root: {missing[0]} is not there"
+    where, remedy = f"dataset.root: {missing[0]} is not there", f"put {source} below {root}"
     if not download:
-        raise DataError(f"{where}; put the content of {source} below {root}, or allow dataset.download")
+        raise DataError(f"{where}; {remedy}, or allow dataset.download")
+    if own is not None and own.exists():
+        raise DataError(f"{where}, and a download would write over {own}; {remedy}, or delete that folder first")
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(CONNECT_TIMEOUT)
     try:
         root.mkdir(parents=True, exist_ok=True)
         fetch()
-    except (OSError, RuntimeError) as error:
-        why = getattr(error, "reason", None) or error
-        raise DataError(f"{where} and cannot be downloaded ({why}); put the content of {source} below {root}") from None
+    except (OSError, RuntimeError, HTTPException) as error:
+        for folder in made:
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
+        why = getattr(error, "reason", None) or str(error) or type(error).__name__
+        raise DataError(f"{where} and cannot be downloaded ({why}); {remedy}") from None
     finally:
         socket.setdefaulttimeout(before)
     still = [path for path in missing if not path.exists()]
     if still:
-        raise DataError(f"dataset.root: {still[0]} is still not there after the download of {source}")
+        raise DataError(f"dataset.root: {still[0]} is still not there after the download; {remedy}")
 
 
 def verify(checks: Iterable[tuple[Path, str]]) -> None:
-    """Compare md5 sums. Raises DataError for the first file that differs."""
+    """Compare md5 sums. Raises DataError for the first file that differs or cannot be read."""
     from torchvision.datasets.utils import check_integrity
 
     for path, md5 in checks:
-        if not check_integrity(str(path), md5):
+        try:
+            published = check_integrity(str(path), md5)
+        except OSError as error:
+            raise DataError(f"dataset.root: {path}: cannot be read ({error.strerror})") from None
+        if not published:
             raise DataError(
                 f"dataset.root: {path} is damaged or not the published file (md5 differs); "
                 "delete it to download it again, or set dataset.verify_md5=false for a re-packed copy"
@@ -55,44 +90,77 @@ def verify(checks: Iterable[tuple[Path, str]]) -> None:
 
 
 def list_classes(folder: Path) -> tuple[list[str], list[Path], list[int]]:
-    """Class names (sorted folder names), image files and their class numbers.
+    """Class names (sorted folder names), image files (at any depth) and their class numbers.
+
+    Links are followed. Hidden files and folders, and files that are no images by their extension, do not count.
 
     Raises:
-        DataError: no such folder, no classes, or a class without images (named).
+        DataError: no such folder, no classes, a class without images, or a link that leads nowhere or back (named).
     """
+    layout = f"expected {folder}/<class>/<image>"
     if not folder.is_dir():
-        raise DataError(f"dataset.path: {folder}: no such folder")
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise DataError(f"dataset.path: {folder}: no class folders; expected {folder}/<class>/<image>")
+        raise DataError(f"dataset.path: {folder}: no such folder; {layout}")
     paths: list[Path] = []
     labels: list[int] = []
-    for number, name in enumerate(names):
-        found = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-        if not found:
-            raise DataError(f"dataset.path: {folder / name}: the class has no images ({', '.join(sorted(EXTENSIONS))})")
-        paths += found
-        labels += [number] * len(found)
+    try:
+        names = [entry.name for entry in _visible(folder) if entry.is_dir()]
+        if not names:
+            raise DataError(f"dataset.path: {folder}: no class folders; {layout}")
+        for number, name in enumerate(names):
+            found = sorted(_images(folder / name, (folder.resolve(),)))
+            if not found:
+                suffixes = ", ".join(sorted(EXTENSIONS))
+                raise DataError(f"dataset.path: {folder / name}: the class has no images ({suffixes})")
+            paths += found
+            labels += [number] * len(found)
+    except OSError as error:
+        raise DataError(f"dataset.path: {error.filename}: cannot be read ({error.strerror})") from None
     return names, paths, labels
 
 
-def decode(paths: Sequence[Path], size: int) -> Images:
+def _visible(folder: Path) -> list[Path]:
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    for entry in entries:
+        if not entry.exists():  # left out without a word, it would be missed by nobody
+            raise DataError(f"dataset.path: {entry}: a link that leads nowhere; remove or repair it")
+    return entries
+
+
+def _images(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    real = folder.resolve()
+    if real in above:
+        raise DataError(f"dataset.path: {folder}: a link back to {real}, which holds it; remove it")
+    for entry in _visible(folder):
+        if entry.is_dir():
+            yield from _images(entry, (*above, real))
+        elif entry.suffix.lower() in EXTENSIONS and entry.is_file():
+            yield entry
+
+
+def decode(paths: Sequence[Path], size: int, key: str) -> Images:
     """(N, size, size, 3) uint8: short side resized to `size` (bicubic, antialiased), then the center square.
 
+    Of an animation the first frame; 16 bits are scaled to 8.
+
     Raises:
-        DataError: unreadable images; the first is named, and how many there are.
+        DataError: unreadable images; the first is named, and how many there are. Blames the config key `key`.
     """
     from PIL import Image, UnidentifiedImageError
 
-    out = np.empty((len(paths), size, size, 3), np.uint8)
+    try:
+        out = np.empty((len(paths), size, size, 3), np.uint8)
+    except MemoryError as error:
+        raise DataError(f"dataset.size: {len(paths)} images of {size}x{size} pixels do not fit ({error})") from None
 
     def one(item: tuple[int, Path]) -> str | None:
         number, path = item
         try:
             with Image.open(path) as image:
-                rgb = image.convert("RGB")
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            return f"{path} ({error})" if str(path) not in str(error) else str(error)
+                rgb = _rgb(image)
+        except UnidentifiedImageError:
+            return f"{path} (not an image)"
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return f"{path} ({getattr(error, 'strerror', None) or error})"
         scale = size / min(rgb.size)
         wide, high = (max(round(side * scale), size) for side in rgb.size)
         rgb = rgb.resize((wide, high), Image.Resampling.BICUBIC)
@@ -104,5 +172,19 @@ def decode(paths: Sequence[Path], size: int) -> Images:
         bad = [problem for problem in pool.map(one, enumerate(paths)) if problem is not None]
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise DataError(f"dataset.path: unreadable image {bad[0]}{more}")
+        raise DataError(f"{key}: unreadable image {bad[0]}{more}")
     return out
+
+
+def _rgb(image: "Image") -> "Image":
+    """Eight bits a channel. Raises ValueError for pixels whose range is not known."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        pixels = np.asarray(image).astype(np.float64) / 257  # 65535 -> 255; Pillow would make 255 of all from 255 on
+        return Image.fromarray(np.rint(pixels).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} have no known range; convert the image to 8 or 16 bits")
+    if "transparency" in image.info:
+        image = image.convert("RGBA")  # straight to RGB, Pillow warns; the colors are the same
+    return image.convert("RGB")

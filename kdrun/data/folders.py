@@ -9,7 +9,7 @@ from pydantic import Field
 
 from kdrun.config import DatasetConfig
 from kdrun.data.dataset import Arrays, Images, Labels
-from kdrun.data.files import decode, ensure_files, list_classes
+from kdrun.data.files import decode, ensure_files, list_classes, root_folder
 from kdrun.errors import DataError
 from kdrun.registry import register
 from kdrun.schema import FileContent, OutsideKey
@@ -33,15 +33,19 @@ class ImageFolder:
     @staticmethod
     def load(config: Config) -> Arrays:
         root = Path(config.path).expanduser()
-        test = config.test or ("test" if (root / "test").is_dir() else "val")
         names, train_paths, train_labels = list_classes(root / config.train)
+        test = config.test or next((name for name in ("test", "val") if (root / name).is_dir()), None)
+        if test is None:
+            raise DataError(f"dataset.path: {root}: no folder test or val; expected {root}/test/<class>/<image>")
         test_names, test_paths, test_labels = list_classes(root / test)
         if names != test_names:
-            odd = sorted(set(names) ^ set(test_names))
-            raise DataError(f"dataset.path: {root}: class {odd[0]} is not in both {config.train} and {test}")
+            odd = min(set(names) ^ set(test_names))
+            there, absent = (config.train, test) if odd in names else (test, config.train)
+            raise DataError(f"dataset.path: {root}: class {odd} is in {there}, but not in {absent}")
         return Arrays(
-            decode(train_paths, config.size), np.asarray(train_labels), decode(test_paths, config.size),
-            np.asarray(test_labels), tuple(names), IMAGENET_MEAN, IMAGENET_STD,
+            decode(train_paths, config.size, "dataset.path"), np.asarray(train_labels),
+            decode(test_paths, config.size, "dataset.path"), np.asarray(test_labels),
+            tuple(names), IMAGENET_MEAN, IMAGENET_STD, source=f"dataset.path: {root}",
         )  # fmt: skip
 
 
@@ -60,12 +64,12 @@ class Food101:
     def load(config: Config) -> Arrays:
         from torchvision import datasets
 
-        root = Path(config.root).expanduser()
+        root = root_folder(config.root)
         folder = root / "food-101"
         lists = {split: folder / "meta" / f"{split}.json" for split in ("train", "test")}
         ensure_files(
             root, [*lists.values(), folder / "images"], lambda: datasets.Food101(str(root), download=True),
-            "food-101.tar.gz", config.download,
+            "the content of food-101.tar.gz", config.download, own=folder,
         )  # fmt: skip
         listed = {split: _listed(path) for split, path in lists.items()}
         names = sorted(listed["train"])
@@ -77,8 +81,11 @@ class Food101:
                 (folder / "images" / f"{image}.jpg", k) for k, name in enumerate(names) for image in by_class[name]
             ]
             paths, labels = [path for path, _ in files], np.asarray([label for _, label in files])
-            parts[split] = decode(paths, config.size), labels
-        return Arrays(*parts["train"], *parts["test"], class_names=tuple(names), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+            parts[split] = decode(paths, config.size, "dataset.root"), labels
+        return Arrays(
+            *parts["train"], *parts["test"], class_names=tuple(names), mean=IMAGENET_MEAN, std=IMAGENET_STD,
+            source=f"dataset.root: {folder}",
+        )  # fmt: skip
 
 
 def _listed(path: Path) -> dict[str, list[str]]:

@@ -38,13 +38,21 @@ class Npz:
             raise DataError(
                 f"dataset.path: {path}: training images are {train.shape[1:]}, test images {test.shape[1:]}"
             )
-        train_labels, test_labels = (_labels(content[f"{s}_labels"], f"{path}: {s}_labels") for s in ("train", "test"))
-        count = int(train_labels.max()) + 1 if len(train_labels) else 0
-        names = content.get("class_names", np.arange(count))
-        if names.ndim != 1:
+        names = content.get("class_names")
+        if names is not None and names.ndim != 1:
             raise DataError(f"dataset.path: {path}: class_names: expected a list of names, got shape {names.shape}")
+        # Without names a class is known by its images: there cannot be more classes than images.
+        limit = len(train) if names is None else len(names)
+        train_labels = _labels(content["train_labels"], f"{path}: train_labels", limit)
+        if names is None:
+            limit = int(train_labels.max(initial=-1)) + 1
+            names = np.arange(limit)
+        test_labels = _labels(content["test_labels"], f"{path}: test_labels", limit)
         mean, std = channel_statistics(train)
-        return Arrays(train, train_labels, test, test_labels, class_names=tuple(map(str, names)), mean=mean, std=std)
+        return Arrays(
+            train, train_labels, test, test_labels, class_names=tuple(map(str, names)), mean=mean, std=std,
+            source=f"dataset.path: {path}",
+        )  # fmt: skip
 
 
 def _images(array: npt.NDArray[Any], where: str) -> Images:
@@ -65,7 +73,11 @@ def _images(array: npt.NDArray[Any], where: str) -> Images:
     return np.ascontiguousarray(array, dtype=np.uint8)
 
 
-def _labels(array: npt.NDArray[Any], where: str) -> Labels:
+def _labels(array: npt.NDArray[Any], where: str, num_classes: int) -> Labels:
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise DataError(f"dataset.path: {where}: expected integers (N,), got {array.dtype} {array.shape}")
+    low, high = int(array.min(initial=0)), int(array.max(initial=0))  # before a cast can wrap them
+    if low < 0 or high >= num_classes:
+        allowed = f"allowed 0 to {num_classes - 1} (array class_names names more classes)"
+        raise DataError(f"dataset.path: {where}: from {low} to {high}, {allowed}")
     return array.astype(np.int64)

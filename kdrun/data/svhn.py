@@ -10,7 +10,7 @@ import numpy as np
 
 from kdrun.config import DatasetConfig
 from kdrun.data.dataset import Arrays, Images, Labels
-from kdrun.data.files import ensure_files, verify
+from kdrun.data.files import ensure_files, root_folder, verify
 from kdrun.errors import DataError
 from kdrun.registry import register
 from kdrun.schema import OutsideKey
@@ -31,7 +31,7 @@ class Svhn:
         from torchvision.datasets import SVHN
         from torchvision.datasets.utils import download_url
 
-        root = Path(config.root).expanduser()
+        root = root_folder(config.root)
         parts: dict[str, tuple[Images, Labels]] = {}
         for split in ("train", "test"):
             url, name, md5 = SVHN.split_list[split]
@@ -46,7 +46,7 @@ class Svhn:
             parts[split] = _read(path)
         return Arrays(
             *parts["train"], *parts["test"], class_names=tuple("0123456789"),
-            mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970),
+            mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970), source=f"dataset.root: {root}",
         )  # fmt: skip
 
 
@@ -60,6 +60,8 @@ def _read(path: Path) -> tuple[Images, Labels]:
         raise DataError(f"dataset.root: {path}: not a readable SVHN file ({type(error).__name__}: {error})") from None
     if images.ndim != 4 or images.shape[:3] != (32, 32, 3) or images.dtype != np.uint8:
         raise DataError(f"dataset.root: {path}: X is {images.dtype} {images.shape}, expected uint8 (32, 32, 3, N)")
+    if not np.isin(labels, np.arange(11)).all():
+        raise DataError(f"dataset.root: {path}: y ({labels.dtype}) holds more than the whole numbers 0 to 10")
     digits = labels.reshape(-1).astype(np.int64)
     digits[digits == 10] = 0  # the published files call the digit 0 class 10
     return np.ascontiguousarray(images.transpose(3, 0, 1, 2)), digits

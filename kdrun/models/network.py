@@ -1,9 +1,13 @@
 """A network with its own input adapter: takes raw pixels, resizes and normalises them, gives logits and features."""
 
 import json
-from collections.abc import Sequence
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -61,16 +65,28 @@ class Network(nn.Module):
         weights: dict[str, Any] = {"pretrained": model.pretrained}
         if model.pretrained and model.file is not None:
             weights["pretrained_cfg_overlay"] = {"file": model.file}
+        missing: list[str] = []
+        unfit = f"{model.name}: the network cannot be built with args {model.args}"
         try:
-            self.net: Any = timm.create_model(
-                model.name, num_classes=spec.num_classes, in_chans=spec.in_chans, **weights, **model.args
-            )
+            with _offline_where_there_is_no_network(model), _missing_weights(missing):
+                self.net: Any = timm.create_model(
+                    model.name, num_classes=spec.num_classes, in_chans=spec.in_chans, **weights, **model.args
+                )
         except Exception as error:  # hubs raise many kinds
             if model.pretrained:
                 raise DataError(_no_weights(model, error)) from error
             if not isinstance(error, TypeError | ValueError | RuntimeError | AssertionError):
                 raise
-            raise ConfigError(f"{model.name}: the network cannot be built with args {model.args}: {error}") from error
+            raise ConfigError(f"{unfit}: {error}; see student.args or teacher.model.args") from error
+        if any(not parameter.numel() for parameter in self.net.parameters()):
+            raise ConfigError(f"{unfit}: some of its weights would be empty; see student.args or teacher.model.args")
+        published: dict[str, Any] = getattr(self.net, "pretrained_cfg", None) or {}
+        heads = published.get("classifier") or ()  # which timm leaves out where the classes are others
+        prefixes = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
+        body = [name for name in missing if not name.startswith(prefixes) and not name.endswith("num_batches_tracked")]
+        if body:
+            source = model.file or "the published file"
+            raise DataError(f"{model.name}: {source} lacks {len(body)} of its weights, e.g. {body[0]}; not its own?")
 
         shape = (1, spec.in_chans, 1, 1)
         self.register_buffer("mean", torch.tensor(spec.mean).view(shape), persistent=False)
@@ -145,17 +161,55 @@ class Network(nn.Module):
         write_bytes(path, save(state, metadata={"kdrun": json.dumps(asdict(self.spec))}))
 
 
+@contextmanager
+def _missing_weights(names: list[str]) -> Iterator[None]:
+    """Collects what a file of weights lacks. timm only logs it, and trains on from random numbers."""
+    load = nn.Module.load_state_dict
+
+    def watched(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        result = load(self, *args, **kwargs)
+        names.extend(result.missing_keys)
+        return result
+
+    nn.Module.load_state_dict = watched  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.load_state_dict = load  # type: ignore[method-assign]
+
+
+@contextmanager
+def _offline_where_there_is_no_network(model: ModelConfig) -> Iterator[None]:
+    """The hub's client takes what it has stored, or gives up, at once; left alone it tries for 45 seconds."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    if model.pretrained and model.file is None and not before:
+        try:
+            urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=10).close()
+        except urllib.error.HTTPError:  # an answer
+            constants.HF_HUB_OFFLINE = False
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def _no_weights(model: ModelConfig, error: Exception) -> str:
     import timm
 
     published = timm.get_pretrained_cfg(model.name)
     place = None if published is None else published.hf_hub_id or published.url
-    source = f"published as {place}" if place else "no published weights are known"
-    line = next((part.strip() for part in str(error).splitlines() if part.strip()), "")
-    given = f"from {model.file} " if model.file else ""
+    line = shorten(str(error), 160, placeholder=" ...")
+    why = f"({type(error).__name__}: {line})"
+    if model.file is not None:
+        return f"{model.name}: {model.file}: not a file of its weights {why}; published as {place}"
+    files = f"model.safetensors of {place} (Hugging Face hub)" if published and published.hf_hub_id else place
     return (
-        f"{model.name}: weights {given}cannot be loaded ({type(error).__name__}: {line}); {source}: fetch them "
-        "where there is a network and name the file (student.file or teacher.model.file), or set pretrained=false"
+        f"{model.name}: its published weights cannot be had {why}; fetch {files} where there is a network and name the "
+        "file in student.file or teacher.model.file, or set pretrained=false"
     )
 
 

@@ -49,7 +49,7 @@ MISTAKES = {
     "coefficient of no field": (["++coefficients={wttm: {wttm.gama: 1}}"], "coefficients.wttm.wttm.gama: wttm has no 'gama'; nearest: gamma"),
     "missing plugin": (["plugins=[nowhere.py]"], "plugins: nowhere.py: no such Python file"),
     "missing data file": (["dataset=npz", "dataset.path=/nowhere.npz"], "dataset.path: /nowhere.npz: cannot be read"),
-    "missing split file": (["dataset.split_file=/nowhere.npz"], "dataset.split_file: /nowhere.npz: no such file"),
+    "missing split file": (["dataset.split_file=/nowhere.npz"], "dataset.split_file: /nowhere.npz: cannot be read (No such file or directory)"),
     "absent device": (["execution.device=cuda:99"], "execution.device: cuda:99 was asked for"),
     "fp16 without cuda": (["schedule.precision=fp16", "execution.device=cpu"], "schedule.precision: fp16 needs cuda, this run is on cpu"),
     "group set to null": (["method=null"], "method=null: not an option of the group; (allowed: distill, supervised)"),

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -247,34 +246,3 @@ def test_every_decay_reaches_the_optimizer(train, outputs, decay):
     assert rates[5] == pytest.approx(0.05)
     assert all(b <= a + 1e-12 for a, b in itertools.pairwise(rates[5:]))
     assert (rates[-1] == rates[5]) == (decay in ("constant", "plateau"))
-
-
-def test_wandb_offline_is_written_and_read_back(train, outputs, monkeypatch):
-    import subprocess
-
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    arguments = [a for a in FAST if a != "tracker=none"]
-    assert train(*arguments, "method=supervised", "tracker=wandb", "tracker.tags=[t1]") == 0
-    ((directory, record),) = records(outputs).items()
-    (run,) = (directory / "wandb").glob("offline-run-*")
-    assert run.name.endswith(record["key"])
-    done = subprocess.run(
-        [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(run)],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    text = done.stdout
-    assert "test/student/top1" in text
-    assert f"{record['metrics']['test/student/top1']:.4f}"[:5] in text
-
-
-def test_a_tracker_that_breaks_never_stops_training(train, outputs, monkeypatch, capsys):
-    import wandb
-
-    def broken(**_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(wandb, "init", broken)
-    arguments = [a for a in FAST if a != "tracker=none"]
-    assert train(*arguments, "method=supervised", "tracker=wandb") == 0
-    assert "tracker switched off: OSError" in capsys.readouterr().out

@@ -135,6 +135,15 @@ REFUSED = {
     "test label never trained": (arrays(test_labels=np.array([0, 1, 2, 4])), "to 4, allowed 0 to 3"),
     "fewer names than classes": (arrays(class_names=np.array(["a", "b"])), "allowed 0 to 1"),
     "one name that is no list": (arrays(class_names=np.array("abcd")), "class_names"),
+    "more labels than images could have": (
+        arrays(train_labels=np.full(12, 2**40)),
+        "train_labels: from 0 to 1099511627776, allowed 0 to 11",
+    ),
+    "label that a cast would wrap": (arrays(train_labels=np.full(12, 2**64 - 1, np.uint64)), "to 18446744073709551615"),
+    "one class": (
+        arrays(train_labels=np.zeros(12, int), test_labels=np.zeros(4, int)),
+        r"data\.npz: classes: 0; there must be two",
+    ),
     "no images": (arrays(n=0), "no images"),
     "no test images": (arrays(test_images=np.zeros((0, 6, 5, 3), np.uint8), test_labels=np.arange(0)), "no images"),
     "no float images": (arrays(n=0, train_images=np.zeros((0, 6, 5, 3))), "no images"),

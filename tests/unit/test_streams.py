@@ -128,7 +128,7 @@ def test_loader_gives_each_stream_its_images(loader):
 
 def test_loader_builds_only_the_streams_that_are_wanted():
     images, labels = pixels().numpy(), np.zeros(NUM, dtype=np.int64)
-    arrays = Arrays(images, labels, images[:2], labels[:2], ("a",), (0.5,) * 3, (0.2,) * 3)
+    arrays = Arrays(images, labels, images[:2], labels[:2], ("a", "b"), (0.5,) * 3, (0.2,) * 3)
     split = Split(np.arange(4), np.arange(8), np.arange(8, 10), num_test=2)
     loader = make_loader({"labeled": ("weak",)}, arrays, split, pixels(), {"labeled": 4}, {"weak": RECIPE}, seed=0)
     assert list(loader.batch(0)) == ["labeled"]

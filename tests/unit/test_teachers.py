@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,13 @@ def network(seed=1):
     return SETUP.network(build(ModelConfig, MODEL, "m"), seed).eval()
 
 
+def own_state():
+    return dict(network().net.state_dict())
+
+
 def published(prefix="module.", head="linear"):
     """Weights under the names of an old checkpoint."""
-    state = network().net.state_dict()
+    state = own_state()
     return {
         prefix + name.replace("fc.", f"{head}."): value for name, value in state.items() if "num_batches" not in name
     }
@@ -65,33 +70,95 @@ class Attack:
     [
         (lambda p: p.write_bytes(pickle.dumps(Attack())), DataError, "would run its code"),
         (lambda p: torch.save({"fc.weight": Attack()}, p), DataError, "would run its code"),
-        (lambda p: p.write_bytes(b""), DataError, "not a readable file of weights|is damaged"),
-        (lambda p: torch.save([1, 2], p), DataError, "expected names and tensors"),
+        (lambda p: p.write_bytes(b""), DataError, "not a readable file of weights"),
+        (lambda p: p.write_bytes(b"<html>503 Service Unavailable</html>"), DataError, "not a readable file of weights"),
+        (lambda p: p.mkdir(), DataError, "not a readable file of weights .*directory"),
+        (lambda p: torch.save(torch.nn.Linear(2, 2), p), DataError, "would run its code"),
+        (lambda p: torch.save([1, 2], p), DataError, "expected names and tensors, got a list"),
+        (lambda p: torch.save({**own_state(), "epoch": 3}, p), DataError, "expected names and tensors, got 'epoch': int"),
+        (lambda p: torch.save({**own_state(), 3: torch.zeros(1)}, p), DataError, "expected names and tensors, got 3: Tensor"),
+        (lambda p: torch.save({**own_state(), "ema.decay": torch.zeros(1)}, p), ConfigError, r"fit resnet8: 1 too many, e\.g\. ema\.decay"),
+        (lambda p: torch.save({**own_state(), "fc.bias": torch.zeros(10, dtype=torch.int8)}, p), DataError, r"fc\.bias is torch\.int8, expected dense floating"),
+        (lambda p: torch.save({**own_state(), "fc.bias": torch.zeros(10, dtype=torch.complex64)}, p), DataError, r"fc\.bias is torch\.complex64"),
+        (lambda p: torch.save({**own_state(), "fc.bias": torch.ones(10).to_sparse()}, p), DataError, r"fc\.bias is torch\.sparse_coo"),
+        (lambda p: torch.save({**own_state(), "fc.bias": torch.zeros(10, device="meta")}, p), DataError, r"fc\.bias is without content"),
+        (lambda p: torch.save({**own_state(), "fc.bias": torch.full((10,), torch.nan)}, p), DataError, r"fc\.bias holds values that are not numbers"),
         (lambda p: torch.save(published(), p), ConfigError, r"missing, e\.g\. conv1\.weight; .* too many, e\.g\. module\.conv1\.weight; see teacher\.strip_prefix"),
         (lambda p: torch.save({k: v for k, v in network().net.state_dict().items() if not k.startswith("fc")}, p), ConfigError, r"2 missing, e\.g\. fc\.weight"),
         (lambda p: torch.save({**network().net.state_dict(), "fc.weight": torch.zeros(100, 16)}, p), ConfigError, r"fc\.weight is \(100, 16\), the network for this dataset has \(10, 16\)"),
     ],
-    ids=["pickle", "attack inside", "empty", "list", "names", "missing", "classes"],
+    ids=[
+        "pickle", "attack inside", "empty", "page", "folder", "whole module", "list", "number", "name", "extra", "int8",
+        "complex", "sparse", "meta", "nan", "names", "missing", "classes",
+    ],
 )  # fmt: skip
+@pytest.mark.filterwarnings("error")
 def test_unfit_files_are_refused_before_anything_runs(tmp_path, monkeypatch, write, error, message):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "t.th"
     write(path)
-    with torch.device("meta"), pytest.raises(error, match=message):
+    with torch.device("meta"), pytest.raises(error, match=rf"teacher\.path: .*{message}"):
         untrained_teacher(spec(path=str(path)), SETUP)
     assert not (tmp_path / "attacked").exists()
 
 
-def test_a_truncated_file(tmp_path):
-    for name, save in (
-        ("t.safetensors", lambda p: save_file(network().net.state_dict(), p)),
-        ("t.pt", lambda p: torch.save(published(), p)),
+SAVE = {
+    "safetensors": save_file,
+    "zip": torch.save,
+    "legacy": partial(torch.save, _use_new_zipfile_serialization=False),
+}
+
+
+@pytest.mark.parametrize("kind", SAVE)
+@pytest.mark.parametrize("length", [5, 200, 6000, -100])
+def test_a_truncated_file(tmp_path, kind, length):
+    path = tmp_path / "t.bin"
+    SAVE[kind](own_state(), path)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(DataError, match=r"key: t\.bin: (not a readable file of weights|.* or is damaged)"):
+        read_state(path, "key: t.bin")
+
+
+@pytest.mark.parametrize("kind", SAVE)
+@pytest.mark.parametrize("name", ["t.safetensors", "t.pt", "t"])
+def test_the_content_tells_the_format_not_the_name(tmp_path, kind, name):
+    SAVE[kind](own_state(), tmp_path / name)
+    read = read_state(tmp_path / name, "")
+    assert read.keys() == own_state().keys()
+    assert torch.equal(read["fc.weight"], own_state()["fc.weight"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_any_precision_is_taken(tmp_path, dtype):
+    state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in own_state().items()}
+    torch.save(state, tmp_path / "t.pt")
+    made = make_teacher(spec(path=str(tmp_path / "t.pt")), SETUP, {})
+    assert {p.dtype for p in made.parameters()} == {torch.float32}
+    torch.testing.assert_close(made.eval()(PIXELS).logits, network()(PIXELS).logits, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("more", "keys", "message"),
+    [
+        ("module.fc.bias", {"strip_prefix": "module."}, r"fc\.bias and module\.fc\.bias both become fc\.bias"),
+        ("head.bias", {"rename": {"head": "fc"}}, r"fc\.bias and head\.bias both become fc\.bias"),
+    ],
+)
+def test_two_weights_of_one_name_are_refused(tmp_path, more, keys, message):
+    torch.save({**own_state(), more: torch.zeros(10)}, tmp_path / "t.pt")
+    with pytest.raises(ConfigError, match=rf"teacher\.path: .*t\.pt: {message}; see teacher\.strip_prefix"):
+        untrained_teacher(spec(path=str(tmp_path / "t.pt"), **keys), SETUP)
+
+
+def test_the_bad_member_of_an_ensemble_is_named(tmp_path):
+    torch.save(own_state(), tmp_path / "a.pt")
+    torch.save({**own_state(), "fc.bias": torch.zeros(7)}, tmp_path / "b.pt")
+    members = [{"source": "file", "model": MODEL, "path": str(tmp_path / name)} for name in ("a.pt", "b.pt")]
+    ensemble = build(TeacherConfig, {"source": "ensemble", "members": members}, "teacher")
+    with pytest.raises(
+        ConfigError, match=r"teacher\.members\.1\.path: .*b\.pt does not fit resnet8: fc\.bias is \(7,\)"
     ):
-        path = tmp_path / name
-        save(path)
-        path.write_bytes(path.read_bytes()[:200])
-        with pytest.raises(DataError, match=r"not a readable file of weights|is damaged"):
-            read_state(path)
+        untrained_teacher(ensemble, SETUP)
 
 
 def test_rename_takes_whole_parts_only():
@@ -99,6 +166,7 @@ def test_rename_takes_whole_parts_only():
         {"m.linear.weight": torch.zeros(1), "m.linear2.bias": torch.zeros(1), "m.linear": torch.zeros(1)},
         "m.",
         {"linear": "fc"},
+        "",
     )
     assert list(got) == ["fc.weight", "linear2.bias", "fc"]
 
@@ -163,10 +231,15 @@ def test_pretrained_weights_from_a_local_file_bring_their_normalisation(tmp_path
 
 def test_weights_that_cannot_be_had_are_named(tmp_path):
     setup = Setup(7, 3, (0.1,) * 3, (1.0,) * 3, torch.zeros(5, dtype=torch.int64))
-    with pytest.raises(
-        DataError,
-        match=r"resnet18: weights cannot be loaded \(.*\); published as timm/resnet18.*: fetch them where there is a network",
-    ):
+    place = r"fetch model\.safetensors of timm/resnet18.* \(Hugging Face hub\) where there is a network"
+    with pytest.raises(DataError, match=rf"resnet18: its published weights cannot be had \(.*\); {place}"):
         setup.network(ModelConfig(name="resnet18", pretrained=True), 0)
-    with pytest.raises(DataError, match=r"weights from .*none\.safetensors cannot be loaded"):
+    with pytest.raises(DataError, match=r"resnet18: .*none\.safetensors: not a file of its weights"):
         setup.network(ModelConfig(name="resnet18", pretrained=True, file=str(Path(tmp_path) / "none.safetensors")), 0)
+
+
+def test_weights_of_another_network_are_no_published_ones(tmp_path):
+    setup = Setup(7, 3, (0.1,) * 3, (1.0,) * 3, torch.zeros(5, dtype=torch.int64))
+    save_file({"fc.weight": torch.zeros(7, 16)}, tmp_path / "w.safetensors")
+    with pytest.raises(DataError, match=r"test_resnet: .*w\.safetensors lacks \d+ of its weights, e\.g\. conv1"):
+        setup.network(ModelConfig(name="test_resnet", pretrained=True, file=str(tmp_path / "w.safetensors")), 0)
