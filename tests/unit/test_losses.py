@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import kdrun
-from kdrun.losses import cross_entropy, kd, power_sum, ttm, wttm
+from kdrun.losses import (
+    cross_entropy,
+    generalized_cross_entropy,
+    kd,
+    mean_absolute_error,
+    normalized_cross_entropy,
+    power_sum,
+    reverse_cross_entropy,
+    symmetric_cross_entropy,
+    ttm,
+    wttm,
+)  # fmt: skip
 
 T = torch.tensor([[3.0, 1.0, 0.0, -1.0]], dtype=torch.float64)
 S = torch.tensor([[1.0, 0.5, -0.5, 0.0]], dtype=torch.float64)
@@ -53,6 +64,10 @@ LOSSES = {
     "ttm": lambda s, t: ttm(s, t, 0.3),
     "wttm": lambda s, t: wttm(s, t, 0.3),
     "cross_entropy": lambda s, t: cross_entropy(s, t.argmax(1)),
+    "sce": lambda s, t: symmetric_cross_entropy(s, t.argmax(1), 1.0, 0.1),
+    "mae": lambda s, t: mean_absolute_error(s, t.argmax(1)),
+    "nce": lambda s, t: normalized_cross_entropy(s, t.argmax(1)),
+    "gce": lambda s, t: generalized_cross_entropy(s, t.argmax(1), 0.7),
 }
 
 
@@ -148,3 +163,75 @@ def test_kd_is_ttm_with_a_renyi_term():
 def test_impossible_temperatures_are_refused(function, bad):
     with pytest.raises(ValueError, match="must be above 0"):
         function(S, T, bad)
+
+
+SCE_LOGITS, SCE_TARGET = torch.tensor([[2.0, 0.0, -1.0]], dtype=torch.float64), torch.tensor([0])
+
+
+@pytest.mark.parametrize(
+    ("log_zero", "rce", "tenth", "hundredth"),
+    [(-4.0, 0.624821, 0.232328, 0.176094), (math.log(1e-4), 1.438704, 0.313716, 0.184233)],
+)
+def test_symmetric_cross_entropy_golden(log_zero, rce, tenth, hundredth):
+    assert reverse_cross_entropy(SCE_LOGITS, SCE_TARGET, log_zero).item() == pytest.approx(rce, abs=1e-6)
+    for beta, value in ((0.1, tenth), (0.01, hundredth)):
+        found = symmetric_cross_entropy(SCE_LOGITS, SCE_TARGET, 1.0, beta, log_zero).item()
+        assert found == pytest.approx(value, abs=1e-6)
+
+
+def test_mae_is_reverse_cross_entropy_with_log_zero_minus_2():
+    assert torch.allclose(
+        mean_absolute_error(SCE_LOGITS, SCE_TARGET), reverse_cross_entropy(SCE_LOGITS, SCE_TARGET, -2.0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("loss", "total"),
+    [
+        (mean_absolute_error, 2 * (5 - 1)),
+        (normalized_cross_entropy, 1.0),
+        (lambda s, t: reverse_cross_entropy(s, t, -3.0), 3.0 * 4),
+    ],
+    ids=["mae", "nce", "rce"],
+)
+def test_symmetric_losses_sum_to_a_constant_over_the_classes(loss, total):
+    logits = torch.randn(64, 5, dtype=torch.float64) * 4
+    sums = sum(loss(logits, torch.full((64,), j)) for j in range(5))
+    assert torch.allclose(sums, torch.full((64,), total, dtype=torch.float64), atol=1e-9)
+
+
+def test_cross_entropy_is_not_symmetric():
+    logits = torch.randn(64, 5, dtype=torch.float64) * 4
+    sums = sum(cross_entropy(logits, torch.full((64,), j)) for j in range(5))
+    assert sums.std() > 1
+
+
+def test_generalized_cross_entropy_lies_between_cross_entropy_and_mae():
+    logits, target = torch.randn(64, 5, dtype=torch.float64), torch.arange(64) % 5
+    assert torch.allclose(generalized_cross_entropy(logits, target, 1.0), mean_absolute_error(logits, target) / 2)
+    assert torch.allclose(generalized_cross_entropy(logits, target, 1e-6), cross_entropy(logits, target), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        mean_absolute_error, normalized_cross_entropy,
+        lambda s, t: generalized_cross_entropy(s, t, 0.7), lambda s, t: symmetric_cross_entropy(s, t, 1.0, 0.1),
+    ],
+    ids=["mae", "nce", "gce", "sce"],
+)  # fmt: skip
+def test_a_one_hot_target_is_the_class_index(loss):
+    logits, target = torch.randn(32, 6, dtype=torch.float64) * 3, torch.arange(32) % 6
+    assert torch.allclose(loss(logits, F.one_hot(target, 6).double()), loss(logits, target))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: reverse_cross_entropy(SCE_LOGITS, SCE_TARGET, 0.0),
+        lambda: generalized_cross_entropy(SCE_LOGITS, SCE_TARGET, 1.5),
+    ],
+)
+def test_robust_losses_refuse_nonsense(bad):
+    with pytest.raises(ValueError, match="must"):
+        bad()
