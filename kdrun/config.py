@@ -116,6 +116,8 @@ class DatasetConfig(Schema):
     """Seed of the labeled draw; null: the run's seed, so that a spread over seeds contains the draw."""
     split_file: Annotated[str | None, FileContent()] = None
     """An .npz file with index arrays labeled (and unlabeled, val), instead of a draw."""
+    unlabeled: Annotated[str | None, FileContent()] = None
+    """Another unlabeled pool than the training images: a folder of images, or an .npz with an array `images`."""
     mirror: bool = True
     """Whether a mirrored image keeps its class (false for digits)."""
     mean: list[float] | None = None
@@ -132,8 +134,24 @@ class WeakConfig(Schema):
     flip: bool = True
 
 
+class StrongConfig(Schema):
+    """Strong views: a weak view of their own, then random operations (RandAugment) and a cutout."""
+
+    num_ops: int = Field(2, ge=0)
+    """Operations on each image, drawn with replacement from the 14."""
+    p_op: float = Field(0.5, ge=0, le=1)
+    """Probability that a drawn operation is applied."""
+    levels: Literal["official", "kekmodel", "usb"] = "official"
+    """Whose ranges of the operations: google-research/fixmatch, kekmodel/FixMatch-pytorch or USB."""
+    cutout: float | None = Field(None, ge=0)
+    """Side of the filled square in pixels; below 1: drawn up to that share of the width; null: half the image side."""
+    fill: list[Annotated[int, Field(ge=0, le=255)]] = Field(default_factory=lambda: [127], min_length=1, max_length=3)
+    """Gray value or color of the cutout."""
+
+
 class ViewsConfig(Schema):
     weak: WeakConfig = Field(default_factory=WeakConfig)
+    strong: StrongConfig = Field(default_factory=StrongConfig)
 
 
 class MethodConfig(Schema):
@@ -359,7 +377,11 @@ def effective(config: RunConfig) -> RunConfig:
     config = config.replace(schedule=config.schedule.replace(lr_for=lr_for))
     if not config.dataset.mirror:
         config = config.replace(views=config.views.replace(weak=config.views.weak.replace(flip=True)))  # no effect
+    if not any("strong" in views for views in config.method_class.streams.values()):
+        config = config.replace(views=config.views.replace(strong=StrongConfig()))
     dataset = config.dataset
+    if "unlabeled" not in config.method_class.streams:
+        dataset = dataset.replace(unlabeled=None)
     if dataset.split_file is not None and dataset.num_labels is None:
         dataset = dataset.replace(num_labels=_num_listed(dataset.split_file))
     if (dataset.num_labels is None or dataset.split_file is not None) and dataset.split_seed is not None:
@@ -390,8 +412,8 @@ def _contradictions(config: RunConfig) -> list[str]:
     if method.always_teacher and config.teacher.source == "none":
         name = config.method.name
         errors.append(f"method={name} needs a teacher, but teacher.source=none; choose one, e.g. teacher=resnet20")
-    cadence = (config.schedule.eval_every_steps, config.schedule.eval_every_epochs)
-    if config.schedule.decay.name == "plateau" and cadence == (None, None):
+    errors += method.contradictions(config)
+    if config.schedule.decay.name == "plateau" and not config.schedule.evaluates_more_than_once:
         errors.append("schedule.decay: plateau needs evaluations; give schedule.eval_every_steps or _epochs")
     if config.dataset.split_file is not None and config.teacher.num_labels is not None:
         errors.append("teacher.num_labels: the labels are those of dataset.split_file; set it to null")
@@ -443,7 +465,8 @@ def run_key(config: RunConfig) -> str:
     Fields equal to their default are left out, so a field added later changes no key where it keeps the old behavior.
     """
     content = _content(config)
-    if config.schedule.decay.name != "plateau":  # then evaluations only look on
+    if config.schedule.decay.name != "plateau" and not config.method_class.evaluations_matter(config):
+        # evaluations only look on
         for cadence in ("eval_every_steps", "eval_every_epochs"):
             content["schedule"].pop(cadence, None)
     if config.dataset.split_seed == config.seed:  # the same draw as null

@@ -32,12 +32,13 @@ from kdrun.device import autocast
 from kdrun.errors import ConfigError, Interrupted, KdrunError, NonFiniteLoss, allowed
 from kdrun.evaluation import Evaluator
 from kdrun.files import atomic_path
-from kdrun.method import Context, Method, Step, parameter_groups
+from kdrun.method import Context, Guesses, Method, Step, parameter_groups
 from kdrun.record import MetricsLog
 from kdrun.schedule import Clock, LearningRate, ScheduleConfig
 from kdrun.tracking import Tracker
 
 log = logging.getLogger(__name__)
+KNOWN, RIGHT = "guesses_known", "guesses_right"  # kept step by step for the accuracy of a window, not logged
 
 
 @dataclass
@@ -83,7 +84,7 @@ class Loop:
 
     def __init__(
         self, method: Method, loader: Loader, evaluator: Evaluator, clock: Clock, directory: Path, tracker: Tracker,
-        key: str, still_ours: Callable[[], None] = lambda: None,
+        key: str, still_ours: Callable[[], None] = lambda: None, hidden: Tensor | None = None,
     ) -> None:  # fmt: skip
         self.method = method
         self.loader = loader
@@ -95,6 +96,7 @@ class Loop:
         self.tracker = tracker
         self.key = key
         self.still_ours = still_ours  # raises where another process took the run over
+        self.hidden = hidden  # (N,) labels of the train array, -1 where nobody knows; to judge a method's guesses by
         self.device = next(method.parameters()).device
         self.optimizer = make_optimizer(method)
         self.rate = LearningRate(self.schedule, clock)
@@ -137,7 +139,7 @@ class Loop:
                     waited += time.perf_counter() - started
 
                     out = self._optimize(step, batch, clip)
-                    self._keep(out.losses, out.metrics)
+                    self._keep(out)
                     progress.step = step + 1
 
                     if progress.step % execution.log_every_steps == 0 or progress.step == self.clock.total_steps:
@@ -226,7 +228,16 @@ class Loop:
             best = progress.best_on_val
             if math.isfinite(score) and (best is None or score > best["metrics"][f"val/{self.method.headline}/top1"]):
                 progress.best_on_val = {"step": progress.step, "metrics": metrics}
+                if self.schedule.evaluates_more_than_once:
+                    self.save_networks(".best")
         self._write(metrics)
+
+    def save_networks(self, suffix: str = "") -> None:
+        """Write <net><suffix>.safetensors, the averaged weights where there is an EMA."""
+        self.still_ours()
+        with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
+            for name, network in self.method.networks().items():
+                network.save(self.directory / f"{name}{suffix}.safetensors")
 
     def final_logits(self) -> dict[tuple[str, str], Tensor]:
         """(split, net) -> logits of every predictor after the last step."""
@@ -247,12 +258,25 @@ class Loop:
 
     # ------------------------------------------------------------------------------------------ logged values
 
-    def _keep(self, losses: dict[str, Tensor], metrics: dict[str, Tensor]) -> None:
+    def _keep(self, out: Step) -> None:
+        losses, metrics = out.losses, {**out.metrics, **self._judged(out.guesses)}
         names = [f"train/loss/{name}" for name in losses] + [f"train/{name}" for name in metrics]
         if self._names and names != self._names:
             raise KdrunError(f"the method's losses and metrics changed their names from {self._names} to {names}")
         self._names = names
         self._window.append(torch.stack([*losses.values(), *metrics.values()]).detach())
+
+    def _judged(self, guesses: Guesses | None) -> dict[str, Tensor]:
+        """Shares of the batch: learned from, of those with a known label, and right."""
+        if guesses is None:
+            return {}
+        out = {"mask_rate": guesses.used.float().mean()}
+        if self.hidden is not None:
+            truth = self.hidden[guesses.index]
+            known = guesses.used & (truth >= 0)
+            right = known & (truth == guesses.label)
+            out |= {KNOWN: known.float().mean(), RIGHT: right.float().mean()}
+        return out
 
     def _check_finite(self) -> None:
         """Stop at the first step whose loss was NaN or infinite; one transfer for the whole window."""
@@ -272,8 +296,11 @@ class Loop:
         self._check_finite()
         means = torch.stack(self._window).cpu().double().mean(0).tolist()
         self._window.clear()
-        group = self.optimizer.param_groups[0]
-        self._write({**dict(zip(self._names, means, strict=True)), "train/lr": group["lr"]})
+        values = dict(zip(self._names, means, strict=True))
+        known, right = values.pop(f"train/{KNOWN}", 0.0), values.pop(f"train/{RIGHT}", 0.0)
+        if known:  # a mean over steps would weigh a guess by how few there were beside it
+            values["train/pseudo_label_accuracy"] = right / known
+        self._write({**values, "train/lr": self.optimizer.param_groups[0]["lr"]})
 
     def _write(self, values: dict[str, float]) -> None:
         self.still_ours()

@@ -7,11 +7,13 @@ else (networks, teacher, losses, optimizer, evaluation, checkpoints) is given.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
 
+from kdrun.artifacts import Pool
 from kdrun.config import MethodConfig, ModelConfig, RunConfig, TeacherConfig, effective, plugged_classes
 from kdrun.data.views import Batch, View
 from kdrun.device import send
@@ -25,6 +27,18 @@ Predictor = Callable[[View], Tensor]
 
 
 @dataclass(frozen=True)
+class Guesses:
+    """Labels that a method gave to unlabeled images. The loop holds them against the hidden ones, for the log only."""
+
+    index: Tensor
+    """(B,) int64, positions in the train array."""
+    label: Tensor
+    """(B,) int64."""
+    used: Tensor
+    """(B,) bool, whether the step learned from it."""
+
+
+@dataclass(frozen=True)
 class Step:
     """What a method returns for a batch."""
 
@@ -32,6 +46,7 @@ class Step:
     """Named scalars, weighted already; their sum is minimised. Keys: `<term>` or `<net>/<term>`."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """Named scalars to log, detached."""
+    guesses: Guesses | None = None
 
 
 class Context:
@@ -161,6 +176,27 @@ class Method(nn.Module):
         return teacher_runs(config, config.teacher)
 
     @classmethod
+    def contradictions(cls, config: RunConfig) -> list[str]:
+        """What in the configuration does not go together, one line each."""
+        return []
+
+    @classmethod
+    def evaluations_matter(cls, config: RunConfig) -> bool:
+        """Whether the result depends on how often networks are evaluated; then the cadence is part of the run key."""
+        return False
+
+    @classmethod
+    def artifacts(
+        cls, config: RunConfig, required: Mapping[str, Path], pool: Pool
+    ) -> dict[str, tuple[Tensor, dict[str, Any]]]:
+        """What is made of the pool before training, from the directories of the runs that `requires` names.
+
+        Returns:
+            name -> ((N, ...) values for `Samples.extra`, figures for the record).
+        """
+        return {}
+
+    @classmethod
     def batch_sizes(cls, config: RunConfig) -> dict[str, int]:
         """Images a step, by stream."""
         return dict.fromkeys(cls.streams, config.schedule.batch_size)
@@ -198,7 +234,10 @@ class Method(nn.Module):
         # the teacher first: its activations are gone before the student's, which stay for the backward pass, are made
         teacher = self.teacher(seen, losses.features("teacher")) if self.teacher else None
         student: Output = list(self.students.values())[k](seen, losses.features())
-        pair = Pair(student, teacher, samples.target, seen.index, ctx.progress, ctx.draw)
+        return self.keep(Pair(student, teacher, samples.target, seen.index, ctx.progress, ctx.draw), k)
+
+    def keep(self, pair: Pair, k: int = 0) -> Pair:
+        """Have the k-th student's terms see this pair after the step."""
         self._pairs[k] = pair
         return pair
 

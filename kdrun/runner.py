@@ -5,6 +5,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ import torch
 import yaml
 from torch import Tensor
 
+from kdrun.artifacts import Pool
 from kdrun.config import ModelConfig, RunConfig, dump, plugged_classes, run_key
 from kdrun.data.dataset import Arrays, load_dataset
 from kdrun.data.splits import Split, make_split, write_split
 from kdrun.data.streams import check_streams, make_loader
-from kdrun.data.views import Weak
+from kdrun.data.views import Recipe, Strong, Weak
 from kdrun.device import compile_networks, device_of, require_compiler
 from kdrun.errors import ConfigError, KdrunError
 from kdrun.evaluation import Evaluator
@@ -30,7 +32,7 @@ from kdrun.models.network import Network, load_network
 from kdrun.record import SCHEMA, Record, code_version, package_versions, read_record, write_record
 from kdrun.registry import load_plugins, plugin_hashes
 from kdrun.schedule import LearningRate
-from kdrun.seeding import seed_everything
+from kdrun.seeding import seed_everything, subseed
 from kdrun.teachers import make_teacher, untrained_teacher
 from kdrun.tracking import make_tracker
 
@@ -150,10 +152,11 @@ def _require_weights(model: str, setup: Setup) -> None:
         _BUILT.add(key)
 
 
-def recipes_of(config: RunConfig, arrays: Arrays) -> dict[str, Weak]:
+def recipes_of(config: RunConfig, arrays: Arrays) -> dict[str, Recipe]:
     """The views that a method may ask for, for images of this size."""
     size = (arrays.train_images.shape[1], arrays.train_images.shape[2])
-    return {"weak": Weak.of(config.views.weak, size, config.dataset.mirror)}
+    weak = Weak.of(config.views.weak, size, config.dataset.mirror)
+    return {"weak": weak, "strong": Strong.of(config.views.strong, weak, size)}
 
 
 def _build_without_memory(config: RunConfig, arrays: Arrays, split: Split) -> None:
@@ -252,9 +255,13 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
     if config.schedule.compile is not None:
         compile_networks([*method.networks().values(), *([frozen] if frozen else [])], config.schedule.compile)
     recipes = recipes_of(config, arrays)
+    extra = _artifacts(config, required, record, arrays, split, train_images)
+    clock = config.schedule.clock(len(split.labeled))
+    seed = subseed(config.seed, "streams", method.role) if method.role else config.seed
     loader = make_loader(
-        method.streams, arrays, split, train_images, type(method).batch_sizes(config), recipes, config.seed
-    )
+        method.streams, arrays, split, train_images, type(method).batch_sizes(config), recipes, seed, extra,
+        clock.total_steps,
+    )  # fmt: skip
     labels, everything = torch.from_numpy(arrays.train_labels), torch.arange(len(test_images), device=device)
     val = torch.from_numpy(split.val)
     evaluator = Evaluator(
@@ -266,7 +273,6 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
         config.schedule.precision,
         config.schedule.compile is not None,
     )
-    clock = config.schedule.clock(len(split.labeled))
     averaged = config.schedule.ema_decay is not None
     nets = {
         name: {"model": net.name, "num_params": net.num_params, "ema": averaged}
@@ -287,7 +293,9 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
     tracker = make_tracker(config, directory, job_type)
     failed = True
     try:
-        loop = Loop(method, loader, evaluator, clock, directory, tracker, run_key(config), lock.require)
+        loop = Loop(
+            method, loader, evaluator, clock, directory, tracker, run_key(config), lock.require, labels.to(device)
+        )
         progress = loop.run()
         started = time.perf_counter()
         logits = loop.final_logits()
@@ -306,7 +314,33 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
         )
         failed = False
     finally:
+        loader.close()
         tracker.finish(record["metrics"], failed)
+
+
+def _artifacts(
+    config: RunConfig, required: dict[str, Path], record: Record, arrays: Arrays, split: Split, images: Tensor
+) -> dict[str, Tensor]:
+    """What the method makes of the pool before training; its figures go into the record."""
+    labels, pool = torch.from_numpy(arrays.train_labels), torch.from_numpy(split.unlabeled)
+
+    def judge(index: Tensor, label: Tensor) -> dict[str, Any]:
+        truth = labels[index]
+        known = truth >= 0
+        precision = (truth == label)[known].float().mean().item() if known.any() else None
+        return {"coverage": len(index) / len(pool), "precision": precision}
+
+    def warn(line: str) -> None:
+        log.warning("%s", line)
+        record["warnings"].append(line)
+
+    made = config.method_class.artifacts(
+        config, required,
+        Pool(images, pool, arrays.num_classes, config.execution.eval_batch_size, config.schedule.precision,
+             _outputs(config.directory), judge, warn),
+    )  # fmt: skip
+    record["artifacts"] = {name: figures for name, (_, figures) in made.items()}
+    return {name: values.to(images.device) for name, (values, _) in made.items()}
 
 
 def _require(role: str, config: RunConfig) -> Path:
@@ -345,13 +379,10 @@ def visible_targets(arrays: Arrays, split: Split) -> Tensor:
 
 
 def _save_networks(method: Method, loop: Loop, directory: Path) -> None:
-    from contextlib import nullcontext
-
     from safetensors.torch import save
 
+    loop.save_networks()
     with loop.ema.applied() if loop.ema is not None else nullcontext():
-        for name, network in method.networks().items():
-            network.save(directory / f"{name}.safetensors")
         own = {
             name: value.detach().cpu().contiguous()
             for name, value in method.state_dict().items()
@@ -390,6 +421,7 @@ def _new_record(config: RunConfig, directory: Path, overrides: list[str]) -> Rec
         "seconds": {},
         "split": old.get("split") or {},
         "requires": {},
+        "artifacts": {},
         "nets": {},
         "headline": None,
         "metrics": {},

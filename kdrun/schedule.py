@@ -262,6 +262,10 @@ class ScheduleConfig(Schema):
             raise ValueError("schedule.nesterov needs schedule.momentum > 0")
         return self
 
+    @property
+    def evaluates_more_than_once(self) -> bool:
+        return self.eval_every_steps is not None or self.eval_every_epochs is not None
+
     def clock(self, num_labeled: int) -> Clock:
         """The clock of a run on `num_labeled` images."""
         steps_per_epoch = num_labeled / self.batch_size

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from kdrun.data.views import Weak, apply, draw
+from kdrun.config import StrongConfig
+from kdrun.data.views import Recipe, Strong, Weak
 from kdrun.losses import kd
 
 ROUNDS = 5
@@ -106,22 +107,41 @@ def bench_loop() -> None:
 
 
 def bench_views() -> None:
-    """Weak views of 32 px images on one thread."""
+    """Views of 32 px images on one thread, per second of CPU time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     images = torch.randint(0, 256, (50_000, 32, 32, 3), dtype=torch.uint8)
     generator = torch.Generator().manual_seed(0)
-    for n in (64, 448):
+
+    def make(recipe: Recipe, n: int) -> None:
         index = torch.randint(0, 50_000, (n,))
+        recipe.apply(images, index, recipe.draw(generator, n))
+
+    def rates(batch: Callable[[], None], n: int) -> list[float]:
+        out = []
+        for _ in range(ROUNDS):
+            started = time.process_time()
+            for _ in range(max(4096 // n, 1)):
+                batch()
+            out.append(max(4096 // n, 1) * n / (time.process_time() - started))
+        return out
+
+    for n in (64, 448):
         for reflect in (False, True):
             recipe = Weak(4, reflect, True)
-            rates = []
-            for _ in range(ROUNDS):
-                started = time.perf_counter()
-                for _ in range(4096 // n):
-                    apply(images, index, recipe, draw(recipe, generator, n))
-                rates.append(4096 // n * n / (time.perf_counter() - started))
-            report(f"weak views, batch {n}, {'reflect' if reflect else 'zero'} padding, one thread", rates, "images/s")
+            name = f"weak views, batch {n}, {'reflect' if reflect else 'zero'} padding"
+            report(name, rates(lambda recipe=recipe, n=n: make(recipe, n), n), "images/s")  # type: ignore[misc]
+    weak = Weak(4, True, True)
+    for levels, more in (("official", {}), ("kekmodel", {}), ("usb", {"num_ops": 3, "p_op": 1.0, "cutout": 0.5})):
+        strong = Strong.of(StrongConfig(levels=levels, **more), weak, (32, 32))  # type: ignore[arg-type]
+        report(f"strong views, batch 448, {levels}", rates(lambda s=strong: make(s, 448), 448), "images/s")  # type: ignore[misc]
+
+        def step(strong: Strong = strong) -> None:
+            make(weak, 64)
+            make(weak, 448)
+            make(strong, 448)
+
+        report(f"  a FixMatch step's 960 views, {levels}", rates(step, 960), "images/s")
     torch.set_num_threads(threads)
 
 
@@ -182,7 +202,7 @@ import torch
 from kdrun.plan import Composer
 import kdrun.runner
 from kdrun.data.dataset import load_dataset
-from kdrun.data.views import Weak, apply, draw
+from kdrun.data.views import Weak
 
 with Composer() as composer:
     config = composer.typed(["dataset=cifar100", "dataset.verify_md5=false", f"dataset.root={sys.argv[1]}"])
@@ -193,7 +213,7 @@ if sys.argv[2] == "load":
     train, test = torch.from_numpy(arrays.train_images), torch.from_numpy(arrays.test_images)
     recipe, generator = Weak(4, False, True), torch.Generator()
     for step in range(20):
-        apply(train, torch.randint(0, 50_000, (64,)), recipe, draw(recipe, generator, 64))
+        recipe.apply(train, torch.randint(0, 50_000, (64,)), recipe.draw(generator, 64))
 print(resident() - before)
 """
 

@@ -29,6 +29,8 @@ class Arrays:
     mean: tuple[float, ...]
     """Per channel, of pixels scaled to [0, 1]."""
     std: tuple[float, ...]
+    num_unlabeled: int = 0
+    """Training images from `dataset.unlabeled`, the last ones; their label is -1."""
     source: str = "dataset"
     """What to blame for what is wrong with them: the key and the file or folder."""
 
@@ -46,6 +48,8 @@ class Arrays:
                 raise DataError(f"{self.source}: {split}: {len(images)} images but labels of shape {labels.shape}")
             if not len(images):
                 raise DataError(f"{self.source}: {split}: no images")
+            if split == "train":
+                labels = labels[: len(labels) - self.num_unlabeled]
             if labels.min() < 0 or labels.max() >= self.num_classes:
                 found = f"from {labels.min()} to {labels.max()}"
                 raise DataError(f"{self.source}: {split} labels: {found}, allowed 0 to {self.num_classes - 1}")
@@ -89,7 +93,16 @@ def load_dataset(config: DatasetConfig) -> Arrays:
 def _load(schema: type[DatasetConfig], text: str, contents: tuple[str, ...]) -> Arrays:
     config = schema.model_validate_json(text)
     arrays: Arrays = lookup("dataset", config.name, "dataset.name").load(config)
-    return arrays
+    if config.unlabeled is None:
+        return arrays
+    from kdrun.data.unlabeled import read_unlabeled
+
+    height, width, channels = arrays.train_images.shape[1:]
+    more = read_unlabeled(config.unlabeled, height, width, channels)
+    return dataclasses.replace(
+        arrays, train_images=np.concatenate([arrays.train_images, more]),
+        train_labels=np.concatenate([arrays.train_labels, np.full(len(more), -1)]), num_unlabeled=len(more),
+    )  # fmt: skip
 
 
 def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:

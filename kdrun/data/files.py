@@ -118,6 +118,14 @@ def list_classes(folder: Path) -> tuple[list[str], list[Path], list[int]]:
     return names, paths, labels
 
 
+def list_images(folder: Path) -> list[Path]:
+    """All image files of a folder, at any depth, sorted. Raises DataError if there is none."""
+    found = sorted(_images(folder, ()))
+    if not found:
+        raise DataError(f"{folder}: no images ({', '.join(sorted(EXTENSIONS))})")
+    return found
+
+
 def _visible(folder: Path) -> list[Path]:
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     for entry in entries:

@@ -33,7 +33,9 @@ class Npz:
         missing = [key for key in KEYS if key not in content]
         if missing:
             raise DataError(f"dataset.path: {path}: no array {', '.join(missing)} (has {', '.join(content)})")
-        train, test = (_images(content[f"{s}_images"], f"{path}: {s}_images") for s in ("train", "test"))
+        train, test = (
+            as_images(content[f"{s}_images"], f"dataset.path: {path}: {s}_images") for s in ("train", "test")
+        )
         if train.shape[1:] != test.shape[1:]:
             raise DataError(
                 f"dataset.path: {path}: training images are {train.shape[1:]}, test images {test.shape[1:]}"
@@ -55,21 +57,22 @@ class Npz:
         )  # fmt: skip
 
 
-def _images(array: npt.NDArray[Any], where: str) -> Images:
+def as_images(array: npt.NDArray[Any], where: str) -> Images:
+    """Contiguous uint8 (N, H, W, C) of what this format allows. Raises DataError that begins with `where`."""
     if array.ndim == 3:
         array = array[..., None]
     if array.ndim == 4 and array.shape[-1] > 4 and array.shape[1] <= 4:
         array = array.transpose(0, 2, 3, 1)
     if 0 in array.shape:
-        raise DataError(f"dataset.path: {where}: no images; expected (N, H, W[, C]) with N, C > 0, got {array.shape}")
+        raise DataError(f"{where}: no images; expected (N, H, W[, C]) with N, C > 0, got {array.shape}")
     if array.ndim != 4 or array.shape[-1] > 4:
-        raise DataError(f"dataset.path: {where}: expected (N, H, W), (N, H, W, C) or (N, C, H, W), got {array.shape}")
+        raise DataError(f"{where}: expected (N, H, W), (N, H, W, C) or (N, C, H, W), got {array.shape}")
     if array.dtype.kind == "f":
         if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
-            raise DataError(f"dataset.path: {where}: float images must lie in [0, 1]")
+            raise DataError(f"{where}: float images must lie in [0, 1]")
         array = np.rint(array * 255)
     elif array.dtype != np.uint8:
-        raise DataError(f"dataset.path: {where}: expected uint8 or float in [0, 1], got {array.dtype}")
+        raise DataError(f"{where}: expected uint8 or float in [0, 1], got {array.dtype}")
     return np.ascontiguousarray(array, dtype=np.uint8)
 
 

@@ -4,7 +4,7 @@ The unlabeled pool holds the labeled images too, without their labels (as FixMat
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,13 @@ class Split:
 
 def make_split(config: RunConfig, labels: Labels, num_classes: int, num_test: int) -> Split:
     """The split that `config.dataset` asks for. Raises ConfigError where it is impossible."""
+    others = np.flatnonzero(labels < 0)  # images of dataset.unlabeled, behind all others
+    labels = labels[: len(labels) - len(others)]
+    split = _chosen(config, labels, num_classes, num_test)
+    return replace(split, unlabeled=others) if len(others) else split
+
+
+def _chosen(config: RunConfig, labels: Labels, num_classes: int, num_test: int) -> Split:
     dataset = config.dataset
     if dataset.split_file is not None:
         return _read(dataset.split_file, dataset, len(labels), num_test)

@@ -4,14 +4,14 @@ Every batch is full; an epoch is N/B steps, which may be a fraction. Images stay
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
 from kdrun.data.dataset import Arrays
 from kdrun.data.splits import Split
-from kdrun.data.views import Batch, Samples, View, Weak, apply, draw
+from kdrun.data.views import Batch, Recipe, Samples, View, join
 from kdrun.device import send
 from kdrun.errors import ConfigError, allowed
 from kdrun.seeding import generator
@@ -25,11 +25,12 @@ class Stream:
         targets: (N,) int64 on the training device, or None for an unlabeled stream.
         index: (M,) int64 on the CPU: positions that belong to the stream.
         recipes: view name -> recipe.
+        extra: artifacts by name, (N, ...) on the training device, looked up for each image.
     """
 
     def __init__(
         self, name: str, images: Tensor, targets: Tensor | None, index: Tensor, batch_size: int,
-        recipes: Mapping[str, Weak], seed: int,
+        recipes: Mapping[str, Recipe], seed: int, extra: Mapping[str, Tensor] | None = None,
     ) -> None:  # fmt: skip
         self.name = name
         self.images = images
@@ -38,18 +39,34 @@ class Stream:
         self.batch_size = batch_size
         self.recipes = dict(recipes)
         self.seed = seed
+        self.extra = dict(extra or {})
         self._orders: dict[int, Tensor] = {}
 
     def batch(self, step: int) -> Samples:
         """The samples of 0-based `step`, views drawn afresh."""
-        chosen = self.positions(step)
+        return self.batches(range(step, step + 1))[0]
+
+    def batches(self, steps: range) -> list[Samples]:
+        """The samples of several steps, their views made in one go: on an accelerator one set of kernels for all."""
         device = self.images.device
-        index = send(chosen, device)
-        views = {}
+        index = send(torch.cat([self.positions(step) for step in steps]), device)
+        parts: dict[str, tuple[Tensor, ...]] = {"index": index.split(self.batch_size)}
+        if self.targets is not None:
+            parts["target"] = self.targets[index].split(self.batch_size)
         for name, recipe in self.recipes.items():
-            params = draw(recipe, generator(self.seed, "views", self.name, name, step), self.batch_size)
-            views[name] = View(apply(self.images, index, recipe, params), index)
-        return Samples(views, None if self.targets is None else self.targets[index])
+            drawn = [
+                recipe.draw(generator(self.seed, "views", self.name, name, step), self.batch_size) for step in steps
+            ]
+            parts[f"view {name}"] = recipe.apply(self.images, index, join(drawn)).split(self.batch_size)
+        extra = {name: values[index].split(self.batch_size) for name, values in self.extra.items()}
+        return [
+            Samples(
+                {name: View(parts[f"view {name}"][k], parts["index"][k]) for name in self.recipes},
+                parts["target"][k] if "target" in parts else None,
+                {name: values[k] for name, values in extra.items()},
+            )
+            for k in range(len(steps))
+        ]
 
     def positions(self, step: int) -> Tensor:
         """(B,) int64 positions in the train array; each epoch is a new permutation of the stream's images."""
@@ -67,20 +84,60 @@ class Stream:
         return self._orders[epoch]
 
 
-@dataclass(frozen=True)
 class Loader:
-    """The streams of a run."""
+    """The streams of a run, ahead of the loop: on an accelerator several steps at once, else one step in a thread.
 
-    streams: Mapping[str, Stream]
+    Args:
+        total_steps: where the run ends; nothing is made beyond it.
+    """
+
+    BLOCK = 8  # steps augmented at once on an accelerator
+
+    def __init__(self, streams: Mapping[str, Stream], total_steps: int | None = None) -> None:
+        self.streams = dict(streams)
+        self.total_steps = total_steps
+        on_cpu = all(stream.images.device.type == "cpu" for stream in self.streams.values())
+        self.block = 1 if on_cpu else self.BLOCK
+        self._made: dict[int, Batch] = {}
+        self._ahead: Future[dict[int, Batch]] | None = None
+        self._thread = ThreadPoolExecutor(1, "views", _one_thread) if on_cpu and total_steps is not None else None
 
     def batch(self, step: int) -> Batch:
-        return {name: stream.batch(step) for name, stream in self.streams.items()}
+        """The batch of 0-based `step`; steps are asked for in order, or it takes longer."""
+        if step not in self._made and self._ahead is not None:
+            self._made = self._ahead.result()
+            self._ahead = None
+        if step not in self._made:
+            self._made = self._make(step)
+        batch = self._made.pop(step)
+        if self._thread is not None and self._ahead is None and self._within(step + 1):
+            self._ahead = self._thread.submit(self._make, step + 1)
+        return batch
+
+    def close(self) -> None:
+        """Ends the thread."""
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+
+    def _within(self, step: int) -> bool:
+        return self.total_steps is None or step < self.total_steps
+
+    def _make(self, first: int) -> dict[int, Batch]:
+        last = first + self.block if self.total_steps is None else min(first + self.block, self.total_steps)
+        steps = range(first, max(last, first + 1))
+        made = {name: stream.batches(steps) for name, stream in self.streams.items()}
+        return {step: {name: made[name][k] for name in made} for k, step in enumerate(steps)}
+
+
+def _one_thread() -> None:
+    # The loop's own threads compute the step meanwhile; a second team of threads would fight them for the cores.
+    torch.set_num_threads(1)
 
 
 SPLITS = ("labeled", "unlabeled")
 
 
-def check_streams(wanted: Mapping[str, tuple[str, ...]], recipes: Mapping[str, Weak]) -> None:
+def check_streams(wanted: Mapping[str, tuple[str, ...]], recipes: Mapping[str, Recipe]) -> None:
     """Refuse streams and views that do not exist."""
     for name, views in wanted.items():
         if name not in SPLITS:
@@ -92,7 +149,8 @@ def check_streams(wanted: Mapping[str, tuple[str, ...]], recipes: Mapping[str, W
 
 def make_loader(
     wanted: Mapping[str, tuple[str, ...]], arrays: Arrays, split: Split, images: Tensor, batch_sizes: Mapping[str, int],
-    recipes: Mapping[str, Weak], seed: int,
+    recipes: Mapping[str, Recipe], seed: int, extra: Mapping[str, Tensor] | None = None,
+    total_steps: int | None = None,
 ) -> Loader:  # fmt: skip
     """Build the streams that a method declares. Only the labeled stream has targets, and only of labeled images."""
     streams = {}
@@ -104,5 +162,5 @@ def make_loader(
             targets[index] = torch.from_numpy(arrays.train_labels)[index]
             targets = targets.to(images.device)
         chosen = {view: recipes[view] for view in views}
-        streams[name] = Stream(name, images, targets, index, batch_sizes[name], chosen, seed)
-    return Loader(streams)
+        streams[name] = Stream(name, images, targets, index, batch_sizes[name], chosen, seed, extra)
+    return Loader(streams, total_steps)

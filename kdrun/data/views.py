@@ -1,15 +1,18 @@
-"""Views of images: batched, per sample, on the training device, as two functions `draw` and `apply`.
+"""Views of images: batched, per sample, on the training device. A recipe has two functions, `draw` and `apply`.
 
 `draw` makes all random numbers on the CPU from a generator; `apply` is deterministic. Pixels stay uint8 and are not
 normalised: every network normalises its own input.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor
 
-from kdrun.config import WeakConfig
+from kdrun.config import StrongConfig, WeakConfig
+from kdrun.data.randaugment import StrongParams, StrongRecipe, apply_strong, draw_strong
 from kdrun.device import send
 from kdrun.errors import ConfigError
 
@@ -40,6 +43,43 @@ class Samples:
 Batch = dict[str, Samples]
 
 
+class Recipe(Protocol):
+    """How a view is made."""
+
+    def draw(self, generator: Generator, n: int) -> Any:
+        """The parameters of `n` views, on the CPU: a dataclass of tensors (n, ...)."""
+
+    def apply(self, images: Tensor, index: Tensor, params: Any) -> Tensor:
+        """The views of `images[index]`.
+
+        Args:
+            images: (N, H, W, C) uint8, the resident dataset.
+            index: (B,) int64 on the same device.
+
+        Returns:
+            (B, C, H, W) uint8 in channels_last memory.
+        """
+
+
+def join(params: Sequence[Any]) -> Any:
+    """What was drawn for several batches, as if drawn for one."""
+    first = params[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(params))
+    return type(first)(**{f.name: join([getattr(p, f.name) for p in params]) for f in fields(first)})
+
+
+@dataclass(frozen=True)
+class WeakParams:
+    """Drawn numbers of weak views."""
+
+    dy: Tensor
+    """(n,) int64, shift in pixels, -pad to pad."""
+    dx: Tensor
+    flip: Tensor
+    """(n,) bool."""
+
+
 @dataclass(frozen=True)
 class Weak:
     """Recipe of the weak view for images of a known size: random shift after padding, random mirroring."""
@@ -55,44 +95,58 @@ class Weak:
             raise ConfigError(f"views.weak.pad: {pad} is too wide for images of {size[0]}x{size[1]} pixels")
         return cls(pad, config.pad_mode == "reflect", config.flip and mirror)
 
+    def draw(self, generator: Generator, n: int) -> WeakParams:
+        shift = torch.randint(-self.pad, self.pad + 1, (2, n), generator=generator)
+        flip = torch.rand(n, generator=generator) < 0.5 if self.flip else torch.zeros(n, dtype=torch.bool)
+        return WeakParams(shift[0], shift[1], flip)
+
+    def apply(self, images: Tensor, index: Tensor, params: WeakParams) -> Tensor:
+        return self.gather(images, index, params).permute(0, 3, 1, 2)
+
+    def gather(self, images: Tensor, index: Tensor, params: WeakParams) -> Tensor:
+        """As `apply`, but (B, H, W, C). No padded copy is made: pixels outside are found by index."""
+        n, height, width, channels = images.shape
+        device = images.device
+        rows, row_ok = _source(torch.arange(height, device=device), send(params.dy, device), height, self.reflect)
+        columns = torch.arange(width, device=device)
+        columns = torch.where(send(params.flip, device)[:, None], width - 1 - columns, columns)
+        columns, column_ok = _source(columns, send(params.dx, device), width, self.reflect)
+        flat = (index[:, None] * height + rows)[:, :, None] * width + columns[:, None, :]  # (B, H, W)
+        out = images.view(n * height * width, channels)[flat]
+        if not self.reflect and self.pad:
+            out *= (row_ok[:, :, None] & column_ok[:, None, :])[..., None]
+        return out
+
 
 @dataclass(frozen=True)
-class Params:
-    """Drawn numbers of a weak view."""
+class StrongViewParams:
+    """Drawn numbers of strong views."""
 
-    dy: Tensor  # (B,) int64, shift in pixels, -pad..pad
-    dx: Tensor
-    flip: Tensor  # (B,) bool
-
-
-def draw(recipe: Weak, generator: Generator, n: int) -> Params:
-    """Draw the parameters of `n` views, on the CPU."""
-    shift = torch.randint(-recipe.pad, recipe.pad + 1, (2, n), generator=generator)
-    flip = torch.rand(n, generator=generator) < 0.5 if recipe.flip else torch.zeros(n, dtype=torch.bool)
-    return Params(shift[0], shift[1], flip)
+    weak: WeakParams
+    strong: StrongParams
 
 
-def apply(images: Tensor, index: Tensor, recipe: Weak, params: Params) -> Tensor:
-    """Gather the views of `images[index]`: no padded copy is made, pixels outside are computed by index.
+@dataclass(frozen=True)
+class Strong:
+    """Recipe of the strong view: a weak view of its own, then RandAugment and cutout."""
 
-    Args:
-        images: (N, H, W, C) uint8, the resident dataset.
-        index: (B,) int64.
+    weak: Weak
+    strong: StrongRecipe
+    size: tuple[int, int]
 
-    Returns:
-        (B, C, H, W) uint8 in channels_last memory.
-    """
-    n, height, width, channels = images.shape
-    device = images.device
-    rows, row_ok = _source(torch.arange(height, device=device), send(params.dy, device), height, recipe.reflect)
-    columns = torch.arange(width, device=device)
-    columns = torch.where(send(params.flip, device)[:, None], width - 1 - columns, columns)
-    columns, column_ok = _source(columns, send(params.dx, device), width, recipe.reflect)
-    flat = (index[:, None] * height + rows)[:, :, None] * width + columns[:, None, :]  # (B, H, W)
-    out = images.view(n * height * width, channels)[flat]  # (B, H, W, C)
-    if not recipe.reflect and recipe.pad:
-        out *= (row_ok[:, :, None] & column_ok[:, None, :])[..., None]
-    return out.permute(0, 3, 1, 2)
+    @classmethod
+    def of(cls, config: StrongConfig, weak: Weak, size: tuple[int, int]) -> "Strong":
+        cutout = min(size) // 2 if config.cutout is None else config.cutout
+        recipe = StrongRecipe(config.num_ops, config.p_op, config.levels, cutout, tuple(config.fill))
+        draw_strong(recipe, Generator(), 1, size)  # refuses what does not fit the size
+        return cls(weak, recipe, size)
+
+    def draw(self, generator: Generator, n: int) -> StrongViewParams:
+        return StrongViewParams(self.weak.draw(generator, n), draw_strong(self.strong, generator, n, self.size))
+
+    def apply(self, images: Tensor, index: Tensor, params: StrongViewParams) -> Tensor:
+        pixels = self.weak.gather(images, index, params.weak)
+        return apply_strong(pixels, self.strong, params.strong).permute(0, 3, 1, 2)
 
 
 def clean(images: Tensor, index: Tensor) -> Tensor:

@@ -120,6 +120,8 @@ def remake() -> None:
         "schedule/decay=linear schedule.warmup_steps=10", "teacher=resnet56 student=resnet110",
         "student=timm student.name=resnet10t student.size=32", "views.weak.pad_mode=reflect",
         "+loss/term@loss.extra=ttm", "schedule.optimizer=adamw schedule.lr=1e-3", "teacher.num_labels=100",
+        "schedule.compile=true", "schedule.fused=true", "method=fixmatch", "method=fixmatch loss=sce views=usb",
+        "method=kd_fixmatch", "method=kd_fixmatch method.selector=confidence", "experiment=kd_fixmatch/digits seed=3",
     ]  # fmt: skip
     with Composer() as made:
         FROZEN.write_text(json.dumps({line: key(made, *line.split()) for line in lines}, indent=1) + "\n")

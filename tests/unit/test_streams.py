@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from kdrun.config import StrongConfig
 from kdrun.data.dataset import Arrays
 from kdrun.data.splits import Split
-from kdrun.data.streams import Stream, make_loader
-from kdrun.data.views import Weak
+from kdrun.data.streams import Loader, Stream, make_loader
+from kdrun.data.views import Strong, Weak
 
 NUM = 40
 RECIPE = Weak(1, False, True)
@@ -132,3 +133,69 @@ def test_loader_builds_only_the_streams_that_are_wanted():
     split = Split(np.arange(4), np.arange(8), np.arange(8, 10), num_test=2)
     loader = make_loader({"labeled": ("weak",)}, arrays, split, pixels(), {"labeled": 4}, {"weak": RECIPE}, seed=0)
     assert list(loader.batch(0)) == ["labeled"]
+
+
+def test_steps_made_together_are_those_made_one_by_one():
+    strong = Strong.of(StrongConfig(cutout=2), RECIPE, (4, 5))
+    stream = make(range(30), 7, recipes={"weak": RECIPE, "strong": strong})
+    for step, samples in enumerate(stream.batches(range(6))):
+        alone = stream.batch(step)
+        assert same(samples, alone)
+        assert torch.equal(samples.views["strong"].pixels, alone.views["strong"].pixels)
+
+
+def test_artifacts_are_looked_up_by_image():
+    stream = Stream(
+        "unlabeled", pixels(), None, torch.arange(NUM), 8, {"weak": RECIPE}, 0, {"guess": torch.arange(NUM) * 3}
+    )
+    samples = stream.batch(4)
+    assert samples.target is None
+    assert torch.equal(samples.extra["guess"], samples.views["weak"].index * 3)
+
+
+class Watched(Stream):
+    def batches(self, steps):
+        self.asked = [*getattr(self, "asked", []), *steps]
+        return super().batches(steps)
+
+
+def watched():
+    return Watched("labeled", pixels(), torch.arange(NUM), torch.arange(30), 7, {"weak": RECIPE}, 0)
+
+
+def test_the_thread_makes_the_same_batches_and_none_beyond_the_end():
+    stream = watched()
+    loader = Loader({"labeled": stream}, total_steps=6)
+    for step in range(6):
+        assert same(loader.batch(step)["labeled"], watched().batch(step))
+    loader.close()
+    assert stream.asked == list(range(6))
+
+
+def test_a_loader_may_start_anywhere_and_jump():
+    stream = watched()
+    loader = Loader({"labeled": stream}, total_steps=20)
+    for step in (9, 10, 3, 4, 19):
+        assert same(loader.batch(step)["labeled"], watched().batch(step))
+    loader.close()
+
+
+def test_blocks_for_accelerators_are_the_same_batches():
+    stream = watched()
+    loader = Loader({"labeled": stream})
+    loader.block = 4
+    loader.total_steps = 10
+    for step in range(10):
+        assert same(loader.batch(step)["labeled"], watched().batch(step))
+    assert stream.asked == list(range(10))
+
+
+def test_an_error_in_the_thread_reaches_the_loop():
+    stream = watched()
+    loader = Loader({"labeled": stream}, total_steps=5)
+    loader.batch(0)
+    stream.index = torch.arange(0)
+    loader.batch(1)
+    with pytest.raises(ZeroDivisionError):
+        loader.batch(2)
+    loader.close()

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from kdrun.config import WeakConfig
-from kdrun.data.views import Params, Weak, apply, clean, draw
+from kdrun.config import StrongConfig, WeakConfig
+from kdrun.data.views import Strong, StrongViewParams, Weak, WeakParams, clean, join
+from kdrun.errors import ConfigError
 
 SHAPES = [(8, 8, 1), (32, 32, 3), (6, 10, 3), (9, 5, 1)]
 
@@ -33,8 +34,8 @@ def generator(seed=0):
 def test_apply_is_pad_crop_and_flip(shape, reflect, flip, pad):
     images, recipe = random_images(shape), Weak(pad, reflect, flip)
     index = torch.randint(0, len(images), (64,), generator=generator(1))
-    params = draw(recipe, generator(2), len(index))
-    got = apply(images, index, recipe, params).numpy()
+    params = recipe.draw(generator(2), len(index))
+    got = recipe.apply(images, index, params).numpy()
     rows = zip(index.tolist(), params.dy.tolist(), params.dx.tolist(), params.flip.tolist(), strict=True)
     expected = [brute(images[i].numpy(), recipe, dy, dx, flipped) for i, dy, dx, flipped in rows]
     np.testing.assert_array_equal(got, np.stack(expected))
@@ -44,8 +45,8 @@ def test_apply_is_pad_crop_and_flip(shape, reflect, flip, pad):
 def test_all_shifts_and_flips_of_one_image(reflect):
     images, recipe = random_images((7, 6, 3)), Weak(2, reflect, True)
     cases = [(dy, dx, flip) for dy in range(-2, 3) for dx in range(-2, 3) for flip in (False, True)]
-    params = Params(*(torch.tensor(column) for column in zip(*cases, strict=True)))
-    got = apply(images, torch.full((len(cases),), 5), recipe, params)
+    params = WeakParams(*(torch.tensor(column) for column in zip(*cases, strict=True)))
+    got = recipe.apply(images, torch.full((len(cases),), 5), params)
     for view, case in zip(got, cases, strict=True):
         np.testing.assert_array_equal(view.numpy(), brute(images[5].numpy(), recipe, *case))
 
@@ -55,7 +56,7 @@ def test_all_shifts_and_flips_of_one_image(reflect):
 def test_views_are_uint8_and_channels_last(shape, pad):
     images, recipe = random_images(shape), Weak(pad, False, True)
     index = torch.tensor([3, 3, 0, 11])
-    for view in (apply(images, index, recipe, draw(recipe, generator(), 4)), clean(images, index)):
+    for view in (recipe.apply(images, index, recipe.draw(generator(), 4)), clean(images, index)):
         assert view.shape == (4, shape[2], *shape[:2])
         assert view.dtype == torch.uint8
         assert view.is_contiguous(memory_format=torch.channels_last)
@@ -66,7 +67,7 @@ def test_dataset_is_not_modified_by_views_or_through_them(pad):
     images, recipe = random_images((8, 8, 3)), Weak(pad, False, True)
     before = images.clone()
     index = torch.arange(12)
-    for view in (apply(images, index, recipe, draw(recipe, generator(), 12)), clean(images, index)):
+    for view in (recipe.apply(images, index, recipe.draw(generator(), 12)), clean(images, index)):
         view.zero_()
     assert torch.equal(images, before)
 
@@ -74,16 +75,16 @@ def test_dataset_is_not_modified_by_views_or_through_them(pad):
 def test_samples_are_shifted_independently():
     images, recipe = random_images((8, 8, 3)), Weak(2, False, True)
     index = torch.arange(12)
-    params = draw(recipe, generator(), 12)
+    params = recipe.draw(generator(), 12)
     assert len(set(zip(params.dy.tolist(), params.dx.tolist(), params.flip.tolist(), strict=True))) > 3
     chosen = torch.tensor([7, 2])
-    few = Params(params.dy[chosen], params.dx[chosen], params.flip[chosen])
-    together = apply(images, index, recipe, params)
-    assert torch.equal(apply(images, index[chosen], recipe, few), together[chosen])
+    few = WeakParams(params.dy[chosen], params.dx[chosen], params.flip[chosen])
+    together = recipe.apply(images, index, params)
+    assert torch.equal(recipe.apply(images, index[chosen], few), together[chosen])
 
 
 def test_every_shift_is_as_likely_as_the_others():
-    params = draw(Weak(2, False, True), generator(), 50_000)
+    params = Weak(2, False, True).draw(generator(), 50_000)
     cells = torch.bincount((params.dy + 2) * 10 + (params.dx + 2) * 2 + params.flip, minlength=50)
     assert len(cells) == 50
     assert cells.min() > 800
@@ -92,7 +93,7 @@ def test_every_shift_is_as_likely_as_the_others():
 
 def test_draw_is_a_function_of_the_generator():
     recipe = Weak(3, True, True)
-    first, second, other = (draw(recipe, generator(seed), 32) for seed in (4, 4, 5))
+    first, second, other = (recipe.draw(generator(seed), 32) for seed in (4, 4, 5))
     for name in ("dy", "dx", "flip"):
         assert torch.equal(getattr(first, name), getattr(second, name))
         assert not torch.equal(getattr(first, name), getattr(other, name))
@@ -102,7 +103,7 @@ def test_draw_is_a_function_of_the_generator():
 def test_flip_needs_the_recipe_and_a_dataset_that_may_be_mirrored(flip, mirror, flipped):
     recipe = Weak.of(WeakConfig(flip=bool(flip)), (32, 32), mirror=bool(mirror))
     assert recipe.flip is flipped
-    assert bool(draw(recipe, generator(), 200).flip.any()) is flipped
+    assert bool(recipe.draw(generator(), 200).flip.any()) is flipped
 
 
 @pytest.mark.parametrize(("size", "pad"), [((32, 32), 4), ((8, 8), 1), ((64, 40), 5), ((7, 30), 0)])
@@ -118,6 +119,36 @@ def test_given_pad_and_mode_are_taken():
 def test_no_pad_and_no_flip_is_the_clean_image():
     images, index = random_images((8, 8, 3)), torch.tensor([4, 1, 1])
     recipe = Weak(0, False, False)
-    view = apply(images, index, recipe, draw(recipe, generator(), 3))
+    view = recipe.apply(images, index, recipe.draw(generator(), 3))
     assert torch.equal(view, clean(images, index))
     np.testing.assert_array_equal(view.numpy(), images.numpy()[[4, 1, 1]].transpose(0, 3, 1, 2))
+
+
+def test_joined_parameters_are_those_of_both():
+    recipe = Strong.of(StrongConfig(), Weak(1, True, True), (8, 8))
+    parts = [recipe.draw(generator(seed), n) for seed, n in ((1, 3), (2, 5))]
+    both = join(parts)
+    assert isinstance(both, StrongViewParams)
+    images = torch.randint(0, 256, (8, 8, 8, 3), dtype=torch.uint8)
+    index = torch.arange(8)
+    alone = [recipe.apply(images, i, p) for i, p in zip(index.split([3, 5]), parts, strict=True)]
+    assert torch.equal(recipe.apply(images, index, both), torch.cat(alone))
+
+
+def test_a_strong_view_without_operations_and_cutout_is_a_weak_view():
+    weak = Weak(1, True, True)
+    recipe = Strong.of(StrongConfig(num_ops=0, cutout=0), weak, (8, 8))
+    params = recipe.draw(generator(), 6)
+    images, index = torch.randint(0, 256, (9, 8, 8, 1), dtype=torch.uint8), torch.arange(6)
+    assert torch.equal(recipe.apply(images, index, params), weak.apply(images, index, params.weak))
+
+
+def test_the_cutout_fits_the_image():
+    images = torch.full((64, 8, 8, 3), 200, dtype=torch.uint8)
+    recipe = Strong.of(StrongConfig(num_ops=0), Weak(0, False, False), (8, 8))
+    out = recipe.apply(images, torch.arange(64), recipe.draw(generator(), 64))
+    cut = (out == 127).all(1).flatten(1).sum(1)
+    assert cut.max() == 16  # half of each side, less at the border
+    assert cut.min() < 16
+    with pytest.raises(ConfigError, match=r"views\.strong\.cutout: 9"):
+        Strong.of(StrongConfig(cutout=9), Weak(0, False, False), (8, 8))

@@ -1,0 +1,45 @@
+"""An unlabeled pool from another source than the training images: a folder of images, or an .npz with `images`."""
+
+from pathlib import Path
+
+import numpy as np
+
+from kdrun.data.dataset import Images
+from kdrun.data.files import decode, list_images
+from kdrun.data.npz import as_images
+from kdrun.errors import DataError
+from kdrun.files import read_npz
+
+KEY = "dataset.unlabeled"
+LUMA = np.array([19595, 38470, 7471])  # of red, green and blue in 1/65536, as Pillow converts to gray
+
+
+def read_unlabeled(given: str, height: int, width: int, channels: int) -> Images:
+    """(M, height, width, channels) uint8: resized and cropped as the dataset's where they are image files.
+
+    Raises:
+        DataError: absent, unreadable or empty; arrays of another shape than the training images.
+    """
+    path = Path(given).expanduser()
+    if path.is_dir():
+        if height != width:
+            raise DataError(
+                f"{KEY}: {path}: image files go with square images only, the dataset's are {height}x{width}"
+            )
+        try:
+            files = list_images(path)
+        except (DataError, OSError) as error:
+            raise DataError(f"{KEY}: {str(error).removeprefix('dataset.path: ')}") from None
+        images = decode(files, height, KEY)
+        if channels == 1:
+            images = ((images @ LUMA + 0x8000) >> 16).astype(np.uint8)[..., None]
+        return images
+    content = read_npz(path, KEY)
+    if "images" not in content:
+        raise DataError(f"{KEY}: {path}: no array images (has {', '.join(content) or 'none'})")
+    images = as_images(content["images"], f"{KEY}: {path}: images")
+    if images.shape[1:] != (height, width, channels):
+        raise DataError(
+            f"{KEY}: {path}: images are {images.shape[1:]}, the training images {(height, width, channels)}"
+        )
+    return images

@@ -1,0 +1,75 @@
+"""FixMatch (Sohn et al. 2020, arXiv 2001.07685): confident predictions on weak views are labels for strong views.
+
+L = mean_labeled H(y, p(weak)) + unlabeled_weight * mean_unlabeled 1[max q >= threshold] l(argmax q, p(strong)), where
+q = p(weak) without gradient and the second mean divides by all unlabeled images of the batch, masked or not. l is what
+the `loss` group holds against labels (cross entropy in the paper); the labeled term always is cross entropy.
+"""
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdrun.config import MethodConfig, RunConfig
+from kdrun.data.views import Batch, Samples, View
+from kdrun.losses import Pair, cross_entropy
+from kdrun.method import Context, Guesses, Method, Step
+from kdrun.registry import register
+
+BINS = 10
+
+
+class FixMatchConfig(MethodConfig):
+    threshold: float = Field(0.95, ge=0, le=1)
+    """tau: the confidence from which on a prediction becomes a label."""
+    unlabeled_ratio: int = Field(7, gt=0)
+    """mu: unlabeled images for each labeled one in a batch."""
+    unlabeled_weight: float = Field(1.0, ge=0)
+    """lambda_u."""
+
+
+@register("method", "fixmatch")
+class FixMatch(Method):
+    streams: ClassVar = {"labeled": ("weak",), "unlabeled": ("weak", "strong")}
+
+    class Config(FixMatchConfig):
+        pass
+
+    @classmethod
+    def batch_sizes(cls, config: RunConfig) -> dict[str, int]:
+        size = config.schedule.batch_size
+        return {"labeled": size, "unlabeled": size * config.method.unlabeled_ratio}  # type: ignore[attr-defined]
+
+    def step(self, batch: Batch, ctx: Context) -> Step:
+        config: FixMatchConfig = self.config.method  # type: ignore[assignment]
+        labeled, unlabeled = batch["labeled"], batch["unlabeled"]
+        views = [labeled.views["weak"], unlabeled.views["weak"], unlabeled.views["strong"]]
+        # One forward pass of all three, so that batch normalisation sees them together.
+        joint = View(torch.cat([v.pixels for v in views]), torch.cat([v.index for v in views]))
+        losses = self.losses()
+        out = self.students["student"](joint, losses.features())
+        known, weak, strong = out.split([len(v.index) for v in views])
+
+        probabilities = weak.logits.detach().softmax(1)
+        confidence, label = probabilities.max(1)
+        target, used = self.targets(unlabeled, confidence, label, ctx)
+        pair = self.keep(Pair(strong, None, target, views[2].index, ctx.progress, ctx.draw))
+        supervised = cross_entropy(known.logits, labeled.target).mean()  # type: ignore[arg-type]
+        masked = losses.target(pair, sample_weight=config.unlabeled_weight * used.float())
+        return Step(
+            {"labeled": supervised, **{f"unlabeled_{name}": value for name, value in masked.items()}},
+            _histogram(confidence),
+            Guesses(views[1].index, target, used),
+        )
+
+    def targets(self, unlabeled: Samples, confidence: Tensor, label: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
+        """Target (B,) int64 of each unlabeled image, and whether it is used, (B,) bool."""
+        return label, confidence >= self.config.method.threshold  # type: ignore[attr-defined]
+
+
+def _histogram(confidence: Tensor) -> dict[str, Tensor]:
+    """Share of the unlabeled images in each tenth of confidence on the weak view."""
+    bins = (confidence * BINS).long().clamp(max=BINS - 1)
+    shares = (bins[:, None] == torch.arange(BINS, device=bins.device)).float().mean(0)
+    return {f"confidence/{k / BINS:.1f}": shares[k] for k in range(BINS)}

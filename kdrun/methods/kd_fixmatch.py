@@ -1,0 +1,115 @@
+"""KD-FixMatch (Wang et al. 2023, arXiv 2309.05826): FixMatch again, started with what a first FixMatch is trusted with.
+
+An outer FixMatch network labels the pool; labels that are confident and that clustering confirms are trusted and stay
+frozen. A fresh inner network is trained with FixMatch, in which every unlabeled image has one target (Heuristic 1): the
+live prediction on its weak view where that is confident, else its trusted label, else none.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdrun.artifacts import Pool
+from kdrun.clustering import ClusteringConfig
+from kdrun.config import ModelConfig, RunConfig, effective, run_key
+from kdrun.data.views import Samples
+from kdrun.errors import KdrunError
+from kdrun.method import Context
+from kdrun.methods.fixmatch import FixMatch, FixMatchConfig
+from kdrun.record import read_record
+from kdrun.registry import lookup, register
+from kdrun.schema import Schema
+from kdrun.seeding import subseed
+from kdrun.trusted import Selection, Selector, trusted_labels
+
+
+class OuterConfig(Schema):
+    """The outer network. All else is as in the inner run."""
+
+    checkpoint: Literal["last", "best_on_val"] = "last"
+    """Which of its weights label the pool."""
+    model: ModelConfig | None = None
+    """Another network than the student's; null: the same."""
+
+
+@register("method", "kd_fixmatch")
+class KDFixMatch(FixMatch):
+    role = "inner"
+
+    class Config(FixMatchConfig):
+        select_threshold: float = Field(0.8, ge=0, le=1)
+        """tau_select: the outer network's lowest confidence for a trusted label."""
+        selector: Selector = "dec"
+        """What must agree with the prediction: dec, kmeans, or confidence (nothing)."""
+        merge: str = Field("heuristic1", pattern=r"^(heuristic1|outer_only|inner_only|switch_at:\d+)$")
+        """heuristic1; outer_only: trusted labels alone; inner_only: FixMatch; switch_at:<step>: one, then the other."""
+        outer: OuterConfig = Field(default_factory=OuterConfig)
+        clustering: ClusteringConfig = Field(default_factory=ClusteringConfig)
+
+    @classmethod
+    def requires(cls, config: RunConfig) -> dict[str, RunConfig]:
+        method: Any = config.method
+        fixmatch, ce = lookup("method", "fixmatch", "method"), lookup("loss", "ce", "loss")
+        shared = {name: getattr(method, name) for name in FixMatchConfig.model_fields if name != "name"}
+        outer = config.replace(
+            method=fixmatch.Config(name="fixmatch", **shared),
+            losses={"ce": ce.Config(name="ce")},
+            students=[method.outer.model] if method.outer.model else config.students,
+        )
+        return {"outer": effective(outer)}
+
+    @classmethod
+    def contradictions(cls, config: RunConfig) -> list[str]:
+        method: Any = config.method
+        if method.outer.checkpoint == "best_on_val" and config.dataset.val_fraction == 0:
+            return ["method.outer.checkpoint: best_on_val needs validation images; give dataset.val_fraction"]
+        return []
+
+    @classmethod
+    def evaluations_matter(cls, config: RunConfig) -> bool:
+        return bool(config.method.outer.checkpoint == "best_on_val")  # type: ignore[attr-defined]
+
+    @classmethod
+    def artifacts(
+        cls, config: RunConfig, required: Mapping[str, Path], pool: Pool
+    ) -> dict[str, tuple[Tensor, dict[str, Any]]]:
+        method: Any = config.method
+        outer, wanted = required["outer"], cls.requires(config)["outer"]
+        best = method.outer.checkpoint == "best_on_val"
+        if best:
+            _same_cadence(outer, wanted)
+        selection = Selection(
+            method.select_threshold, method.selector, method.clustering, subseed(config.seed, "clusters")
+        )
+        weights = outer / ("student.best.safetensors" if best else "student.safetensors")
+        return {"trusted_label": trusted_labels(weights, run_key(wanted), selection, pool)}
+
+    def targets(self, unlabeled: Samples, confidence: Tensor, label: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
+        config: Any = self.config.method
+        trusted = unlabeled.extra["trusted_label"]
+        has, live = trusted >= 0, confidence >= config.threshold
+        merge = config.merge
+        if merge.startswith("switch_at:"):
+            merge = "outer_only" if ctx.step < int(merge.partition(":")[2]) else "inner_only"
+        if merge == "outer_only":
+            return trusted.clamp(min=0), has
+        if merge == "inner_only":
+            return label, live
+        return torch.where(live, label, trusted.clamp(min=0)), live | has
+
+
+def _same_cadence(outer: Path, wanted: RunConfig) -> None:
+    """A run is the same however often it was evaluated, but its best checkpoint is not."""
+    record = read_record(outer) or {}
+    done = record["config"]["schedule"]
+    for name in ("eval_every_steps", "eval_every_epochs"):
+        given, asked = done.get(name), getattr(wanted.schedule, name)
+        if given != asked:
+            raise KdrunError(
+                f"{outer}: was evaluated with {name}={given}, this run asks for {asked}: its best checkpoint is "
+                "another; use the same cadence, or method.outer.checkpoint=last"
+            )

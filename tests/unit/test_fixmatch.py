@@ -1,0 +1,124 @@
+"""FixMatch and KD-FixMatch: the masked loss by hand, what counts as a label, which target wins."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from kdrun.data.views import Samples
+from kdrun.losses import symmetric_cross_entropy
+from tests.contract.test_methods import ctx, make
+
+
+def parts(name, *overrides):
+    config, method, loader, _ = make(name, *overrides)
+    batch = loader.batch(0)
+    return config, method, batch
+
+
+def joint_logits(method, batch):
+    """(labeled, weak, strong) logits of one forward pass of all views, gradients kept."""
+    views = [batch["labeled"].views["weak"], batch["unlabeled"].views["weak"], batch["unlabeled"].views["strong"]]
+    logits = method.students["student"](torch.cat([v.pixels for v in views])).logits
+    return logits.split([len(v.index) for v in views])
+
+
+def test_batches_and_streams():
+    config, _, batch = parts("fixmatch", "method.unlabeled_ratio=3")
+    size = config.schedule.batch_size
+    assert len(batch["labeled"].views["weak"].index) == size
+    weak, strong = (batch["unlabeled"].views[name] for name in ("weak", "strong"))
+    assert torch.equal(weak.index, strong.index)
+    assert len(weak.index) == 3 * size
+    assert not torch.equal(weak.pixels, strong.pixels)
+    assert batch["unlabeled"].target is None
+
+
+def test_the_pool_holds_the_labeled_images_too():
+    loader = make("fixmatch")[2]
+    labeled, unlabeled = (loader.streams[name].index for name in ("labeled", "unlabeled"))
+    assert set(labeled.tolist()) <= set(unlabeled.tolist())
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("weight", [1.0, 2.5])
+def test_the_masked_loss_divides_by_the_whole_batch(threshold, weight):
+    config, method, batch = parts("fixmatch", f"method.threshold={threshold}", f"method.unlabeled_weight={weight}")
+    known, weak, strong = joint_logits(method, batch)
+    confidence, label = weak.softmax(1).max(1)
+    mask = confidence >= threshold
+    total = weight * sum(
+        float(F.cross_entropy(strong[i : i + 1], label[i : i + 1])) for i in range(len(label)) if mask[i]
+    )
+    out = method(batch, ctx(config, 0))
+    assert out.losses["unlabeled_ce"].item() == pytest.approx(total / len(label), rel=1e-4, abs=1e-7)
+    assert out.losses["labeled"].item() == pytest.approx(
+        F.cross_entropy(known, batch["labeled"].target).item(), rel=1e-5
+    )
+    assert torch.equal(out.guesses.used, mask)
+    assert torch.equal(out.guesses.label, label)
+    assert sum(float(v) for k, v in out.metrics.items() if k.startswith("confidence/")) == pytest.approx(1)
+
+
+def test_no_gradient_flows_through_the_weak_view():
+    config, method, batch = parts("fixmatch", "method.threshold=0", "method.unlabeled_weight=1")
+    grads = []
+    for detached in (False, True):
+        method.zero_grad()
+        if detached:
+            _, weak, strong = joint_logits(method, batch)
+            loss = F.cross_entropy(strong, weak.detach().argmax(1))
+        else:
+            loss = method(batch, ctx(config, 0)).losses["unlabeled_ce"]
+        loss.backward()
+        grads.append([p.grad.clone() for p in method.students.parameters()])
+    for first, second in zip(*grads, strict=True):
+        assert torch.allclose(first, second, atol=1e-5)
+
+
+def test_the_loss_group_is_the_unlabeled_term():
+    config, method, batch = parts("fixmatch", "loss=sce", "loss.sce.beta=0.01", "method.threshold=0")
+    known, weak, strong = joint_logits(method, batch)
+    out = method(batch, ctx(config, 0))
+    expected = symmetric_cross_entropy(strong, weak.argmax(1), 1.0, 0.01).mean()
+    assert set(out.losses) == {"labeled", "unlabeled_sce"}
+    assert out.losses["unlabeled_sce"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert out.losses["labeled"].item() == pytest.approx(
+        F.cross_entropy(known, batch["labeled"].target).item(), rel=1e-5
+    )
+
+
+# confidence .99 and .5 on the weak view, label 3; trusted label 7 or none
+CASES = [(0.99, 7), (0.99, -1), (0.5, 7), (0.5, -1)]
+
+
+@pytest.mark.parametrize(
+    ("merge", "step", "targets"),
+    [
+        ("heuristic1", 0, [3, 3, 7, None]),
+        ("outer_only", 0, [7, None, 7, None]),
+        ("inner_only", 0, [3, 3, None, None]),
+        ("switch_at:5", 4, [7, None, 7, None]),
+        ("switch_at:5", 5, [3, 3, None, None]),
+    ],
+)
+def test_one_target_for_each_image(merge, step, targets):
+    config, method, _, _ = make("kd_fixmatch", f"method.merge={merge}")
+    confidence = torch.tensor([c for c, _ in CASES])
+    samples = Samples({}, None, {"trusted_label": torch.tensor([t for _, t in CASES])})
+    target, used = method.targets(samples, confidence, torch.full((4,), 3), ctx(config, step))
+    assert [int(t) if u else None for t, u in zip(target, used, strict=True)] == targets
+    assert ((target >= 0) & (target < 10)).all()  # also where it is not used: the loss looks it up
+
+
+def test_the_inner_network_starts_elsewhere_than_the_outer():
+    first, second = (make(name)[1].students["student"] for name in ("fixmatch", "kd_fixmatch"))
+    same = [torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True) if a.ndim > 1]
+    assert not any(same)
+
+
+def test_the_outer_run_is_the_plain_fixmatch_run():
+    from kdrun.config import run_key
+
+    inner, _, _, _ = make("kd_fixmatch", "loss=sce", "method.threshold=0.9")
+    outer = inner.method_class.requires(inner)["outer"]
+    assert run_key(outer) == run_key(make("fixmatch", "method.threshold=0.9")[0])
