@@ -36,7 +36,7 @@ class ClusteringConfig(Schema):
     normalize: bool = True
     """Features on the unit sphere first."""
     pca: int | None = Field(64, gt=0)
-    """Leading principal components that are kept; null: the features as they are (k-means then takes minutes)."""
+    """Leading principal components that are kept; null: the features as they are (far slower)."""
     alpha: float = Field(1.0, gt=0)
     """Degrees of freedom of Student's t. 1 is the paper's, for 10 dimensions and at most 10 clusters; on 64 dimensions
     and 100 clusters that kernel is nearly flat and clusters get lost in long training, 10 keeps them."""
@@ -290,7 +290,7 @@ def _class_means(x: Tensor, num_clusters: int, labels: Tensor | None) -> Tensor:
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
     """One thread, gradients on. With more, k-means adds their sums in the order in which they finish."""
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -310,9 +310,9 @@ def _train(x: Tensor, start: Tensor, seed: int, config: ClusteringConfig) -> Clu
     batches = _batches(len(x), config.batch_size, generator(seed, "dec"))
 
     history: list[Update] = []
-    z, soft = _look(x, projection, centers, config.alpha)
-    first, spread = _hard(soft), _variance(z)
-    assignment, converged = first, False
+    soft, spread = _look(x, projection, centers, config.alpha)
+    first = assignment = _hard(soft)
+    converged = False
     while not converged and len(history) < config.max_updates:
         target = sharpen(soft)
         before = kl(target, soft).item()
@@ -321,7 +321,7 @@ def _train(x: Tensor, start: Tensor, seed: int, config: ClusteringConfig) -> Clu
             optimizer.zero_grad()
             kl(target[batch], student_t(x[batch] @ projection, centers, config.alpha)).backward()
             optimizer.step()
-        z, soft = _look(x, projection, centers, config.alpha)
+        soft, variance = _look(x, projection, centers, config.alpha)
         after = kl(target, soft).item()
         if not math.isfinite(after):
             raise KdrunError(
@@ -329,7 +329,7 @@ def _train(x: Tensor, start: Tensor, seed: int, config: ClusteringConfig) -> Clu
             )
         last, assignment = assignment, _hard(soft)
         changed = (assignment != last).double().mean().item()
-        history.append(Update(before, after, changed, _variance(z) / spread if spread else 1.0))
+        history.append(Update(before, after, changed, variance / spread if spread else 1.0))
         converged = changed < config.tolerance
     return Clusters(
         assignment, soft, first, centers.detach(), start, projection.detach(), tuple(history),
@@ -344,14 +344,15 @@ def _batches(count: int, size: int, source: Generator) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def _look(x: Tensor, projection: Tensor, centers: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    z = x @ projection
-    return z, student_t(z, centers, alpha)
+def _look(x: Tensor, projection: Tensor, centers: Tensor, alpha: float) -> tuple[Tensor, float]:
+    """Q of all images, and the variance of z; x is centered, and so is z."""
+    soft, power = [], 0.0
+    for rows in x.split(CHUNK):
+        z = rows @ projection
+        soft.append(student_t(z, centers, alpha))
+        power += z.square().sum().item()
+    return torch.cat(soft), power / len(x)
 
 
 def _hard(soft: Tensor) -> Tensor:
     return soft.argmax(1).int()
-
-
-def _variance(z: Tensor) -> float:
-    return z.var(0, correction=0).sum().item()
