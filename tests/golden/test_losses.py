@@ -10,6 +10,8 @@ import pytest
 
 from tests.contract.test_methods import METHODS, fit, make
 
+# With pseudo labels rounding grows a thousandfold faster; small steps keep it down.
+CALM = {"fixmatch": ["schedule.lr=0.001"], "kd_fixmatch": ["schedule.lr=0.001"]}
 FILE = Path(__file__).parent / "losses.json"
 
 
@@ -17,8 +19,10 @@ FILE = Path(__file__).parent / "losses.json"
 def test_first_20_losses(name):
     golden = json.loads(FILE.read_text())
     # Rounding differs between processors; 20 steps amplify it little.
-    assert fit(*make(name)[:3], 0, 20) == pytest.approx(golden[name], rel=5e-3)
+    assert fit(*make(name, *CALM.get(name, []))[:3], 0, 20) == pytest.approx(golden[name], rel=5e-3)
 
 
 if __name__ == "__main__":
-    FILE.write_text(json.dumps({name: fit(*make(name)[:3], 0, 20) for name in METHODS}, indent=1) + "\n")
+    FILE.write_text(
+        json.dumps({name: fit(*make(name, *CALM.get(name, []))[:3], 0, 20) for name in METHODS}, indent=1) + "\n"
+    )
