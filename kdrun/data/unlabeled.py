@@ -7,11 +7,11 @@ import numpy as np
 from kdrun.data.dataset import Images
 from kdrun.data.files import decode, list_images
 from kdrun.data.npz import as_images
+from kdrun.data.randaugment import LUMA
 from kdrun.errors import DataError
 from kdrun.files import read_npz
 
 KEY = "dataset.unlabeled"
-LUMA = np.array([19595, 38470, 7471])  # of red, green and blue in 1/65536, as Pillow converts to gray
 
 
 def read_unlabeled(given: str, height: int, width: int, channels: int) -> Images:
@@ -32,7 +32,7 @@ def read_unlabeled(given: str, height: int, width: int, channels: int) -> Images
             raise DataError(f"{KEY}: {str(error).removeprefix('dataset.path: ')}") from None
         images = decode(files, height, KEY)
         if channels == 1:
-            images = ((images @ LUMA + 0x8000) >> 16).astype(np.uint8)[..., None]
+            images = ((images @ np.array(LUMA) + 0x8000) >> 16).astype(np.uint8)[..., None]
         return images
     content = read_npz(path, KEY)
     if "images" not in content:

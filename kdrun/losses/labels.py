@@ -10,6 +10,18 @@ from kdrun.losses.term import Pair, Term
 from kdrun.registry import register
 
 
+def full(logits: Tensor) -> Tensor:
+    """At least float32."""
+    return logits if logits.dtype.itemsize >= 4 else logits.float()
+
+
+def labels_of(pair: Pair, term: Term) -> Tensor:
+    """The target of a pair. Raises KdrunError where there is none."""
+    if pair.target is None:
+        raise KdrunError(f"loss.{term.config.name} needs labels, and this stream has none")
+    return pair.target
+
+
 def cross_entropy(student_logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """H(target, softmax(student_logits)) per sample.
 
@@ -20,8 +32,7 @@ def cross_entropy(student_logits: Tensor, target: Tensor, label_smoothing: float
     Returns:
         (B,) float32 (float64 for float64 logits).
     """
-    logits = student_logits if student_logits.dtype.itemsize >= 4 else student_logits.float()
-    return F.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
+    return F.cross_entropy(full(student_logits), target, reduction="none", label_smoothing=label_smoothing)
 
 
 @register("loss", "ce")
@@ -32,6 +43,4 @@ class CrossEntropy(Term):
         label_smoothing: float = Field(0.0, ge=0, lt=1)
 
     def forward(self, pair: Pair) -> Tensor:
-        if pair.target is None:
-            raise KdrunError("loss.ce needs labels, and this stream has none")
-        return cross_entropy(pair.student.logits, pair.target, self.config.label_smoothing)
+        return cross_entropy(pair.student.logits, labels_of(pair, self), self.config.label_smoothing)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from kdrun.config import TermConfig
 from kdrun.errors import KdrunError
+from kdrun.losses.labels import full
 from kdrun.losses.term import Pair, Term
 from kdrun.registry import register
 
@@ -27,7 +28,7 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Te
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
-    student, teacher = _full(student_logits), _full(teacher_logits.detach())
+    student, teacher = full(student_logits), full(teacher_logits.detach())
     return temperature**2 * _kl(teacher / temperature, student / temperature)
 
 
@@ -44,12 +45,12 @@ def ttm(student_logits: Tensor, teacher_logits: Tensor, gamma: float) -> Tensor:
     """
     if not gamma > 0:
         raise ValueError(f"gamma must be above 0, got {gamma}")
-    return _kl(gamma * _full(teacher_logits.detach()), _full(student_logits))
+    return _kl(gamma * full(teacher_logits.detach()), full(student_logits))
 
 
 def power_sum(teacher_logits: Tensor, gamma: float) -> Tensor:
     """U_gamma(p_t) = sum_j p_t,j^gamma, from 1 (certain) to C^(1 - gamma) (uniform), for gamma <= 1. (B, C) -> (B,)."""
-    return (gamma * _full(teacher_logits.detach()).log_softmax(1)).logsumexp(1).exp()
+    return (gamma * full(teacher_logits.detach()).log_softmax(1)).logsumexp(1).exp()
 
 
 def wttm(student_logits: Tensor, teacher_logits: Tensor, gamma: float) -> Tensor:
@@ -63,10 +64,6 @@ def wttm(student_logits: Tensor, teacher_logits: Tensor, gamma: float) -> Tensor
 def _kl(target_logits: Tensor, logits: Tensor) -> Tensor:
     """KL(softmax(target_logits) || softmax(logits)) per row."""
     return F.kl_div(logits.log_softmax(1), target_logits.log_softmax(1), reduction="none", log_target=True).sum(1)
-
-
-def _full(x: Tensor) -> Tensor:
-    return x if x.dtype.itemsize >= 4 else x.float()
 
 
 def _logits(pair: Pair, term: Term) -> tuple[Tensor, Tensor]:

@@ -6,14 +6,12 @@ noise that is uniform over the classes does not move its minimum (Ghosh et al. 2
 """
 
 import math
-from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
 from kdrun.config import TermConfig
-from kdrun.errors import KdrunError
-from kdrun.losses.labels import cross_entropy
+from kdrun.losses.labels import cross_entropy, full, labels_of
 from kdrun.losses.term import Pair, Term
 from kdrun.registry import register
 
@@ -61,7 +59,7 @@ def mean_absolute_error(student_logits: Tensor, target: Tensor) -> Tensor:
 
 def normalized_cross_entropy(student_logits: Tensor, target: Tensor) -> Tensor:
     """H(t, p) / sum_j H(j, p): symmetric (Ma et al. 2020, arXiv 2006.13554). Shapes as in `reverse_cross_entropy`."""
-    logs = _full(student_logits).log_softmax(1)
+    logs = full(student_logits).log_softmax(1)
     return cross_entropy(student_logits, target) / -logs.sum(1)
 
 
@@ -72,7 +70,7 @@ def generalized_cross_entropy(student_logits: Tensor, target: Tensor, q: float) 
     """
     if not 0 < q <= 1:
         raise ValueError(f"q must lie in (0, 1], got {q}")
-    powers = (q * _full(student_logits).log_softmax(1)).exp()  # p ** q has no finite gradient at p = 0
+    powers = (q * full(student_logits).log_softmax(1)).exp()  # p ** q has no finite gradient at p = 0
     powers = _at(powers, target) if target.ndim == 1 else (target * powers).sum(1)
     return (1 - powers) / q
 
@@ -80,12 +78,8 @@ def generalized_cross_entropy(student_logits: Tensor, target: Tensor, q: float) 
 class _Robust(Term):
     """A term whose value is a function of logits and target."""
 
-    against: ClassVar = "target"
-
     def forward(self, pair: Pair) -> Tensor:
-        if pair.target is None:
-            raise KdrunError(f"loss.{self.config.name} needs labels, and this stream has none")
-        return self.value(pair.student.logits, pair.target)
+        return self.value(pair.student.logits, labels_of(pair, self))
 
     def value(self, logits: Tensor, target: Tensor) -> Tensor:
         raise NotImplementedError
@@ -132,20 +126,10 @@ class GeneralizedCrossEntropy(_Robust):
         return generalized_cross_entropy(logits, target, self.config.q)
 
 
-def _full(logits: Tensor) -> Tensor:
-    return logits if logits.dtype.itemsize >= 4 else logits.float()
-
-
 def _probabilities(logits: Tensor) -> Tensor:
-    return _full(logits).softmax(1)
+    return full(logits).softmax(1)
 
 
 def _at(values: Tensor, target: Tensor) -> Tensor:
     """(B, C) and (B,) -> (B,): the value at the target class."""
     return values.gather(1, target[:, None]).squeeze(1)
-
-
-__all__ = [
-    "generalized_cross_entropy", "mean_absolute_error", "normalized_cross_entropy", "reverse_cross_entropy",
-    "symmetric_cross_entropy",
-]  # fmt: skip
