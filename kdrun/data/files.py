@@ -103,11 +103,11 @@ def list_classes(folder: Path) -> tuple[list[str], list[Path], list[int]]:
     paths: list[Path] = []
     labels: list[int] = []
     try:
-        names = [entry.name for entry in _visible(folder) if entry.is_dir()]
+        names = [entry.name for entry in _visible(folder, "dataset.path") if entry.is_dir()]
         if not names:
             raise DataError(f"dataset.path: {folder}: no class folders; {layout}")
         for number, name in enumerate(names):
-            found = sorted(_images(folder / name, (folder.resolve(),)))
+            found = sorted(_images(folder / name, "dataset.path", (folder.resolve(),)))
             if not found:
                 suffixes = ", ".join(sorted(EXTENSIONS))
                 raise DataError(f"dataset.path: {folder / name}: the class has no images ({suffixes})")
@@ -118,29 +118,32 @@ def list_classes(folder: Path) -> tuple[list[str], list[Path], list[int]]:
     return names, paths, labels
 
 
-def list_images(folder: Path) -> list[Path]:
-    """All image files of a folder, at any depth, sorted. Raises DataError if there is none."""
-    found = sorted(_images(folder, ()))
+def list_images(folder: Path, key: str) -> list[Path]:
+    """All image files of a folder, at any depth, sorted. Raises DataError, which blames `key`, if there is none."""
+    try:
+        found = sorted(_images(folder, key, ()))
+    except OSError as error:
+        raise DataError(f"{key}: {error.filename}: cannot be read ({error.strerror})") from None
     if not found:
-        raise DataError(f"{folder}: no images ({', '.join(sorted(EXTENSIONS))})")
+        raise DataError(f"{key}: {folder}: no images ({', '.join(sorted(EXTENSIONS))})")
     return found
 
 
-def _visible(folder: Path) -> list[Path]:
+def _visible(folder: Path, key: str) -> list[Path]:
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     for entry in entries:
         if not entry.exists():  # left out without a word, it would be missed by nobody
-            raise DataError(f"dataset.path: {entry}: a link that leads nowhere; remove or repair it")
+            raise DataError(f"{key}: {entry}: a link that leads nowhere; remove or repair it")
     return entries
 
 
-def _images(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+def _images(folder: Path, key: str, above: tuple[Path, ...]) -> Iterator[Path]:
     real = folder.resolve()
     if real in above:
-        raise DataError(f"dataset.path: {folder}: a link back to {real}, which holds it; remove it")
-    for entry in _visible(folder):
+        raise DataError(f"{key}: {folder}: a link back to {real}, which holds it; remove it")
+    for entry in _visible(folder, key):
         if entry.is_dir():
-            yield from _images(entry, (*above, real))
+            yield from _images(entry, key, (*above, real))
         elif entry.suffix.lower() in EXTENSIONS and entry.is_file():
             yield entry
 

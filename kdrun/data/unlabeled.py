@@ -26,11 +26,7 @@ def read_unlabeled(given: str, height: int, width: int, channels: int) -> Images
             raise DataError(
                 f"{KEY}: {path}: image files go with square images only, the dataset's are {height}x{width}"
             )
-        try:
-            files = list_images(path)
-        except (DataError, OSError) as error:
-            raise DataError(f"{KEY}: {str(error).removeprefix('dataset.path: ')}") from None
-        images = decode(files, height, KEY)
+        images = decode(list_images(path, KEY), height, KEY)
         if channels == 1:
             images = ((images @ np.array(LUMA) + 0x8000) >> 16).astype(np.uint8)[..., None]
         return images

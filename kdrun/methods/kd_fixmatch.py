@@ -91,7 +91,8 @@ class KDFixMatch(FixMatch):
     def targets(self, unlabeled: Samples, confidence: Tensor, label: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
         config: Any = self.config.method
         trusted = unlabeled.extra["trusted_label"]
-        has, live = trusted >= 0, confidence >= config.threshold
+        has = trusted >= 0
+        label, live = super().targets(unlabeled, confidence, label, ctx)
         merge = config.merge
         if merge.startswith("switch_at:"):
             merge = "outer_only" if ctx.step < int(merge.partition(":")[2]) else "inner_only"
