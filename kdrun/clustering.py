@@ -24,6 +24,10 @@ CHUNK = 2048  # rows that are held in float64 at a time
 START_IMAGES, START_IMAGES_PER_CLUSTER = 10_000, 100  # on which the starts of k-means are compared
 
 
+class Unclusterable(KdrunError):
+    """These features have no clusters: too few, or all the same."""
+
+
 class ClusteringConfig(Schema):
     """How features are clustered."""
 
@@ -146,8 +150,8 @@ def dec(
         labels: (N,) from 0 to K - 1, -1 where there is none; only for init=class_means.
 
     Raises:
-        KdrunError: fewer images than clusters, features that are not finite or all the same, labels missing or out of
-            range, a learning rate that is too large.
+        Unclusterable: fewer images than clusters, or features that are all the same.
+        KdrunError: features that are not finite, labels missing or out of range, a learning rate that is too large.
     """
     with _alone():
         x = _prepare(features, num_clusters, config)
@@ -200,7 +204,7 @@ def _prepare(features: Tensor, num_clusters: int, config: ClusteringConfig) -> T
     if features.ndim != 2 or not features.shape[1]:
         raise KdrunError(f"clustering needs features (N, D), got {tuple(features.shape)}")
     if len(features) < num_clusters:
-        raise KdrunError(f"clustering: {len(features)} images are too few for {num_clusters} clusters")
+        raise Unclusterable(f"clustering: {len(features)} images are too few for {num_clusters} clusters")
     count = len(features)
     mean, power = torch.zeros(features.shape[1], dtype=torch.float64), 0.0
     for rows in _rows(features, config.normalize):
@@ -210,7 +214,7 @@ def _prepare(features: Tensor, num_clusters: int, config: ClusteringConfig) -> T
         power += rows.square().sum().item() / count
     variance = power - mean.square().sum().item()
     if num_clusters > 1 and variance <= 1e-12 * power:  # what rounding leaves of equal rows
-        raise KdrunError(f"clustering: the features of all {count} images are the same")
+        raise Unclusterable(f"clustering: the features of all {count} images are the same")
 
     basis = None
     if config.pca is not None:

@@ -152,6 +152,9 @@ class StrongConfig(Schema):
 class ViewsConfig(Schema):
     weak: WeakConfig = Field(default_factory=WeakConfig)
     strong: StrongConfig = Field(default_factory=StrongConfig)
+    mean: list[float] | None = Field(None, min_length=1, max_length=3)
+    """What a recipe normalises with, for all channels or for each; null: the dataset's own. `dataset.mean` wins."""
+    std: list[Annotated[float, Field(gt=0)]] | None = Field(None, min_length=1, max_length=3)
 
 
 class MethodConfig(Schema):

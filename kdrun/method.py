@@ -105,19 +105,19 @@ class Setup:
             model,
             num_classes=self.num_classes,
             in_chans=self.in_chans,
-            mean=_for_channels(mean or self.mean, self.in_chans),
-            std=_for_channels(std or self.std, self.in_chans),
+            mean=for_channels(mean or self.mean, self.in_chans),
+            std=for_channels(std or self.std, self.in_chans),
             seed=seed,
             role=role,
         )
 
 
-def _for_channels(values: Sequence[float], in_chans: int) -> Sequence[float]:
-    """Statistics of color images for gray ones."""
+def for_channels(values: Sequence[float], in_chans: int) -> Sequence[float]:
+    """Statistics of color images for gray ones, and one number for all channels."""
     if len(values) == in_chans:
         return values
-    if in_chans == 1:
-        return [sum(values) / len(values)]
+    if in_chans == 1 or len(values) == 1:
+        return [sum(values) / len(values)] * in_chans
     raise ConfigError(f"mean, std: {len(values)} numbers for images of {in_chans} channels")
 
 

@@ -27,7 +27,7 @@ from kdrun.evaluation import Evaluator
 from kdrun.files import write_bytes, write_json, write_text
 from kdrun.lock import Lock
 from kdrun.loop import Loop, make_optimizer
-from kdrun.method import Method, Setup, Teacher
+from kdrun.method import Method, Setup, Teacher, for_channels
 from kdrun.models.network import Network, load_network
 from kdrun.record import SCHEMA, Record, code_version, package_versions, read_record, write_record
 from kdrun.registry import load_plugins, plugin_hashes
@@ -136,7 +136,7 @@ def check(config: RunConfig) -> None:
         )
     for model in (*config.students, *config.teacher.models):
         if model.pretrained:
-            _require_weights(model.model_dump_json(), _setup(arrays, split))
+            _require_weights(model.model_dump_json(), setup_of(config, arrays, split))
     for role, required in config.method_class.requires(config).items():
         try:
             check(required)
@@ -177,7 +177,7 @@ def _build_without_memory(config: RunConfig, arrays: Arrays, split: Split) -> No
 
 def _build_on_meta(config: RunConfig, arrays: Arrays, split: Split) -> None:
     with torch.device("meta"):
-        setup = _setup(arrays, split)
+        setup = setup_of(config, arrays, split)
         if config.teacher.source != "none":
             setup = replace(setup, teacher=Teacher(untrained_teacher(config.teacher, setup)))
         bare = config.replace(students=[_untrained(model) for model in config.students])
@@ -203,11 +203,15 @@ def _untrained(model: ModelConfig) -> ModelConfig:
     return model.replace(pretrained=False)
 
 
-def _setup(arrays: Arrays, split: Split) -> Setup:
-    return Setup(
-        num_classes=arrays.num_classes, in_chans=arrays.train_images.shape[-1], mean=arrays.mean, std=arrays.std,
-        train_target=visible_targets(arrays, split),
-    )  # fmt: skip
+def setup_of(config: RunConfig, arrays: Arrays, split: Split) -> Setup:
+    """What networks and terms are built from. Pixels are normalised by the dataset's keys, else the recipe of views."""
+    in_chans = arrays.train_images.shape[-1]
+    mean, std = arrays.mean, arrays.std  # the dataset's own, or what `dataset.mean` and `dataset.std` give
+    if config.views.mean is not None and config.dataset.mean is None:
+        mean = tuple(for_channels(config.views.mean, in_chans))
+    if config.views.std is not None and config.dataset.std is None:
+        std = tuple(for_channels(config.views.std, in_chans))
+    return Setup(arrays.num_classes, in_chans, mean, std, visible_targets(arrays, split))
 
 
 def load_run(directory: Path, net: str | None = None) -> Network:
@@ -248,7 +252,7 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
     train_images, test_images = (torch.from_numpy(a).to(device) for a in (arrays.train_images, arrays.test_images))
 
     seed_everything(config.seed)
-    setup = _setup(arrays, split)
+    setup = setup_of(config, arrays, split)
     frozen = make_teacher(config.teacher, setup, required)
     teacher = None if frozen is None else Teacher(_to(frozen, config, device))
     method: Method = _to(config.method_class(config, replace(setup, teacher=teacher)), config, device)

@@ -4,6 +4,7 @@ predictions on the unlabeled pool, those that are confident and whose cluster sa
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kdrun.artifacts import Pool, ensure
-from kdrun.clustering import ClusteringConfig, dec, kmeans, match_classes
+from kdrun.clustering import ClusteringConfig, Unclusterable, dec, kmeans, match_classes
 from kdrun.data.views import View, clean
 from kdrun.device import autocast
 from kdrun.errors import DataError
@@ -55,16 +56,20 @@ def trusted_labels(weights: Path, outer_key: str, selection: Selection, pool: Po
     key = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
 
     def build(folder: Path) -> None:
-        found = select(load_network(weights), selection, pool)
+        warnings: list[str] = []
+        found = select(load_network(weights), selection, pool, warnings.append)
         chosen = found["selected"].bool()
         figures = pool.judge(found["index"][chosen], found["label"][chosen])
         from safetensors.torch import save
 
         write_bytes(folder / "trusted.safetensors", save(found))
-        write_json(folder / "spec.json", {**spec, **figures, "num_confident": int((found["cluster"] > -2).sum())})
+        figures |= {"num_confident": int((found["cluster"] > -2).sum()), "warnings": warnings}
+        write_json(folder / "spec.json", {**spec, **figures})
 
-    folder = ensure(pool.outputs / "artifacts" / "trusted" / key, build)
-    return read(folder, len(pool.images))
+    label, figures = read(ensure(pool.outputs / "artifacts" / "trusted" / key, build), len(pool.images))
+    for line in figures.pop("warnings", []):  # said by every run that uses the labels, not by their maker alone
+        pool.warn(line)
+    return label, figures
 
 
 def read(folder: Path, num_train: int) -> tuple[Tensor, dict[str, Any]]:
@@ -82,8 +87,8 @@ def read(folder: Path, num_train: int) -> tuple[Tensor, dict[str, Any]]:
     return label, {"key": folder.name, **spec}
 
 
-def select(network: Network, selection: Selection, pool: Pool) -> dict[str, Tensor]:
-    """Predictions on the clean pool and which of them are selected.
+def select(network: Network, selection: Selection, pool: Pool, warn: Callable[[str], None]) -> dict[str, Tensor]:
+    """Predictions on the clean pool and which of them are selected. Where none can be, `warn` is told why.
 
     Returns:
         index i64, label i64, confidence f32, cluster i32 (-1: confident but not clustered, -2: not confident),
@@ -93,31 +98,31 @@ def select(network: Network, selection: Selection, pool: Pool) -> dict[str, Tens
     confident = confidence >= selection.threshold
     cluster = torch.full_like(label, -2, dtype=torch.int32)
     cluster[confident] = -1
-    selected = confident.clone()
+    where = confident.nonzero().squeeze(1)
+    agreed, why = where, "no image is confident enough"
     if selection.selector != "confidence":
-        where = confident.nonzero().squeeze(1)
-        count = selection.clustering.num_clusters or pool.num_classes
-        if len(where) < count:
-            pool.warn(
-                f"{len(where)} images are confident enough (method.select_threshold={selection.threshold:g}), fewer "
-                f"than the {count} clusters: no label is trusted, training goes on as FixMatch"
-            )
-            selected[:] = False
-        else:
-            embedded, predicted = features[where], label[where]
-            if selection.selector == "dec":
-                found = dec(embedded, count, selection.seed, selection.clustering, labels=predicted).assignment
-            else:
-                found = kmeans(embedded, count, selection.seed, selection.clustering)
-            classes = match_classes(found, predicted, count, pool.num_classes, selection.clustering.assign)
+        try:
+            found, classes = _clusters(features[where], label[where], selection, pool.num_classes)
             cluster[where] = found.to(torch.int32)
-            selected[where] = classes[found.long()] == predicted
-    if not selected.any() and (confident.any() or selection.selector == "confidence"):
-        pool.warn("no pseudo label is trusted: training goes on as FixMatch")
-    return {
-        "index": pool.index, "label": label, "confidence": confidence, "cluster": cluster,
-        "selected": selected.to(torch.uint8),
-    }  # fmt: skip
+            agreed, why = where[classes[found.long()] == label[where]], "no cluster confirms its label"
+        except Unclusterable as reason:
+            agreed, why = where[:0], str(reason)
+    if not len(agreed):
+        threshold = f"method.select_threshold={selection.threshold:g}"
+        warn(f"{why} ({threshold}): no label is trusted, training goes on as FixMatch")
+    selected = torch.zeros(len(label), dtype=torch.uint8)
+    selected[agreed] = 1
+    return {"index": pool.index, "label": label, "confidence": confidence, "cluster": cluster, "selected": selected}
+
+
+def _clusters(features: Tensor, label: Tensor, selection: Selection, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Cluster (M,) of each image, and class (K,) of each cluster."""
+    count = selection.clustering.num_clusters or num_classes
+    if selection.selector == "dec":
+        found = dec(features, count, selection.seed, selection.clustering, labels=label).assignment
+    else:
+        found = kmeans(features, count, selection.seed, selection.clustering)
+    return found, match_classes(found, label, count, num_classes, selection.clustering.assign)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ python scripts/bench.py loop views      some of it
 """
 
 import argparse
+import dataclasses
 import pickle
 import statistics
 import subprocess
@@ -19,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from torch.nn import functional as F
 
 from kdrun.config import StrongConfig
@@ -33,93 +35,155 @@ def report(what: str, values: list[float], unit: str) -> None:
     print(f"{what:<62} {low:>10,.4g} {middle:>10,.4g} {high:>10,.4g}  {unit}", flush=True)
 
 
+class LoopBench:
+    """kdrun's loop on random images of CIFAR's size, built as a run builds it, from overrides."""
+
+    def __init__(self, *overrides: str, steps: int) -> None:
+        from kdrun.data.dataset import load_dataset
+        from kdrun.data.splits import make_split
+        from kdrun.evaluation import Evaluator
+        from kdrun.method import Setup
+        from kdrun.plan import Composer
+        from kdrun.runner import visible_targets
+
+        self.steps = steps
+        self._folder = tempfile.TemporaryDirectory()
+        path = f"{self._folder.name}/d.npz"
+        rng = np.random.default_rng(0)
+        pixels, labels = rng.integers(0, 256, (5000, 32, 32, 3), dtype=np.uint8), np.arange(5000) % 100
+        np.savez(
+            path, train_images=pixels, train_labels=labels, test_images=pixels[:100], test_labels=labels[:100],
+        )  # fmt: skip
+        with Composer() as composer:
+            self.config = composer.typed([
+                "dataset=npz", f"dataset.path={path}", "tracker=none", f"schedule.steps={steps}",
+                "schedule.eval_every_steps=null", "execution.progress=false", "dataset.val_fraction=0", *overrides,
+            ])  # fmt: skip
+        self.arrays = load_dataset(self.config.dataset)
+        self.split = make_split(self.config, self.arrays.train_labels, self.arrays.num_classes, 100)
+        target = visible_targets(self.arrays, self.split)
+        self.setup = Setup(self.arrays.num_classes, 3, self.arrays.mean, self.arrays.std, target)
+        self.evaluator = Evaluator({}, 1000)
+
+    def seconds(self) -> float:
+        """Of one step of a short run."""
+        from kdrun.data.streams import make_loader
+        from kdrun.loop import Loop
+        from kdrun.runner import recipes_of
+        from kdrun.tracking import Tracker
+
+        config = self.config
+        method = config.method_class(config, self.setup).to(memory_format=torch.channels_last)
+        clock = config.schedule.clock(len(self.split.labeled))
+        loader = make_loader(
+            method.streams, self.arrays, self.split, torch.from_numpy(self.arrays.train_images),
+            type(method).batch_sizes(config), recipes_of(config, self.arrays), 0, total_steps=clock.total_steps,
+        )  # fmt: skip
+        directory = Path(tempfile.mkdtemp(dir=self._folder.name))
+        made = Loop(method, loader, self.evaluator, clock, directory, Tracker(), "bench")
+        try:
+            return made.run().seconds["total"] / self.steps
+        finally:
+            loader.close()
+
+    def optimizer(self, network: torch.nn.Module) -> torch.optim.Optimizer:
+        schedule = self.config.schedule
+        return torch.optim.SGD(
+            network.parameters(), schedule.lr, momentum=schedule.momentum, nesterov=schedule.nesterov,
+            weight_decay=schedule.weight_decay, foreach=True,
+        )  # fmt: skip
+
+
+def report_pairs(what: str, loop: Callable[[], float], bare: Callable[[], float]) -> None:
+    loop(), bare()
+    pairs = [(loop(), bare()) for _ in range(ROUNDS)]
+    report(f"{what}: bare step", [1e3 * b for _, b in pairs], "ms")
+    report("  kdrun's loop", [1e3 * a for a, _ in pairs], "ms")
+    report("  loop / bare step", [a / b for a, b in pairs], "")
+
+
 def bench_loop() -> None:
     """KD resnet56 -> resnet20, 32 px, batch 64: kdrun's loop over the same networks on prebuilt tensors."""
-    from kdrun.data.dataset import load_dataset
-    from kdrun.data.splits import make_split
-    from kdrun.data.streams import make_loader
-    from kdrun.evaluation import Evaluator
-    from kdrun.loop import Loop
-    from kdrun.method import Setup, Teacher
-    from kdrun.plan import Composer
-    from kdrun.runner import visible_targets
-    from kdrun.tracking import Tracker
+    from kdrun.method import Teacher
 
-    steps = 40
-    with tempfile.TemporaryDirectory() as folder:
-        rng = np.random.default_rng(0)
-        pixels, labels = rng.integers(0, 256, (2000, 32, 32, 3), dtype=np.uint8), np.arange(2000) % 100
-        parts = {
-            "train_images": pixels,
-            "train_labels": labels,
-            "test_images": pixels[:100],
-            "test_labels": labels[:100],
-        }
-        np.savez(f"{folder}/d.npz", **parts)  # type: ignore[arg-type]
-        with Composer() as composer:
-            config = composer.typed([
-                "dataset=npz", f"dataset.path={folder}/d.npz", "loss=kd", "student=resnet20", "teacher=resnet56",
-                "tracker=none", f"schedule.steps={steps}", "schedule.eval_every_steps=null",
-                "execution.progress=false", "dataset.val_fraction=0",
-            ])  # fmt: skip
-        arrays = load_dataset(config.dataset)
-        split = make_split(config, arrays.train_labels, arrays.num_classes, 100)
-        target = visible_targets(arrays, split)
-        plain = Setup(arrays.num_classes, 3, arrays.mean, arrays.std, target)
-        network = plain.network(config.teacher.model, 0).to(memory_format=torch.channels_last)  # type: ignore[arg-type]
-        setup = Setup(arrays.num_classes, 3, arrays.mean, arrays.std, target, Teacher(network))
-        resident = torch.from_numpy(arrays.train_images)
-        recipes = {"weak": Weak.of(config.views.weak, (32, 32), True)}
-        evaluator = Evaluator({}, 1000)
+    bench = LoopBench("loss=kd", "student=resnet20", "teacher=resnet56", steps=40)
+    network = bench.setup.network(bench.config.teacher.model, 0).to(memory_format=torch.channels_last)  # type: ignore[arg-type]
+    bare_setup, bench.setup = bench.setup, dataclasses.replace(bench.setup, teacher=Teacher(network))
+    batch, wanted = torch.randn(64, 3, 32, 32).to(memory_format=torch.channels_last), torch.arange(64) % 100
 
-        def loop() -> float:
-            method = config.method_class(config, setup).to(memory_format=torch.channels_last)
-            loader = make_loader(method.streams, arrays, split, resident, {"labeled": 64}, recipes, 0)
-            directory = Path(tempfile.mkdtemp(dir=folder))
-            made = Loop(
-                method, loader, evaluator, config.schedule.clock(len(split.labeled)), directory, Tracker(), "bench"
-            )
-            return made.run().seconds["total"] / steps
+    def bare() -> float:
+        student = bare_setup.network(bench.config.students[0], 0).net.to(memory_format=torch.channels_last).train()
+        teacher = network.net.eval()
+        optimizer = bench.optimizer(student)
+        started = time.perf_counter()
+        for _ in range(bench.steps):
+            with torch.no_grad():
+                teacher_logits = teacher(batch)
+            logits = student(batch)
+            loss = 0.1 * F.cross_entropy(logits, wanted) + 0.9 * kd(logits, teacher_logits, 4.0).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        return (time.perf_counter() - started) / bench.steps
 
-        batch = torch.randn(64, 3, 32, 32).to(memory_format=torch.channels_last)
-        wanted = torch.arange(64) % 100
+    report_pairs("KD resnet56 -> resnet20, batch 64", bench.seconds, bare)
 
+
+def bench_fixmatch() -> None:
+    """FixMatch wrn_16_1, 32 px, 64 + 192 pairs: kdrun's loop with its views over the same network on prebuilt views."""
+    overrides = [
+        "method=fixmatch", "loss=ce", "student=wrn_16_1", "schedule=fixmatch", "schedule.eval_every_steps=null",
+        "method.unlabeled_ratio=3", "method.threshold=0", "dataset.num_labels=400", "views=official",
+    ]  # fmt: skip
+    plain = LoopBench(*overrides, steps=10)
+    known, pairs = 64, 192
+    batch = torch.randn(known + 2 * pairs, 3, 32, 32).to(memory_format=torch.channels_last)
+    wanted = torch.arange(known) % 100
+
+    def bare_step(bench: LoopBench, precision: str) -> Callable[[], float]:
         def bare() -> float:
-            student = plain.network(config.students[0], 0).net.to(memory_format=torch.channels_last).train()
-            teacher = network.net.eval()
-            optimizer = torch.optim.SGD(student.parameters(), 0.05, momentum=0.9, weight_decay=5e-4, foreach=True)
+            student = bench.setup.network(bench.config.students[0], 0).net.to(memory_format=torch.channels_last).train()
+            optimizer = bench.optimizer(student)
+            parameters = list(student.parameters())
+            average = [p.detach().clone() for p in parameters]
             started = time.perf_counter()
-            for _ in range(steps):
-                with torch.no_grad():
-                    teacher_logits = teacher(batch)
-                logits = student(batch)
-                loss = 0.1 * F.cross_entropy(logits, wanted) + 0.9 * kd(logits, teacher_logits, 4.0).mean()
+            for _ in range(bench.steps):
+                with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                    logits = student(batch)
+                labeled, weak, strong = logits.float().split([known, pairs, pairs])
+                confidence, label = weak.detach().softmax(1).max(1)
+                unlabeled = (F.cross_entropy(strong, label, reduction="none") * (confidence >= 0)).mean()
+                loss = F.cross_entropy(labeled, wanted) + unlabeled
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
-            return (time.perf_counter() - started) / steps
+                with torch.no_grad():
+                    torch._foreach_lerp_(average, parameters, 0.001)
+            return (time.perf_counter() - started) / bench.steps
 
-        loop(), bare()
-        pairs = [(loop(), bare()) for _ in range(ROUNDS)]
-    report("KD resnet56 -> resnet20, batch 64: bare step", [1e3 * b for _, b in pairs], "ms")
-    report("  kdrun's loop", [1e3 * a for a, _ in pairs], "ms")
-    report("  loop / bare step", [a / b for a, b in pairs], "")
+        return bare
+
+    report_pairs("FixMatch wrn_16_1, 64 + 192 pairs", plain.seconds, bare_step(plain, "fp32"))
+    half = LoopBench(*overrides, "schedule.precision=bf16", steps=10)
+    report_pairs("  the same, bf16", half.seconds, bare_step(half, "bf16"))
+    paired = [(half.seconds(), plain.seconds()) for _ in range(ROUNDS)]
+    report("  bf16 / fp32 (channels_last both), kdrun's loop", [a / b for a, b in paired], "")
 
 
 def bench_views() -> None:
     """Views of 32 px images on one thread, per second of CPU time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    images = torch.randint(0, 256, (50_000, 32, 32, 3), dtype=torch.uint8)
+    images = torch.from_numpy(real_crops(50_000))
     generator = torch.Generator().manual_seed(0)
 
     def make(recipe: Recipe, n: int) -> None:
         index = torch.randint(0, 50_000, (n,))
         recipe.apply(images, index, recipe.draw(generator, n))
 
-    def rates(batch: Callable[[], None], n: int) -> list[float]:
+    def rates(batch: Callable[[], None], n: int, rounds: int = ROUNDS) -> list[float]:
         out = []
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             started = time.process_time()
             for _ in range(max(4096 // n, 1)):
                 batch()
@@ -142,7 +206,45 @@ def bench_views() -> None:
             make(strong, 448)
 
         report(f"  a FixMatch step's 960 views, {levels}", rates(step, 960), "images/s")
+
+    strong = Strong.of(StrongConfig(), weak, (32, 32))
+    pil = pillow_pipeline()
+
+    def pillow() -> None:
+        torch.stack([pil(Image.fromarray(images[k].numpy())) for k in np.random.randint(0, len(images), 448)])
+
+    pairs = [(rates(lambda: make(strong, 448), 448, 1)[0], rates(pillow, 448, 1)[0]) for _ in range(ROUNDS)]
+    report("strong views, one image at a time with Pillow and torchvision", [b for _, b in pairs], "images/s")
+    report("  kdrun's / these, official", [a / b for a, b in pairs], "")
     torch.set_num_threads(threads)
+
+
+def real_crops(count: int) -> np.ndarray:
+    """(count, 32, 32, 3) uint8, of the two photos that come with scikit-learn."""
+    from sklearn.datasets import load_sample_images
+
+    rng, photos, out = np.random.default_rng(0), load_sample_images().images, []
+    for k in range(count):
+        photo = photos[k % 2]
+        y, x = rng.integers(0, photo.shape[0] - 32), rng.integers(0, photo.shape[1] - 32)
+        out.append(photo[y : y + 32, x : x + 32])
+    return np.stack(out)
+
+
+def pillow_pipeline() -> Callable[[Any], torch.Tensor]:
+    """What FixMatch's ports do to an image: mirror, crop, RandAugment, cutout, to a tensor, normalise."""
+    from torchvision import transforms
+
+    def cutout(image: Any) -> Any:
+        x, y = (int(v) for v in np.random.uniform(-8, 24, 2))
+        ImageDraw.Draw(image).rectangle((max(x, 0), max(y, 0), x + 16, y + 16), (127, 127, 127))
+        return image
+
+    return transforms.Compose([
+        transforms.RandomHorizontalFlip(), transforms.RandomCrop(32, padding=4, padding_mode="reflect"),
+        transforms.RandAugment(num_ops=1),  # always applied: as many as two with probability 1/2
+        cutout, transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3),
+    ])  # fmt: skip
 
 
 def bench_start() -> None:
@@ -270,7 +372,8 @@ def bench_sweep() -> None:
 
 
 BENCHES: dict[str, Callable[[], None]] = {
-    "start": bench_start, "views": bench_views, "loop": bench_loop, "memory": bench_memory, "sweep": bench_sweep,
+    "start": bench_start, "views": bench_views, "loop": bench_loop, "fixmatch": bench_fixmatch,
+    "memory": bench_memory, "sweep": bench_sweep,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -89,8 +89,11 @@ def test_nothing_to_trust_is_said_and_training_is_fixmatch(train, outputs, caplo
     assert len(runs) == 2
     weights = {(d / "student.safetensors").read_bytes() for d, _ in runs}
     assert len(weights) == 1, "without trusted labels, Heuristic 1 is FixMatch, bit for bit"
-    warned = [w for _, r in runs for w in r["warnings"]]
-    assert any("training goes on as FixMatch" in w for w in warned)
+    for _, record in runs:  # the second run finds the labels made, and must say it all the same
+        (warning,) = [w for w in record["warnings"] if "no label is trusted" in w]
+        assert "method.select_threshold=1" in warning
+        assert warning.endswith("training goes on as FixMatch")
+        assert record["artifacts"]["trusted_label"]["coverage"] == 0
 
 
 def test_the_best_checkpoint_may_label_the_pool(train, outputs):

@@ -1,11 +1,18 @@
 """FixMatch and KD-FixMatch: the masked loss by hand, what counts as a label, which target wins."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from kdrun.artifacts import Pool
+from kdrun.clustering import ClusteringConfig
+from kdrun.config import ModelConfig
 from kdrun.data.views import Samples
 from kdrun.losses import symmetric_cross_entropy
+from kdrun.models.network import build_network
+from kdrun.trusted import Selection, select
 from tests.contract.test_methods import ctx, make
 
 
@@ -122,3 +129,22 @@ def test_the_outer_run_is_the_plain_fixmatch_run():
     inner, _, _, _ = make("kd_fixmatch", "loss=sce", "method.threshold=0.9")
     outer = inner.method_class.requires(inner)["outer"]
     assert run_key(outer) == run_key(make("fixmatch", "method.threshold=0.9")[0])
+
+
+def pool_of(images):
+    said = []
+    index = torch.arange(len(images))
+    return Pool(images, index, 3, 100, "fp32", Path("unused"), lambda i, y: {}, said.append), said
+
+
+@pytest.mark.parametrize("selector", ["dec", "kmeans"])
+def test_an_outer_network_that_sees_no_difference_is_trusted_with_nothing(selector):
+    config = ModelConfig(name="resnet8", args={"width": 8})
+    network = build_network(config, num_classes=3, in_chans=1, mean=[0.5], std=[0.5], seed=0)
+    pool, _ = pool_of(torch.full((40, 8, 8, 1), 7, dtype=torch.uint8))
+    warnings = []
+    found = select(network, Selection(0.0, selector, ClusteringConfig(), 0), pool, warnings.append)
+    assert not found["selected"].any()
+    (line,) = warnings
+    assert "features of all 40 images are the same" in line
+    assert "training goes on as FixMatch" in line

@@ -313,3 +313,30 @@ def test_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
         network(seed=2).save(path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["net.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "mean", "std"),
+    [
+        (["views=standard"], None, None),
+        (["views=official"], [0.5], [0.5]),
+        (["views=usb"], [(0.485 + 0.456 + 0.406) / 3], [(0.229 + 0.224 + 0.225) / 3]),
+        (["views=official", "dataset.mean=[0.3]"], [0.3], [0.5]),
+        (["views=official", "student.mean=[0.1]", "student.std=[0.2]"], [0.1], [0.2]),
+    ],
+)
+def test_what_pixels_are_normalised_with(overrides, mean, std):
+    from kdrun.data.dataset import load_dataset
+    from kdrun.data.splits import make_split
+    from kdrun.plan import Composer
+    from kdrun.runner import setup_of
+
+    with Composer() as composer:
+        config = composer.typed(["method=supervised", "student=resnet8", *overrides])
+    arrays = load_dataset(config.dataset)
+    setup = setup_of(
+        config, arrays, make_split(config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels))
+    )
+    net = setup.network(config.students[0], 0)
+    assert net.mean.flatten().tolist() == pytest.approx(list(mean or arrays.mean))
+    assert net.std.flatten().tolist() == pytest.approx(list(std or arrays.std))
