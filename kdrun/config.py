@@ -574,14 +574,18 @@ def _plain_weight(losses: Any, label: Any) -> Any:
     return OmegaConf.to_container(node).get("weight") if OmegaConf.is_dict(node) else None  # type: ignore[union-attr]
 
 
-def _coefficient(key: str, default: Any, *, _root_: DictConfig) -> Any:
-    """`${coefficient:wttm.weight,4.0}`: what `coefficients` gives for the set of terms in use, or the default."""
-    losses: Any = OmegaConf.select(_root_, "loss") or OmegaConf.create({})
+def set_of_terms(root: DictConfig) -> str:
+    """The key in `coefficients` of the terms in use: `crd+wttm` for ce, wttm and crd."""
+    losses: Any = OmegaConf.select(root, "loss") or OmegaConf.create({})
     built = [label for label in losses if _plain_weight(losses, label) != 0]
     names = [OmegaConf.select(losses, f"{label!s}.name") for label in built]
-    terms = "+".join(sorted(str(name) for name in names if name and name != "ce"))
+    return "+".join(sorted(str(name) for name in names if name and name != "ce"))
+
+
+def _coefficient(key: str, default: Any, *, _root_: DictConfig) -> Any:
+    """`${coefficient:wttm.weight,4.0}`: what `coefficients` gives for the set of terms in use, or the default."""
     table = OmegaConf.select(_root_, "coefficients") or {}
-    chosen = table.get(terms) if isinstance(table, Mapping) else None
+    chosen = table.get(set_of_terms(_root_)) if isinstance(table, Mapping) else None
     return chosen.get(key, default) if isinstance(chosen, Mapping) else default
 
 

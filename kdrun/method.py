@@ -204,7 +204,14 @@ class Method(nn.Module):
     # -- what it may use
 
     def forward(self, batch: Batch, ctx: Context) -> Step:
-        return self.step(batch, ctx)
+        """`step`, and what the loss terms have to tell about the pairs that it kept."""
+        out = self.step(batch, ctx)
+        told: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for k, pair in self._pairs.items():
+                student = "" if len(self.students) == 1 else f"{list(self.students)[k]}/"
+                told |= {f"{student}{name}": value for name, value in self.losses(k).metrics(pair).items()}
+        return dataclasses.replace(out, metrics={**out.metrics, **told})
 
     @property
     def teacher(self) -> Teacher | None:
@@ -237,7 +244,7 @@ class Method(nn.Module):
         return self.keep(Pair(student, teacher, samples.target, seen.index, ctx.progress, ctx.draw), k)
 
     def keep(self, pair: Pair, k: int = 0) -> Pair:
-        """Have the k-th student's terms see this pair after the step."""
+        """Have the k-th student's terms log about this pair, and see it after the step. In all steps or in none."""
         self._pairs[k] = pair
         return pair
 

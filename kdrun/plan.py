@@ -166,7 +166,7 @@ class Composer:
 
 def ordered(arguments: Sequence[str]) -> list[str]:
     """The same command line with flags first: argparse, and so Hydra, refuses overrides on both sides of a flag."""
-    overrides = _parser().parse_intermixed_args(list(arguments)).overrides
+    overrides = parser().parse_intermixed_args(list(arguments)).overrides
     rest = list(arguments)
     for override in reversed(overrides):
         del rest[len(rest) - 1 - rest[::-1].index(override)]
@@ -179,7 +179,7 @@ def plan(arguments: Sequence[str]) -> list[Job] | None:
     Raises:
         ConfigError: one line for every mistake of every job.
     """
-    args = _parser().parse_args(list(arguments))
+    args = parser().parse_args(list(arguments))
     if args.shell_completion or args.hydra_help or args.info is not None or args.experimental_rerun:
         return None
     if args.config_path is not None:
@@ -204,13 +204,15 @@ def plan(arguments: Sequence[str]) -> list[Job] | None:
     return jobs
 
 
-def _parser() -> ArgumentParser:
+def parser() -> ArgumentParser:
+    """Hydra's, with its refusals as ConfigError."""
+
     def refuse(message: str) -> NoReturn:
         raise ConfigError(f"command line: {message}; see --help")
 
-    parser = get_args_parser()
-    parser.error = refuse  # type: ignore[method-assign]
-    return parser
+    made = get_args_parser()
+    made.error = refuse  # type: ignore[method-assign]
+    return made
 
 
 def _check(jobs: list[Job]) -> list[tuple[tuple[str, ...], str]]:

@@ -22,6 +22,17 @@ def labels_of(pair: Pair, term: Term) -> Tensor:
     return pair.target
 
 
+def classes_of(pair: Pair, term: Term) -> Tensor:
+    """The target of a pair as class indices (B,). Raises KdrunError where it is a mixture of classes."""
+    target = labels_of(pair, term)
+    if target.ndim != 1:
+        raise KdrunError(
+            f"loss.{term.config.name} needs one class an image, and these labels are mixed; "
+            "choose a term that sets no class apart, e.g. kd"
+        )
+    return target
+
+
 def cross_entropy(student_logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """H(target, softmax(student_logits)) per sample.
 
@@ -38,6 +49,9 @@ def cross_entropy(student_logits: Tensor, target: Tensor, label_smoothing: float
 @register("loss", "ce")
 class CrossEntropy(Term):
     """Cross entropy with the labels."""
+
+    equation = "H(y, p_s), y smoothed by label_smoothing"
+    source = "the usual loss of a classifier; smoothing: Szegedy et al. 2016, arXiv 1512.00567"
 
     class Config(TermConfig):
         label_smoothing: float = Field(0.0, ge=0, lt=1)

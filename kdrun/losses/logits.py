@@ -1,8 +1,10 @@
-"""Losses between the student's and the teacher's logits: KD, TTM and WTTM.
+"""Losses between the student's and the teacher's logits: KD, TTM and WTTM, and what all such terms share.
 
 Per sample, in float32 whatever comes in (float64 stays), finite for logits up to 1e4, gradients to the student only.
 z are logits, p = softmax(z), t the teacher, s the student.
 """
+
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -13,6 +15,31 @@ from kdrun.errors import KdrunError
 from kdrun.losses.labels import full
 from kdrun.losses.term import Pair, Term
 from kdrun.registry import register
+
+Standardize = Literal["none", "std", "zscore"]
+EPS = 1e-7  # of Sun et al.'s code
+
+
+def standardize(logits: Tensor, mode: Standardize) -> Tensor:
+    """Logits on one scale for all samples and networks; a temperature then divides the result.
+
+    zscore: (z - mean z) / (std z + 1e-7) with the standard deviation of a sample, ddof 1 (Sun et al. 2024,
+    arXiv 2403.01427). std: z / (std z + 1e-7) with that of a population, ddof 0: with temperature 1 the temperature
+    "std" of arXiv 2606.12171 (after Choi et al. 2023). Softmax does not see the mean, so what differs is the scale:
+    for C classes zscore is softer by sqrt(C / (C - 1)). none: z.
+
+    Args:
+        logits: (B, C).
+
+    Returns:
+        (B, C).
+    """
+    if mode == "none":
+        return logits
+    logits = full(logits)
+    if mode == "std":
+        return logits / (logits.std(1, correction=0, keepdim=True) + EPS)
+    return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + EPS)
 
 
 def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -26,10 +53,9 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Te
     Returns:
         (B,).
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
+    above_zero("temperature", temperature)
     student, teacher = full(student_logits), full(teacher_logits.detach())
-    return temperature**2 * _kl(teacher / temperature, student / temperature)
+    return temperature**2 * kl(teacher / temperature, student / temperature)
 
 
 def ttm(student_logits: Tensor, teacher_logits: Tensor, gamma: float) -> Tensor:
@@ -43,14 +69,13 @@ def ttm(student_logits: Tensor, teacher_logits: Tensor, gamma: float) -> Tensor:
     Returns:
         (B,).
     """
-    if not gamma > 0:
-        raise ValueError(f"gamma must be above 0, got {gamma}")
-    return _kl(gamma * full(teacher_logits.detach()), full(student_logits))
+    above_zero("gamma", gamma)
+    return kl(gamma * full(teacher_logits.detach()), full(student_logits))
 
 
 def power_sum(teacher_logits: Tensor, gamma: float) -> Tensor:
     """U_gamma(p_t) = sum_j p_t,j^gamma, from 1 (certain) to C^(1 - gamma) (uniform), for gamma <= 1. (B, C) -> (B,)."""
-    return (gamma * full(teacher_logits.detach()).log_softmax(1)).logsumexp(1).exp()
+    return _log_power_sum(teacher_logits.detach(), gamma).exp()
 
 
 def wttm(student_logits: Tensor, teacher_logits: Tensor, gamma: float) -> Tensor:
@@ -61,51 +86,142 @@ def wttm(student_logits: Tensor, teacher_logits: Tensor, gamma: float) -> Tensor
     return power_sum(teacher_logits, gamma) * ttm(student_logits, teacher_logits, gamma)
 
 
-def _kl(target_logits: Tensor, logits: Tensor) -> Tensor:
-    """KL(softmax(target_logits) || softmax(logits)) per row."""
+def renyi_entropy(logits: Tensor, order: float) -> Tensor:
+    """H_a(p) = log(sum_j p_j^a) / (1 - a) for order a; Shannon's -sum_j p_j log p_j where a is 1 to 1e-4.
+
+    TTM at T is KD at T that rewards H_{1/T}(p_s) beside (arXiv 2402.11148).
+
+    Args:
+        logits: (B, C).
+        order: a > 0.
+
+    Returns:
+        (B,), from 0 (certain) to log C (uniform).
+    """
+    above_zero("order", order)
+    if abs(order - 1) < 1e-4:  # nearer, float32 divides rounding by nothing
+        logs = full(logits).log_softmax(1)
+        return -(logs.exp() * logs).sum(1)
+    return _log_power_sum(logits, order) / (1 - order)
+
+
+def _log_power_sum(logits: Tensor, order: float) -> Tensor:
+    return (order * full(logits).log_softmax(1)).logsumexp(1)
+
+
+def kl(target_logits: Tensor, logits: Tensor) -> Tensor:
+    """KL(softmax(target_logits) || softmax(logits)) per row. (B, C), (B, C) -> (B,)."""
     return F.kl_div(logits.log_softmax(1), target_logits.log_softmax(1), reduction="none", log_target=True).sum(1)
 
 
-def _logits(pair: Pair, term: Term) -> tuple[Tensor, Tensor]:
-    if pair.teacher is None:
-        raise KdrunError(f"loss.{term.config.name} needs a teacher, and the method gave none")
-    return pair.student.logits, pair.teacher.logits
+def above_zero(name: str, value: float) -> None:
+    """Raise ValueError unless it is (NaN is not)."""
+    if not value > 0:
+        raise ValueError(f"{name} must be above 0, got {value}")
+
+
+class LogitConfig(TermConfig):
+    """What all terms between logits have in common."""
+
+    standardize: Standardize = "none"
+    """What is done to both networks' logits, sample by sample, before all else: see `standardize` above."""
+
+
+class LogitTerm(Term):
+    """A term between the logits of the two networks."""
+
+    against = "teacher"
+
+    def logits(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        """The student's and the teacher's, standardised as configured."""
+        if pair.teacher is None:
+            raise KdrunError(f"loss.{self.config.name} needs a teacher, and the method gave none")
+        mode: Standardize = self.config.standardize
+        return standardize(pair.student.logits, mode), standardize(pair.teacher.logits, mode)
+
+
+class _Softening(LogitTerm):
+    """A term whose temperature sets a Rényi entropy of the student's own probabilities, which is logged."""
+
+    def order(self) -> float:
+        """1/T."""
+        raise NotImplementedError
+
+    def metrics(self, pair: Pair) -> dict[str, Tensor]:
+        return {"renyi_entropy": renyi_entropy(pair.student.logits, self.order()).mean()}
 
 
 @register("loss", "kd")
-class KD(Term):
+class KD(_Softening):
     """`kd` as a term."""
 
-    against = "teacher"
+    equation = "temperature^2 KL(softmax(z_t / temperature) || softmax(z_s / temperature))"
+    source = "Hinton et al. 2015, arXiv 1503.02531"
 
-    class Config(TermConfig):
+    class Config(LogitConfig):
         temperature: float = Field(4.0, gt=0)
 
+    def order(self) -> float:
+        return 1 / float(self.config.temperature)
+
     def forward(self, pair: Pair) -> Tensor:
-        return kd(*_logits(pair, self), self.config.temperature)
+        return kd(*self.logits(pair), self.config.temperature)
+
+    @classmethod
+    def remarks(cls, config: Any, ce_weight: float) -> list[str]:
+        t = config.temperature
+        lines = [f"temperature^2 = {t**2:g} is inside the term, not in its weight"]
+        if ce_weight and config.standardize == "none":
+            lines.append(
+                f"beside ce it weighs as ttm does with gamma {1 / t:.4g} and weight lambda T / (1 - lambda) = "
+                f"{config.weight * t / ce_weight:.4g}"
+            )
+        return lines
+
+
+class _Transformed(_Softening):
+    """What TTM and WTTM share."""
+
+    class Config(LogitConfig):
+        gamma: float = Field(0.1, gt=0, le=1)
+
+    def order(self) -> float:
+        return float(self.config.gamma)
 
 
 @register("loss", "ttm")
-class TTM(Term):
+class TTM(_Transformed):
     """`ttm` as a term."""
 
-    against = "teacher"
-
-    class Config(TermConfig):
-        gamma: float = Field(0.1, gt=0, le=1)
+    equation = "KL(softmax(gamma z_t) || p_s), gamma = 1/T"
+    source = "Zheng and Yang 2024, arXiv 2402.11148"
 
     def forward(self, pair: Pair) -> Tensor:
-        return ttm(*_logits(pair, self), self.config.gamma)
+        return ttm(*self.logits(pair), self.config.gamma)
+
+    @classmethod
+    def remarks(cls, config: Any, ce_weight: float) -> list[str]:
+        if not ce_weight or config.standardize != "none":
+            return []
+        t = 1 / config.gamma
+        share = config.weight / (config.weight + ce_weight * t)
+        return [
+            f"beside ce it weighs as kd does with temperature {t:.4g} and weight lambda = {share:.4g} beside "
+            f"{1 - share:.4g} ce: {config.weight / ce_weight:.4g} = lambda T / (1 - lambda)"
+        ]
 
 
 @register("loss", "wttm")
-class WTTM(Term):
+class WTTM(_Transformed):
     """`wttm` as a term."""
 
-    against = "teacher"
-
-    class Config(TermConfig):
-        gamma: float = Field(0.1, gt=0, le=1)
+    equation = "sum_j p_t,j^gamma KL(softmax(gamma z_t) || p_s), gamma = 1/T"
+    source = "Zheng and Yang 2024, arXiv 2402.11148"
 
     def forward(self, pair: Pair) -> Tensor:
-        return wttm(*_logits(pair, self), self.config.gamma)
+        return wttm(*self.logits(pair), self.config.gamma)
+
+    @classmethod
+    def remarks(cls, config: Any, ce_weight: float) -> list[str]:
+        g = config.gamma
+        return [f"a sample counts {config.weight:g} (certain teacher) to {config.weight:g} x C^{1 - g:g} (uniform one)"]

@@ -89,6 +89,9 @@ class _Robust(Term):
 class SymmetricCrossEntropy(_Robust):
     """alpha * CE + beta * RCE."""
 
+    equation = "alpha H(y, p_s) + beta H(p_s, y), log 0 := log_zero"
+    source = "Wang et al. 2019, arXiv 1908.06112"
+
     class Config(TermConfig):
         alpha: float = Field(1.0, ge=0)
         beta: float = Field(0.1, ge=0)
@@ -101,6 +104,9 @@ class SymmetricCrossEntropy(_Robust):
 
 @register("loss", "mae")
 class MeanAbsoluteError(_Robust):
+    equation = "sum_k |p_s,k - y_k|"
+    source = "Ghosh et al. 2017, arXiv 1712.09482"
+
     class Config(TermConfig):
         pass
 
@@ -110,6 +116,9 @@ class MeanAbsoluteError(_Robust):
 
 @register("loss", "nce")
 class NormalizedCrossEntropy(_Robust):
+    equation = "H(y, p_s) / sum_j H(j, p_s)"
+    source = "Ma et al. 2020, arXiv 2006.13554"
+
     class Config(TermConfig):
         pass
 
@@ -119,6 +128,9 @@ class NormalizedCrossEntropy(_Robust):
 
 @register("loss", "gce")
 class GeneralizedCrossEntropy(_Robust):
+    equation = "sum_k y_k (1 - p_s,k^q) / q"
+    source = "Zhang and Sabuncu 2018, arXiv 1805.07836"
+
     class Config(TermConfig):
         q: float = Field(0.7, gt=0, le=1)
 

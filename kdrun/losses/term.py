@@ -46,7 +46,12 @@ class Term(nn.Module):
     """One loss term. A subclass has a `Config` and `forward`; it may own parameters and buffers."""
 
     Config: ClassVar[type[TermConfig]]
+    equation: ClassVar[str] = ""
+    """The term in the names of its `Config`; p are probabilities, z logits, y the label, s student, t teacher."""
+    source: ClassVar[str] = ""
+    """The paper and its arXiv id."""
     against: ClassVar[Literal["target", "teacher"]] = "target"
+    """teacher: the term needs a teacher; it may read the labels too."""
     per_sample: ClassVar[bool] = True
     """True: `forward` returns (B,). False: a statistic of the batch, ()."""
     features: ClassVar[tuple[str, ...]] = ()
@@ -59,8 +64,17 @@ class Term(nn.Module):
     def forward(self, pair: Pair) -> Tensor:
         raise NotImplementedError
 
+    def metrics(self, pair: Pair) -> dict[str, Tensor]:
+        """Named scalars to log as `train/<label>/<name>`, without gradients and in every step the same names."""
+        return {}
+
     def after_step(self, pair: Pair) -> None:
         """Called once after the optimizer step, without gradients (to update a memory)."""
+
+    @classmethod
+    def remarks(cls, config: Any, ce_weight: float) -> list[str]:
+        """What the weight means beside that of cross entropy (0 where there is none), for `scripts/explain.py`."""
+        return []
 
 
 class LossSet(nn.Module):
@@ -99,6 +113,11 @@ class LossSet(nn.Module):
             sample_weight: (B,), multiplied onto per-sample losses before the plain mean.
         """
         return self._reduce("teacher", pair, sample_weight)
+
+    def metrics(self, pair: Pair) -> dict[str, Tensor]:
+        """{<label>/<name>: scalar}: what the terms have to tell about this pair, for the log only."""
+        terms = self._terms(None).items()
+        return {f"{label}/{name}": value for label, term in terms for name, value in term.metrics(pair).items()}
 
     def after_step(self, pair: Pair) -> None:
         for term in self._terms(None).values():

@@ -74,6 +74,15 @@ def test_students_by_name_are_the_yaml_of_that_name(composer):
     assert key(composer, "students=[resnet14]") == key(composer, "student=resnet14")
 
 
+def test_standardize_counts_where_it_does_something(composer):
+    assert key(composer, "loss.kd.standardize=none") == key(composer)
+    assert key(composer, "loss.kd.standardize=zscore") != key(composer)
+
+
+def test_wttm_without_ce_is_wttm_with_ce_taken_out(composer):
+    assert key(composer, "loss=wttm_noce") == key(composer, "loss=wttm", "~loss.ce", "loss.wttm.weight=1")
+
+
 def test_an_unused_teacher_and_terms_without_weight_are_dropped(composer):
     assert key(composer, "loss=ce") == key(composer, "loss=ce", "teacher=resnet56")
     assert key(composer, "loss=kd", "loss.kd.weight=0", "loss.ce.weight=1") == key(composer, "loss=ce")
@@ -122,6 +131,8 @@ def remake() -> None:
         "+loss/term@loss.extra=ttm", "schedule.optimizer=adamw schedule.lr=1e-3", "teacher.num_labels=100",
         "schedule.compile=true", "schedule.fused=true", "method=fixmatch", "method=fixmatch loss=sce views=usb",
         "method=kd_fixmatch", "method=kd_fixmatch method.selector=confidence", "experiment=kd_fixmatch/digits seed=3",
+        "loss=dkd", "loss=dist", "loss=nkd", "loss=kd_zscore", "loss=wttm_noce", "loss=ttm loss.ttm.standardize=std",
+        "loss=dkd loss.dkd.warmup=0.01 loss.dkd.beta=2",
     ]  # fmt: skip
     with Composer() as made:
         FROZEN.write_text(json.dumps({line: key(made, *line.split()) for line in lines}, indent=1) + "\n")

@@ -10,13 +10,15 @@ from kdrun.data.dataset import load_dataset
 from kdrun.data.splits import make_split
 from kdrun.data.streams import Loader, make_loader
 from kdrun.loop import make_optimizer
-from kdrun.method import Context, Method, Setup, Teacher
+from kdrun.method import Context, Method, Setup, Step, Teacher
+from kdrun.methods.distill import Distill
 from kdrun.plan import Composer
 from kdrun.registry import _REGISTRY, lookup
 from kdrun.runner import recipes_of, visible_targets
 from tests.conftest import FAST, TEACHER
 
 lookup("method", "supervised", "")
+ONE = torch.ones(())
 METHODS = sorted(_REGISTRY["method"])
 EXTRA: dict[str, list[str]] = {"distill": ["loss=wttm", *TEACHER]}
 # What `Method.artifacts` would give, for the 1,397 training digits.
@@ -159,6 +161,30 @@ class TestEveryMethod:
             scores = predictor(next(iter(view.values())))
             assert scores.shape == (config.schedule.batch_size, 10)
             assert scores.dtype == torch.float32
+
+
+def test_what_terms_tell_is_logged_under_their_labels():
+    config, method, loader, _ = make("distill", "loss=kd", "+loss/term@loss.other=ttm")
+    out = method(loader.batch(0), ctx(config, 0))
+    assert list(out.metrics) == ["kd/renyi_entropy", "other/renyi_entropy"]
+    assert all(value.shape == () and not value.requires_grad for value in out.metrics.values())
+    assert make("distill", "loss=dkd")[1](loader.batch(0), ctx(config, 0)).metrics == {}
+
+
+def test_what_terms_tell_of_several_students_is_kept_apart():
+    class Two(Distill):
+        num_students = (2, 2)
+
+        def step(self, batch, ctx):
+            pairs = [self.pair(batch, ctx, k=k) for k in range(2)]
+            return Step(
+                {f"{k}": sum(self.losses(k).teacher(pair).values()) for k, pair in enumerate(pairs)}, {"own": ONE}
+            )
+
+    config, method, loader, _ = make("distill", "loss=wttm")
+    two = Two(config.replace(students=[config.students[0], ModelConfig(name="resnet14")]), method.setup)
+    out = two(loader.batch(0), ctx(config, 0))
+    assert list(out.metrics) == ["own", "student_1/wttm/renyi_entropy", "student_2/wttm/renyi_entropy"]
 
 
 def test_an_optimizer_of_torch_keeps_the_momentum_of_the_schedule():

@@ -13,16 +13,23 @@ from tests.contract.test_methods import METHODS, fit, make
 # With pseudo labels rounding grows a thousandfold faster; small steps keep it down.
 CALM = {"fixmatch": ["schedule.lr=0.001"], "kd_fixmatch": ["schedule.lr=0.001"]}
 FILE = Path(__file__).parent / "losses.json"
+LOSSES = ["kd", "ttm", "dkd", "dist", "nkd", "kd_zscore", "wttm_noce"]  # beside wttm, which is distill's own here
+CASES = {
+    **{name: [name, *CALM.get(name, [])] for name in METHODS},
+    **{f"distill loss={loss}": ["distill", f"loss={loss}"] for loss in LOSSES},
+}
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_first_20_losses(name):
+def first_20(case: str) -> list[float]:
+    return fit(*make(*CASES[case])[:3], 0, 20)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_first_20_losses(case):
     golden = json.loads(FILE.read_text())
     # Rounding differs between processors; 20 steps amplify it little.
-    assert fit(*make(name, *CALM.get(name, []))[:3], 0, 20) == pytest.approx(golden[name], rel=5e-3)
+    assert first_20(case) == pytest.approx(golden[case], rel=5e-3)
 
 
 if __name__ == "__main__":
-    FILE.write_text(
-        json.dumps({name: fit(*make(name, *CALM.get(name, []))[:3], 0, 20) for name in METHODS}, indent=1) + "\n"
-    )
+    FILE.write_text(json.dumps({case: first_20(case) for case in CASES}, indent=1) + "\n")

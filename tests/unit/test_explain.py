@@ -1,0 +1,95 @@
+"""scripts/explain.py: every coefficient with its last word, and mistakes in one line."""
+
+import subprocess
+import sys
+
+import pytest
+
+from kdrun.errors import ConfigError
+from kdrun.explain import main
+from kdrun.registry import _REGISTRY, lookup
+from tests.conftest import ROOT
+
+lookup("loss", "ce", "")
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """{term.field: [value, origin]}"""
+    out, label = {}, ""
+    for line in text.splitlines():
+        if line.startswith("loss."):
+            label = line.split(":")[0].removeprefix("loss.")
+        elif line.startswith("    "):
+            name, _, rest = line.strip().partition("=")
+            out[f"{label}.{name.strip()}"] = [part.strip() for part in rest.split("   ", 1)]
+    return out
+
+
+def test_each_coefficient_names_who_had_the_last_word():
+    table = "++coefficients={wttm: {wttm.weight: 7}}"
+    found = rows(main(["experiment=demo", "loss=wttm", "loss.ce.label_smoothing=0.1"]))
+    assert found["ce.weight"] == ["1.0", "conf/loss/term/ce.yaml"]
+    assert found["ce.label_smoothing"] == ["0.1", "the command line"]
+    assert found["wttm.gamma"] == ["0.25", "coefficients.wttm in conf/experiment/demo.yaml"]
+    assert rows(main(["loss=wttm"]))["wttm.gamma"] == ["0.1", "default of conf/loss/term/wttm.yaml"]
+    assert rows(main(["loss=wttm", table]))["wttm.weight"] == ["7.0", "coefficients.wttm on the command line"]
+    assert rows(main(["loss=wttm", table, "loss.wttm.weight=2"]))["wttm.weight"] == ["2.0", "the command line"]
+    assert rows(main(["loss=kd"]))["ce.weight"] == ["0.1", "conf/loss/kd.yaml"]
+    whole = rows(main(["++loss.other={name: ttm, weight: 3}"]))
+    assert whole["other.weight"] == ["3.0", "the command line"]
+    assert whole["other.gamma"] == ["0.1", "default of the schema"]
+
+
+def test_files_of_a_users_own_folder_are_named(tmp_path):
+    (tmp_path / "loss").mkdir()
+    (tmp_path / "loss" / "mine.yaml").write_text("# Mine.\ndefaults: [term/ce@ce, _self_]\nce: {weight: 0.5}\n")
+    found = rows(main(["--config-dir", str(tmp_path), "loss=mine"]))
+    assert found["ce.weight"] == ["0.5", f"{tmp_path}/loss/mine.yaml"]
+
+
+def test_equation_source_and_ratio_are_told():
+    text = main(["loss=kd"])
+    assert "equation: temperature^2 KL(softmax(z_t / temperature) || softmax(z_s / temperature))" in text
+    assert "source: Hinton et al. 2015, arXiv 1503.02531" in text
+    assert "temperature^2 = 16 is inside the term" in text
+    assert "as ttm does with gamma 0.25 and weight lambda T / (1 - lambda) = 36" in text
+    assert text.endswith("CE : distillation = ce : kd = 1 : 9 by weight (shares 0.1 and 0.9)")
+    text = main(["loss=ttm", "loss.ttm.weight=36", "loss.ttm.gamma=0.25"])
+    assert "as kd does with temperature 4 and weight lambda = 0.9 beside 0.1 ce: 36 = lambda T / (1 - lambda)" in text
+    text = main(["loss=wttm", "loss.wttm.weight=3", "+loss/term@loss.kd=kd", "loss.kd.weight=0"])
+    assert text.endswith("ce : wttm = 1 : 3 by weight (shares 0.25 and 0.75)\nweight 0, not built: kd")
+    assert main(["loss=wttm_noce"]).endswith("CE : distillation: no term against the labels alone")
+    assert main(["loss=sce"]).endswith("CE : distillation: no distillation")
+
+
+@pytest.mark.parametrize("name", sorted(_REGISTRY["loss"]))
+def test_every_term_is_explained(name):
+    cls = lookup("loss", name, "")
+    text = main(["loss=ce", f"+loss/term@loss.extra={name}"])
+    assert f"equation: {cls.equation}" in text
+    assert {f"extra.{field}" for field in cls.Config.model_fields if field != "name"} <= rows(text).keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["loss=wtm"], "loss=wtm: no such option; nearest: wttm"),
+        (["loss=wttm", "loss.wttm.gama=0.3"], "loss.wttm.gama: unknown key; nearest: gamma"),
+        (["loss=wttm", "loss.wttm.gamma=0"], "loss.wttm.gamma: must be greater than 0, got 0"),
+        (["teacher=none"], "loss.kd: kd needs a teacher"),
+        (["-m", "loss=ce,kd"], "-m: one run is explained at a time"),
+        (["--no-such-flag"], "command line: unrecognized arguments: --no-such-flag"),
+    ],
+)
+def test_mistakes(arguments, message):
+    with pytest.raises(ConfigError) as found:
+        main(arguments)
+    assert len(found.value.lines) == 1
+    assert found.value.lines[0].startswith(message)
+
+
+def test_the_script_prints_a_mistake_as_the_runner_does():
+    command = [sys.executable, "scripts/explain.py", "loss=wttm", "loss.wttm.gamma=2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: loss.wttm.gamma: must be less than or equal to 1, got 2\n"
