@@ -12,17 +12,23 @@ from tests.contract.test_methods import METHODS, fit, make
 
 # With pseudo labels rounding grows a thousandfold faster; small steps keep it down.
 CALM = {"fixmatch": ["schedule.lr=0.001"], "kd_fixmatch": ["schedule.lr=0.001"]}
+TERMS = ["fitnet", "at", "rkd", "pkt", "vid", "crd", "itrd", "wttm_crd", "wttm_itrd"]  # of method=distill
+CASES = {name: (name, CALM.get(name, [])) for name in METHODS}
+CASES |= {f"loss={term}": ("distill", [f"loss={term}", "schedule.lr=0.001"]) for term in TERMS}
 FILE = Path(__file__).parent / "losses.json"
 
 
-@pytest.mark.parametrize("name", METHODS)
+def losses(name: str) -> list[float]:
+    method, overrides = CASES[name]
+    return fit(*make(method, *overrides)[:3], 0, 20)
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_first_20_losses(name):
     golden = json.loads(FILE.read_text())
     # Rounding differs between processors; 20 steps amplify it little.
-    assert fit(*make(name, *CALM.get(name, []))[:3], 0, 20) == pytest.approx(golden[name], rel=5e-3)
+    assert losses(name) == pytest.approx(golden[name], rel=5e-3)
 
 
 if __name__ == "__main__":
-    FILE.write_text(
-        json.dumps({name: fit(*make(name, *CALM.get(name, []))[:3], 0, 20) for name in METHODS}, indent=1) + "\n"
-    )
+    FILE.write_text(json.dumps({name: losses(name) for name in CASES}, indent=1) + "\n")
