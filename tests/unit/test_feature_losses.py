@@ -29,6 +29,7 @@ from kdrun.losses import (
 from kdrun.losses.crd import of_other_classes
 from kdrun.method import Context, parameter_groups
 from kdrun.models import Output, build_network
+from kdrun.plan import Composer
 from kdrun.registry import lookup
 from tests.contract.test_methods import ctx, make, make_optimizer
 
@@ -463,6 +464,15 @@ def test_the_stages_that_the_literature_pairs(names):
         if name in expected:
             found = losses.features(), losses.features("teacher")
             assert found == tuple(tuple(f"stage{k}" for k in stages) for stages in expected[name])
+
+
+def test_terms_of_a_set_take_its_coefficients():
+    table = "++coefficients={itrd+wttm: {itrd.alpha: 1.5, itrd.mutual_information_weight: 0, wttm.gamma: 0.3}, crd+wttm: {wttm.weight: 0.6}}"
+    with Composer() as composer:
+        itrd = composer.typed([table, "loss=wttm_itrd"]).losses
+        assert (itrd["itrd"].alpha, itrd["itrd"].mutual_information_weight, itrd["wttm"].gamma) == (1.5, 0, 0.3)
+        crd = composer.typed([table, "loss=wttm_crd"]).losses
+        assert (crd["crd"].weight, crd["wttm"].weight, crd["wttm"].gamma) == (0.8, 0.6, 0.1)
 
 
 def test_stages_by_name():
