@@ -390,7 +390,7 @@ def _save_networks(method: Method, loop: Loop, directory: Path) -> None:
         own = {
             name: value.detach().cpu().contiguous()
             for name, value in method.state_dict().items()
-            if not name.startswith("students.")
+            if not name.startswith(("students.", "loss_sets."))  # terms serve training alone; CRD's memories are large
         }
     if own:
         write_bytes(directory / "method.safetensors", save(own))

@@ -1,7 +1,10 @@
 """Loss functions (pure, per sample unless they say otherwise) and the terms that put them to work."""
 
 from kdrun.losses.correlation import DIST, dist
+from kdrun.losses.crd import CRD, nce
 from kdrun.losses.decoupled import DKD, NKD, dkd, nkd
+from kdrun.losses.features import AT, PKT, RKD, VID, FitNet, at, fitnet, pkt, rkd_angle, rkd_distance, vid
+from kdrun.losses.itrd import ITRD, correlation_loss, mutual_information_loss
 from kdrun.losses.labels import CrossEntropy, cross_entropy
 from kdrun.losses.logits import (
     KD,
@@ -26,8 +29,9 @@ from kdrun.losses.robust import (
 from kdrun.losses.term import LossSet, Pair, Term, TermSpec
 
 __all__ = [
-    "DIST", "DKD", "KD", "NKD", "TTM", "WTTM", "CrossEntropy", "LogitConfig", "LogitTerm", "LossSet", "Pair", "Term",
-    "TermSpec", "cross_entropy", "dist", "dkd", "generalized_cross_entropy", "kd", "mean_absolute_error", "nkd",
-    "normalized_cross_entropy", "power_sum", "renyi_entropy", "reverse_cross_entropy", "standardize",
-    "symmetric_cross_entropy", "ttm", "wttm",
+    "AT", "CRD", "DIST", "DKD", "ITRD", "KD", "NKD", "PKT", "RKD", "TTM", "VID", "WTTM", "CrossEntropy", "FitNet",
+    "LogitConfig", "LogitTerm", "LossSet", "Pair", "Term", "TermSpec", "at", "correlation_loss", "cross_entropy",
+    "dist", "dkd", "fitnet", "generalized_cross_entropy", "kd", "mean_absolute_error", "mutual_information_loss",
+    "nce", "nkd", "normalized_cross_entropy", "pkt", "power_sum", "renyi_entropy", "reverse_cross_entropy",
+    "rkd_angle", "rkd_distance", "standardize", "symmetric_cross_entropy", "ttm", "vid", "wttm",
 ]  # fmt: skip

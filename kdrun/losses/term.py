@@ -54,8 +54,10 @@ class Term(nn.Module):
     """teacher: the term needs a teacher; it may read the labels too."""
     per_sample: ClassVar[bool] = True
     """True: `forward` returns (B,). False: a statistic of the batch, ()."""
-    features: ClassVar[tuple[str, ...]] = ()
-    """Features that both networks must give."""
+    features: tuple[str, ...] = ()
+    """Features that the student must give, and the teacher too where the term works against it."""
+    teacher_features: tuple[str, ...] | None = None
+    """Features that the teacher must give, where they have other names there."""
 
     def __init__(self, config: Any, spec: TermSpec) -> None:
         super().__init__()
@@ -77,6 +79,13 @@ class Term(nn.Module):
         return []
 
 
+def width(dims: Mapping[str, int], feature: str, role: str) -> int:
+    """Channels of a feature. Where it is absent, raises ConfigError naming what the network of this role gives."""
+    if feature not in dims:
+        raise ConfigError(f"the {role} gives no {feature}; it gives {', '.join(dims) or 'none'}")
+    return dims[feature]
+
+
 class LossSet(nn.Module):
     """The weighted terms that a student is trained with; keys are the labels of the `loss` node."""
 
@@ -84,22 +93,22 @@ class LossSet(nn.Module):
         super().__init__()
         self.terms = nn.ModuleDict()
         for label, config in configs.items():
-            with torch.random.fork_rng(devices=[]):  # a term's parameters do not depend on the terms beside it
-                torch.manual_seed(subseed(seed, "term", label))
-                term: Term = lookup("loss", config.name, f"loss.{label}.name")(config, spec)
-            for role, dims in (("student", spec.student_dims), ("teacher", spec.teacher_dims)):
-                missing = [
-                    f for f in term.features if f not in dims and (role == "student" or term.against == "teacher")
-                ]
-                if missing:
-                    raise ConfigError(
-                        f"loss.{label}: the {role} gives no {missing[0]}; it gives {', '.join(dims) or 'none'}"
-                    )
+            build = lookup("loss", config.name, f"loss.{label}.name")
+            try:
+                with torch.random.fork_rng(devices=[]):  # a term's parameters do not depend on the terms beside it
+                    torch.manual_seed(subseed(seed, "term", label))
+                    term: Term = build(config, spec)
+                for feature in term.features:
+                    width(spec.student_dims, feature, "student")
+                for feature in _wanted(term, "teacher"):
+                    width(spec.teacher_dims, feature, "teacher")
+            except ConfigError as error:
+                raise ConfigError(*(f"loss.{label}: {line}" for line in error.lines)) from None
             self.terms[label] = term
 
-    def features(self, against: str | None = None) -> tuple[str, ...]:
-        """Features that the terms ask for."""
-        wanted = (f for term in self._terms(against).values() for f in term.features)
+    def features(self, role: Literal["student", "teacher"] = "student") -> tuple[str, ...]:
+        """Features that the terms ask of the student, or of the teacher."""
+        wanted = (f for term in self._terms(None).values() for f in _wanted(term, role))
         return tuple(dict.fromkeys(wanted))
 
     def target(self, pair: Pair, sample_weight: Tensor | None = None) -> dict[str, Tensor]:
@@ -137,3 +146,12 @@ class LossSet(nn.Module):
                 value = value * sample_weight
             out[label] = term.config.weight * value.mean()
         return out
+
+
+def _wanted(term: Term, role: str) -> tuple[str, ...]:
+    """Features that a term asks of one of its networks."""
+    if role == "student":
+        return term.features
+    if term.against != "teacher":
+        return ()
+    return term.features if term.teacher_features is None else term.teacher_features

@@ -60,7 +60,7 @@ def fit(config: RunConfig, method: Method, loader: Loader, first: int, last: int
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-        method.after_step(ctx(config, step))
+        method.finish_step(ctx(config, step))
         losses.append(total.item())
     return losses
 

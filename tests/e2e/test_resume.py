@@ -1,6 +1,7 @@
 """Kills, signals, full disks and rival processes."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,7 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from kdrun.data.streams import Loader
 from kdrun.record import find_records, read_record
 from tests.conftest import FAST, ROOT, TEACHER, start
 
@@ -107,6 +110,33 @@ def test_a_damaged_checkpoint_falls_back_to_the_previous_one_and_says_so(train, 
     assert train(*LONG) == 0
     assert "going on from previous.pt" in capsys.readouterr().out
     assert result(last.parent.parent) == uninterrupted
+
+
+def test_memories_and_parameters_of_loss_terms_resume_bitwise(train, outputs, tmp_path, monkeypatch, capsys):
+    """In this process: the batch of step 9 fails, the same command goes on from the one before."""
+    command = [
+        *FAST, *TEACHER, "loss=wttm_crd", "+loss/term@loss.vid=vid", "loss.crd.num_negatives=100",
+        "execution.checkpoint_every_steps=3",
+    ]  # fmt: skip
+    assert train(*command) == 0
+    ((whole, _),) = [found for found in find_records(outputs) if found[1]["method"] == "distill"]
+    plain = Loader.batch
+
+    def broken(self: Loader, step: int) -> object:
+        if step == 9:
+            raise OSError("the disk is gone")
+        return plain(self, step)
+
+    shutil.move(whole, tmp_path / "whole")
+    monkeypatch.setattr(Loader, "batch", broken)
+    assert train(*command) == 1
+    monkeypatch.undo()
+    state = torch.load(whole / "checkpoint" / "last.pt", weights_only=True)["method"]
+    assert {"loss_sets.student.terms.crd.student_memory", "loss_sets.student.terms.crd.log_z"} <= set(state)
+    assert train(*command) == 0
+    assert "resumed at step 9 of 20" in capsys.readouterr().out
+    assert result(whole) == result(tmp_path / "whole")
+    assert not (whole / "method.safetensors").exists()  # 51 MB of memories on CIFAR
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
