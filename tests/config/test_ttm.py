@@ -7,11 +7,13 @@ import pytest
 import torch
 import yaml
 
-from kdrun.config import CONF_DIR, run_key
+from kdrun import tables
+from kdrun.config import CONF_DIR, dump, run_key
 from kdrun.errors import ConfigError
 from kdrun.method import Setup, parameter_groups
 from kdrun.papers import Paper, read_paper
 from kdrun.plan import Composer
+from kdrun.record import write_record
 from kdrun.registry import lookup
 from kdrun.runner import check
 from kdrun.schema import build
@@ -256,3 +258,24 @@ def test_a_table_warns_of_a_teacher_that_is_not_the_paper_s(accuracy, warned):
     line = f"warning: r56-r20: teacher resnet56 (run) has {100 * accuracy:.2f}, the paper's 72.34 (arXiv 2402.11148)"
     assert (line in made.footer()) == warned
     assert "warning" not in Table(made.title, made.metric, made.rows, made.columns, made.cells).to_text()
+
+
+@pytest.mark.parametrize("source", ["train", "file"])
+def test_a_planned_table_finds_the_teacher_and_its_paper(composer, tmp_path, monkeypatch, source):
+    weights = tmp_path / "weights.th"
+    weights.touch()
+    column = ["experiment=demo"] if source == "train" else ["teacher=cifar10_resnet56_file", f"teacher.path={weights}"]
+    config = composer.typed([*column, "loss=kd", f"execution.outputs={tmp_path}"])
+    given = {"test/student/top1": 0.7, "test/teacher/top1": 0.5}
+    record = {"schema": 1, "status": "done", "key": "k", "headline": "student", "metrics": given, "requires": {}}
+    write_record(config.directory, {**record, "config": dump(config)})
+    if source == "train":
+        teacher = config.method_class.requires(config)["teacher"]
+        write_record(teacher.directory, {**record, "metrics": {"test/student/top1": 0.5}})
+    (tmp_path / "table").mkdir()
+    content = {"paper": "ttm", "seeds": [0], "rows": {"KD": ["loss=kd"]}, "columns": {"r56-r20": column}}
+    (tmp_path / "table" / "one.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.setattr(tables, "CONF_DIR", tmp_path)
+    [line] = [line for line in tables.planned_table("one", tmp_path).footer() if line.startswith("warning")]
+    assert f"({source})" in line or "supervised/digits" in line
+    assert "has 50.00, the paper's 72.34" in line
