@@ -35,6 +35,27 @@ PAIRS = {
     ("resnet32x4", "shufflenetv2"): (0.4, 40, 16, 79.42),
     ("wrn_40_2", "shufflenetv1"): (0.3, 8, 3, 75.61),
 }
+# gamma and weight of WTTM beside CRD and beside ITRD (table 10)
+COMBINED = {
+    ("resnet56", "resnet20"): ((0.3, 0.6), (0.5, 5)),
+    ("resnet110", "resnet20"): ((0.2, 1.4), (0.3, 1.5)),
+    ("resnet110", "resnet32"): ((0.2, 1), (0.3, 0.015)),
+    ("resnet32x4", "resnet8x4"): ((0.2, 4), (0.1, 1.5)),
+    ("wrn_40_2", "wrn_16_2"): ((0.1, 4), (0.3, 6)),
+    ("wrn_40_2", "wrn_40_1"): ((0.1, 2), (0.4, 0.08)),
+    ("vgg13_cifar", "vgg8_cifar"): ((0.2, 4), (0.1, 0.5)),
+    ("vgg13_cifar", "mobilenetv2_half"): ((0.3, 4.2), (0.3, 0.03)),
+    ("resnet50_cifar", "mobilenetv2_half"): ((0.3, 3), (0.2, 0.02)),
+    ("resnet50_cifar", "vgg8_cifar"): ((0.1, 3), (0.1, 1)),
+    ("resnet32x4", "shufflenetv1"): ((0.2, 0.4), (0.3, 0.6)),
+    ("resnet32x4", "shufflenetv2"): ((0.4, 12), (0.4, 0.8)),
+    ("wrn_40_2", "shufflenetv1"): ((0.2, 0.16), (0.1, 0.2)),
+}
+CORRELATION_ONLY = {
+    ("resnet50_cifar", "mobilenetv2_half"),
+    ("resnet50_cifar", "vgg8_cifar"),
+    ("wrn_40_2", "shufflenetv1"),
+}
 # mdistiller's beta for DKD; none is published for resnet110 -> resnet20 and ResNet-50 -> vgg8 (ours)
 DKD = dict(zip(PAIRS, (2, 2, 2, 8, 6, 6, 6, 6, 8, 8, 8, 8, 8), strict=True))
 WITHOUT_CE = {"r56-r20": 0.6, "r110-r20": 0.4, "r110-r32": 0.4, "r32x4-r8x4": 0.5, "w40_2-w16_2": 0.2}
@@ -94,6 +115,27 @@ def test_the_paper_s_recipe_and_coefficients_are_in_force(composer, images, pair
     config = composer.typed([experiment(pair), "loss=ttm"])
     assert (config.losses["ttm"].gamma, config.losses["ttm"].weight) == (gamma, ttm)
     assert composer.typed([experiment(pair), "loss=dkd"]).losses["dkd"].beta == DKD[pair]
+
+
+@pairs
+def test_coefficients_of_combinations(composer, pair):
+    with_crd, with_itrd = COMBINED[pair]
+    losses = composer.typed([experiment(pair), "loss=wttm_crd"]).losses
+    assert losses.keys() == {"ce", "wttm", "crd"}
+    assert (losses["wttm"].gamma, losses["wttm"].weight, losses["crd"].weight) == (*with_crd, 0.8)
+    losses = composer.typed([experiment(pair), "loss=wttm_itrd"]).losses
+    assert losses.keys() == {"ce", "wttm", "itrd"}
+    assert (losses["wttm"].gamma, losses["wttm"].weight, losses["itrd"].weight) == (*with_itrd, 1)
+    for itrd in (losses["itrd"], composer.typed([experiment(pair), "loss=itrd"]).losses["itrd"]):
+        assert itrd.alpha == (1.01 if list(PAIRS).index(pair) < 7 else 1.5)
+        assert itrd.correlation_weight == 2
+        assert itrd.mutual_information_weight == (0 if pair in CORRELATION_ONLY else 1)
+
+
+@pytest.mark.parametrize("loss", sorted({row[0] for row in table("ttm_different")["rows"].values()}))
+def test_every_row_of_the_table_can_be_built(composer, images, loss):
+    config = composer.typed(["experiment=ttm/resnet50_cifar_mobilenetv2_half", loss])
+    check(config.replace(dataset=images))
 
 
 def test_ce_and_kd_have_the_literature_s_weights(composer):
