@@ -12,11 +12,13 @@ from pydantic import Field
 
 from kdrun.config import CONF_DIR, RunConfig, effective
 from kdrun.errors import ConfigError, KdrunError, allowed
+from kdrun.papers import Paper, read_paper
 from kdrun.plan import Composer
 from kdrun.record import Record, find_records, read_record
 from kdrun.schema import Schema, build
 
 PERCENT = ("top1", "top5", "ece", "confidence")
+TEACHER_TOLERANCE = 0.7  # points of top-1 between our teacher and the paper's before a table warns
 
 
 class TableConfig(Schema):
@@ -28,6 +30,8 @@ class TableConfig(Schema):
     seeds: list[int] = Field(min_length=1)
     rows: dict[str, list[str]] = Field(min_length=1)
     columns: dict[str, list[str]] = Field(min_length=1)
+    paper: str | None = None
+    """A file of conf/paper whose teachers stand behind columns of the same names."""
 
 
 @dataclass
@@ -71,6 +75,7 @@ class Table:
     rows: list[str]
     columns: list[str]
     cells: dict[tuple[str, str], Cell]
+    paper: Paper | None = None
 
     @property
     def percent(self) -> bool:
@@ -91,9 +96,24 @@ class Table:
         scale, digits = (100, 2) if self.percent else (1, 4)
         teachers = {name: value for cell in self.cells.values() for name, value in cell.teachers.items()}
         lines += [f"teacher {name}: {value * scale:.{digits}f}" for name, value in sorted(teachers.items())]
+        lines += self._other_teachers()
         for (row, column), cell in self.cells.items():
             if cell.failed:
                 lines.append(f"failed: {row}, {column}: seed {', '.join(map(str, cell.failed))}")
+        return lines
+
+    def _other_teachers(self) -> list[str]:
+        """A warning for each column whose teacher is not as good, or as bad, as the paper's."""
+        if self.paper is None or self.metric != "test/top1":
+            return []
+        lines = []
+        for column in self.columns:
+            theirs = self.paper.teacher(column)
+            teachers = {k: v for row in self.rows for k, v in self.cells[row, column].teachers.items()}
+            for name, value in sorted(teachers.items()):
+                if theirs is not None and round(abs(100 * value - theirs), 2) > TEACHER_TOLERANCE:
+                    ours = f"teacher {name} has {100 * value:.2f}, the paper's {theirs:.2f}"
+                    lines.append(f"warning: {column}: {ours} ({self.paper.source})")
         return lines
 
     def to_text(self) -> str:
@@ -129,6 +149,7 @@ def planned_table(name: str, outputs: Path, metric: str | None = None, protocol:
     if not path.is_file():
         raise ConfigError(f"table={name}: no such table; {allowed(name, (p.stem for p in path.parent.glob('*.yaml')))}")
     spec = build(TableConfig, yaml.safe_load(path.read_text()), f"table {name}")
+    paper = None if spec.paper is None else read_paper(spec.paper)
     metric, protocol = metric or spec.metric, protocol or spec.protocol
     cells: dict[tuple[str, str], Cell] = {}
     with Composer() as composer:
@@ -136,7 +157,7 @@ def planned_table(name: str, outputs: Path, metric: str | None = None, protocol:
             for column, column_overrides in spec.columns.items():
                 config = composer.typed([*column_overrides, *row_overrides])
                 cells[row, column] = _filled(config, spec.seeds, outputs, metric, protocol)
-    return Table(name, metric, list(spec.rows), list(spec.columns), cells)
+    return Table(name, metric, list(spec.rows), list(spec.columns), cells, paper)
 
 
 def _filled(config: RunConfig, seeds: Sequence[int], outputs: Path, metric: str, protocol: str) -> Cell:
@@ -144,13 +165,26 @@ def _filled(config: RunConfig, seeds: Sequence[int], outputs: Path, metric: str,
     place = config.execution.replace(outputs=str(outputs))
     for seed in seeds:
         one = effective(config.replace(seed=seed, execution=place))
-        cell.add(seed, read_record(one.directory), metric, protocol)
+        own = read_record(one.directory)
+        cell.add(seed, own, metric, protocol)
+        if own is not None and one.teacher.source not in ("none", "train"):
+            cell.teachers.update(_given_teacher(own, metric))
         for role, required in one.method_class.requires(one).items():
             record = read_record(required.directory)
             if role == "teacher" and record is not None and record["status"] == "done":
                 model = required.students[0].name
                 cell.teachers[f"{model} ({run_name(required.directory)})"] = value_of(record, _own(metric), "last")
     return cell
+
+
+def _given_teacher(record: Record, metric: str) -> dict[str, float]:
+    """Name -> the same metric of the teacher, as a student's record holds it."""
+    value = record["metrics"].get(f"{metric.split('/')[0]}/teacher/{metric.split('/')[-1]}")
+    if value is None:
+        return {}
+    teacher = record["config"]["teacher"]
+    model = teacher["model"]["name"] if teacher["model"] else "ensemble"
+    return {f"{model} ({record['requires'].get('teacher', teacher['source'])})": value}
 
 
 def run_name(directory: Path) -> str:
@@ -176,12 +210,7 @@ def found_table(outputs: Path, metric: str = "test/top1", protocol: str = "last"
         _, cells = groups.setdefault(json.dumps(flat, sort_keys=True), (flat, {}))
         cell = cells.setdefault(column, Cell())
         cell.add(record["seed"], record, metric, protocol)
-        split, name = metric.split("/")[0], metric.split("/")[-1]
-        accuracy = record["metrics"].get(f"{split}/teacher/{name}")
-        if accuracy is not None:
-            teacher = record["config"]["teacher"]
-            model = teacher["model"]["name"] if teacher["model"] else "ensemble"
-            cell.teachers[f"{model} ({record['requires'].get('teacher', teacher['source'])})"] = accuracy
+        cell.teachers.update(_given_teacher(record, metric))
     if not groups:
         raise KdrunError(f"{outputs}: no runs there; start one with python -m kdrun.train")
     labels = _labels([flat for flat, _ in groups.values()])

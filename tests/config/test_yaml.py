@@ -7,6 +7,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from kdrun.config import CONF_DIR, ExecutionConfig, ModelConfig, TeacherConfig, TrackerConfig, ViewsConfig
+from kdrun.papers import read_paper
 from kdrun.plan import Composer
 from kdrun.registry import lookup
 from kdrun.schedule import ScheduleConfig
@@ -75,9 +76,11 @@ def test_first_line_says_what_the_file_is(path: Path):
 @pytest.mark.parametrize("name", options("table"))
 def test_tables_type_and_their_cells_compose(composer, name):
     spec = build(TableConfig, yaml.safe_load((CONF_DIR / "table" / f"{name}.yaml").read_text()), name)
-    for row in spec.rows.values():
-        for column in spec.columns.values():
-            assert composer.typed([*column, *row]).losses
+    rows, columns = list(spec.rows.values()), list(spec.columns.values())
+    for i in range(max(len(rows), len(columns))):  # each row and each column once
+        assert composer.typed([*columns[i % len(columns)], *rows[i % len(rows)]]).losses
+    if spec.paper is not None:
+        assert read_paper(spec.paper).cells
 
 
 def keys(node) -> set[str]:

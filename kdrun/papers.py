@@ -1,0 +1,62 @@
+"""Published numbers, as conf/paper/<name>.yaml holds them, printed beside ours, never mixed with them."""
+
+from typing import Literal, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from kdrun.config import CONF_DIR
+from kdrun.errors import ConfigError, allowed
+from kdrun.schema import Schema, build
+
+TEACHER = "Teacher"
+"""The row of the teachers' own accuracy."""
+
+
+class PaperCell(Schema):
+    """One printed number."""
+
+    table: str
+    row: str
+    column: str
+    mean: float | None
+    """null: the paper prints n/a."""
+    std: float | None = Field(None, ge=0)
+    n: int | None = Field(None, gt=0)
+    """Runs behind the mean; null: not stated."""
+    protocol: Literal["last", "best", "median of the last 20 checkpoints", "unknown"]
+    """Which evaluation counts; best: the best epoch on the test images."""
+    tag: Literal["paper", "digest"]
+    """digest: known second hand."""
+
+
+class Paper(Schema):
+    """conf/paper/<name>.yaml."""
+
+    source: str
+    unit: Literal["percent"]
+    cells: list[PaperCell] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        seen = set()
+        for cell in self.cells:
+            place = (cell.table, cell.row, cell.column)
+            if place in seen:
+                raise ValueError(f"cells: {', '.join(place)} is there twice")
+            seen.add(place)
+            if cell.mean is None and (cell.std, cell.n) != (None, None):
+                raise ValueError(f"cells: {', '.join(place)} has no mean, but std or n")
+        return self
+
+    def teacher(self, column: str) -> float | None:
+        """The accuracy of the teacher behind a column, in percent."""
+        return next((cell.mean for cell in self.cells if (cell.row, cell.column) == (TEACHER, column)), None)
+
+
+def read_paper(name: str) -> Paper:
+    """The numbers of one paper. Raises ConfigError when there is no such file, or one line for each mistake in it."""
+    path = CONF_DIR / "paper" / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"paper={name}: no such paper; {allowed(name, (p.stem for p in path.parent.glob('*.yaml')))}")
+    return build(Paper, yaml.safe_load(path.read_text()), f"paper {name}")
