@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +14,10 @@ from kdrun.config import CONF_DIR, RunConfig, effective
 from kdrun.errors import ConfigError, KdrunError, allowed
 from kdrun.papers import Paper, read_paper
 from kdrun.plan import Composer
-from kdrun.record import Record, find_records, read_record
+from kdrun.record import MetricsLog, Record, find_records, read_record
 from kdrun.schema import Schema, build
 
-PERCENT = ("top1", "top5", "ece", "confidence")
+PERCENT = ("top1", "top5", "ece", "confidence", "precision", "coverage", "mask_rate", "pseudo_label_accuracy")
 TEACHER_TOLERANCE = 0.7  # points of top-1 between our teacher and the paper's before a table warns
 
 
@@ -42,6 +42,8 @@ class Cell:
     """Run key -> value."""
     missing: list[int] = field(default_factory=list)
     failed: list[int] = field(default_factory=list)
+    without: list[str] = field(default_factory=list)
+    """Why finished runs have no such figure."""
     teachers: dict[str, float] = field(default_factory=dict)
     """Directory -> the same metric of the teachers behind this cell."""
 
@@ -52,7 +54,12 @@ class Cell:
         elif record is None or record["status"] != "done":
             self.missing.append(seed)
         else:
-            self.values[record["key"]] = value_of(record, metric, protocol)
+            try:
+                self.values[record["key"]] = value_of(record, metric, protocol)
+            except KdrunError as error:
+                if metric.partition("/")[0] in ("val", "test"):
+                    raise
+                self.without.append(str(error))  # a figure that only some methods have
 
     def text(self, percent: bool) -> str:
         """`91.67 ± 1.38 (n=3/3)`, standard deviation with ddof 1; what is missing is said, not averaged away."""
@@ -133,8 +140,14 @@ class Table:
 
 
 def value_of(record: Record, metric: str, protocol: str = "last") -> float:
-    """The metric of a done record. Raises KdrunError when the record does not have it."""
+    """The metric of a done record, or a figure of one of its artifacts (`trusted_label/precision`).
+
+    Raises KdrunError when the record does not have it.
+    """
     split, _, name = metric.partition("/")
+    artifact = record.get("artifacts", {}).get(split, {})
+    if isinstance(artifact.get(name), int | float):
+        return float(artifact[name])
     key = metric if "/" in name else f"{split}/{record['headline']}/{name}"
     metrics = record["metrics"] if protocol == "last" else (record["best_on_val"] or {}).get("metrics", {})
     value = metrics.get(key)
@@ -145,28 +158,73 @@ def value_of(record: Record, metric: str, protocol: str = "last") -> float:
 
 def planned_table(name: str, outputs: Path, metric: str | None = None, protocol: str | None = None) -> Table:
     """The table that conf/table/<name>.yaml plans, filled with the records that there are."""
-    path = CONF_DIR / "table" / f"{name}.yaml"
-    if not path.is_file():
-        raise ConfigError(f"table={name}: no such table; {allowed(name, (p.stem for p in path.parent.glob('*.yaml')))}")
-    spec = build(TableConfig, yaml.safe_load(path.read_text()), f"table {name}")
+    spec = _spec(name)
     paper = None if spec.paper is None else read_paper(spec.paper)
     metric, protocol = metric or spec.metric, protocol or spec.protocol
     cells: dict[tuple[str, str], Cell] = {}
+    for row, column, runs in _planned(spec, outputs):
+        cells[row, column] = _filled(runs, metric, protocol)
+    if not any(cell.values for cell in cells.values()):  # then it is no figure of another row's method
+        for cell in cells.values():
+            if cell.without:
+                raise KdrunError(cell.without[0])
+    return Table(name, metric, list(spec.rows), list(spec.columns), cells, paper)
+
+
+def curve_table(name: str, outputs: Path, metric: str, points: int) -> Table:
+    """A metric over training: one row for each cell of conf/table/<name>.yaml that has it, one column for each step."""
+    spec = _spec(name)
+    curves: dict[str, list[dict[int, float]]] = {}
+    for row, column, runs in _planned(spec, outputs):
+        label = row if len(spec.columns) == 1 else f"{row}, {column}"
+        curves[label] = [_curve(run, metric) for run in runs]
+    shown = {label: [c for c in seeds if c] for label, seeds in curves.items() if any(seeds)}
+    if not shown:
+        raise KdrunError(f"table={name}: no run has logged {metric}")
+    steps = sorted({step for seeds in shown.values() for curve in seeds for step in curve})
+    every = max(len(steps) // points, 1)
+    steps = steps[::-1][::every][::-1]  # the last one is always there
+    cells = {
+        (label, str(step)): Cell({str(k): curve[step] for k, curve in enumerate(seeds) if step in curve})
+        for label, seeds in shown.items()
+        for step in steps
+    }
+    return Table(f"{name}, by step", metric, list(shown), [str(step) for step in steps], cells)
+
+
+def _curve(run: RunConfig, metric: str) -> dict[int, float]:
+    """Step -> value, of what the run has logged."""
+    record = read_record(run.directory)
+    if record is None:
+        return {}
+    split, _, name = metric.partition("/")
+    keys = (metric, f"{split}/{record.get('headline')}/{name}")
+    lines = MetricsLog(run.directory / "metrics.jsonl").lines()
+    return {line["step"]: line[key] for line in lines for key in keys if line.get(key) is not None}
+
+
+def _spec(name: str) -> TableConfig:
+    path = CONF_DIR / "table" / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"table={name}: no such table; {allowed(name, (p.stem for p in path.parent.glob('*.yaml')))}")
+    return build(TableConfig, yaml.safe_load(path.read_text()), f"table {name}")
+
+
+def _planned(spec: TableConfig, outputs: Path) -> Iterator[tuple[str, str, list[RunConfig]]]:
+    """(row, column, one run for each seed) of each cell."""
     with Composer() as composer:
         for row, row_overrides in spec.rows.items():
             for column, column_overrides in spec.columns.items():
                 config = composer.typed([*column_overrides, *row_overrides])
-                cells[row, column] = _filled(config, spec.seeds, outputs, metric, protocol)
-    return Table(name, metric, list(spec.rows), list(spec.columns), cells, paper)
+                place = config.execution.replace(outputs=str(outputs))
+                yield row, column, [effective(config.replace(seed=seed, execution=place)) for seed in spec.seeds]
 
 
-def _filled(config: RunConfig, seeds: Sequence[int], outputs: Path, metric: str, protocol: str) -> Cell:
+def _filled(runs: Sequence[RunConfig], metric: str, protocol: str) -> Cell:
     cell = Cell()
-    place = config.execution.replace(outputs=str(outputs))
-    for seed in seeds:
-        one = effective(config.replace(seed=seed, execution=place))
+    for one in runs:
         own = read_record(one.directory)
-        cell.add(seed, own, metric, protocol)
+        cell.add(one.seed, own, metric, protocol)
         if own is not None and one.teacher.source not in ("none", "train"):
             cell.teachers.update(_given_teacher(own, metric))
         for role, required in one.method_class.requires(one).items():
@@ -265,19 +323,25 @@ class TableOptions(Schema):
     metric: str | None = None
     protocol: Literal["last", "best_on_val"] | None = None
     format: Literal["text", "markdown"] = "text"
+    curve: int | None = Field(None, gt=0)
+    """Show the metric over training, at about so many steps."""
 
 
 def main(arguments: Sequence[str]) -> str:
     """The printed table for `key=value` arguments."""
-    given = {}
+    given: dict[str, Any] = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals:
             raise ConfigError(f"{argument}: write key=value; {allowed(key, TableOptions.model_fields)}")
-        given[key] = value
+        given[key] = int(value) if key == "curve" and value.isdecimal() else value
     options = build(TableOptions, given, "")
     outputs = Path(options.outputs)
-    if options.table is not None:
+    if options.curve is not None:
+        if options.table is None or options.metric is None:
+            raise ConfigError("curve: give table=<name> and metric=<what metrics.jsonl has, e.g. train/mask_rate> too")
+        table = curve_table(options.table, outputs, options.metric, options.curve)
+    elif options.table is not None:
         table = planned_table(options.table, outputs, options.metric, options.protocol)
     else:
         table = found_table(outputs, options.metric or "test/top1", options.protocol or "last")

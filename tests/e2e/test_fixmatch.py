@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kdrun.errors import KdrunError
 from kdrun.record import find_records
+from kdrun.tables import main as table_main
 from tests.conftest import FAST
 
 SHORT = [
@@ -163,3 +165,32 @@ def test_a_pool_of_other_shape_is_refused(train, tmp_path, capsys):
     np.savez(tmp_path / "pool.npz", images=np.zeros((5, 9, 9), np.uint8))
     assert train(*FAST, "loss=ce", "method=fixmatch", f"dataset.unlabeled={tmp_path / 'pool.npz'}") == 2
     assert "images are (9, 9, 1), the training images (8, 8, 1)" in capsys.readouterr().err
+
+
+def test_tables_show_figures_of_artifacts_and_curves(train, outputs, monkeypatch, tmp_path):
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "few.yaml").write_text(
+        "metric: test/top1\nseeds: [0]\n"
+        "rows: {FixMatch: [method=fixmatch], KD: [method=kd_fixmatch, method.select_threshold=0.1]}\n"
+        f"columns: {{digits: {json.dumps([*SHORT, 'method.threshold=0.2'])}}}\n"
+    )
+    monkeypatch.setattr("kdrun.tables.CONF_DIR", tmp_path)
+    assert train(*SHORT, *LOW, "method=kd_fixmatch") == 0
+    asked = ["table=few", f"outputs={outputs}", "format=markdown"]
+    ((_, record),) = records(outputs, "kd_fixmatch")
+    precision = 100 * record["artifacts"]["trusted_label"]["precision"]
+    text = table_main([*asked, "metric=trusted_label/precision"])
+    assert f"| KD | {precision:.2f} (n=1) |" in text
+    assert "| FixMatch |  |" in text, "a method without trusted labels has an empty cell"
+    with pytest.raises(KdrunError, match="has no trusted_label"):
+        table_main([*asked, "metric=trusted_label/precison"])
+
+    curve = table_main([*asked, "metric=train/mask_rate", "curve=2"])
+    assert " 4 | 6 |" in curve
+    ((directory, _),) = records(outputs, "fixmatch")
+    (logged,) = [x["train/mask_rate"] for x in lines(directory) if x["step"] == 6 and "train/mask_rate" in x]
+    assert f"{100 * logged:.2f} (n=1) |" in curve
+    with pytest.raises(KdrunError, match="no run has logged train/mask"):
+        table_main([*asked, "metric=train/mask", "curve=2"])
+    with pytest.raises(KdrunError, match="curve: give table="):
+        table_main(["curve=2"])
