@@ -389,7 +389,7 @@ def bench_losses() -> None:
     from kdrun.registry import lookup
 
     labels = torch.arange(64) % 100
-    plain: dict[str, Any] = {"num_classes": 100, "in_chans": 3, "mean": (0.5,), "std": (0.25,)}
+    plain: dict[str, Any] = {"num_classes": 100, "in_chans": 3, "mean": (0.5,) * 3, "std": (0.25,) * 3}
     student, teacher = (
         build_network(ModelConfig(name=name), seed=0, **plain).to(memory_format=torch.channels_last).train()
         for name in ("resnet8x4", "resnet32x4")
