@@ -372,7 +372,8 @@ def bench_sweep() -> None:
 
 
 TERMS: dict[str, dict[str, Any]] = {
-    **{name: {"name": name} for name in ("ce", "kd", "ttm", "wttm", "dkd", "dist", "nkd")},
+    **{name: {"name": name} for name in ("ce", "kd", "ttm", "wttm", "dkd", "dist", "nkd", "crd")},
+    **{name: {"name": name} for name in ("itrd", "fitnet", "at", "rkd", "pkt", "vid")},
     "kd, zscore": {"name": "kd", "standardize": "zscore"},
 }
 
@@ -405,7 +406,8 @@ def bench_losses() -> None:
 
     def of(term: Any) -> Callable[[], None]:
         with torch.no_grad():
-            seen, taught = student(pixels, term.features), teacher(pixels, term.features)
+            seen = student(pixels, term.features)
+            taught = teacher(pixels, term.features if term.teacher_features is None else term.teacher_features)
         leaves = [v.clone().requires_grad_() for v in (seen.logits, *seen.features.values())]
         out = Output(leaves[0], dict(zip(seen.features, leaves[1:], strict=True)))
         index = torch.arange(64)

@@ -66,6 +66,12 @@ class CRD(PenultimateTerm):
     code.
     """
 
+    equation = (
+        "-log h/(h + K/N) - sum of K = num_negatives others log (K/N)/(h_k + K/N), h = e^(u.v / temperature) / Z, both "
+        "ways, u and v of embedding_dim, one of them from a memory with momentum"
+    )
+    source = "Tian, Krishnan and Isola 2020, arXiv 1910.10699"
+
     student_memory: Tensor
     """(N, D), unit norm; sorted by class, images without a label last."""
     teacher_memory: Tensor

@@ -204,6 +204,10 @@ def stages(dims: Mapping[str, int], role: str) -> list[str]:
 class FitNet(FeatureTerm):
     """`fitnet` of one stage; the student's map goes through a 1x1 convolution, batch normalization and ReLU."""
 
+    equation = (
+        "mean (r(f_s) - f_t)^2, f_s the student's map at feature, f_t the teacher's at teacher_feature, r learned"
+    )
+    source = "Romero et al. 2015, arXiv 1412.6550; weight: Tian et al. 2020, arXiv 1910.10699"
     # deviates: the literature's regressor has a strided or a transposed convolution where the maps differ in size, we
     # pool the larger map, because that fits any two sizes.
 
@@ -277,6 +281,12 @@ class StagesTerm(FeatureTerm):
 class AT(StagesTerm):
     """`at`, summed over stages."""
 
+    equation = (
+        "sum over pairs of features and teacher_features of mean (a_s - a_t)^2, a = v / ||v||, v = mean_c f_c^2 at "
+        "each position"
+    )
+    source = "Zagoruyko and Komodakis 2017, arXiv 1612.03928; weight: Tian et al. 2020, arXiv 1910.10699"
+
     def of_stage(self, k: int, student: Tensor, teacher: Tensor) -> Tensor:
         return at(student, teacher)
 
@@ -289,6 +299,11 @@ class VID(StagesTerm):
     softplus of a parameter, and starts at 5.
     """
 
+    equation = (
+        "sum over pairs of features and teacher_features of mean ((f_t - m(f_s))^2 / v + log v) / 2, m and the variance "
+        "v of each channel learned"
+    )
+    source = "Ahn et al. 2019, arXiv 1904.05835; weight: Tian et al. 2020, arXiv 1910.10699"
     FLOOR = 1e-5  # of the variance
 
     def __init__(self, config: Any, spec: TermSpec) -> None:
@@ -312,6 +327,11 @@ class VID(StagesTerm):
 class RKD(PenultimateTerm):
     """`rkd_distance` and `rkd_angle`, each with its weight."""
 
+    equation = (
+        "distance_weight mean Huber(d_s - d_t) + angle_weight mean Huber(c_s - c_t), d the distances of pairs over "
+        "their mean, c the cosines of the angles of triplets"
+    )
+    source = "Park et al. 2019, arXiv 1904.05068"
     per_sample = False
 
     class Config(TermConfig):
@@ -328,6 +348,8 @@ class RKD(PenultimateTerm):
 class PKT(PenultimateTerm):
     """`pkt` as a term."""
 
+    equation = "mean over pairs of p_t log(p_t / p_s), p = (cosine + 1) / 2 over the sum of its row"
+    source = "Passalis and Tefas 2018, arXiv 1803.10837; weight: Tian et al. 2020, arXiv 1910.10699"
     per_sample = False
 
     class Config(TermConfig):

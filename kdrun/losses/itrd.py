@@ -67,6 +67,11 @@ class ITRD(PenultimateTerm):
     where the widths differ.
     """
 
+    equation = (
+        "correlation_weight log2 sum_k |c_k - 1|^(2 alpha) + mutual_information_weight sum (G_s^2 - G_st^2), c_k the "
+        "correlation of dimension k over the batch, G Gram matrices of unit rows"
+    )
+    source = "Miles et al. 2022, arXiv 2112.00459, as in the code of arXiv 2402.11148"
     per_sample = False
 
     class Config(TermConfig):
