@@ -300,8 +300,8 @@ class VID(StagesTerm):
     """
 
     equation = (
-        "sum over pairs of features and teacher_features of mean ((f_t - m(f_s))^2 / v + log v) / 2, m and the variance "
-        "v of each channel learned"
+        "sum over pairs of features and teacher_features of mean ((f_t - m(f_s))^2 / v + log v) / 2, m and the "
+        "variance v of each channel learned"
     )
     source = "Ahn et al. 2019, arXiv 1904.05835; weight: Tian et al. 2020, arXiv 1910.10699"
     FLOOR = 1e-5  # of the variance
