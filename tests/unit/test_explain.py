@@ -1,6 +1,6 @@
 """scripts/explain.py: every coefficient with its last word, and mistakes in one line."""
 
-import subprocess
+import runpy
 import sys
 
 import pytest
@@ -88,8 +88,10 @@ def test_mistakes(arguments, message):
     assert found.value.lines[0].startswith(message)
 
 
-def test_the_script_prints_a_mistake_as_the_runner_does():
-    command = [sys.executable, "scripts/explain.py", "loss=wttm", "loss.wttm.gamma=2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: loss.wttm.gamma: must be less than or equal to 1, got 2\n"
+def test_the_script_prints_a_mistake_as_the_runner_does(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["explain.py", "loss=wttm", "loss.wttm.gamma=2"])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_path(str(ROOT / "scripts" / "explain.py"), run_name="__main__")
+    out, err = capsys.readouterr()
+    assert (done.value.code, out) == (2, "")
+    assert err == "error: loss.wttm.gamma: must be less than or equal to 1, got 2\n"
