@@ -124,7 +124,7 @@ class TestEveryMethod:
         )
 
     def test_overfits_a_batch(self, name):
-        config, method, loader, _ = make(name, "schedule.lr=0.1", "schedule.weight_decay=0")
+        config, method, loader, _ = make(name, "schedule.lr=0.05", "schedule.weight_decay=0")
         batch = loader.batch(0)
         optimizer = make_optimizer(method)
         for step in range(60):
