@@ -32,12 +32,16 @@ NEEDS = {
         "teacher.members=[{source: train, model: {name: resnet8}}, {source: train, model: {name: resnet14}}]"
     ],
     "dataset=imagefolder": None,
+    "method=peer_distill": ["students=[resnet8,resnet14]"],
+    "method/uncertainty=deep_ensemble": None,
+    "method/uncertainty=evidential": ["method=uncertainty_distill", "teacher.loss=evidential"],
     "schedule=base": ["schedule.steps=1"],
     "schedule/decay=step": ["schedule.decay.milestones_steps=[1]"],
     "schedule/decay=segments": ["schedule.decay.segments=[{until_steps: 1, start: 1, end: 0}]"],
 }
 GROUPS = [
     "method",
+    "method/uncertainty",
     "dataset",
     "teacher",
     "student",
