@@ -343,6 +343,9 @@ def teacher_runs(config: RunConfig, spec: TeacherConfig, role: str = "teacher") 
 
 def teacher_run(config: RunConfig, spec: TeacherConfig) -> RunConfig:
     """The ordinary supervised run that makes the teacher of `config`: same data and recipe, own network and seed."""
+    supervised, loss = lookup("method", "supervised", "teacher"), lookup("loss", spec.loss, "teacher.loss")
+    if loss.against != "target":
+        raise ConfigError(f"teacher.loss: {spec.loss} works against a teacher; choose a loss against labels, e.g. ce")
     schedule = config.schedule
     if spec.steps is not None or spec.epochs is not None:
         schedule = schedule.replace(steps=spec.steps, epochs=spec.epochs)
@@ -350,7 +353,6 @@ def teacher_run(config: RunConfig, spec: TeacherConfig) -> RunConfig:
     if dataset.split_file is None:  # else it sees what the file names as labeled
         drawn = spec.num_labels is not None
         dataset = dataset.replace(num_labels=spec.num_labels, split_seed=config.split_seed if drawn else None)
-    supervised, loss = lookup("method", "supervised", "teacher"), lookup("loss", spec.loss, "teacher.loss")
     run = config.replace(
         method=supervised.Config(name="supervised"),
         losses={spec.loss: loss.Config(name=spec.loss)},
