@@ -133,7 +133,7 @@ class MCDropout(Uncertainty):
         if not teacher.has_dropout:
             raise ConfigError(
                 f"method.uncertainty: mc_dropout needs a teacher with dropout, and {teacher.name} has none; e.g. "
-                "+teacher.model.args.drop_rate=0.1, where the network takes it"
+                "teacher=wrn_40_2 teacher.model.args.drop_rate=0.1"
             )
 
     def weight(self, view: View, output: Output, ctx: Context) -> Tensor:

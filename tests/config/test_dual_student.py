@@ -49,6 +49,7 @@ def test_the_paper_s_coefficients_are_in_force(composer, tmp_path, name):
 def test_networks_and_classes(composer, tmp_path, name, teacher, students, num_classes):
     config = typed(composer, name, tmp_path)
     assert config.teacher.model.name == teacher
+    assert config.teacher.source == ("timm" if name == "imagenet1k" else "train")
     assert [model.name for model in config.students] == students
     assert not any(model.pretrained for model in config.students)
     if num_classes is not None:
