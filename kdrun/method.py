@@ -105,7 +105,7 @@ class Teacher:
         for module in dropouts:
             module.training = True  # the flag of this module alone: batch normalisation inside it keeps its own
         try:
-            # deviates from `Context.draw`: dropout draws where the network is, so devices differ
+            # unlike `Context.draw`, dropout draws where the network is: other devices, other numbers
             devices = [self._device] if self._device.type == "cuda" else []
             with torch.random.fork_rng(devices=devices):
                 torch.manual_seed(seed)
