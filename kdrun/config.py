@@ -21,7 +21,7 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 from kdrun.errors import ConfigError, allowed
 from kdrun.files import read_npz
 from kdrun.registry import load_plugins, lookup, plugin_hashes
-from kdrun.schedule import ScheduleConfig
+from kdrun.schedule import RampConfig, ScheduleConfig
 from kdrun.schema import FileContent, OutsideKey, Schema, build, marker
 
 KEY_VERSION = 1  # raise it when a default changes its meaning: all keys change with it
@@ -74,6 +74,8 @@ class TeacherConfig(Schema):
     """Leading parts of names in `path` -> the network's, e.g. {linear: fc}."""
     members: list["TeacherConfig"] = Field(default_factory=list)
     """Teachers of an ensemble."""
+    loss: str = "ce"
+    """train: what it is trained with, a loss term against labels, e.g. evidential."""
     seed: int = Field(0, ge=0)
     steps: int | None = Field(None, gt=0)
     epochs: float | None = Field(None, gt=0)
@@ -161,6 +163,10 @@ class MethodConfig(Schema):
     name: str
 
 
+class UncertaintyConfig(Schema):
+    name: str
+
+
 class TermConfig(Schema):
     """What all loss terms have in common."""
 
@@ -219,6 +225,16 @@ class RunConfig(Schema):
     tracker: Annotated[TrackerConfig, OutsideKey()]
     execution: Annotated[ExecutionConfig, OutsideKey()]
     plugins: Annotated[list[str], OutsideKey()] = Field(default_factory=list)
+    ramps: dict[str, RampConfig] = Field(default_factory=dict)
+    """Weights that move during training."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """All weights above 0 by key: `loss.<term>.weight`, and `method.<name>_weight` of what the method adds."""
+        out = {f"loss.{label}.weight": term.weight for label, term in self.losses.items()}
+        own = {name: getattr(self.method, name) for name in type(self.method).model_fields if name.endswith("_weight")}
+        out |= {f"method.{name}": value for name, value in own.items() if isinstance(value, float)}
+        return {key: value for key, value in out.items() if value > 0}
 
     @property
     def method_class(self) -> Any:
@@ -263,7 +279,7 @@ def to_config(composed: DictConfig) -> RunConfig:
 def from_nodes(node: dict[str, Any]) -> RunConfig:
     """Type and check plain nodes, as Hydra composes them (`loss`, `student`) or as config.yaml records them."""
     known = {"method", "dataset", "views", "teacher", "student", "students", "loss", "schedule", "seed"}
-    known |= {"tracker", "execution", "plugins", "coefficients", "experiment"}
+    known |= {"tracker", "execution", "plugins", "coefficients", "experiment", "ramps"}
     errors = [f"{key}: unknown key; {allowed(key, known)}" for key in node if key not in known]
     errors += [f"{key}: missing; choose one" for key in ("method", "dataset", "loss", "schedule") if not node.get(key)]
     if errors:
@@ -283,15 +299,16 @@ def from_nodes(node: dict[str, Any]) -> RunConfig:
 
     def decay(schedule: dict[str, Any]) -> dict[str, Any]:
         return (
-            {**schedule, "decay": _plugged("decay", schedule["decay"], "schedule.decay")}
+            {**schedule, "decay": plugged("decay", schedule["decay"], "schedule.decay")}
             if schedule.get("decay")
             else schedule
         )
 
-    collect("method", lambda: _plugged("method", node["method"], "method"))
-    collect("dataset", lambda: _plugged("dataset", node["dataset"], "dataset"))
+    collect("method", lambda: plugged("method", node["method"], "method"))
+    collect("dataset", lambda: plugged("dataset", node["dataset"], "dataset"))
     collect("losses", lambda: _losses(node["loss"]))
     collect("students", lambda: _students(node))
+    collect("ramps", lambda: _ramps(node.get("ramps") or {}))
     collect("schedule", lambda: build(ScheduleConfig, decay(node["schedule"]), "schedule"))
     for name, schema in (
         ("views", ViewsConfig),
@@ -307,7 +324,8 @@ def from_nodes(node: dict[str, Any]) -> RunConfig:
     return effective(config)
 
 
-def _plugged(kind: str, node: Any, key: str) -> Any:
+def plugged(kind: str, node: Any, key: str) -> Any:
+    """The typed configuration of a part that plugs in."""
     if not isinstance(node, Mapping) or "name" not in node:
         raise ConfigError(f"{key}: expected a mapping with a name, got {node!r}; choose a file of conf/{kind}")
     return build(lookup(kind, node["name"], f"{key}.name").Config, node, key)
@@ -320,12 +338,18 @@ def _losses(node: Any) -> dict[str, TermConfig]:
     terms: dict[str, TermConfig] = {}
     for label, term in node.items():
         try:
-            terms[str(label)] = _plugged("loss", term, f"loss.{label}")
+            terms[str(label)] = plugged("loss", term, f"loss.{label}")
         except ConfigError as error:
             errors += error.lines
     if errors:
         raise ConfigError(*errors)
     return terms
+
+
+def _ramps(node: Any) -> dict[str, RampConfig]:
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"ramps: expected a mapping such as {{alpha: {{key: loss.ce.weight, end: 0}}}}, got {node!r}")
+    return {str(name): build(RampConfig, ramp, f"ramps.{name}") for name, ramp in node.items()}
 
 
 def _students(node: dict[str, Any]) -> list[ModelConfig]:
@@ -416,6 +440,7 @@ def _contradictions(config: RunConfig) -> list[str]:
         name = config.method.name
         errors.append(f"method={name} needs a teacher, but teacher.source=none; choose one, e.g. teacher=resnet20")
     errors += method.contradictions(config)
+    errors += _unfit_ramps(config)
     if config.schedule.decay.name == "plateau" and not config.schedule.evaluates_more_than_once:
         errors.append("schedule.decay: plateau needs evaluations; give schedule.eval_every_steps or _epochs")
     if config.dataset.split_file is not None and config.teacher.num_labels is not None:
@@ -426,9 +451,10 @@ def _contradictions(config: RunConfig) -> list[str]:
         if not timm.is_model(name)
     ]
     low, high = method.num_students
-    if not low <= len(config.students) <= high:
-        wanted = low if low == high else f"{low} to {high}"
-        errors.append(f"students: method={config.method.name} trains {wanted}, got {len(config.students)}")
+    if len(config.students) < low or (high is not None and len(config.students) > high):
+        wanted = f"{low} or more" if high is None else low if low == high else f"{low} to {high}"
+        hint = "; give e.g. students=[resnet8,resnet14]" if low > 1 else ""
+        errors.append(f"students: method={config.method.name} trains {wanted}, got {len(config.students)}{hint}")
     for key, model in [("student", m) for m in config.students] + [("teacher.model", m) for m in config.teacher.models]:
         if not timm.is_model(model.name):
             errors.append(
@@ -447,6 +473,24 @@ def _contradictions(config: RunConfig) -> list[str]:
         if model.file is not None and not model.pretrained:
             errors.append(f"{key}.file: weights are read with pretrained=true only; set it, or leave out the file")
     return errors
+
+
+def _unfit_ramps(config: RunConfig) -> list[str]:
+    errors, weights, taken = [], config.weights, set[str]()
+    for name, ramp in config.ramps.items():
+        if ramp.key not in weights:
+            errors.append(f"ramps.{name}.key: no weight above 0 is called {ramp.key!r}; {allowed(ramp.key, weights)}")
+        elif ramp.key in taken:
+            errors.append(f"ramps.{name}.key: {ramp.key} has a ramp already; leave one of the two")
+        elif ramp.kind == "adaptive" and not config.schedule.evaluates_more_than_once:
+            errors.append(f"ramps.{name}: adaptive needs evaluations; give schedule.eval_every_steps or _epochs")
+        taken.add(ramp.key)
+    return errors
+
+
+def ramps_in(config: RunConfig) -> dict[str, RampConfig]:
+    """The ramps whose weight `config` has; of a run that is made from another one."""
+    return {name: ramp for name, ramp in config.ramps.items() if ramp.key in config.weights}
 
 
 def _num_listed(split_file: str) -> int | None:
@@ -468,7 +512,8 @@ def run_key(config: RunConfig) -> str:
     Fields equal to their default are left out, so a field added later changes no key where it keeps the old behavior.
     """
     content = _content(config)
-    if config.schedule.decay.name != "plateau" and not config.method_class.evaluations_matter(config):
+    adaptive = config.schedule.decay.name == "plateau" or any(r.kind == "adaptive" for r in config.ramps.values())
+    if not adaptive and not config.method_class.evaluations_matter(config):
         # evaluations only look on
         for cadence in ("eval_every_steps", "eval_every_epochs"):
             content["schedule"].pop(cadence, None)
@@ -556,6 +601,11 @@ def plugged_classes(config: RunConfig) -> list[Any]:
         lookup("decay", config.schedule.decay.name, "schedule.decay.name"),
         *(lookup("loss", term.name, "loss") for term in config.losses.values()),
         *(timm.model_entrypoint(model.name) for model in models),
+        *(
+            lookup("uncertainty", part.name, "method")
+            for _, part in config.method
+            if isinstance(part, UncertaintyConfig)
+        ),
     ]
 
 

@@ -41,5 +41,5 @@ def show_help(arguments: Iterable[str]) -> str:
             if len(relative.parts) > 1:
                 groups.setdefault(relative.parent.as_posix(), set()).add(relative.stem)
     shown = {name: options for name, options in sorted(groups.items()) if name not in ("table", "paper")}
-    lines = [f"  {name + ':':<18}{', '.join(sorted(options))}" for name, options in shown.items()]
+    lines = [f"  {name + ':':<20}{', '.join(sorted(options))}" for name, options in shown.items()]
     return TEXT.format(version=__version__, groups="\n".join(lines))

@@ -34,7 +34,7 @@ from kdrun.evaluation import Evaluator
 from kdrun.files import atomic_path
 from kdrun.method import Context, Guesses, Method, Step, parameter_groups
 from kdrun.record import MetricsLog
-from kdrun.schedule import Clock, LearningRate, ScheduleConfig
+from kdrun.schedule import Clock, LearningRate, Ramps, ScheduleConfig
 from kdrun.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -100,6 +100,7 @@ class Loop:
         self.device = next(method.parameters()).device
         self.optimizer = make_optimizer(method)
         self.rate = LearningRate(self.schedule, clock)
+        self.ramps = Ramps(self.config.ramps)
         self.ema = Ema(method, self.schedule.ema_decay) if self.schedule.ema_decay is not None else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.schedule.precision == "fp16")
         self.progress = Progress()
@@ -177,7 +178,8 @@ class Loop:
         factor = self.rate.factor(step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        ctx = Context(self.config.seed, step, self.clock.total_steps, self.device)
+        factors = self.ramps.factors(step / self.clock.total_steps)
+        ctx = Context(self.config.seed, step, self.clock.total_steps, self.device, factors)
         if self.schedule.compile is not None:
             torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave may be overwritten
         with autocast(self.device, self.schedule.precision):
@@ -225,6 +227,9 @@ class Loop:
         score = metrics.get(f"val/{self.method.headline}/top1")
         if score is not None:
             self.rate.decay.observe(score)
+            names = [f"val/{name}/top1" for name in self.method.students]  # a method may show other nets
+            scores = [metrics[name] for name in names if name in metrics] or [score]
+            self.ramps.observe(math.fsum(scores) / len(scores))
             best = progress.best_on_val
             if math.isfinite(score) and (best is None or score > best["metrics"][f"val/{self.method.headline}/top1"]):
                 progress.best_on_val = {"step": progress.step, "metrics": metrics}
@@ -300,7 +305,9 @@ class Loop:
         known, right = values.pop(f"train/{KNOWN}", 0.0), values.pop(f"train/{RIGHT}", 0.0)
         if known:  # a mean over steps would weigh a guess by how few there were beside it
             values["train/pseudo_label_accuracy"] = right / known
-        self._write({**values, "train/lr": self.optimizer.param_groups[0]["lr"]})
+        factors = self.ramps.factors((self.progress.step - 1) / self.clock.total_steps)
+        weights = {f"train/{key}": factor * self.config.weights[key] for key, factor in factors.items()}
+        self._write({**values, "train/lr": self.optimizer.param_groups[0]["lr"], **weights})
 
     def _write(self, values: dict[str, float]) -> None:
         self.still_ours()
@@ -323,6 +330,7 @@ class Loop:
             "ema": self.ema.shadow if self.ema is not None else [],
             "scaler": self.scaler.state_dict(),
             "decay": self.rate.decay.state_dict(),
+            "ramps": self.ramps.state_dict(),
             "window": self._window,
             "names": self._names,
             "random": random_state(),
@@ -362,6 +370,7 @@ class Loop:
             self.ema.shadow = list(state["ema"])
         self.scaler.load_state_dict(state["scaler"])
         self.rate.decay.load_state_dict(state["decay"])
+        self.ramps.load_state_dict(state.get("ramps", {}))  # a checkpoint from before there were ramps has none
         self._window, self._names = list(state["window"]), list(state["names"])
         self.progress = Progress(**state["progress"])
         set_random_state(state["random"])

@@ -4,6 +4,7 @@ A method declares the streams and views that it wants and the roles that losses 
 else (networks, teacher, losses, optimizer, evaluation, checkpoints) is given.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from kdrun.errors import ConfigError
 from kdrun.losses.term import LossSet, Pair, TermSpec
 from kdrun.models.network import Network, Output, build_network
 from kdrun.registry import lookup, plugin_hashes
-from kdrun.seeding import generator
+from kdrun.seeding import generator, subseed
 
 Predictor = Callable[[View], Tensor]
 
@@ -52,12 +53,26 @@ class Step:
 class Context:
     """Where in the run a step stands, and its random numbers."""
 
-    def __init__(self, seed: int, step: int, total_steps: int, device: torch.device) -> None:
+    def __init__(
+        self, seed: int, step: int, total_steps: int, device: torch.device, factors: Mapping[str, float] | None = None
+    ) -> None:
+        self.factors = factors or {}
+        """Factors on the weights that move (`ramps`), by their keys."""
         self.step = step
         self.progress = step / total_steps
         self.device = device
         self._seed = seed
         self._generator: Generator | None = None
+
+    def again(self) -> "Context":
+        """The same step with its numbers unused: what one student draws does not depend on the others."""
+        ctx = copy.copy(self)
+        ctx._generator = None
+        return ctx
+
+    def subseed(self, purpose: str) -> int:
+        """A seed for one purpose in this step."""
+        return subseed(self._seed, purpose, self.step)
 
     def draw(self, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1) on the training device; they depend on (seed, step) and the order of calls only."""
@@ -78,6 +93,42 @@ class Teacher:
     @torch.no_grad()
     def __call__(self, view: View | Tensor, features: tuple[str, ...] = ()) -> Output:
         return self._network(view, features)  # type: ignore[no-any-return]
+
+    @property
+    def has_dropout(self) -> bool:
+        return bool(self._dropouts())
+
+    @torch.no_grad()
+    def mc_samples(self, view: View | Tensor, passes: int, seed: int) -> Tensor:
+        """Logits (passes, B, C) with dropout active, drawn from `seed`; all else stays as in evaluation."""
+        dropouts = self._dropouts()
+        for module in dropouts:
+            module.training = True  # the flag of this module alone: batch normalisation inside it keeps its own
+        try:
+            # unlike `Context.draw`, dropout draws where the network is: other devices, other numbers
+            devices = [self._device] if self._device.type == "cuda" else []
+            with torch.random.fork_rng(devices=devices):
+                torch.manual_seed(seed)
+                return torch.stack([self._network(view).logits for _ in range(passes)])
+        finally:
+            for module in dropouts:
+                module.training = False
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = next(iter(self._network.parameters())).device
+        return device
+
+    def _dropouts(self) -> list[nn.Module]:
+        """Modules that drop something: torch's, and those that do so in their forward pass (timm's `drop_rate`)."""
+        return [m for m in self._network.modules() if _drops(m)]
+
+
+def _drops(module: nn.Module) -> bool:
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    rate = getattr(module, "drop_rate", 0)
+    return isinstance(rate, float | int) and rate > 0
 
 
 @dataclass(frozen=True)
@@ -129,7 +180,8 @@ class Method(nn.Module):
     """Stream -> the views that it should carry."""
     loss_roles: ClassVar[tuple[str, ...]] = ("target",)
     """Which losses the `loss` group may hold: against the target, the teacher, or both."""
-    num_students: ClassVar[tuple[int, int]] = (1, 1)
+    num_students: ClassVar[tuple[int, int | None]] = (1, 1)
+    """Fewest and most; None: any number."""
     always_teacher: ClassVar[bool] = False
     """Whether a teacher is needed even when no loss term asks for one."""
     role: ClassVar[str] = ""
@@ -144,9 +196,8 @@ class Method(nn.Module):
         self.loss_sets = nn.ModuleDict()
         names = ["student"] if len(config.students) == 1 else [f"student_{k + 1}" for k in range(len(config.students))]
         for k, (name, model) in enumerate(zip(names, config.students, strict=True)):
-            # Seeded by network, not by place; a second network of the same name must not start as the first.
-            twins = sum(other.name == model.name for other in config.students[:k])
-            network = setup.network(model, config.seed, f"{self.role}{twins + 1 if twins else ''}")
+            twin = _twin(config.students, k)
+            network = setup.network(model, config.seed, f"{self.role}{twin + 1 if twin else ''}")
             self.students[name] = network
             self.loss_sets[name] = LossSet(
                 config.losses,
@@ -205,6 +256,9 @@ class Method(nn.Module):
 
     def forward(self, batch: Batch, ctx: Context) -> Step:
         """`step`, and what the loss terms have to tell about the pairs that it kept."""
+        for k in range(len(self.students)):
+            losses = self.losses(k)
+            losses.factors = {label: ctx.factors.get(f"loss.{label}.weight", 1.0) for label in losses.terms}
         out = self.step(batch, ctx)
         told: dict[str, Tensor] = {}
         with torch.no_grad():
@@ -212,6 +266,10 @@ class Method(nn.Module):
                 student = "" if len(self.students) == 1 else f"{list(self.students)[k]}/"
                 told |= {f"{student}{name}": value for name, value in self.losses(k).metrics(pair).items()}
         return dataclasses.replace(out, metrics={**out.metrics, **told})
+
+    def weight(self, name: str, ctx: Context) -> float:
+        """The weight `method.<name>` in force in this step."""
+        return float(getattr(self.config.method, name) * ctx.factors.get(f"method.{name}", 1.0))
 
     @property
     def teacher(self) -> Teacher | None:
@@ -257,6 +315,16 @@ class Method(nn.Module):
         self.after_step(ctx)
 
 
+def _twin(students: Sequence[ModelConfig], k: int) -> int:
+    """Place of the k-th student among those of the same network, sorted by the rest of their configuration.
+
+    Networks are seeded by what they are, not by their place in the list; of two of a kind each must start elsewhere.
+    """
+    kind = [(m.name, m.args) for m in students]
+    twins = sorted((m.model_dump_json(), i) for i, m in enumerate(students) if kind[i] == kind[k])
+    return [i for _, i in twins].index(k)
+
+
 def _predictor(network: nn.Module) -> Predictor:
     def predict(view: View) -> Tensor:
         logits: Tensor = network(view).logits
@@ -275,6 +343,9 @@ def teacher_runs(config: RunConfig, spec: TeacherConfig, role: str = "teacher") 
 
 def teacher_run(config: RunConfig, spec: TeacherConfig) -> RunConfig:
     """The ordinary supervised run that makes the teacher of `config`: same data and recipe, own network and seed."""
+    supervised, loss = lookup("method", "supervised", "teacher"), lookup("loss", spec.loss, "teacher.loss")
+    if loss.against != "target":
+        raise ConfigError(f"teacher.loss: {spec.loss} works against a teacher; choose a loss against labels, e.g. ce")
     schedule = config.schedule
     if spec.steps is not None or spec.epochs is not None:
         schedule = schedule.replace(steps=spec.steps, epochs=spec.epochs)
@@ -282,10 +353,10 @@ def teacher_run(config: RunConfig, spec: TeacherConfig) -> RunConfig:
     if dataset.split_file is None:  # else it sees what the file names as labeled
         drawn = spec.num_labels is not None
         dataset = dataset.replace(num_labels=spec.num_labels, split_seed=config.split_seed if drawn else None)
-    supervised, ce = lookup("method", "supervised", "teacher"), lookup("loss", "ce", "teacher")
     run = config.replace(
         method=supervised.Config(name="supervised"),
-        losses={"ce": ce.Config(name="ce")},
+        losses={spec.loss: loss.Config(name=spec.loss)},
+        ramps={},
         students=[spec.model],
         teacher=TeacherConfig(),
         schedule=schedule,

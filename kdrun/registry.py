@@ -1,4 +1,4 @@
-"""Names of the parts that plug in: methods, loss terms, datasets and learning-rate decays.
+"""Names of the parts that plug in: methods, loss terms, datasets, learning-rate decays and uncertainties.
 
 `@register("method", "distill")` on a class is all that a new part needs. Its nested `Config` is the schema of its YAML
 node. Networks are registered with timm's own `register_model`.
@@ -16,6 +16,7 @@ from kdrun.errors import ConfigError, allowed
 
 # Importing a package registers everything that it ships.
 _PACKAGES = {"method": "kdrun.methods", "loss": "kdrun.losses", "dataset": "kdrun.data", "decay": "kdrun.schedule"}
+_PACKAGES |= {"uncertainty": "kdrun.uncertainty"}
 _REGISTRY: dict[str, dict[str, type]] = {kind: {} for kind in _PACKAGES}
 _PLUGIN_HASHES: dict[str, str] = {}  # module name -> sha256 of its file
 
@@ -23,7 +24,7 @@ T = TypeVar("T", bound=type)
 
 
 def register(kind: str, name: str) -> Callable[[T], T]:
-    """Class decorator: makes `name` available in the config group `kind` (method, loss, dataset, decay)."""
+    """Class decorator: makes `name` available in the config group `kind` (method, loss, dataset, ...)."""
 
     def wrap(cls: T) -> T:
         if kind not in _REGISTRY:

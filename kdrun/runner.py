@@ -134,6 +134,11 @@ def check(config: RunConfig) -> None:
         raise ConfigError(
             "schedule.decay: plateau follows the validation score, and this split has no validation images"
         )
+    adaptive = [name for name, ramp in config.ramps.items() if ramp.kind == "adaptive"]
+    if adaptive and not len(split.val):
+        raise ConfigError(
+            f"ramps.{adaptive[0]}: adaptive follows the validation score, and this split has no validation images"
+        )
     for model in (*config.students, *config.teacher.models):
         if model.pretrained:
             _require_weights(model.model_dump_json(), setup_of(config, arrays, split))

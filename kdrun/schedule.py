@@ -1,10 +1,11 @@
-"""Length of a run, optimizer settings, and the learning rate as a function of the step. Imports no torch.
+"""Length of a run, optimizer settings, the learning rate and weights as functions of the step. Imports no torch.
 
 A decay gives the factor on `schedule.lr` at each step; warm-up multiplies on top of it. Durations are given in steps or
 in epochs of the labeled set (an epoch is N/B steps, which may be a fraction).
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -200,6 +201,75 @@ class Plateau(Decay):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.state.update(state)
+
+
+class RampConfig(Schema):
+    """How one weight moves: a factor on it that goes from `start` to `end`."""
+
+    key: str
+    """`loss.<term>.weight`, or `method.<name>_weight`."""
+    kind: Literal["linear", "cosine", "step", "adaptive"] = "linear"
+    """step: from one to the other at `until_progress`. adaptive: a step of `rate` of the way that is left, at each
+    evaluation after `patience` ones without a better validation top-1 (the mean over the students)."""
+    start: float = Field(1.0, ge=0)
+    end: float = Field(1.0, ge=0)
+    from_progress: float = Field(0.0, ge=0, le=1)
+    """Share of the run at which it begins to move; linear and cosine."""
+    until_progress: float = Field(1.0, ge=0, le=1)
+    """Share of the run from which on it has arrived; linear, cosine and step."""
+    patience: int = Field(0, ge=0)
+    rate: float = Field(0.5, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if self.kind in ("linear", "cosine") and self.from_progress >= self.until_progress:
+            raise ValueError(f"until_progress must be above from_progress, got {self.until_progress:g}")
+        if self.start == self.end:
+            raise ValueError(f"start and end are both {self.start:g}; nothing would move")
+        return self
+
+
+class Ramps:
+    """The factors in force on the weights that move, and what the adaptive ones have seen."""
+
+    def __init__(self, ramps: Mapping[str, RampConfig]) -> None:
+        self.ramps = ramps
+        self.state: dict[str, Any] = {
+            name: {"best": None, "bad": 0, "moves": 0} for name, ramp in ramps.items() if ramp.kind == "adaptive"
+        }
+
+    def factors(self, progress: float) -> dict[str, float]:
+        """Factor by key, at the share `progress` of the run."""
+        return {ramp.key: self._factor(name, ramp, progress) for name, ramp in self.ramps.items()}
+
+    def _factor(self, name: str, ramp: RampConfig, progress: float) -> float:
+        if ramp.kind == "adaptive":
+            share = 1 - (1 - ramp.rate) ** int(self.state[name]["moves"])
+        elif ramp.kind == "step":
+            share = float(progress >= ramp.until_progress)
+        else:
+            span = ramp.until_progress - ramp.from_progress
+            share = min(max((progress - ramp.from_progress) / span, 0.0), 1.0)
+            if ramp.kind == "cosine":
+                share = 0.5 * (1 - math.cos(math.pi * share))
+        return ramp.start + (ramp.end - ramp.start) * share
+
+    def observe(self, value: float) -> None:
+        """Takes in a validation score (higher is better) after an evaluation."""
+        for name, state in self.state.items():
+            if state["best"] is None or value > state["best"]:
+                state.update(best=value, bad=0)
+                continue
+            state["bad"] += 1
+            if state["bad"] > self.ramps[name].patience:
+                state.update(bad=0, moves=state["moves"] + 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: dict(state) for name, state in self.state.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, values in state.items():
+            self.state[name].update(values)
 
 
 class ScheduleConfig(Schema):

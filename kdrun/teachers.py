@@ -1,6 +1,5 @@
 """Making the frozen network of `teacher`: a finished run, a timm network, weights from a file, or several together."""
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +11,16 @@ from torch import Tensor, nn
 from kdrun.config import TeacherConfig
 from kdrun.data.views import View
 from kdrun.errors import ConfigError, DataError
+from kdrun.losses import mean_of_probabilities
 from kdrun.method import Setup
 from kdrun.models.network import Network, Output, load_network
 
 
 class Ensemble(nn.Module):
-    """Several networks as one: the logits are the logarithm of the mean of their probabilities. Gives no features."""
+    """Several networks as one: the logits are the logarithm of the mean of their probabilities.
+
+    Its one feature is `members`, (K, B, classes), the logits of each; loss terms can use none.
+    """
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -26,10 +29,10 @@ class Ensemble(nn.Module):
         self.name = "+".join(str(member.name) for member in members)
 
     def forward(self, view: View | Tensor, features: Sequence[str] = ()) -> Output:
-        if features:
-            raise ConfigError(f"an ensemble of teachers has no feature {features[0]!r}")
-        logs = torch.stack([member(view).logits.log_softmax(1) for member in self.members])
-        return Output(logs.logsumexp(0) - math.log(len(self.members)), {})
+        if unknown := [name for name in features if name != "members"]:
+            raise ConfigError(f"an ensemble of teachers has no feature {unknown[0]!r}")
+        logits = torch.stack([member(view).logits for member in self.members])
+        return Output(mean_of_probabilities(logits), {"members": logits} if features else {})
 
 
 def make_teacher(

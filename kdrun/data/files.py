@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdrun.data.dataset import Images
-from kdrun.errors import DataError
+from kdrun.errors import DataError, allowed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -89,8 +89,11 @@ def verify(checks: Iterable[tuple[Path, str]]) -> None:
             )
 
 
-def list_classes(folder: Path) -> tuple[list[str], list[Path], list[int]]:
+def list_classes(folder: Path, only: Sequence[str] = ()) -> tuple[list[str], list[Path], list[int]]:
     """Class names (sorted folder names), image files (at any depth) and their class numbers.
+
+    Args:
+        only: the classes to take; none given: all.
 
     Links are followed. Hidden files and folders, and files that are no images by their extension, do not count.
 
@@ -106,6 +109,9 @@ def list_classes(folder: Path) -> tuple[list[str], list[Path], list[int]]:
         names = [entry.name for entry in _visible(folder, "dataset.path") if entry.is_dir()]
         if not names:
             raise DataError(f"dataset.path: {folder}: no class folders; {layout}")
+        if absent := sorted(set(only) - set(names)):
+            raise DataError(f"dataset.classes: {folder} has no {absent[0]}; {allowed(absent[0], names)}")
+        names = [name for name in names if name in only] if only else names
         for number, name in enumerate(names):
             found = sorted(_images(folder / name, "dataset.path", (folder.resolve(),)))
             if not found:

@@ -29,15 +29,17 @@ class ImageFolder:
         train: str = "train"
         test: str | None = None
         """Folder of test images; null: test, or val where there is no test."""
+        classes: list[str] = Field(default_factory=list)
+        """Class folders to take; empty: all."""
 
     @staticmethod
     def load(config: Config) -> Arrays:
         root = Path(config.path).expanduser()
-        names, train_paths, train_labels = list_classes(root / config.train)
+        names, train_paths, train_labels = list_classes(root / config.train, config.classes)
         test = config.test or next((name for name in ("test", "val") if (root / name).is_dir()), None)
         if test is None:
             raise DataError(f"dataset.path: {root}: no folder test or val; expected {root}/test/<class>/<image>")
-        test_names, test_paths, test_labels = list_classes(root / test)
+        test_names, test_paths, test_labels = list_classes(root / test, config.classes)
         if names != test_names:
             odd = min(set(names) ^ set(test_names))
             there, absent = (config.train, test) if odd in names else (test, config.train)

@@ -3,6 +3,7 @@
 from kdrun.losses.correlation import DIST, dist
 from kdrun.losses.crd import CRD, nce
 from kdrun.losses.decoupled import DKD, NKD, dkd, nkd
+from kdrun.losses.evidence import Evidential, evidential
 from kdrun.losses.features import AT, PKT, RKD, VID, FitNet, at, fitnet, pkt, rkd_angle, rkd_distance, vid
 from kdrun.losses.itrd import ITRD, correlation_loss, mutual_information_loss
 from kdrun.losses.labels import CrossEntropy, cross_entropy
@@ -13,6 +14,7 @@ from kdrun.losses.logits import (
     LogitConfig,
     LogitTerm,
     kd,
+    mean_of_probabilities,
     power_sum,
     renyi_entropy,
     standardize,
@@ -29,9 +31,10 @@ from kdrun.losses.robust import (
 from kdrun.losses.term import LossSet, Pair, Term, TermSpec
 
 __all__ = [
-    "AT", "CRD", "DIST", "DKD", "ITRD", "KD", "NKD", "PKT", "RKD", "TTM", "VID", "WTTM", "CrossEntropy", "FitNet",
-    "LogitConfig", "LogitTerm", "LossSet", "Pair", "Term", "TermSpec", "at", "correlation_loss", "cross_entropy",
-    "dist", "dkd", "fitnet", "generalized_cross_entropy", "kd", "mean_absolute_error", "mutual_information_loss",
-    "nce", "nkd", "normalized_cross_entropy", "pkt", "power_sum", "renyi_entropy", "reverse_cross_entropy",
-    "rkd_angle", "rkd_distance", "standardize", "symmetric_cross_entropy", "ttm", "vid", "wttm",
+    "AT", "CRD", "DIST", "DKD", "ITRD", "KD", "NKD", "PKT", "RKD", "TTM", "VID", "WTTM", "CrossEntropy", "Evidential",
+    "FitNet", "LogitConfig", "LogitTerm", "LossSet", "Pair", "Term", "TermSpec", "at", "correlation_loss",
+    "cross_entropy", "dist", "dkd", "evidential", "fitnet", "generalized_cross_entropy", "kd", "mean_absolute_error",
+    "mean_of_probabilities", "mutual_information_loss", "nce", "nkd", "normalized_cross_entropy", "pkt", "power_sum",
+    "renyi_entropy", "reverse_cross_entropy", "rkd_angle", "rkd_distance", "standardize", "symmetric_cross_entropy",
+    "ttm", "vid", "wttm",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ Per sample, in float32 whatever comes in (float64 stays), finite for logits up t
 z are logits, p = softmax(z), t the teacher, s the student.
 """
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field
@@ -112,6 +113,13 @@ def _log_power_sum(logits: Tensor, order: float) -> Tensor:
 def kl(target_logits: Tensor, logits: Tensor) -> Tensor:
     """KL(softmax(target_logits) || softmax(logits)) per row. (B, C), (B, C) -> (B,)."""
     return F.kl_div(logits.log_softmax(1), target_logits.log_softmax(1), reduction="none", log_target=True).sum(1)
+
+
+def mean_of_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """z with softmax(z / T) = mean_k softmax(z_k / T). (K, B, C) -> (B, C)."""
+    above_zero("temperature", temperature)
+    logs = (full(logits) / temperature).log_softmax(2)
+    return temperature * (logs.logsumexp(0) - math.log(len(logs)))
 
 
 def above_zero(name: str, value: float) -> None:

@@ -92,6 +92,8 @@ class LossSet(nn.Module):
     def __init__(self, configs: Mapping[str, TermConfig], seed: int, spec: TermSpec) -> None:
         super().__init__()
         self.terms = nn.ModuleDict()
+        self.factors: Mapping[str, float] = {}
+        """Factors on the weights that move, by label; of the step at hand."""
         for label, config in configs.items():
             build = lookup("loss", config.name, f"loss.{label}.name")
             try:
@@ -144,7 +146,7 @@ class LossSet(nn.Module):
                 if not term.per_sample:
                     raise ConfigError(f"loss.{label}: a statistic of the batch cannot be weighted per sample")
                 value = value * sample_weight
-            out[label] = term.config.weight * value.mean()
+            out[label] = term.config.weight * self.factors.get(label, 1.0) * value.mean()
         return out
 
 

@@ -42,7 +42,6 @@ class FixMatch(Method):
         return {"labeled": size, "unlabeled": size * config.method.unlabeled_ratio}  # type: ignore[attr-defined]
 
     def step(self, batch: Batch, ctx: Context) -> Step:
-        config: FixMatchConfig = self.config.method  # type: ignore[assignment]
         labeled, unlabeled = batch["labeled"], batch["unlabeled"]
         views = [labeled.views["weak"], unlabeled.views["weak"], unlabeled.views["strong"]]
         # One forward pass of all three, so that batch normalisation sees them together.
@@ -56,7 +55,7 @@ class FixMatch(Method):
         target, used = self.targets(unlabeled, confidence, label, ctx)
         pair = self.keep(Pair(strong, None, target, views[2].index, ctx.progress, ctx.draw))
         supervised = cross_entropy(known.logits, labeled.target).mean()  # type: ignore[arg-type]
-        masked = losses.target(pair, sample_weight=config.unlabeled_weight * used.float())
+        masked = losses.target(pair, sample_weight=self.weight("unlabeled_weight", ctx) * used.float())
         return Step(
             {"labeled": supervised, **{f"unlabeled_{name}": value for name, value in masked.items()}},
             _histogram(confidence),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdrun.artifacts import Pool
 from kdrun.clustering import ClusteringConfig
-from kdrun.config import ModelConfig, RunConfig, effective, run_key
+from kdrun.config import ModelConfig, RunConfig, effective, ramps_in, run_key
 from kdrun.data.views import Samples
 from kdrun.errors import KdrunError
 from kdrun.method import Context
@@ -60,7 +60,7 @@ class KDFixMatch(FixMatch):
             losses={"ce": ce.Config(name="ce")},
             students=[method.outer.model] if method.outer.model else config.students,
         )
-        return {"outer": effective(outer)}
+        return {"outer": effective(outer.replace(ramps=ramps_in(outer)))}
 
     @classmethod
     def contradictions(cls, config: RunConfig) -> list[str]:

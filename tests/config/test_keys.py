@@ -83,6 +83,32 @@ def test_wttm_without_ce_is_wttm_with_ce_taken_out(composer):
     assert key(composer, "loss=wttm_noce") == key(composer, "loss=wttm", "~loss.ce", "loss.wttm.weight=1")
 
 
+def test_ramps_and_the_teacher_s_loss_count(composer):
+    ramp = "+ramps.a={key: loss.kd.weight, end: 0.5}"
+    assert key(composer, ramp) != key(composer)
+    assert key(composer, "teacher.loss=evidential") != key(composer)
+    cadence = "schedule.eval_every_steps=7"
+    assert key(composer, ramp, cadence) == key(composer, ramp)
+    adaptive = "+ramps.a={key: loss.kd.weight, kind: adaptive, end: 0.5}"
+    assert key(composer, adaptive, cadence) != key(composer, adaptive)
+
+
+def test_a_teacher_knows_no_ramp_of_its_student(composer):
+    config = composer.typed(["+ramps.a={key: loss.kd.weight, end: 0.5}"])
+    plain = composer.typed([])
+    assert run_key(config.method_class.requires(config)["teacher"]) == run_key(
+        plain.method_class.requires(plain)["teacher"]
+    )
+
+
+def test_the_outer_run_has_the_ramps_of_the_weights_that_it_has(composer):
+    ramps = ["+ramps.a={key: method.unlabeled_weight, start: 0}", "+ramps.b={key: loss.sce.weight, end: 0.5}"]
+    config = composer.typed(["method=kd_fixmatch", "loss=sce", *ramps])
+    outer = config.method_class.requires(config)["outer"]
+    assert list(outer.ramps) == ["a"]
+    assert run_key(outer) == key(composer, "method=fixmatch", ramps[0])
+
+
 def test_an_unused_teacher_and_terms_without_weight_are_dropped(composer):
     assert key(composer, "loss=ce") == key(composer, "loss=ce", "teacher=resnet56")
     assert key(composer, "loss=kd", "loss.kd.weight=0", "loss.ce.weight=1") == key(composer, "loss=ce")
@@ -132,7 +158,10 @@ def remake() -> None:
         "schedule.compile=true", "schedule.fused=true", "method=fixmatch", "method=fixmatch loss=sce views=usb",
         "method=kd_fixmatch", "method=kd_fixmatch method.selector=confidence", "experiment=kd_fixmatch/digits seed=3",
         "loss=dkd", "loss=dist", "loss=nkd", "loss=kd_zscore", "loss=wttm_noce", "loss=ttm loss.ttm.standardize=std",
-        "loss=dkd loss.dkd.warmup=0.01 loss.dkd.beta=2",
+        "loss=dkd loss.dkd.warmup=0.01 loss.dkd.beta=2", "method=uncertainty_distill",
+        "method=uncertainty_distill loss=wttm method/uncertainty=max_prob", "method=peer_distill students=[resnet8,resnet14]",
+        "method=peer_distill students=[resnet8,resnet14,resnet20] loss=ce method.peer_target=sum",
+        "+ramps.a={key:loss.kd.weight,end:0.5} loss=kd", "teacher.loss=evidential",
     ]  # fmt: skip
     with Composer() as made:
         FROZEN.write_text(json.dumps({line: key(made, *line.split()) for line in lines}, indent=1) + "\n")

@@ -4,6 +4,7 @@ import pytest
 
 from kdrun.train import main
 
+PEERS = ["method=peer_distill", "students=[resnet8,resnet14]"]
 MISTAKES = {
     "unknown option": (["method=distil"], "method=distil: no such option; nearest: distill"),
     "unknown option of a nested group": (["schedule/decay=stp"], "schedule/decay=stp: no such option; nearest: step"),
@@ -54,6 +55,29 @@ MISTAKES = {
     "negative weight": (["loss.kd.weight=-1"], "loss.kd.weight: must be greater than or equal to 0, got -1"),
     "plateau without validation": (["schedule/decay=plateau", "dataset.val_fraction=0"], "schedule.decay: plateau follows the validation score"),
     "two students for one": (["students=[resnet8,resnet20]"], "students: method=distill trains 1, got 2"),
+    "one student for peers": (["method=peer_distill"], "students: method=peer_distill trains 2 or more, got 1; give e.g. students=[resnet8,resnet14]"),
+    "a peer of other classes": ([*PEERS, "students=[resnet8,{name: resnet14, args: {num_classes: 5}}]"], "students.1: args.num_classes: kdrun gives this one itself"),
+    "peers without any weight": ([*PEERS, "loss.ce.weight=0", "loss.kd.weight=0", "method.peer_weight=0"], "loss: no term with a weight above 0"),
+    "negative weight of peers": ([*PEERS, "method.peer_weight=-1"], "method.peer_weight: must be greater than or equal to 0, got -1"),
+    "peers with unlabeled images": ([*PEERS, "method.unlabeled_ratio=7"], "method.unlabeled_ratio: unknown key; "),
+    "fixmatch with peers": (["method=fixmatch", "students=[resnet8,resnet14]"], "students: method=fixmatch trains 1, got 2"),
+    "unknown kind of uncertainty": ([*PEERS, "method/uncertainty=entropi"], "method/uncertainty=entropi: no such option; nearest: entropy"),
+    "unknown name of an uncertainty": ([*PEERS, "method.uncertainty.name=entropi"], "method.uncertainty.name: unknown uncertainty 'entropi'; nearest: entropy"),
+    "dropout that is not there": ([*PEERS, "method/uncertainty=mc_dropout"], "method.uncertainty: mc_dropout needs a teacher with dropout, and resnet20 has none"),
+    "one pass with dropout": ([*PEERS, "method/uncertainty=mc_dropout", "method.uncertainty.passes=1"], "method.uncertainty.passes: must be greater than or equal to 2, got 1"),
+    "one teacher as an ensemble": ([*PEERS, "method/uncertainty=deep_ensemble"], "method.uncertainty: deep_ensemble needs several teachers, teacher.source is train; choose ensemble"),
+    "a teacher that gives no evidence": ([*PEERS, "method/uncertainty=evidential"], "method.uncertainty: evidential needs a teacher trained with that loss, and teacher.loss is ce"),
+    "a statistic of the batch, weighted": ([*PEERS, "loss=dist"], "loss.dist: dist is a statistic of the batch, which cannot be weighted per sample; choose another loss, or method/uncertainty=none"),
+    "unknown loss of a teacher": (["teacher.loss=evidentail"], "teacher.loss: unknown loss 'evidentail'; nearest: evidential"),
+    "teacher that needs a teacher": (["teacher.loss=kd"], "teacher.loss: kd works against a teacher; choose a loss against labels, e.g. ce"),
+    "ramp of no weight": (["+ramps.a={key: loss.kd.wieght, end: 0}"], "ramps.a.key: no weight above 0 is called 'loss.kd.wieght'; nearest: loss.kd.weight"),
+    "two ramps of one weight": (["+ramps.a={key: loss.kd.weight, end: 0}", "+ramps.b={key: loss.kd.weight, end: 2}"], "ramps.b.key: loss.kd.weight has a ramp already"),
+    "ramp that stands still": (["+ramps.a={key: loss.kd.weight}"], "ramps.a: start and end are both 1; nothing would move"),
+    "ramp that ends before it begins": (["+ramps.a={key: loss.kd.weight, end: 0, from_progress: 0.5, until_progress: 0.4}"], "ramps.a: until_progress must be above from_progress, got 0.4"),
+    "unknown kind of ramp": (["+ramps.a={key: loss.kd.weight, kind: cosin, end: 0}"], "ramps.a.kind: 'cosin' is not allowed; nearest: cosine"),
+    "ramp that is no mapping": (["++ramps=5"], "ramps: expected a mapping such as {alpha: {key: loss.ce.weight, end: 0}}, got 5"),
+    "adaptive ramp without evaluations": (["+ramps.a={key: loss.kd.weight, kind: adaptive, end: 0}", "schedule.eval_every_steps=null"], "ramps.a: adaptive needs evaluations"),
+    "adaptive ramp without validation": (["+ramps.a={key: loss.kd.weight, kind: adaptive, end: 0}", "dataset.val_fraction=0"], "ramps.a: adaptive follows the validation score"),
     "absent feature": (["loss=fitnet", "loss.fitnet.feature=stage4"], "loss.fitnet: the student gives no stage4; it gives stage1, stage2, stage3, prelogits"),
     "feature that is no stage": (["loss=at", "loss.at.features=[prelogits]"], "loss.at.features.0: String should match pattern '^stage[1-9][0-9]*$', got 'prelogits'"),
     "features of an ensemble": (["loss=rkd", "teacher=ensemble", "teacher.members=[{source: train, model: {name: resnet8}}, {source: train, model: {name: resnet14}}]"], "loss.rkd: the teacher gives no prelogits; it gives none"),

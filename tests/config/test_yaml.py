@@ -19,6 +19,8 @@ def options(group: str) -> list[str]:
     return sorted(p.stem for p in (CONF_DIR / group).glob("*.yaml"))
 
 
+WEIGHTED = "method=uncertainty_distill"
+MEMBERS = "teacher.members=[{source: train, model: {name: resnet8}}, {source: train, model: {name: resnet14}}]"
 # Picks that need one more key, or another pick, to stand alone.
 NEEDS = {
     "dataset=npz": None,
@@ -28,16 +30,19 @@ NEEDS = {
     "teacher=none": ["loss=ce"],
     "teacher=timm": ["teacher.model.name=resnet10t"],
     "teacher=file": ["teacher.model.name=resnet10t", f"teacher.path={__file__}"],
-    "teacher=ensemble": [
-        "teacher.members=[{source: train, model: {name: resnet8}}, {source: train, model: {name: resnet14}}]"
-    ],
+    "teacher=ensemble": [MEMBERS],
     "dataset=imagefolder": None,
+    "method=peer_distill": ["students=[resnet8,resnet14]"],
+    **{f"method/uncertainty={name}": [WEIGHTED] for name in ("none", "entropy", "max_prob", "mc_dropout")},
+    "method/uncertainty=deep_ensemble": [WEIGHTED, "teacher=ensemble", MEMBERS],
+    "method/uncertainty=evidential": [WEIGHTED, "teacher.loss=evidential"],
     "schedule=base": ["schedule.steps=1"],
     "schedule/decay=step": ["schedule.decay.milestones_steps=[1]"],
     "schedule/decay=segments": ["schedule.decay.segments=[{until_steps: 1, start: 1, end: 0}]"],
 }
 GROUPS = [
     "method",
+    "method/uncertainty",
     "dataset",
     "teacher",
     "student",
@@ -100,13 +105,18 @@ def test_yaml_lists_every_key_of_its_schema_so_that_each_can_be_overridden_and_c
 
 @pytest.mark.parametrize(
     ("kind", "group", "node"),
-    [("method", "method", "method"), ("dataset", "dataset", "dataset"), ("decay", "schedule/decay", "schedule.decay")],
+    [
+        ("method", "method", "method"),
+        ("uncertainty", "method/uncertainty", "method.uncertainty"),
+        ("dataset", "dataset", "dataset"),
+        ("decay", "schedule/decay", "schedule.decay"),
+    ],
 )
 def test_yaml_of_plugged_parts_is_complete(composer, kind, group, node):
     for name in options(group):
         if name == "base":
             continue
-        cfg = composer.compose([f"{group}={name}"])
+        cfg = composer.compose([f"{group}={name}", *([WEIGHTED] if kind == "uncertainty" else [])])
         found = OmegaConf.select(cfg, node, throw_on_missing=False)
         assert keys(found) == set(lookup(kind, name, group).Config.model_fields), f"conf/{group}/{name}.yaml"
 

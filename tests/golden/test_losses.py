@@ -14,11 +14,16 @@ from tests.contract.test_methods import METHODS, fit, make
 CALM = {"fixmatch": ["schedule.lr=0.001"], "kd_fixmatch": ["schedule.lr=0.001"]}
 FILE = Path(__file__).parent / "losses.json"
 LOSSES = ["kd", "ttm", "dkd", "dist", "nkd", "kd_zscore", "wttm_noce"]  # beside wttm, which is distill's own here
+PEERS = {
+    "peer_distill loss=wttm": ["peer_distill", "loss=wttm", "method.peer_target=sum", "method.normalize_weights=true"]
+}
 FEATURE_LOSSES = ["fitnet", "at", "rkd", "pkt", "vid", "crd", "itrd", "wttm_crd", "wttm_itrd"]
 CASES = {
     **{name: [name, *CALM.get(name, [])] for name in METHODS},
     **{f"distill loss={loss}": ["distill", f"loss={loss}"] for loss in LOSSES},
     **{f"distill loss={loss}": ["distill", f"loss={loss}", "schedule.lr=0.001"] for loss in FEATURE_LOSSES},
+    **PEERS,
+    "supervised loss=evidential": ["supervised", "loss=evidential"],
 }
 
 

@@ -369,6 +369,17 @@ def test_imagefolder_says_which_file_or_class_is_wrong(tmp_path, spoil, message)
         load("imagefolder", path=str(tmp_path), size=8)
 
 
+def test_imagefolder_takes_the_classes_that_are_named(tmp_path):
+    write_tree(tmp_path)
+    for split in ("train", "val"):
+        write_image(tmp_path / split / "emu" / "0.png")
+    got = load("imagefolder", path=str(tmp_path), size=8, classes=["emu", "cat"])
+    assert got.class_names == ("cat", "emu")
+    assert got.train_labels.tolist() == [0, 0, 0, 1]
+    with pytest.raises(DataError, match=r"dataset\.classes: .*train has no emi; nearest: emu"):
+        load("imagefolder", path=str(tmp_path), size=8, classes=["emi", "cat"])
+
+
 def flatten(folder: Path) -> None:
     for path in [*folder.rglob("*.png")]:
         path.rename(folder / f"{path.parent.name}-{path.name}")

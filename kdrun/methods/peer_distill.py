@@ -1,0 +1,78 @@
+"""Uncertainty-aware distillation with peers (Gore et al. 2025, arXiv 2511.18826), for two students or more.
+
+Each student k has L_k = alpha CE + beta mean_x w(x) tau^2 KL(p_T || p_k) + gamma mean_x tau^2 KL(p_peer || p_k): the
+terms of `loss` as in uncertainty_distill, and the term against its peers, through which no gradient flows to them. Of
+more than two students the peers' mean probabilities are the target, or each of them is (the paper has two). Without a
+teacher it is deep mutual learning (Zhang et al. 2018, arXiv 1706.00384).
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdrun.data.views import Batch, View
+from kdrun.losses import kd, mean_of_probabilities
+from kdrun.method import Context, Predictor, Step
+from kdrun.methods.uncertainty_distill import UncertaintyDistill, WeightedConfig
+from kdrun.registry import register
+
+
+class PeerConfig(WeightedConfig):
+    peer_weight: float = Field(0.2, ge=0)
+    """gamma; 0: students that know nothing of each other."""
+    peer_temperature: float = Field(4.0, gt=0)
+    """tau."""
+    peer_target: Literal["mean", "sum"] = "mean"
+    """mean: the mean of the others' probabilities at tau. sum: one term against each of the others, added up."""
+
+
+@register("method", "peer_distill")
+class PeerDistill(UncertaintyDistill):
+    num_students = (2, None)
+
+    class Config(PeerConfig):
+        pass
+
+    def step(self, batch: Batch, ctx: Context) -> Step:
+        config: PeerConfig = self.config.method  # type: ignore[assignment]
+        pairs, weight, metrics = self.pairs(batch, ctx)
+        logits = [pair.student.logits for pair in pairs]
+        losses: dict[str, Tensor] = {}
+        for k, (name, pair) in enumerate(zip(self.students, pairs, strict=True)):
+            own = self.supervised(k, pair, weight)
+            if config.peer_weight:
+                own["peer"] = self.weight("peer_weight", ctx) * against_peers(logits, k, config).mean()
+            losses |= {f"{name}/{label}": value for label, value in own.items()}
+        return Step(losses, metrics)
+
+    def predictors(self) -> dict[str, Predictor]:
+        """Every student, and the mean of their probabilities as `ensemble`."""
+        seen: list[View] = []
+        known: dict[str, Tensor] = {}
+
+        def logits(name: str, view: View) -> Tensor:
+            if not seen or seen[0] is not view:  # the ensemble asks for all, and each student runs once
+                seen[:] = [view]
+                known.clear()
+            if name not in known:
+                known[name] = self.students[name](view).logits
+            return known[name]
+
+        def student(name: str) -> Predictor:
+            return lambda view: logits(name, view)
+
+        def ensemble(view: View) -> Tensor:
+            return mean_of_probabilities(torch.stack([logits(name, view) for name in self.students]))
+
+        return {**{name: student(name) for name in self.students}, "ensemble": ensemble}
+
+
+def against_peers(logits: list[Tensor], k: int, config: PeerConfig) -> Tensor:
+    """tau^2 KL(p_peer || p_k) of the k-th of several (B, C) logits, (B,); the gradient is the k-th's alone."""
+    tau = config.peer_temperature
+    peers = torch.stack([other.detach() for i, other in enumerate(logits) if i != k])
+    if config.peer_target == "mean":
+        return kd(logits[k], mean_of_probabilities(peers, tau), tau)
+    return torch.stack([kd(logits[k], peer, tau) for peer in peers]).sum(0)
