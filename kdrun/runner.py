@@ -305,7 +305,7 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
         logits = loop.final_logits()
         if teacher is not None:
             logits.update(evaluator.logits({"teacher": lambda view: teacher(view).logits}))
-        metrics = evaluator.metrics(logits)
+        metrics = evaluator.final_metrics(logits)
         lock.require()
         evaluator.save(directory / "predictions", logits)
         _save_networks(method, loop, directory)

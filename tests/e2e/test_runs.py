@@ -62,6 +62,9 @@ def test_record_predictions_and_loaded_network_agree(train, outputs):
     assert record["nets"]["student"]["ema"] is True
     assert record["best_on_val"]["step"] in (10, 20)
     assert {"test/student/top1", "test/student_raw/top1", "test/teacher/top1"} <= set(record["metrics"])
+    for name in ("brier", "overconfidence", "confidence_gap", "e_aurc", "scaled_ece"):
+        assert {f"test/{net}/{name}" for net in ("student", "student_raw", "teacher")} <= set(record["metrics"])
+    assert {"val/teacher/temperature", "val/student/temperature", "test/student/teacher_kl"} <= set(record["metrics"])
     assert json.loads((directory / "record.json").read_text()) == record
 
     network = kdrun.load(directory)
@@ -176,7 +179,7 @@ def test_without_validation_images_nothing_is_best(train, outputs):
     assert train(*FAST, "method=supervised", "dataset.val_fraction=0") == 0
     ((_, record),) = records(outputs).items()
     assert record["best_on_val"] is None
-    assert not [key for key in record["metrics"] if key.startswith("val/")]
+    assert not [key for key in record["metrics"] if key.startswith("val/") or "scaled" in key]
 
 
 def test_user_given_split_file(train, outputs, tmp_path):
