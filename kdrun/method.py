@@ -132,6 +132,8 @@ class Method(nn.Module):
     num_students: ClassVar[tuple[int, int]] = (1, 1)
     always_teacher: ClassVar[bool] = False
     """Whether a teacher is needed even when no loss term asks for one."""
+    mixes: ClassVar[bool] = False
+    """Whether the images of its streams may be mixed (views.mix): it must take labels (B, classes) then."""
     role: ClassVar[str] = ""
     """Part of the seed of the initialisation, where two networks of one name must differ."""
 
@@ -290,6 +292,7 @@ def teacher_run(config: RunConfig, spec: TeacherConfig) -> RunConfig:
         teacher=TeacherConfig(),
         schedule=schedule,
         dataset=dataset,
+        views=config.views.replace(mix=spec.mix),
         seed=spec.seed,
     )
     own = plugin_hashes(plugged_classes(run))

@@ -19,6 +19,7 @@ CASES = {
     **{name: [name, *CALM.get(name, [])] for name in METHODS},
     **{f"distill loss={loss}": ["distill", f"loss={loss}"] for loss in LOSSES},
     **{f"distill loss={loss}": ["distill", f"loss={loss}", "schedule.lr=0.001"] for loss in FEATURE_LOSSES},
+    "mixup_distill views.mix.kind=cutmix": ["mixup_distill", "views.mix.kind=cutmix", "views.mix.per=batch"],
 }
 
 
