@@ -206,6 +206,13 @@ class TrackerConfig(Schema):
     """null: online where a key is configured, else offline (WANDB_MODE counts)."""
 
 
+class EvaluateConfig(Schema):
+    """What else is measured once a run is done. It changes no result, so a finished run can be measured later."""
+
+    corruptions: str | None = Field(None, min_length=1)
+    """A folder as CIFAR-10-C or CIFAR-100-C, of the dataset's test images; null: none."""
+
+
 class ExecutionConfig(Schema):
     """How and where a run is carried out; nothing here can change its result beyond rounding."""
 
@@ -244,6 +251,7 @@ class RunConfig(Schema):
     seed: int = Field(0, ge=0)
     tracker: Annotated[TrackerConfig, OutsideKey()]
     execution: Annotated[ExecutionConfig, OutsideKey()]
+    evaluate: Annotated[EvaluateConfig, OutsideKey()] = Field(default_factory=EvaluateConfig)
     plugins: Annotated[list[str], OutsideKey()] = Field(default_factory=list)
 
     @property
@@ -289,7 +297,7 @@ def to_config(composed: DictConfig) -> RunConfig:
 def from_nodes(node: dict[str, Any]) -> RunConfig:
     """Type and check plain nodes, as Hydra composes them (`loss`, `student`) or as config.yaml records them."""
     known = {"method", "dataset", "views", "teacher", "student", "students", "loss", "schedule", "seed"}
-    known |= {"tracker", "execution", "plugins", "coefficients", "experiment"}
+    known |= {"tracker", "execution", "evaluate", "plugins", "coefficients", "experiment"}
     errors = [f"{key}: unknown key; {allowed(key, known)}" for key in node if key not in known]
     errors += [f"{key}: missing; choose one" for key in ("method", "dataset", "loss", "schedule") if not node.get(key)]
     if errors:
@@ -324,6 +332,7 @@ def from_nodes(node: dict[str, Any]) -> RunConfig:
         ("teacher", TeacherConfig),
         ("tracker", TrackerConfig),
         ("execution", ExecutionConfig),
+        ("evaluate", EvaluateConfig),
     ):
         collect(name, lambda name=name, schema=schema: build(schema, node.get(name) or {}, name))
     if errors:

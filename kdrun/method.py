@@ -170,7 +170,7 @@ class Method(nn.Module):
 
     def predictors(self) -> dict[str, Predictor]:
         """The networks that are evaluated: name -> function from a view to logits or log-probabilities (B, C)."""
-        return {name: _predictor(net) for name, net in self.students.items()}
+        return {name: predictor(net) for name, net in self.students.items()}
 
     @classmethod
     def requires(cls, config: RunConfig) -> dict[str, RunConfig]:
@@ -259,7 +259,9 @@ class Method(nn.Module):
         self.after_step(ctx)
 
 
-def _predictor(network: nn.Module) -> Predictor:
+def predictor(network: nn.Module) -> Predictor:
+    """The logits of a network as a function of a view."""
+
     def predict(view: View) -> Tensor:
         logits: Tensor = network(view).logits
         return logits

@@ -283,7 +283,9 @@ def found_table(outputs: Path, metric: str = "test/top1", protocol: str = "last"
 def _distinguishing(record: Record) -> dict[str, Any]:
     """The flat config without what a cell or its seeds share."""
     config = record["config"]
-    flat = _flatten({k: v for k, v in config.items() if k not in ("seed", "execution", "tracker", "plugins")})
+    flat = _flatten(
+        {k: v for k, v in config.items() if k not in ("seed", "execution", "evaluate", "tracker", "plugins")}
+    )
     for key in ("dataset.num_labels", "dataset.name"):
         flat.pop(key, None)
     if flat.get("dataset.split_seed") == record["seed"]:

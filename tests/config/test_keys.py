@@ -34,7 +34,7 @@ def test_frozen_keys(composer):
     ["execution.device=cpu", "execution.outputs=elsewhere", "execution.threads=1", "execution.log_every_steps=7",
      "tracker=none", "tracker.project=other", "dataset.split_seed=0",
      "++coefficients={wttm: {wttm.gamma: 0.3}}", "student.lr_scale=1.0", "schedule.eval_every_steps=7", "views.weak.flip=false",
-     "+schedule.lr_for.resnet14=0.1", "views.mix.alpha=0.2", "teacher.mix.per=batch", "views.mix.share=0"],
+     "+schedule.lr_for.resnet14=0.1", "views.mix.alpha=0.2", "evaluate.corruptions=/somewhere", "teacher.mix.per=batch", "views.mix.share=0"],
 )  # fmt: skip
 def test_what_cannot_change_the_result_is_not_in_the_key(composer, override):
     assert key(composer, override) == key(composer)

@@ -72,6 +72,7 @@ MISTAKES = {
     "coefficient of no term": (["++coefficients={wttn: {wttm.gamma: 1}}"], "coefficients.wttn: unknown loss 'wttn'; nearest: wttm"),
     "coefficient of no field": (["++coefficients={wttm: {wttm.gama: 1}}"], "coefficients.wttm.wttm.gama: wttm has no 'gama'; nearest: gamma"),
     "missing plugin": (["plugins=[nowhere.py]"], "plugins: nowhere.py: no such Python file"),
+    "missing folder of corruptions": (["evaluate.corruptions=/nowhere"], "evaluate.corruptions: /nowhere/labels.npy: no such file; expected the files of CIFAR-10-C"),
     "missing data file": (["dataset=npz", "dataset.path=/nowhere.npz"], "dataset.path: /nowhere.npz: cannot be read"),
     "missing split file": (["dataset.split_file=/nowhere.npz"], "dataset.split_file: /nowhere.npz: cannot be read (No such file or directory)"),
     "absent device": (["execution.device=cuda:99"], "execution.device: cuda:99 was asked for"),
