@@ -249,3 +249,17 @@ def test_every_decay_reaches_the_optimizer(train, outputs, decay):
     assert rates[5] == pytest.approx(0.05)
     assert all(b <= a + 1e-12 for a, b in itertools.pairwise(rates[5:]))
     assert (rates[-1] == rates[5]) == (decay in ("constant", "plateau"))
+
+
+def test_mixup_distillation_with_a_teacher_of_either_kind(train, outputs):
+    sweep = ["-m", *FAST, *TEACHER, "method=mixup_distill", "teacher.mix.kind=none,mixup", "views.mix.share=0.5"]
+    assert train(*sweep) == 0
+    found = records(outputs).values()
+    teachers = {r["key"]: r["config"]["views"]["mix"]["kind"] for r in found if r["method"] == "supervised"}
+    students = [r for r in found if r["method"] == "mixup_distill"]
+    assert sorted(teachers.values()) == ["mixup", "none"]
+    assert {teachers[r["requires"]["teacher"]]: r["config"]["teacher"]["mix"]["kind"] for r in students} == {
+        "mixup": "mixup",
+        "none": "none",
+    }
+    assert all({"test/student/overconfidence", "test/teacher/ece"} <= set(r["metrics"]) for r in students)
