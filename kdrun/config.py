@@ -59,6 +59,26 @@ class ModelConfig(Schema):
         return self
 
 
+class MixConfig(Schema):
+    """Mixup (Zhang et al. 2018, arXiv 1710.09412) or CutMix (Yun et al. 2019, arXiv 1905.04899) within a batch."""
+
+    kind: Literal["none", "mixup", "cutmix"] = "none"
+    alpha: float = Field(1.0, gt=0)
+    """lambda ~ Beta(alpha, alpha); 1: uniform in [0, 1]."""
+    per: Literal["sample", "batch"] = "sample"
+    """What lambda (and CutMix's box) is drawn for."""
+    share: float = Field(1.0, ge=0, le=1)
+    """Probability with which an image is mixed."""
+
+    @property
+    def mixes(self) -> bool:
+        return self.kind != "none" and self.share > 0
+
+    def effective(self) -> "MixConfig":
+        """Without what has no effect."""
+        return self if self.mixes else MixConfig(kind=self.kind, share=1.0 if self.kind == "none" else 0.0)
+
+
 class TeacherConfig(Schema):
     """Where the teacher comes from."""
 
@@ -82,6 +102,8 @@ class TeacherConfig(Schema):
     """Length of the teacher's run; neither: as long as the student's."""
     num_labels: int | None = Field(None, gt=0)
     """Labeled images that the teacher sees; null: all that validation leaves (or that dataset.split_file names)."""
+    mix: MixConfig = Field(default_factory=MixConfig)
+    """Mixed images in the teacher's own training; `views.mix` is for the student's."""
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
@@ -95,6 +117,8 @@ class TeacherConfig(Schema):
             raise ValueError("teacher.path is missing: the file with the teacher's weights")
         if self.steps is not None and self.epochs is not None:
             raise ValueError("give teacher.steps or teacher.epochs, not both")
+        if self.mix.mixes and self.source != "train":
+            raise ValueError("teacher.mix is for source=train")
         return self
 
     @property
@@ -154,6 +178,8 @@ class StrongConfig(Schema):
 class ViewsConfig(Schema):
     weak: WeakConfig = Field(default_factory=WeakConfig)
     strong: StrongConfig = Field(default_factory=StrongConfig)
+    mix: MixConfig = Field(default_factory=MixConfig)
+    """What is mixed in training; the teacher sees the same mixed images."""
     mean: list[float] | None = Field(None, min_length=1, max_length=3)
     """What a recipe normalises with, for all channels or for each; null: the dataset's own. `dataset.mean` wins."""
     std: list[Annotated[float, Field(gt=0)]] | None = Field(None, min_length=1, max_length=3)
@@ -184,6 +210,13 @@ class TrackerConfig(Schema):
     tags: list[str] = Field(default_factory=list)
     mode: Literal["online", "offline"] | None = None
     """null: online where a key is configured, else offline (WANDB_MODE counts)."""
+
+
+class EvaluateConfig(Schema):
+    """What else is measured once a run is done. It changes no result, so a finished run can be measured later."""
+
+    corruptions: str | None = Field(None, min_length=1)
+    """A folder as CIFAR-10-C or CIFAR-100-C, of the dataset's test images; null: none."""
 
 
 class ExecutionConfig(Schema):
@@ -224,6 +257,7 @@ class RunConfig(Schema):
     seed: int = Field(0, ge=0)
     tracker: Annotated[TrackerConfig, OutsideKey()]
     execution: Annotated[ExecutionConfig, OutsideKey()]
+    evaluate: Annotated[EvaluateConfig, OutsideKey()] = Field(default_factory=EvaluateConfig)
     plugins: Annotated[list[str], OutsideKey()] = Field(default_factory=list)
     ramps: dict[str, RampConfig] = Field(default_factory=dict)
     """Weights that move during training."""
@@ -279,7 +313,7 @@ def to_config(composed: DictConfig) -> RunConfig:
 def from_nodes(node: dict[str, Any]) -> RunConfig:
     """Type and check plain nodes, as Hydra composes them (`loss`, `student`) or as config.yaml records them."""
     known = {"method", "dataset", "views", "teacher", "student", "students", "loss", "schedule", "seed"}
-    known |= {"tracker", "execution", "plugins", "coefficients", "experiment", "ramps"}
+    known |= {"tracker", "execution", "evaluate", "plugins", "coefficients", "experiment", "ramps"}
     errors = [f"{key}: unknown key; {allowed(key, known)}" for key in node if key not in known]
     errors += [f"{key}: missing; choose one" for key in ("method", "dataset", "loss", "schedule") if not node.get(key)]
     if errors:
@@ -315,6 +349,7 @@ def from_nodes(node: dict[str, Any]) -> RunConfig:
         ("teacher", TeacherConfig),
         ("tracker", TrackerConfig),
         ("execution", ExecutionConfig),
+        ("evaluate", EvaluateConfig),
     ):
         collect(name, lambda name=name, schema=schema: build(schema, node.get(name) or {}, name))
     if errors:
@@ -397,8 +432,10 @@ def effective(config: RunConfig) -> RunConfig:
     config = config.replace(losses=losses)
     if errors := _contradictions(config):
         raise ConfigError(*errors)
-    if not config.needs_teacher:
-        config = config.replace(teacher=TeacherConfig())
+    config = config.replace(
+        teacher=_effective_teacher(config.teacher) if config.needs_teacher else TeacherConfig(),
+        views=config.views.replace(mix=config.views.mix.effective()),
+    )
     present = {model.name for model in (*config.students, *config.teacher.models)}
     lr_for = {name: lr for name, lr in config.schedule.lr_for.items() if name in present}
     config = config.replace(schedule=config.schedule.replace(lr_for=lr_for))
@@ -416,6 +453,11 @@ def effective(config: RunConfig) -> RunConfig:
     return config.replace(dataset=dataset)
 
 
+def _effective_teacher(teacher: TeacherConfig) -> TeacherConfig:
+    members = [_effective_teacher(member) for member in teacher.members]
+    return teacher.replace(mix=teacher.mix.effective(), members=members)
+
+
 def _contradictions(config: RunConfig) -> list[str]:
     """One line for each part that does not go with another."""
     import timm
@@ -423,9 +465,20 @@ def _contradictions(config: RunConfig) -> list[str]:
     import kdrun.models  # noqa: F401  (registers the CIFAR networks into timm)
 
     errors: list[str] = []
-    method = config.method_class
+    method, mix = config.method_class, config.views.mix
+    if mix.mixes and not method.mixes:
+        errors.append(
+            f"views.mix.kind: method={config.method.name} does not take mixed images, got {mix.kind}; set it to none, "
+            "or choose method=mixup_distill"
+        )
     for label, term in config.losses.items():
-        against = lookup("loss", term.name, f"loss.{label}.name").against
+        kind = lookup("loss", term.name, f"loss.{label}.name")
+        if mix.mixes and kind.needs_index:
+            errors.append(
+                f"loss.{label}: {term.name} remembers single images, and views.mix.kind={mix.kind} mixes them; "
+                "choose another term, or set it to none"
+            )
+        against = kind.against
         if against not in method.loss_roles:
             errors.append(
                 f"loss.{label}: {term.name} works against the {against}, "

@@ -13,7 +13,7 @@ from kdrun.data.views import View, clean
 from kdrun.device import autocast, eager
 from kdrun.files import atomic_path
 from kdrun.method import Predictor
-from kdrun.metrics import evaluate_logits
+from kdrun.metrics import compare_with_teacher, evaluate_logits, fit_temperature
 
 
 class Evaluator:
@@ -52,11 +52,29 @@ class Evaluator:
 
     def metrics(self, logits: Mapping[tuple[str, str], Tensor]) -> dict[str, float]:
         """Flat `split/net/metric` of logits that `logits` gave."""
-        out = {}
+        out: dict[str, float] = {}
         for (split, net), values in logits.items():
-            found = evaluate_logits(values, self.splits[split][2])
-            numbers = torch.stack(list(found.values())).tolist()
-            out.update({f"{split}/{net}/{name}": value for name, value in zip(found, numbers, strict=True)})
+            out |= _flat(f"{split}/{net}/", evaluate_logits(values, self.splits[split][2]))
+        return out
+
+    def final_metrics(self, logits: Mapping[tuple[str, str], Tensor]) -> dict[str, float]:
+        """As `metrics`, with what is too dear for every evaluation.
+
+        Students beside the network `teacher` where there is one; and each network's temperature, fitted on the
+        validation images (`val/<net>/temperature`), with the test metrics that it changes (`test/<net>/scaled_ece`).
+        Without validation images there is no temperature: the test images choose nothing.
+        """
+        out = self.metrics(logits)
+        for (split, net), values in logits.items():
+            teacher = logits.get((split, "teacher"))
+            if teacher is not None and net != "teacher":
+                out |= _flat(f"{split}/{net}/", compare_with_teacher(values, teacher))
+            if split == "val" and ("test", net) in logits:
+                temperature = fit_temperature(values, self.splits["val"][2])
+                test = logits["test", net]
+                scaled = evaluate_logits(test.to(temperature) / temperature, self.splits["test"][2])
+                out[f"val/{net}/temperature"] = temperature.item()
+                out |= _flat(f"test/{net}/scaled_", {k: v for k, v in scaled.items() if k not in ("top1", "top5")})
         return out
 
     def save(self, directory: Path, logits: Mapping[tuple[str, str], Tensor]) -> None:
@@ -66,3 +84,9 @@ class Evaluator:
             arrays: dict[str, Any] = {"index": index, "target": target, "logits": values.float()}
             with atomic_path(directory / f"{split}-{net}.npz") as path, path.open("wb") as file:
                 np.savez(file, **{name: value.cpu().numpy() for name, value in arrays.items()})
+
+
+def _flat(prefix: str, values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Scalars of one device as numbers, in one transfer."""
+    numbers = torch.stack(list(values.values())).tolist()
+    return {f"{prefix}{name}": number for name, number in zip(values, numbers, strict=True)}

@@ -184,6 +184,8 @@ class Method(nn.Module):
     """Fewest and most; None: any number."""
     always_teacher: ClassVar[bool] = False
     """Whether a teacher is needed even when no loss term asks for one."""
+    mixes: ClassVar[bool] = False
+    """Whether the images of its streams may be mixed (views.mix): it must take labels (B, classes) then."""
     role: ClassVar[str] = ""
     """Part of the seed of the initialisation, where two networks of one name must differ."""
 
@@ -219,7 +221,7 @@ class Method(nn.Module):
 
     def predictors(self) -> dict[str, Predictor]:
         """The networks that are evaluated: name -> function from a view to logits or log-probabilities (B, C)."""
-        return {name: _predictor(net) for name, net in self.students.items()}
+        return {name: predictor(net) for name, net in self.students.items()}
 
     @classmethod
     def requires(cls, config: RunConfig) -> dict[str, RunConfig]:
@@ -325,7 +327,9 @@ def _twin(students: Sequence[ModelConfig], k: int) -> int:
     return [i for _, i in twins].index(k)
 
 
-def _predictor(network: nn.Module) -> Predictor:
+def predictor(network: nn.Module) -> Predictor:
+    """The logits of a network as a function of a view."""
+
     def predict(view: View) -> Tensor:
         logits: Tensor = network(view).logits
         return logits
@@ -361,6 +365,7 @@ def teacher_run(config: RunConfig, spec: TeacherConfig) -> RunConfig:
         teacher=TeacherConfig(),
         schedule=schedule,
         dataset=dataset,
+        views=config.views.replace(mix=spec.mix),
         seed=spec.seed,
     )
     own = plugin_hashes(plugged_classes(run))

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from kdrun.artifacts import Pool
 from kdrun.config import ModelConfig, RunConfig, dump, plugged_classes, run_key
+from kdrun.corruptions import Corruptions
+from kdrun.corruptions import summary as summary_of_corruptions
 from kdrun.data.dataset import Arrays, load_dataset
 from kdrun.data.splits import Split, make_split, write_split
 from kdrun.data.streams import check_streams, make_loader
@@ -27,9 +29,9 @@ from kdrun.evaluation import Evaluator
 from kdrun.files import write_bytes, write_json, write_text
 from kdrun.lock import Lock
 from kdrun.loop import Loop, make_optimizer
-from kdrun.method import Method, Setup, Teacher, for_channels
+from kdrun.method import Method, Setup, Teacher, for_channels, predictor
 from kdrun.models.network import Network, load_network
-from kdrun.record import SCHEMA, Record, code_version, package_versions, read_record, write_record
+from kdrun.record import SCHEMA, Record, code_version, finite, package_versions, read_record, write_record
 from kdrun.registry import load_plugins, plugin_hashes
 from kdrun.schedule import LearningRate
 from kdrun.seeding import seed_everything, subseed
@@ -43,12 +45,21 @@ _THREADS = torch.get_num_threads()  # torch's own choice: a job of a sweep must 
 def run(config: RunConfig, overrides: Iterable[str] = (), job_type: str = "train") -> Record:
     """The record of this run: read when it is done already, else trained now, after everything it requires.
 
+    What `evaluate` asks for is measured then, if the record does not have it.
+
     Returns:
         The record; its `status` is done or failed (then `error` says why, and log.txt holds the traceback).
 
     Raises:
         KeyboardInterrupt: stopped by a signal; the same call goes on from the checkpoint.
     """
+    record = _trained(config, overrides, job_type)
+    if record["status"] == "done" and config.evaluate.corruptions is not None and job_type == "train":
+        return _with_corruptions(config, config.evaluate.corruptions)
+    return record
+
+
+def _trained(config: RunConfig, overrides: Iterable[str], job_type: str) -> Record:
     directory = config.directory
     done = finished(directory)
     if done is not None:
@@ -124,6 +135,8 @@ def check(config: RunConfig) -> None:
         require_compiler()
     arrays = load_dataset(config.dataset)
     split = make_split(config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels))
+    if config.evaluate.corruptions is not None:
+        _corruptions(config.evaluate.corruptions, arrays)
     # seeds and labels change neither networks nor optimizer
     shape = config.replace(seed=0, dataset=config.dataset.replace(num_labels=None, split_seed=None, split_file=None))
     key = run_key(shape)
@@ -269,7 +282,7 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
     seed = subseed(config.seed, "streams", method.role) if method.role else config.seed
     loader = make_loader(
         method.streams, arrays, split, train_images, type(method).batch_sizes(config), recipes, seed, extra,
-        clock.total_steps,
+        clock.total_steps, config.views.mix,
     )  # fmt: skip
     labels, everything = torch.from_numpy(arrays.train_labels), torch.arange(len(test_images), device=device)
     val = torch.from_numpy(split.val)
@@ -310,7 +323,7 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
         logits = loop.final_logits()
         if teacher is not None:
             logits.update(evaluator.logits({"teacher": lambda view: teacher(view).logits}))
-        metrics = evaluator.metrics(logits)
+        metrics = evaluator.final_metrics(logits)
         lock.require()
         evaluator.save(directory / "predictions", logits)
         _save_networks(method, loop, directory)
@@ -325,6 +338,44 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
     finally:
         loader.close()
         tracker.finish(record["metrics"], failed)
+
+
+def _corruptions(folder: str, arrays: Arrays) -> Corruptions:
+    return Corruptions(folder, arrays.test_images.shape[1:], arrays.num_classes)
+
+
+def _with_corruptions(config: RunConfig, folder: str) -> Record:
+    """The record of a finished run with what its networks and its teacher do on corrupted images.
+
+    All cells are in corruptions.json, their means among the metrics.
+    """
+    directory, arrays = config.directory, load_dataset(config.dataset)
+    corruptions = _corruptions(folder, arrays)
+    with Lock(directory.with_name(directory.name + ".lock")) as lock:
+        record = finished(directory)
+        if record is None:
+            raise KdrunError(f"{directory}: was deleted before its networks could see corrupted images")
+        if record.get("corruptions") == corruptions.hash:
+            return record
+        device = device_of(config.execution.device)
+        torch.set_num_threads(config.execution.threads or _THREADS)
+        networks: dict[str, Any] = {name: load_network(directory / f"{name}.safetensors") for name in record["nets"]}
+        split = make_split(config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels))
+        runs = {role: other.directory for role, other in config.method_class.requires(config).items()}
+        teacher = make_teacher(config.teacher, setup_of(config, arrays, split), runs)
+        if teacher is not None:
+            networks["teacher"] = teacher.eval()
+        found = corruptions.evaluate(
+            {name: predictor(_to(network, config, device)) for name, network in networks.items()}, device,
+            batch_size=config.execution.eval_batch_size, precision=config.schedule.precision,
+        )  # fmt: skip
+        lock.require()
+        write_json(directory / "corruptions.json", finite(found))
+        record["metrics"] |= summary_of_corruptions(found)
+        record["corruptions"] = corruptions.hash
+        write_record(directory, record)
+    log.info("corruptions: %s (%s)", directory / "corruptions.json", folder)
+    return record
 
 
 def _artifacts(
@@ -435,6 +486,7 @@ def _new_record(config: RunConfig, directory: Path, overrides: list[str]) -> Rec
         "headline": None,
         "metrics": {},
         "best_on_val": None,
+        "corruptions": None,
         "warnings": [],
         "error": None,
     }

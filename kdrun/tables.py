@@ -17,7 +17,10 @@ from kdrun.plan import Composer
 from kdrun.record import MetricsLog, Record, find_records, read_record
 from kdrun.schema import Schema, build
 
-PERCENT = ("top1", "top5", "ece", "confidence", "precision", "coverage", "mask_rate", "pseudo_label_accuracy")
+PERCENT = (
+    "top1", "top5", "ece", "ece_equal_mass", "ece_classwise", "overconfidence", "confidence", "confidence_gap",
+    "teacher_agreement", "precision", "coverage", "mask_rate", "pseudo_label_accuracy",
+)  # fmt: skip
 TEACHER_TOLERANCE = 0.7  # points of top-1 between our teacher and the paper's before a table warns
 
 
@@ -86,7 +89,7 @@ class Table:
 
     @property
     def percent(self) -> bool:
-        return self.metric.rsplit("/", 1)[-1] in PERCENT
+        return self.metric.rsplit("/", 1)[-1].removeprefix("scaled_") in PERCENT
 
     def grid(self) -> list[list[str]]:
         """All texts, header row first."""
@@ -280,7 +283,9 @@ def found_table(outputs: Path, metric: str = "test/top1", protocol: str = "last"
 def _distinguishing(record: Record) -> dict[str, Any]:
     """The flat config without what a cell or its seeds share."""
     config = record["config"]
-    flat = _flatten({k: v for k, v in config.items() if k not in ("seed", "execution", "tracker", "plugins")})
+    flat = _flatten(
+        {k: v for k, v in config.items() if k not in ("seed", "execution", "evaluate", "tracker", "plugins")}
+    )
     for key in ("dataset.num_labels", "dataset.name"):
         flat.pop(key, None)
     if flat.get("dataset.split_seed") == record["seed"]:

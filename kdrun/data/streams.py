@@ -9,7 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from kdrun.config import MixConfig
 from kdrun.data.dataset import Arrays
+from kdrun.data.mix import Mix
 from kdrun.data.splits import Split
 from kdrun.data.views import Batch, Recipe, Samples, View, join
 from kdrun.device import send
@@ -26,11 +28,13 @@ class Stream:
         index: (M,) int64 on the CPU: positions that belong to the stream.
         recipes: view name -> recipe.
         extra: artifacts by name, (N, ...) on the training device, looked up for each image.
+        mix: how the images of a batch are mixed, all views alike; None: they are not.
     """
 
     def __init__(
         self, name: str, images: Tensor, targets: Tensor | None, index: Tensor, batch_size: int,
         recipes: Mapping[str, Recipe], seed: int, extra: Mapping[str, Tensor] | None = None,
+        mix: Mix | None = None,
     ) -> None:  # fmt: skip
         self.name = name
         self.images = images
@@ -40,6 +44,7 @@ class Stream:
         self.recipes = dict(recipes)
         self.seed = seed
         self.extra = dict(extra or {})
+        self.mix = mix
         self._orders: dict[int, Tensor] = {}
 
     def batch(self, step: int) -> Samples:
@@ -51,13 +56,21 @@ class Stream:
         device = self.images.device
         index = send(torch.cat([self.positions(step) for step in steps]), device)
         parts: dict[str, tuple[Tensor, ...]] = {"index": index.split(self.batch_size)}
+        mixture = None
+        if self.mix is not None:
+            generators = [generator(self.seed, "mix", self.name, step) for step in steps]
+            mixture = self.mix.draw_steps(generators, self.batch_size, device)
         if self.targets is not None:
-            parts["target"] = self.targets[index].split(self.batch_size)
+            target = self.targets[index]
+            target = target if mixture is None else mixture.labels(target)
+            parts["target"] = target.split(self.batch_size)
         for name, recipe in self.recipes.items():
             drawn = [
                 recipe.draw(generator(self.seed, "views", self.name, name, step), self.batch_size) for step in steps
             ]
-            parts[f"view {name}"] = recipe.apply(self.images, index, join(drawn)).split(self.batch_size)
+            pixels = recipe.apply(self.images, index, join(drawn))
+            pixels = pixels if mixture is None else mixture.images(pixels)
+            parts[f"view {name}"] = pixels.split(self.batch_size)
         extra = {name: values[index].split(self.batch_size) for name, values in self.extra.items()}
         return [
             Samples(
@@ -150,10 +163,13 @@ def check_streams(wanted: Mapping[str, tuple[str, ...]], recipes: Mapping[str, R
 def make_loader(
     wanted: Mapping[str, tuple[str, ...]], arrays: Arrays, split: Split, images: Tensor, batch_sizes: Mapping[str, int],
     recipes: Mapping[str, Recipe], seed: int, extra: Mapping[str, Tensor] | None = None,
-    total_steps: int | None = None,
+    total_steps: int | None = None, mix: MixConfig | None = None,
 ) -> Loader:  # fmt: skip
     """Build the streams that a method declares. Only the labeled stream has targets, and only of labeled images."""
     streams = {}
+    mixed = None
+    if mix is not None and mix.mixes:
+        mixed = Mix(mix, (images.shape[1], images.shape[2]), arrays.num_classes)
     for name, views in wanted.items():
         index = torch.from_numpy({"labeled": split.labeled, "unlabeled": split.unlabeled}[name])
         targets = None
@@ -162,5 +178,5 @@ def make_loader(
             targets[index] = torch.from_numpy(arrays.train_labels)[index]
             targets = targets.to(images.device)
         chosen = {view: recipes[view] for view in views}
-        streams[name] = Stream(name, images, targets, index, batch_sizes[name], chosen, seed, extra)
+        streams[name] = Stream(name, images, targets, index, batch_sizes[name], chosen, seed, extra, mixed)
     return Loader(streams, total_steps)

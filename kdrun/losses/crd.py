@@ -71,6 +71,7 @@ class CRD(PenultimateTerm):
         "ways, u and v of embedding_dim, one of them from a memory with momentum"
     )
     source = "Tian, Krishnan and Isola 2020, arXiv 1910.10699"
+    needs_index = True
 
     student_memory: Tensor
     """(N, D), unit norm; sorted by class, images without a label last."""

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kdrun.losses.labels import classes_of, full
+from kdrun.losses.labels import full, labels_of, over_classes
 from kdrun.losses.logits import LogitConfig, LogitTerm, above_zero, kl
 from kdrun.losses.term import Pair
 from kdrun.registry import register
@@ -102,7 +102,10 @@ class DKD(LogitTerm):
         # deviates: the authors' code raises the weight once an epoch, by 1/20 from the first; we at each step, because
         # an epoch of 50 labels is no measure of time.
         ramp = min(pair.progress / c.warmup, 1.0) if c.warmup else 1.0
-        return ramp * dkd(*self.logits(pair), classes_of(pair, self), c.alpha, c.beta, c.temperature)
+        student, teacher = self.logits(pair)
+        return ramp * over_classes(
+            labels_of(pair, self), lambda y: dkd(student, teacher, y, c.alpha, c.beta, c.temperature)
+        )
 
     @classmethod
     def remarks(cls, config: Any, ce_weight: float) -> list[str]:
@@ -126,4 +129,5 @@ class NKD(LogitTerm):
         """Of the other classes only."""
 
     def forward(self, pair: Pair) -> Tensor:
-        return nkd(*self.logits(pair), classes_of(pair, self), self.config.gamma, self.config.temperature)
+        c, (student, teacher) = self.config, self.logits(pair)
+        return over_classes(labels_of(pair, self), lambda y: nkd(student, teacher, y, c.gamma, c.temperature))

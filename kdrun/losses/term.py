@@ -21,9 +21,9 @@ class Pair:
     student: Output
     teacher: Output | None
     target: Tensor | None
-    """(B,) int64, or (B, classes) float32."""
+    """(B,) int64, or (B, classes) float32: the mixed classes of two images."""
     index: Tensor
-    """(B,) int64, position in the train array."""
+    """(B,) int64, position in the train array; of a mixed image, that of the first."""
     progress: float
     """Share of the run behind us, in [0, 1)."""
     draw: Callable[..., Tensor]
@@ -54,6 +54,8 @@ class Term(nn.Module):
     """teacher: the term needs a teacher; it may read the labels too."""
     per_sample: ClassVar[bool] = True
     """True: `forward` returns (B,). False: a statistic of the batch, ()."""
+    needs_index: ClassVar[bool] = False
+    """True: the term remembers single images by their index; it is refused with views.mix."""
     features: tuple[str, ...] = ()
     """Features that the student must give, and the teacher too where the term works against it."""
     teacher_features: tuple[str, ...] | None = None

@@ -1,5 +1,13 @@
 """The algorithms, one per file; importing this package registers them."""
 
-from kdrun.methods import distill, fixmatch, kd_fixmatch, peer_distill, supervised, uncertainty_distill
+from kdrun.methods import (
+    distill,
+    fixmatch,
+    kd_fixmatch,
+    mixup_distill,
+    peer_distill,
+    supervised,
+    uncertainty_distill,
+)
 
-__all__ = ["distill", "fixmatch", "kd_fixmatch", "peer_distill", "supervised", "uncertainty_distill"]
+__all__ = ["distill", "fixmatch", "kd_fixmatch", "mixup_distill", "peer_distill", "supervised", "uncertainty_distill"]

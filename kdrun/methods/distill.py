@@ -12,6 +12,7 @@ from kdrun.registry import register
 @register("method", "distill")
 class Distill(Method):
     loss_roles = ("target", "teacher")
+    mixes = True
 
     class Config(MethodConfig):
         pass

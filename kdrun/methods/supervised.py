@@ -8,6 +8,8 @@ from kdrun.registry import register
 
 @register("method", "supervised")
 class Supervised(Method):
+    mixes = True
+
     class Config(MethodConfig):
         pass
 

@@ -34,7 +34,7 @@ def test_frozen_keys(composer):
     ["execution.device=cpu", "execution.outputs=elsewhere", "execution.threads=1", "execution.log_every_steps=7",
      "tracker=none", "tracker.project=other", "dataset.split_seed=0",
      "++coefficients={wttm: {wttm.gamma: 0.3}}", "student.lr_scale=1.0", "schedule.eval_every_steps=7", "views.weak.flip=false",
-     "+schedule.lr_for.resnet14=0.1"],
+     "+schedule.lr_for.resnet14=0.1", "views.mix.alpha=0.2", "evaluate.corruptions=/somewhere", "teacher.mix.per=batch", "views.mix.share=0"],
 )  # fmt: skip
 def test_what_cannot_change_the_result_is_not_in_the_key(composer, override):
     assert key(composer, override) == key(composer)
@@ -44,7 +44,7 @@ def test_what_cannot_change_the_result_is_not_in_the_key(composer, override):
     "override",
     ["seed=1", "dataset.num_labels=50", "dataset.val_seed=1", "loss.kd.temperature=2", "loss=ttm", "schedule.lr=0.1",
      "schedule/decay=linear", "student=resnet14", "student.args.width=8", "teacher=resnet8", "teacher.seed=1",
-     "views.weak.pad=2", "schedule.ema_decay=0.9"],
+     "views.weak.pad=2", "schedule.ema_decay=0.9", "views.mix.kind=mixup", "teacher.mix.kind=mixup"],
 )  # fmt: skip
 def test_what_can_change_the_result_is_in_the_key(composer, override):
     assert key(composer, override) != key(composer)
@@ -133,6 +133,34 @@ def test_the_teacher_is_shared_by_students_seeds_and_losses(composer):
     assert shared == key(composer, "method=supervised", "student=resnet20")  # the same run, started by hand
 
 
+def test_mixing_is_for_the_student_and_by_one_override_for_the_teacher(composer):
+    def teacher(*overrides):
+        config = composer.typed(list(overrides))
+        return run_key(config.method_class.requires(config)["teacher"])
+
+    mixed = ["method=mixup_distill", "student=resnet14"]
+    assert teacher(*mixed) == teacher("student=resnet14") == key(composer, "method=supervised", "student=resnet20")
+    by_hand = key(composer, "method=supervised", "student=resnet20", "views.mix.kind=mixup", "views.mix.alpha=0.2")
+    assert teacher(*mixed, "teacher.mix.kind=mixup", "teacher.mix.alpha=0.2") == by_hand
+    members = "teacher.members=[{source: train, model: {name: resnet8}, mix: {kind: cutmix}}, {source: train, model: {name: resnet14}}]"
+    config = composer.typed([*mixed, "teacher=ensemble", members])
+    assert [r.views.mix.kind for r in config.method_class.requires(config).values()] == ["cutmix", "none"]
+
+
+def test_the_authors_form_of_mixup_distillation(composer):
+    config = composer.typed(["method=mixup_distill"])
+    assert (config.views.mix.kind, config.views.mix.alpha, config.views.mix.per, config.views.mix.share) == (
+        "mixup",
+        1.0,
+        "sample",
+        1.0,
+    )
+    assert {name: (term.weight, term.temperature) for name, term in config.losses.items()} == {"kd": (1.0, 2.0)}
+    assert composer.typed(["method=mixup_distill", "loss.kd.temperature=0.5"]).losses["kd"].temperature == 0.5
+    both = composer.typed(["method=mixup_distill", "loss=kd_mixup"]).losses
+    assert (both["ce"].weight, both["kd"].weight) == (0.2, 0.8)
+
+
 def test_a_data_file_counts_by_content_not_by_place(composer, tmp_path):
     for name, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
         (tmp_path / name).write_bytes(content)
@@ -162,6 +190,9 @@ def remake() -> None:
         "method=uncertainty_distill loss=wttm method/uncertainty=max_prob", "method=peer_distill students=[resnet8,resnet14]",
         "method=peer_distill students=[resnet8,resnet14,resnet20] loss=ce method.peer_target=sum",
         "+ramps.a={key:loss.kd.weight,end:0.5} loss=kd", "teacher.loss=evidential",
+        "method=mixup_distill",
+        "method=mixup_distill loss=kd_mixup views.mix.kind=cutmix views.mix.alpha=0.2 views.mix.per=batch",
+        "method=supervised views.mix.kind=mixup views.mix.share=0.5", "method=mixup_distill teacher.mix.kind=mixup",
     ]  # fmt: skip
     with Composer() as made:
         FROZEN.write_text(json.dumps({line: key(made, *line.split()) for line in lines}, indent=1) + "\n")

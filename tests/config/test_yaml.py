@@ -6,7 +6,16 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from kdrun.config import CONF_DIR, ExecutionConfig, ModelConfig, TeacherConfig, TrackerConfig, ViewsConfig
+from kdrun.config import (
+    CONF_DIR,
+    EvaluateConfig,
+    ExecutionConfig,
+    MixConfig,
+    ModelConfig,
+    TeacherConfig,
+    TrackerConfig,
+    ViewsConfig,
+)
 from kdrun.papers import read_paper
 from kdrun.plan import Composer
 from kdrun.registry import lookup
@@ -98,8 +107,10 @@ def test_yaml_lists_every_key_of_its_schema_so_that_each_can_be_overridden_and_c
     assert keys(cfg.teacher) == set(TeacherConfig.model_fields)
     assert keys(cfg.student) == set(ModelConfig.model_fields)
     assert keys(cfg.tracker) == set(TrackerConfig.model_fields)
+    assert keys(cfg.evaluate) == set(EvaluateConfig.model_fields)
     assert keys(cfg.execution) == set(ExecutionConfig.model_fields)
     assert keys(cfg.views) == set(ViewsConfig.model_fields)
+    assert keys(cfg.views.mix) == keys(cfg.teacher.mix) == set(MixConfig.model_fields)
     assert keys(cfg.views.weak) == set(ViewsConfig.model_fields["weak"].annotation.model_fields)
 
 

@@ -23,6 +23,7 @@ METHODS = sorted(_REGISTRY["method"])
 TWO = "students=[{name: resnet8, args: {width: 4}}, {name: resnet14, args: {width: 4}}]"
 EXTRA: dict[str, list[str]] = {
     "distill": ["loss=wttm", *TEACHER], "uncertainty_distill": TEACHER, "peer_distill": [TWO, *TEACHER],
+    "mixup_distill": ["loss=kd_mixup", *TEACHER],
 }  # fmt: skip
 # What `Method.artifacts` would give, for the 1,397 training digits.
 ARTIFACTS = {"kd_fixmatch": {"trusted_label": torch.arange(1397) % 11 - 1}}
@@ -45,8 +46,9 @@ def make(name: str, *overrides: str, device: str = "cpu") -> tuple[RunConfig, Me
     images = torch.from_numpy(arrays.train_images).to(device)
     extra = {key: value.to(device) for key, value in ARTIFACTS.get(name, {}).items()}
     loader = make_loader(
-        method.streams, arrays, split, images, type(method).batch_sizes(config), recipes, config.seed, extra
-    )
+        method.streams, arrays, split, images, type(method).batch_sizes(config), recipes, config.seed, extra,
+        mix=config.views.mix,
+    )  # fmt: skip
     return config, method, loader, torch.from_numpy(arrays.train_labels)
 
 
@@ -139,7 +141,8 @@ class TestEveryMethod:
         labeled = batch["labeled"]
         predicted = method.predictors()[method.headline](labeled.views["weak"]).argmax(1)
         wanted = labeled.target if method.teacher is None else method.teacher(labeled.views["weak"]).logits.argmax(1)
-        agreement = max((predicted == w).float().mean().item() for w in (wanted, labeled.target))
+        given = labeled.target if labeled.target.ndim == 1 else labeled.target.argmax(1)
+        agreement = max((predicted == w).float().mean().item() for w in (wanted, given))
         assert agreement > 0.9
 
     def test_no_hidden_label_reaches_the_method(self, name):
@@ -150,8 +153,12 @@ class TestEveryMethod:
             for stream, samples in loader.batch(step).items():
                 index = next(iter(samples.views.values())).index
                 if stream == "labeled":
-                    assert torch.equal(samples.target, labels[index])
                     assert (hidden[index] >= 0).all()
+                    if samples.target.ndim == 1:
+                        assert torch.equal(samples.target, labels[index])
+                    else:  # mixed within the batch
+                        assert (samples.target.gather(1, labels[index][:, None]) > 0).all()
+                        assert set(samples.target.nonzero()[:, 1].tolist()) <= set(labels[index].tolist())
                 else:
                     assert samples.target is None
 
@@ -188,6 +195,35 @@ def test_what_terms_tell_of_several_students_is_kept_apart():
     two = Two(config.replace(students=[config.students[0], ModelConfig(name="resnet14")]), method.setup)
     out = two(loader.batch(0), ctx(config, 0))
     assert list(out.metrics) == ["own", "student_1/wttm/renyi_entropy", "student_2/wttm/renyi_entropy"]
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixing_no_image_is_distillation(kind):
+    plain = fit(*make("distill", "loss=kd")[:3], 0, 5)
+    mixed = make("mixup_distill", "loss=kd", f"views.mix.kind={kind}", "views.mix.share=0")
+    assert fit(*mixed[:3], 0, 5) == plain
+    assert fit(*make("mixup_distill", "loss=kd", f"views.mix.kind={kind}")[:3], 0, 5) != plain
+
+
+@pytest.mark.parametrize("loss", ["ce", "kd", "ttm", "wttm", "dkd", "nkd", "dist", "rkd", "sce", "mae", "nce", "gce"])
+def test_losses_take_mixed_images(loss):
+    config, method, loader, _ = make("mixup_distill", f"loss={loss}")
+    batch = loader.batch(0)
+    assert batch["labeled"].target.shape == (16, 10)
+    out = method(batch, ctx(config, 10))
+    assert all(torch.isfinite(value) for value in out.losses.values())
+
+
+def test_the_teacher_sees_the_mixed_images_and_a_supervised_method_may_mix_too():
+    _, method, loader, _ = make("mixup_distill")
+    seen = []
+    method.setup.teacher._network.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    batch = loader.batch(0)
+    method(batch, ctx(method.config, 0))
+    assert seen[0] is batch["labeled"].views["weak"]
+    config, method, loader, _ = make("supervised", "views.mix.kind=mixup", "views.mix.alpha=0.2")
+    losses = fit(config, method, loader, 0, 3)
+    assert all(loss > 0 for loss in losses)
 
 
 def test_an_optimizer_of_torch_keeps_the_momentum_of_the_schedule():

@@ -62,6 +62,9 @@ def test_record_predictions_and_loaded_network_agree(train, outputs):
     assert record["nets"]["student"]["ema"] is True
     assert record["best_on_val"]["step"] in (10, 20)
     assert {"test/student/top1", "test/student_raw/top1", "test/teacher/top1"} <= set(record["metrics"])
+    for name in ("brier", "overconfidence", "confidence_gap", "e_aurc", "scaled_ece"):
+        assert {f"test/{net}/{name}" for net in ("student", "student_raw", "teacher")} <= set(record["metrics"])
+    assert {"val/teacher/temperature", "val/student/temperature", "test/student/teacher_kl"} <= set(record["metrics"])
     assert json.loads((directory / "record.json").read_text()) == record
 
     network = kdrun.load(directory)
@@ -176,7 +179,7 @@ def test_without_validation_images_nothing_is_best(train, outputs):
     assert train(*FAST, "method=supervised", "dataset.val_fraction=0") == 0
     ((_, record),) = records(outputs).items()
     assert record["best_on_val"] is None
-    assert not [key for key in record["metrics"] if key.startswith("val/")]
+    assert not [key for key in record["metrics"] if key.startswith("val/") or "scaled" in key]
 
 
 def test_user_given_split_file(train, outputs, tmp_path):
@@ -246,3 +249,17 @@ def test_every_decay_reaches_the_optimizer(train, outputs, decay):
     assert rates[5] == pytest.approx(0.05)
     assert all(b <= a + 1e-12 for a, b in itertools.pairwise(rates[5:]))
     assert (rates[-1] == rates[5]) == (decay in ("constant", "plateau"))
+
+
+def test_mixup_distillation_with_a_teacher_of_either_kind(train, outputs):
+    sweep = ["-m", *FAST, *TEACHER, "method=mixup_distill", "teacher.mix.kind=none,mixup", "views.mix.share=0.5"]
+    assert train(*sweep) == 0
+    found = records(outputs).values()
+    teachers = {r["key"]: r["config"]["views"]["mix"]["kind"] for r in found if r["method"] == "supervised"}
+    students = [r for r in found if r["method"] == "mixup_distill"]
+    assert sorted(teachers.values()) == ["mixup", "none"]
+    assert {teachers[r["requires"]["teacher"]]: r["config"]["teacher"]["mix"]["kind"] for r in students} == {
+        "mixup": "mixup",
+        "none": "none",
+    }
+    assert all({"test/student/overconfidence", "test/teacher/ece"} <= set(r["metrics"]) for r in students)

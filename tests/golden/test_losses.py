@@ -24,6 +24,7 @@ CASES = {
     **{f"distill loss={loss}": ["distill", f"loss={loss}", "schedule.lr=0.001"] for loss in FEATURE_LOSSES},
     **PEERS,
     "supervised loss=evidential": ["supervised", "loss=evidential"],
+    "mixup_distill views.mix.kind=cutmix": ["mixup_distill", "views.mix.kind=cutmix", "views.mix.per=batch"],
 }
 
 

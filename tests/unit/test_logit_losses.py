@@ -307,8 +307,18 @@ class TestEveryLogitTerm:
 def test_terms_that_set_the_target_apart_say_what_they_need(name):
     with pytest.raises(KdrunError, match=rf"loss\.{name} needs labels, and this stream has none"):
         term(name)(pair(S, T, None))
-    with pytest.raises(KdrunError, match=rf"loss\.{name} needs one class an image, and these labels are mixed; choose"):
-        term(name)(pair(S, T, torch.full((1, 4), 0.25)))
+
+
+@pytest.mark.parametrize("name", ["dkd", "nkd"])
+def test_of_mixed_labels_each_of_the_two_classes_counts_by_its_share(name):
+    s, t = logits(4, 10)
+    made, y, other = term(name), labels(6, 10), labels(6, 10).roll(1)
+    share = torch.linspace(0, 1, 6)
+    one_hot = torch.eye(10)
+    mixed = share[:, None] * one_hot[y] + (1 - share)[:, None] * one_hot[other]
+    expected = share * made(pair(s, t, y)) + (1 - share) * made(pair(s, t, other))
+    torch.testing.assert_close(made(pair(s, t, mixed)), expected)
+    torch.testing.assert_close(made(pair(s, t, one_hot[y])), made(pair(s, t, y)))
 
 
 def test_the_weight_of_dkd_rises_over_its_share_of_the_run():

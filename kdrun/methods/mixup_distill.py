@@ -1,0 +1,22 @@
+"""Mixup distillation (Medina et al. 2026, arXiv 2606.12171): student and teacher on the same mixed images.
+
+x~ = lambda x + (1 - lambda) x_j with lambda ~ Beta(alpha, alpha), and the frozen teacher is asked about x~ itself, not
+about x and x_j. The authors minimise T^2 mean KL(p_t(x~) || p_s(x~)) alone (`loss=kd_noce`); a term against the labels
+gets lambda y + (1 - lambda) y_j. This is `distill` with `views.mix`, which it demands.
+"""
+
+from kdrun.config import MethodConfig, RunConfig
+from kdrun.methods.distill import Distill
+from kdrun.registry import register
+
+
+@register("method", "mixup_distill")
+class MixupDistill(Distill):
+    class Config(MethodConfig):
+        pass
+
+    @classmethod
+    def contradictions(cls, config: RunConfig) -> list[str]:
+        if config.views.mix.kind == "none":
+            return ["views.mix.kind: none, but method=mixup_distill mixes; choose mixup or cutmix, or method=distill"]
+        return []
