@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdrun.losses.labels import full
-from kdrun.losses.logits import LogitConfig, LogitTerm, above_zero
+from kdrun.losses.logits import LogitConfig, LogitTerm, above_zero, squared_temperature
 from kdrun.losses.term import Pair
 from kdrun.registry import register
 
@@ -72,4 +72,4 @@ class DIST(LogitTerm):
 
     @classmethod
     def remarks(cls, config: Any, ce_weight: float) -> list[str]:
-        return [f"temperature^2 = {config.temperature**2:g} is inside the term, not in its weight"]
+        return [squared_temperature(config)]

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdrun.losses.labels import full, labels_of, over_classes
-from kdrun.losses.logits import LogitConfig, LogitTerm, above_zero, kl
+from kdrun.losses.logits import LogitConfig, LogitTerm, above_zero, kl, squared_temperature
 from kdrun.losses.term import Pair
 from kdrun.registry import register
 
@@ -109,7 +109,7 @@ class DKD(LogitTerm):
 
     @classmethod
     def remarks(cls, config: Any, ce_weight: float) -> list[str]:
-        return [f"temperature^2 = {config.temperature**2:g} is inside the term, not in its weight"]
+        return [squared_temperature(config)]
 
 
 @register("loss", "nkd")

@@ -128,6 +128,11 @@ def above_zero(name: str, value: float) -> None:
         raise ValueError(f"{name} must be above 0, got {value}")
 
 
+def squared_temperature(config: Any) -> str:
+    """The remark on a term that holds T^2."""
+    return f"temperature^2 = {config.temperature**2:g} is inside the term, not in its weight"
+
+
 class LogitConfig(TermConfig):
     """What all terms between logits have in common."""
 
@@ -178,7 +183,7 @@ class KD(_Softening):
     @classmethod
     def remarks(cls, config: Any, ce_weight: float) -> list[str]:
         t = config.temperature
-        lines = [f"temperature^2 = {t**2:g} is inside the term, not in its weight"]
+        lines = [squared_temperature(config)]
         if ce_weight and config.standardize == "none":
             lines.append(
                 f"beside ce it weighs as ttm does with gamma {1 / t:.4g} and weight lambda T / (1 - lambda) = "
