@@ -22,9 +22,9 @@ def load(run_dir: str | Path, net: str | None = None) -> "Network":
     Raises:
         KdrunError: not a finished run, or no such network.
     """
-    from kdrun.runner import load_run
+    from kdrun.finished import FinishedRun
 
-    return load_run(Path(run_dir), net)
+    return FinishedRun.open(run_dir).network(net)
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kdrun.config import ExecutionConfig
 from kdrun.errors import ConfigError
 
 
@@ -26,6 +27,15 @@ def device_of(given: str) -> torch.device:
     if int(number or 0) >= count:
         raise ConfigError(f"execution.device: {given} was asked for, but this machine has {count} {kind} devices")
     return torch.device(given)
+
+
+_THREADS = torch.get_num_threads()  # torch's own choice: a job of a sweep must not inherit the last one's
+
+
+def use_machine(execution: ExecutionConfig) -> torch.device:
+    """The device of `execution`; torch works with its threads from now on."""
+    torch.set_num_threads(execution.threads or _THREADS)
+    return device_of(execution.device)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

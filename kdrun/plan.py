@@ -217,7 +217,8 @@ def parser() -> ArgumentParser:
 
 def _check(jobs: list[Job]) -> list[tuple[tuple[str, ...], str]]:
     """What only the data, the disk and the machine can tell, for the jobs that are not done yet."""
-    from kdrun.runner import check, finished
+    from kdrun.finished import finished
+    from kdrun.runner import check
 
     errors = []
     for outputs in {job.config.execution.outputs for job in jobs}:

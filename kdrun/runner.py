@@ -10,36 +10,34 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from torch import Tensor
 
 from kdrun.artifacts import Pool
+from kdrun.build import recipes_of, setup_of, to_device
 from kdrun.config import ModelConfig, RunConfig, dump, plugged_classes, run_key
 from kdrun.corruptions import Corruptions
 from kdrun.corruptions import summary as summary_of_corruptions
 from kdrun.data.dataset import Arrays, load_dataset
 from kdrun.data.splits import Split, make_split, write_split
 from kdrun.data.streams import check_streams, make_loader
-from kdrun.data.views import Recipe, Strong, Weak
-from kdrun.device import compile_networks, device_of, require_compiler
+from kdrun.device import compile_networks, device_of, require_compiler, use_machine
 from kdrun.errors import ConfigError, KdrunError
 from kdrun.evaluation import Evaluator
 from kdrun.files import write_bytes, write_json, write_text
+from kdrun.finished import FinishedRun, finished, run_lock
 from kdrun.lock import Lock
 from kdrun.loop import Loop, make_optimizer
-from kdrun.method import Method, Setup, Teacher, for_channels, predictor
-from kdrun.models.network import Network, load_network
+from kdrun.method import Method, Setup, Teacher
 from kdrun.record import SCHEMA, Record, code_version, finite, package_versions, read_record, write_record
-from kdrun.registry import load_plugins, plugin_hashes
+from kdrun.registry import plugin_hashes
 from kdrun.schedule import LearningRate
 from kdrun.seeding import seed_everything, subseed
 from kdrun.teachers import make_teacher, untrained_teacher
 from kdrun.tracking import make_tracker
 
 log = logging.getLogger(__name__)
-_THREADS = torch.get_num_threads()  # torch's own choice: a job of a sweep must not inherit the last one's
 
 
 def run(config: RunConfig, overrides: Iterable[str] = (), job_type: str = "train") -> Record:
@@ -65,7 +63,7 @@ def _trained(config: RunConfig, overrides: Iterable[str], job_type: str) -> Reco
     if done is not None:
         log.info("done already: %s", summary(directory, done))
         return done
-    with Lock(directory.with_name(directory.name + ".lock")) as lock:
+    with run_lock(directory) as lock:
         done = finished(directory)  # the process that we waited for may have done it
         if done is not None:
             log.info("done by another process: %s", summary(directory, done))
@@ -105,14 +103,6 @@ class _LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
-
-
-def finished(directory: Path) -> Record | None:
-    """The record of a run that is done and has its weights, else None."""
-    record = read_record(directory)
-    if record is None or record["status"] != "done":
-        return None
-    return record if all((directory / f"{net}.safetensors").is_file() for net in record["nets"]) else None
 
 
 def summary(directory: Path, record: Record) -> str:
@@ -170,13 +160,6 @@ def _require_weights(model: str, setup: Setup) -> None:
         _BUILT.add(key)
 
 
-def recipes_of(config: RunConfig, arrays: Arrays) -> dict[str, Recipe]:
-    """The views that a method may ask for, for images of this size."""
-    size = (arrays.train_images.shape[1], arrays.train_images.shape[2])
-    weak = Weak.of(config.views.weak, size, config.dataset.mirror)
-    return {"weak": weak, "strong": Strong.of(config.views.strong, weak, size)}
-
-
 def _build_without_memory(config: RunConfig, arrays: Arrays, split: Split) -> None:
     wanted = config.method_class.streams
     check_streams(wanted, recipes_of(config, arrays))
@@ -221,39 +204,6 @@ def _untrained(model: ModelConfig) -> ModelConfig:
     return model.replace(pretrained=False)
 
 
-def setup_of(config: RunConfig, arrays: Arrays, split: Split) -> Setup:
-    """What networks and terms are built from. Pixels are normalised by the dataset's keys, else the recipe of views."""
-    in_chans = arrays.train_images.shape[-1]
-    mean, std = arrays.mean, arrays.std  # the dataset's own, or what `dataset.mean` and `dataset.std` give
-    if config.views.mean is not None and config.dataset.mean is None:
-        mean = tuple(for_channels(config.views.mean, in_chans))
-    if config.views.std is not None and config.dataset.std is None:
-        std = tuple(for_channels(config.views.std, in_chans))
-    return Setup(arrays.num_classes, in_chans, mean, std, visible_targets(arrays, split))
-
-
-def load_run(directory: Path, net: str | None = None) -> Network:
-    """See `kdrun.load`."""
-    record = read_record(directory)
-    if record is None:
-        raise KdrunError(f"{directory}: not a run directory (no record.json)")
-    if record["status"] != "done":
-        raise KdrunError(f"{directory}: the run is {record['status']}, not done")
-    import timm
-
-    import kdrun.models  # noqa: F401  (registers networks)
-
-    name = net or record["headline"]
-    model = record["nets"].get(name, {}).get("model")
-    if model is not None and not timm.is_model(model):  # from a user's file
-        load_plugins([p for p in record["config"]["plugins"] if Path(p).is_file()], forget=False)
-    path = directory / f"{name}.safetensors"
-    if not path.is_file():
-        has = sorted(p.stem for p in directory.glob("*.safetensors") if p.stem != "method")
-        raise KdrunError(f"{directory}: no network {name!r}; it has {', '.join(has) or 'none'}")
-    return load_network(path)
-
-
 # ------------------------------------------------------------------------------------------------------ one run
 
 
@@ -262,8 +212,7 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
     required = {role: _require(role, other) for role, other in prerequisites.items()}
     record["requires"] = {role: run_key(other) for role, other in prerequisites.items()}
 
-    torch.set_num_threads(config.execution.threads or _THREADS)
-    device = device_of(config.execution.device)
+    device = use_machine(config.execution)
     arrays = load_dataset(config.dataset)
     split = make_split(config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels))
     _keep_split(split, directory, record, arrays)
@@ -272,8 +221,8 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
     seed_everything(config.seed)
     setup = setup_of(config, arrays, split)
     frozen = make_teacher(config.teacher, setup, required)
-    teacher = None if frozen is None else Teacher(_to(frozen, config, device))
-    method: Method = _to(config.method_class(config, replace(setup, teacher=teacher)), config, device)
+    teacher = None if frozen is None else Teacher(to_device(frozen, config, device))
+    method: Method = to_device(config.method_class(config, replace(setup, teacher=teacher)), config, device)
     if config.schedule.compile is not None:
         compile_networks([*method.networks().values(), *([frozen] if frozen else [])], config.schedule.compile)
     recipes = recipes_of(config, arrays)
@@ -349,32 +298,20 @@ def _with_corruptions(config: RunConfig, folder: str) -> Record:
 
     All cells are in corruptions.json, their means among the metrics.
     """
-    directory, arrays = config.directory, load_dataset(config.dataset)
-    corruptions = _corruptions(folder, arrays)
-    with Lock(directory.with_name(directory.name + ".lock")) as lock:
-        record = finished(directory)
-        if record is None:
-            raise KdrunError(f"{directory}: was deleted before its networks could see corrupted images")
+    corruptions = _corruptions(folder, load_dataset(config.dataset))
+    run = FinishedRun.open(config.directory)
+    with run.amended() as record:
         if record.get("corruptions") == corruptions.hash:
             return record
-        device = device_of(config.execution.device)
-        torch.set_num_threads(config.execution.threads or _THREADS)
-        networks: dict[str, Any] = {name: load_network(directory / f"{name}.safetensors") for name in record["nets"]}
-        split = make_split(config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels))
-        runs = {role: other.directory for role, other in config.method_class.requires(config).items()}
-        teacher = make_teacher(config.teacher, setup_of(config, arrays, split), runs)
-        if teacher is not None:
-            networks["teacher"] = teacher.eval()
+        rebuilt = run.rebuild(config.execution)
         found = corruptions.evaluate(
-            {name: predictor(_to(network, config, device)) for name, network in networks.items()}, device,
+            rebuilt.predictors, rebuilt.device,
             batch_size=config.execution.eval_batch_size, precision=config.schedule.precision,
         )  # fmt: skip
-        lock.require()
-        write_json(directory / "corruptions.json", finite(found))
+        write_json(run.directory / "corruptions.json", finite(found))
         record["metrics"] |= summary_of_corruptions(found)
         record["corruptions"] = corruptions.hash
-        write_record(directory, record)
-    log.info("corruptions: %s (%s)", directory / "corruptions.json", folder)
+    log.info("corruptions: %s (%s)", run.directory / "corruptions.json", folder)
     return record
 
 
@@ -431,13 +368,6 @@ def _keep_split(split: Split, directory: Path, record: Record, arrays: Arrays) -
     record["split"] = found
 
 
-def visible_targets(arrays: Arrays, split: Split) -> Tensor:
-    """(N,) int64 labels of the train array, -1 where the run may not see them."""
-    hidden = np.full(len(arrays.train_labels), -1, dtype=np.int64)
-    hidden[split.labeled] = arrays.train_labels[split.labeled]
-    return torch.from_numpy(hidden)
-
-
 def _save_networks(method: Method, loop: Loop, directory: Path) -> None:
     from safetensors.torch import save
 
@@ -450,12 +380,6 @@ def _save_networks(method: Method, loop: Loop, directory: Path) -> None:
         }
     if own:
         write_bytes(directory / "method.safetensors", save(own))
-
-
-def _to(module: Any, config: RunConfig, device: torch.device) -> Any:
-    return module.to(
-        device, memory_format=torch.channels_last if config.schedule.channels_last else torch.preserve_format
-    )
 
 
 def _new_record(config: RunConfig, directory: Path, overrides: list[str]) -> Record:

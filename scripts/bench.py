@@ -39,12 +39,12 @@ class LoopBench:
     """kdrun's loop on random images of CIFAR's size, built as a run builds it, from overrides."""
 
     def __init__(self, *overrides: str, steps: int) -> None:
+        from kdrun.build import visible_targets
         from kdrun.data.dataset import load_dataset
         from kdrun.data.splits import make_split
         from kdrun.evaluation import Evaluator
         from kdrun.method import Setup
         from kdrun.plan import Composer
-        from kdrun.runner import visible_targets
 
         self.steps = steps
         self._folder = tempfile.TemporaryDirectory()
@@ -67,9 +67,9 @@ class LoopBench:
 
     def seconds(self) -> float:
         """Of one step of a short run."""
+        from kdrun.build import recipes_of
         from kdrun.data.streams import make_loader
         from kdrun.loop import Loop
-        from kdrun.runner import recipes_of
         from kdrun.tracking import Tracker
 
         config = self.config

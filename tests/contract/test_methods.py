@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from kdrun.build import recipes_of, visible_targets
 from kdrun.config import ModelConfig, RunConfig
 from kdrun.data.dataset import load_dataset
 from kdrun.data.splits import make_split
@@ -14,7 +15,6 @@ from kdrun.method import Context, Method, Setup, Step, Teacher
 from kdrun.methods.distill import Distill
 from kdrun.plan import Composer
 from kdrun.registry import _REGISTRY, lookup
-from kdrun.runner import recipes_of, visible_targets
 from tests.conftest import FAST, TEACHER
 
 lookup("method", "supervised", "")

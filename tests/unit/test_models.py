@@ -326,10 +326,10 @@ def test_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     ],
 )
 def test_what_pixels_are_normalised_with(overrides, mean, std):
+    from kdrun.build import setup_of
     from kdrun.data.dataset import load_dataset
     from kdrun.data.splits import make_split
     from kdrun.plan import Composer
-    from kdrun.runner import setup_of
 
     with Composer() as composer:
         config = composer.typed(["method=supervised", "student=resnet8", *overrides])

@@ -1,0 +1,166 @@
+"""Finished runs, opened again: their predictions, their networks, and what is added to their records."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdrun.build import setup_of, to_device
+from kdrun.config import ExecutionConfig, RunConfig, from_nodes
+from kdrun.data.dataset import Arrays, load_dataset
+from kdrun.data.splits import Split, make_split
+from kdrun.device import use_machine
+from kdrun.errors import KdrunError, allowed
+from kdrun.lock import Lock
+from kdrun.method import Predictor, Teacher
+from kdrun.models.network import Network, load_network
+from kdrun.record import Record, read_record, write_record
+from kdrun.registry import load_plugins
+from kdrun.teachers import make_teacher
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that is done, wherever its outputs folder lies now."""
+
+    directory: Path
+    record: Record
+
+    @classmethod
+    def open(cls, directory: str | Path) -> "FinishedRun":
+        """Raises KdrunError for a directory that is no run's, and for a run that is not done."""
+        path = Path(directory).expanduser().resolve()
+        record = read_record(path)
+        if record is None:
+            raise KdrunError(f"{directory}: not a run directory (no record.json)")
+        if record["status"] != "done":
+            raise KdrunError(f"{directory}: the run is {record['status']}, not done")
+        return cls(path, record)
+
+    @property
+    def outputs(self) -> Path:
+        """The outputs folder that it lies in."""
+        return self.directory.parents[4]
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """Its configuration, with the outputs folder as it is now."""
+        config = from_nodes(self.record["config"])
+        return config.replace(execution=config.execution.replace(outputs=str(self.outputs)))
+
+    def predictions(self, split: str, net: str) -> tuple[Tensor, Tensor]:
+        """Logits (M, C) float32 and targets (M,) int64 of `predictions/<split>-<net>.npz`."""
+        folder = self.directory / "predictions"
+        path = folder / f"{split}-{net}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return torch.from_numpy(file["logits"]), torch.from_numpy(file["target"])
+        except FileNotFoundError:
+            has = sorted(p.stem for p in folder.glob("*.npz"))
+            raise KdrunError(f"{self.directory}: no predictions {split}-{net}; it has {', '.join(has)}") from None
+        except (OSError, ValueError, KeyError) as error:
+            raise KdrunError(f"{path}: not readable predictions ({error})") from None
+
+    def network(self, net: str | None = None) -> Network:
+        """One trained network, the headline's by default, in eval mode on the CPU."""
+        import timm
+
+        import kdrun.models  # noqa: F401  (registers networks)
+
+        name = net or self.record["headline"]
+        path = self.directory / f"{name}.safetensors"
+        if not path.is_file():
+            raise KdrunError(f"{self.directory}: no network {name!r}; {allowed(name, self.record['nets'])}")
+        if not timm.is_model(self.record["nets"].get(name, {}).get("model", "")):  # from a user's file
+            plugins = self.record["config"]["plugins"]
+            load_plugins([p for p in plugins if Path(p).is_file()], forget=False)
+        return load_network(path)
+
+    def required(self, role: str) -> Path:
+        """Directory of a run that this one needed."""
+        key = self.record["requires"].get(role)
+        found = next(self.outputs.glob(f"runs/*/*/*/s*-{key}/record.json"), None)
+        if found is None:
+            raise KdrunError(f"{self.directory}: its {role} (run {key}) is not below {self.outputs}")
+        return found.parent
+
+    def rebuild(self, execution: ExecutionConfig | None = None) -> "Rebuilt":
+        """Its data and networks. Raises KdrunError where data, plugins or weights are gone.
+
+        Args:
+            execution: on which device and how many threads; as it was trained where this is None.
+        """
+        config = self.config
+        device = use_machine(execution or config.execution)
+        arrays = load_dataset(config.dataset)
+        split = make_split(config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels))
+        if split.hash != self.record["split"]["hash"]:
+            raise KdrunError(
+                f"{self.directory}: was trained on split {self.record['split']['hash']}, not on {split.hash}"
+            )
+        setup = setup_of(config, arrays, split)
+        roles = {role: self.required(role) for role in self.record["requires"] if role.startswith("teacher")}
+        frozen = make_teacher(config.teacher, setup, roles)
+        teacher = None if frozen is None else Teacher(to_device(frozen, config, device))
+        bare = config.replace(students=[model.replace(pretrained=False) for model in config.students], losses={})
+        method = config.method_class(bare, replace(setup, teacher=teacher))
+        for name in self.record["nets"]:
+            method.students[name] = self.network(name)
+        own = self.directory / "method.safetensors"
+        if own.is_file():
+            from safetensors.torch import load_file
+
+            method.load_state_dict(load_file(own), strict=False)
+        to_device(method, config, device).eval()
+        predictors: dict[str, Predictor] = method.predictors()
+        if teacher is not None:
+            predictors["teacher"] = _predictor(teacher)
+        return Rebuilt(config, arrays, split, device, predictors)
+
+    @contextmanager
+    def amended(self) -> Iterator[Record]:
+        """The record as it is now, to change, while nobody else can; written where the block ends well and changed it."""
+        with run_lock(self.directory) as lock:
+            record = finished(self.directory)
+            if record is None:
+                raise KdrunError(f"{self.directory}: was deleted meanwhile")
+            before = copy.deepcopy(record)
+            yield record
+            if record != before:
+                lock.require()
+                write_record(self.directory, record)
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """The parts of a finished run on its device."""
+
+    config: RunConfig
+    arrays: Arrays
+    split: Split
+    device: torch.device
+    predictors: Mapping[str, Predictor]
+    """What the run evaluated, and `teacher` where it had one."""
+
+
+def run_lock(directory: Path) -> Lock:
+    """Who holds it may write into the run directory."""
+    return Lock(directory.with_name(directory.name + ".lock"))
+
+
+def finished(directory: Path) -> Record | None:
+    """The record of a run that is done and has its weights, else None."""
+    record = read_record(directory)
+    if record is None or record["status"] != "done":
+        return None
+    return record if all((directory / f"{net}.safetensors").is_file() for net in record["nets"]) else None
+
+
+def _predictor(teacher: Teacher) -> Predictor:
+    return lambda view: teacher(view).logits
