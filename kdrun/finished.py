@@ -125,7 +125,7 @@ class FinishedRun:
 
     @contextmanager
     def amended(self) -> Iterator[Record]:
-        """The record as it is now, to change, while nobody else can; written where the block ends well and changed it."""
+        """The record as it is now, to change while nobody else can; written if the block ends well and changed it."""
         with run_lock(self.directory) as lock:
             record = finished(self.directory)
             if record is None:

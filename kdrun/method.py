@@ -277,6 +277,15 @@ class Method(nn.Module):
     def teacher(self) -> Teacher | None:
         return self.setup.teacher
 
+    def findings(self, logits: Mapping[tuple[str, str], Tensor], targets: Mapping[str, Tensor]) -> list[str]:
+        """Warnings for the record once the run is done, one line each.
+
+        Args:
+            logits: (split, network) -> (N, classes), of every predictor and of `teacher` where there is one.
+            targets: split -> (N,) int64.
+        """
+        return []
+
     @property
     def headline(self) -> str:
         """The network that tables show."""

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,8 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
         if teacher is not None:
             logits.update(evaluator.logits({"teacher": lambda view: teacher(view).logits}))
         metrics = evaluator.final_metrics(logits)
+        for line in method.findings(logits, {name: parts[2] for name, parts in evaluator.splits.items()}):
+            _warn(record, line)
         lock.require()
         evaluator.save(directory / "predictions", logits)
         _save_networks(method, loop, directory)
@@ -315,6 +318,11 @@ def _with_corruptions(config: RunConfig, folder: str) -> Record:
     return record
 
 
+def _warn(record: Record, line: str) -> None:
+    log.warning("%s", line)
+    record["warnings"].append(line)
+
+
 def _artifacts(
     config: RunConfig, required: dict[str, Path], record: Record, arrays: Arrays, split: Split, images: Tensor
 ) -> dict[str, Tensor]:
@@ -327,14 +335,10 @@ def _artifacts(
         precision = (truth == label)[known].float().mean().item() if known.any() else None
         return {"coverage": len(index) / len(pool), "precision": precision}
 
-    def warn(line: str) -> None:
-        log.warning("%s", line)
-        record["warnings"].append(line)
-
     made = config.method_class.artifacts(
         config, required,
         Pool(images, pool, arrays.num_classes, config.execution.eval_batch_size, config.schedule.precision,
-             _outputs(config.directory), judge, warn),
+             _outputs(config.directory), judge, partial(_warn, record)),
     )  # fmt: skip
     record["artifacts"] = {name: figures for name, (_, figures) in made.items()}
     return {name: values.to(images.device) for name, (values, _) in made.items()}

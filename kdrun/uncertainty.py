@@ -63,6 +63,32 @@ def evidential_weight(logits: Tensor) -> Tensor:
     return 1 - logits.shape[1] / (F.softplus(full(logits)) + 1).sum(1)
 
 
+def confident_errors(logits: Tensor, target: Tensor) -> float:
+    """Share of the errors on which the entropy weight is above 1/2, in [0, 1]; 0 where there is no error.
+
+    Args:
+        logits: (N, C), the teacher's.
+        target: (N,) int64.
+    """
+    wrong = logits.argmax(1) != target
+    trusted = wrong & (entropy_weight(logits) > 0.5)
+    return (trusted.sum() / wrong.sum().clamp(min=1)).item()
+
+
+def confident_errors_warning(logits: Tensor, target: Tensor, split: str) -> str | None:
+    """One line where errors that the teacher is sure of dominate: more than half of them weigh more than 1/2 (ours).
+
+    Weighting by entropy rests on errors being unsure; the paper (arXiv 2511.18826) names this as its risk.
+    """
+    share = confident_errors(logits, target)
+    if share <= 0.5:
+        return None
+    return (
+        f"the teacher is sure of {share:.0%} of its errors on the {split} images (entropy weight above 1/2): weighting "
+        "by its entropy cannot tell them from what it knows"
+    )
+
+
 class Uncertainty:
     """One kind. A subclass has a `Config` and `weight`."""
 

@@ -9,16 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kdrun.errors import KdrunError
-from kdrun.explain import main
+from kdrun.command import launch
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        sys.exit(0)
-    try:
-        print(main(sys.argv[1:]))
-    except KdrunError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        sys.exit(2)
+    launch("kdrun.explain", __doc__)

@@ -12,14 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kdrun.errors import KdrunError
-from kdrun.tables import main
+from kdrun.command import launch
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        sys.exit(0)
-    try:
-        print(main(sys.argv[1:]))
-    except KdrunError as error:
-        sys.exit("\n".join(f"error: {line}" for line in str(error).splitlines()))
+    launch("kdrun.tables", __doc__)

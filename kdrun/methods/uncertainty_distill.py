@@ -4,6 +4,7 @@ L = sum of all terms of `loss`, those against the teacher with w(x) on each imag
 alpha CE + beta mean_x w(x) tau^2 KL(p_T || p_s), w(x) = 1 - H(p_T) / log C.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field, SerializeAsAny, field_validator
@@ -14,7 +15,7 @@ from kdrun.data.views import Batch
 from kdrun.losses import Pair
 from kdrun.method import Context, Method, Setup, Step
 from kdrun.registry import lookup, register
-from kdrun.uncertainty import Entropy, Uncertainty
+from kdrun.uncertainty import Entropy, Uncertainty, confident_errors_warning
 
 
 class WeightedConfig(MethodConfig):
@@ -58,6 +59,13 @@ class UncertaintyDistill(Method):
                     "choose another loss, or method/uncertainty=none"
                 )
         return errors
+
+    def findings(self, logits: Mapping[tuple[str, str], Tensor], targets: Mapping[str, Tensor]) -> list[str]:
+        if self.uncertainty is None or not self.uncertainty.weighs:
+            return []
+        split = "val" if ("val", "teacher") in logits else "test"
+        warning = confident_errors_warning(logits[split, "teacher"], targets[split], split)
+        return [] if warning is None else [warning]
 
     def step(self, batch: Batch, ctx: Context) -> Step:
         [pair], weight, metrics = self.pairs(batch, ctx)

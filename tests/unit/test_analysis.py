@@ -1,0 +1,116 @@
+"""scripts/analyze.py, and finished runs opened again."""
+
+import math
+import runpy
+import shutil
+import sys
+
+import pytest
+import torch
+
+import kdrun
+from kdrun.analysis import main
+from kdrun.analysis.teacher import entropy_deciles
+from kdrun.errors import ConfigError, KdrunError
+from kdrun.evaluation import Evaluator
+from kdrun.finished import FinishedRun
+from kdrun.record import find_records, read_record
+from kdrun.uncertainty import confident_errors, confident_errors_warning
+from tests.conftest import FAST, ROOT, TEACHER
+
+SURE, UNSURE = [20.0, 0, 0, 0], [0.0, 0, 0, 0]
+
+
+def test_deciles_go_from_sure_to_unsure_and_hold_every_image_once():
+    logits = torch.tensor([UNSURE, SURE, [2.0, 0, 0, 0], SURE, [1.0, 0, 0, 0]])
+    target = torch.tensor([3, 0, 0, 1, 1])
+    groups = entropy_deciles(logits, target, groups=3)
+    assert [g.images for g in groups] == [2, 2, 1]
+    assert [g.accuracy for g in groups] == [0.5, 0.5, 0]
+    assert [g.errors for g in groups] == pytest.approx([1 / 3, 1 / 3, 1 / 3])
+    assert groups[0].entropy == pytest.approx(0, abs=1e-6)
+    assert (groups[0].weight, groups[0].confidence) == pytest.approx((1, 1), abs=1e-6)
+    assert groups[2].entropy == pytest.approx(math.log(4))
+    assert groups[2].weight == pytest.approx(0, abs=1e-6)
+    assert len(entropy_deciles(logits, target)) == 5  # fewer images than groups
+
+
+def test_errors_that_the_teacher_is_sure_of_are_counted_and_warned_of():
+    logits = torch.tensor([SURE, SURE, UNSURE, SURE])
+    assert confident_errors(logits, torch.tensor([0, 1, 1, 0])) == 0.5
+    assert confident_errors_warning(logits, torch.tensor([0, 1, 1, 0]), "val") is None  # half does not dominate
+    assert confident_errors(logits, torch.tensor([0, 0, 0, 0])) == 0
+    assert confident_errors(logits, torch.tensor([1, 1, 0, 1])) == 1
+    warning = confident_errors_warning(logits, torch.tensor([1, 1, 1, 0]), "val")
+    assert warning is not None
+    assert "67% of its errors on the val images" in warning
+
+
+def one_hot(target: torch.Tensor, classes: int = 10) -> torch.Tensor:
+    return 20 * torch.nn.functional.one_hot((target + 1) % classes, classes).float()
+
+
+def test_a_run_is_opened_again_and_its_teacher_judged(train, outputs, monkeypatch, tmp_path, capsys):
+    plain = Evaluator.logits
+
+    def sure_and_wrong(self, predictors):
+        out = plain(self, predictors)
+        return {key: one_hot(self.splits[key[0]][2]) if key[1] == "teacher" else z for key, z in out.items()}
+
+    monkeypatch.setattr(Evaluator, "logits", sure_and_wrong)
+    assert train(*FAST, *TEACHER, "method=uncertainty_distill", "execution.eval_batch_size=100") == 0
+    monkeypatch.undo()
+    [(directory, record)] = [(d, r) for d, r in find_records(outputs) if r["method"] == "uncertainty_distill"]
+    [warning] = record["warnings"]
+    assert "sure of 100% of its errors on the val images" in warning
+
+    moved = tmp_path / "elsewhere"
+    shutil.move(outputs, moved)
+    directory = moved / directory.relative_to(outputs)
+    run = FinishedRun.open(directory)
+    assert run.config.directory == directory
+    rebuilt = run.rebuild()
+    images = torch.from_numpy(rebuilt.arrays.test_images)
+    target = torch.from_numpy(rebuilt.arrays.test_labels)
+    again = Evaluator({"test": (images, torch.arange(len(images)), target)}, 100).logits(rebuilt.predictors)
+    logits, targets = run.predictions("test", "student")
+    assert torch.equal(targets, target)
+    assert torch.equal(again["test", "student"], logits)
+    teacher_run = run.required("teacher")
+    assert torch.equal(again["test", "teacher"], FinishedRun.open(teacher_run).predictions("test", "student")[0])
+
+    (directory / "record.json").write_text((directory / "record.json").read_text().replace(warning, "another"))
+    text = main(["teacher", f"run={directory}", "split=val"])
+    assert "errors: 100.00% of the images, 100.00% of their weight; 100.0% of the errors have a weight" in text
+    assert read_record(directory)["warnings"] == ["another", warning]
+    main(["teacher", f"run={directory}", "split=val"])
+    assert read_record(directory)["warnings"] == ["another", warning]  # once
+
+    with pytest.raises(KdrunError, match=r"no predictions test-teacher; it has test-student"):
+        main(["teacher", f"run={teacher_run}"])
+    with pytest.raises(KdrunError, match=r"no network 'other'"):
+        kdrun.load(directory, "other")
+    shutil.rmtree(teacher_run)
+    with pytest.raises(KdrunError, match=r"its teacher \(run \w+\) is not below"):
+        run.rebuild()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "command line: not an analysis; (allowed: teacher"),
+        (["teachr", "run=x"], "teachr: not an analysis; nearest: teacher"),
+        (["teacher"], "run: missing"),
+        (["teacher", "split=train"], "split=train: expected run=<directory>, split=val or split=test"),
+        (["teacher", "run=/nowhere"], "/nowhere: not a run directory (no record.json)"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(arguments, line, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["analyze.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "scripts" / "analyze.py"), run_name="__main__")
+    assert stopped.value.code == 2
+    [told] = capsys.readouterr().err.splitlines()
+    assert line in told
+    with pytest.raises((ConfigError, KdrunError)):
+        main(arguments)
