@@ -22,7 +22,7 @@ from kdrun.errors import ConfigError, allowed
 from kdrun.files import read_npz
 from kdrun.registry import load_plugins, lookup, plugin_hashes
 from kdrun.schedule import RampConfig, ScheduleConfig
-from kdrun.schema import FileContent, OutsideKey, Schema, build, marker
+from kdrun.schema import FileContent, OutsideKey, S, Schema, build, marker
 
 KEY_VERSION = 1  # raise it when a default changes its meaning: all keys change with it
 HERE = Path(__file__).resolve().parent
@@ -667,6 +667,19 @@ def dump(config: RunConfig) -> dict[str, Any]:
     node = config.model_dump(mode="json")
     node["loss"] = node.pop("losses")
     return node
+
+
+def read_conf(kind: str, name: str, cls: type[S]) -> S:
+    """conf/<kind>/<name>.yaml, which stands beside the composed groups (tables, papers).
+
+    Raises:
+        ConfigError: there is no such file, or one line for each mistake in it.
+    """
+    path = CONF_DIR / kind / f"{name}.yaml"
+    if not path.is_file():
+        names = (p.stem for p in path.parent.glob("*.yaml"))
+        raise ConfigError(f"{kind}={name}: no such {kind}; {allowed(name, names)}")
+    return build(cls, yaml.safe_load(path.read_text()), f"{kind} {name}")
 
 
 # --------------------------------------------------------------------------------------------------- resolvers

@@ -2,12 +2,10 @@
 
 from typing import Literal, Self
 
-import yaml
 from pydantic import Field, model_validator
 
-from kdrun.config import CONF_DIR
-from kdrun.errors import ConfigError, allowed
-from kdrun.schema import Schema, build
+from kdrun.config import read_conf
+from kdrun.schema import Schema
 
 TEACHER = "Teacher"
 """The row of the teachers' own accuracy."""
@@ -56,7 +54,4 @@ class Paper(Schema):
 
 def read_paper(name: str) -> Paper:
     """The numbers of one paper. Raises ConfigError when there is no such file, or one line for each mistake in it."""
-    path = CONF_DIR / "paper" / f"{name}.yaml"
-    if not path.is_file():
-        raise ConfigError(f"paper={name}: no such paper; {allowed(name, (p.stem for p in path.parent.glob('*.yaml')))}")
-    return build(Paper, yaml.safe_load(path.read_text()), f"paper {name}")
+    return read_conf("paper", name, Paper)

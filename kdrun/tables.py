@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field
 
-from kdrun.config import CONF_DIR, RunConfig, effective
+from kdrun.config import RunConfig, effective, read_conf
 from kdrun.errors import ConfigError, KdrunError, allowed
 from kdrun.papers import Paper, read_paper
 from kdrun.plan import Composer
@@ -207,10 +206,7 @@ def _curve(run: RunConfig, metric: str) -> dict[int, float]:
 
 
 def _spec(name: str) -> TableConfig:
-    path = CONF_DIR / "table" / f"{name}.yaml"
-    if not path.is_file():
-        raise ConfigError(f"table={name}: no such table; {allowed(name, (p.stem for p in path.parent.glob('*.yaml')))}")
-    return build(TableConfig, yaml.safe_load(path.read_text()), f"table {name}")
+    return read_conf("table", name, TableConfig)
 
 
 def _planned(spec: TableConfig, outputs: Path) -> Iterator[tuple[str, str, list[RunConfig]]]:
