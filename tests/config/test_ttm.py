@@ -328,10 +328,8 @@ def test_a_planned_table_finds_the_teacher_and_its_paper(composer, tmp_path, mon
     if source == "train":
         teacher = config.method_class.requires(config)["teacher"]
         write_record(teacher.directory, {**record, "metrics": {"test/student/top1": 0.5}})
-    (tmp_path / "table").mkdir()
     content = {"paper": "ttm", "seeds": [0], "rows": {"KD": ["loss=kd"]}, "columns": {"r56-r20": column}}
-    (tmp_path / "table" / "one.yaml").write_text(yaml.safe_dump(content))
-    monkeypatch.setattr(tables, "CONF_DIR", tmp_path)
+    monkeypatch.setattr(tables, "_spec", lambda name: build(tables.TableConfig, content, name))
     [line] = [line for line in tables.planned_table("one", tmp_path).footer() if line.startswith("warning")]
     assert f"({source})" in line or "supervised/digits" in line
     assert "has 50.00, the paper's 72.34" in line
