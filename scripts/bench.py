@@ -26,13 +26,22 @@ from torch.nn import functional as F
 from kdrun.config import StrongConfig
 from kdrun.data.views import Recipe, Strong, Weak
 from kdrun.losses import kd
+from kdrun.uncertainty import entropy_weight
 
 ROUNDS = 5
+ONE = ("method=uncertainty_distill", "loss=kd_40_40")  # a student without peers
 
 
 def report(what: str, values: list[float], unit: str) -> None:
     low, middle, high = min(values), statistics.median(values), max(values)
     print(f"{what:<62} {low:>10,.4g} {middle:>10,.4g} {high:>10,.4g}  {unit}", flush=True)
+
+
+def seconds_of(call: Callable[[], Any], times: int) -> float:
+    started = time.perf_counter()
+    for _ in range(times):
+        call()
+    return (time.perf_counter() - started) / times
 
 
 class LoopBench:
@@ -65,8 +74,20 @@ class LoopBench:
         self.setup = Setup(self.arrays.num_classes, 3, self.arrays.mean, self.arrays.std, target)
         self.evaluator = Evaluator({}, 1000)
 
-    def seconds(self) -> float:
-        """Of one step of a short run."""
+    def give_teacher(self) -> torch.nn.Module:
+        """Let `teacher` of the config be a network that nobody trained. Returns it without its input adapter."""
+        from kdrun.method import Teacher
+
+        network = self.setup.network(self.config.teacher.model, 0).to(memory_format=torch.channels_last)  # type: ignore[arg-type]
+        self.setup = dataclasses.replace(self.setup, teacher=Teacher(network))
+        return network.net  # type: ignore[no-any-return]
+
+    def seconds(self, prebuilt: Any = None) -> float:
+        """Of one step of a short run.
+
+        Args:
+            prebuilt: a batch for all steps; None: they are made from the dataset.
+        """
         from kdrun.build import recipes_of
         from kdrun.data.streams import make_loader
         from kdrun.loop import Loop
@@ -75,7 +96,7 @@ class LoopBench:
         config = self.config
         method = config.method_class(config, self.setup).to(memory_format=torch.channels_last)
         clock = config.schedule.clock(len(self.split.labeled))
-        loader = make_loader(
+        loader = Prebuilt(prebuilt) if prebuilt else make_loader(
             method.streams, self.arrays, self.split, torch.from_numpy(self.arrays.train_images),
             type(method).batch_sizes(config), recipes_of(config, self.arrays), 0, total_steps=clock.total_steps,
         )  # fmt: skip
@@ -94,6 +115,19 @@ class LoopBench:
         )  # fmt: skip
 
 
+class Prebuilt:
+    """A loader whose batches are all the same one."""
+
+    def __init__(self, batch: Any) -> None:
+        self.only = batch
+
+    def batch(self, step: int) -> Any:
+        return self.only
+
+    def close(self) -> None:
+        pass
+
+
 def report_pairs(what: str, loop: Callable[[], float], bare: Callable[[], float]) -> None:
     loop(), bare()
     pairs = [(loop(), bare()) for _ in range(ROUNDS)]
@@ -104,16 +138,12 @@ def report_pairs(what: str, loop: Callable[[], float], bare: Callable[[], float]
 
 def bench_loop() -> None:
     """KD resnet56 -> resnet20, 32 px, batch 64: kdrun's loop over the same networks on prebuilt tensors."""
-    from kdrun.method import Teacher
-
     bench = LoopBench("loss=kd", "student=resnet20", "teacher=resnet56", steps=40)
-    network = bench.setup.network(bench.config.teacher.model, 0).to(memory_format=torch.channels_last)  # type: ignore[arg-type]
-    bare_setup, bench.setup = bench.setup, dataclasses.replace(bench.setup, teacher=Teacher(network))
+    teacher = bench.give_teacher()
     batch, wanted = torch.randn(64, 3, 32, 32).to(memory_format=torch.channels_last), torch.arange(64) % 100
 
     def bare() -> float:
-        student = bare_setup.network(bench.config.students[0], 0).net.to(memory_format=torch.channels_last).train()
-        teacher = network.net.eval()
+        student = bench.setup.network(bench.config.students[0], 0).net.to(memory_format=torch.channels_last).train()
         optimizer = bench.optimizer(student)
         started = time.perf_counter()
         for _ in range(bench.steps):
@@ -168,6 +198,101 @@ def bench_fixmatch() -> None:
     report_pairs("  the same, bf16", half.seconds, bare_step(half, "bf16"))
     paired = [(half.seconds(), plain.seconds()) for _ in range(ROUNDS)]
     report("  bf16 / fp32 (channels_last both), kdrun's loop", [a / b for a, b in paired], "")
+
+
+def bare_peers(
+    bench: LoopBench, teacher: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, wanted: torch.Tensor
+) -> Callable[[], float]:
+    """Seconds of a step of the students of `bench` and their teacher, on one batch of what networks take."""
+
+    def bare() -> float:
+        students = torch.nn.ModuleList(bench.setup.network(model, 0).net for model in bench.config.students)
+        students.to(memory_format=torch.channels_last).train()
+        optimizer = bench.optimizer(students)
+        started = time.perf_counter()
+        for _ in range(bench.steps):
+            with torch.no_grad():
+                taught = teacher(batch)
+                weight = entropy_weight(taught)
+            logits = [student(batch) for student in students]
+            loss = torch.zeros(())
+            for own in logits:
+                loss = loss + 0.4 * F.cross_entropy(own, wanted) + 0.4 * (weight * kd(own, taught, 4.0)).mean()
+                for other in logits:
+                    if other is not own:
+                        loss = loss + 0.2 * kd(own, other.detach(), 4.0).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        return (time.perf_counter() - started) / bench.steps
+
+    return bare
+
+
+def bench_peers() -> None:
+    """Peers resnet56 -> resnet20, wrn_16_2, 32 px, batch 64: kdrun's loop over the same networks on prebuilt tensors.
+
+    Then the weight by the teacher's entropy, timed by itself beside a bare step of resnet20 alone: two steps, one with
+    it and one without, differ by chance more than by what it takes. Then the trio.
+    """
+    from kdrun.data.views import View
+    from kdrun.method import Context
+    from kdrun.models.network import Output
+    from kdrun.uncertainty import Entropy
+
+    bench = LoopBench("method=peer_distill", "students=[resnet20,wrn_16_2]", "teacher=resnet56", steps=10)
+    teacher = bench.give_teacher()
+    batch, wanted = torch.randn(64, 3, 32, 32).to(memory_format=torch.channels_last), torch.arange(64) % 100
+    report_pairs(
+        "peers resnet56 -> resnet20, wrn_16_2, batch 64", bench.seconds, bare_peers(bench, teacher, batch, wanted)
+    )
+    alone = LoopBench(*ONE, "student=resnet20", "teacher=resnet56", steps=10)
+    step = bare_peers(alone, teacher, batch, wanted)
+    entropy = Entropy(Entropy.Config(name="entropy"), bench.setup.teacher)  # type: ignore[arg-type]
+    view, seen = View(batch, wanted), Output(torch.randn(64, 100), {})
+    ctx = Context(0, 0, 1, torch.device("cpu"))
+    step(), seconds_of(lambda: entropy.weight(view, seen, ctx), 200)
+    pairs = [(seconds_of(lambda: entropy.weight(view, seen, ctx), 200), step()) for _ in range(ROUNDS)]
+    report("  the weight by the teacher's entropy", [1e3 * a for a, _ in pairs], "ms")
+    report("  of the bare step of resnet20 alone", [100 * a / b for a, b in pairs], "%")
+
+    bench_trio()
+
+
+def bench_trio() -> None:
+    """The dual-student paper's networks (arXiv 2511.18826), 224 px, batch 8, prebuilt: what a second student adds.
+
+    Beside it the sum of bare steps, one of resnet18 with the teacher's pass and one of mobilenetv2_100 without.
+    """
+    from kdrun.data.views import Samples, View
+
+    common = ("teacher=train", "teacher.model.name=resnet50")
+    both = LoopBench("method=peer_distill", "students=[resnet18,mobilenetv2_100]", *common, steps=3)
+    first, second = (
+        LoopBench(*ONE, f"students=[{name}]", *common, steps=3) for name in ("resnet18", "mobilenetv2_100")
+    )
+    teacher = both.give_teacher()
+    first.setup = both.setup
+    pixels = torch.randint(0, 256, (8, 3, 224, 224), dtype=torch.uint8).to(memory_format=torch.channels_last)
+    batch, wanted = torch.randn(8, 3, 224, 224).to(memory_format=torch.channels_last), torch.arange(8)
+    shown = {"labeled": Samples({"weak": View(pixels, wanted)}, wanted)}
+    taught = torch.randn(8, 100)
+    timed: dict[str, Callable[[], float]] = {
+        "resnet50 -> resnet18, 224 px, batch 8: bare step": bare_peers(first, teacher, batch, wanted),
+        "  bare step of mobilenetv2_100, without the teacher's pass": bare_peers(
+            second, lambda _: taught, batch, wanted
+        ),
+        "  kdrun's step of resnet18 alone": lambda: first.seconds(shown),
+        "  kdrun's step of both": lambda: both.seconds(shown),
+    }
+    for call in timed.values():
+        call()
+    rounds = [[call() for call in timed.values()] for _ in range(ROUNDS)]
+    for what, values in zip(timed, zip(*rounds, strict=True), strict=True):
+        report(what, [1e3 * value for value in values], "ms")
+    report("  kdrun: both / resnet18 alone (paper: 1.63)", [two / one for _, _, one, two in rounds], "")
+    report("  bare: sum / resnet18 alone", [(a + b) / a for a, b, _, _ in rounds], "")
+    report("  kdrun's step of both / sum of the bare steps", [two / (a + b) for a, b, _, two in rounds], "")
 
 
 def bench_views() -> None:
@@ -424,32 +549,26 @@ def bench_losses() -> None:
 
         return run
 
-    def seconds(call: Callable[[], None], times: int) -> float:
-        started = time.perf_counter()
-        for _ in range(times):
-            call()
-        return (time.perf_counter() - started) / times
-
     terms = {}
     for what, fields in TERMS.items():
         cls = lookup("loss", fields["name"], what)
         terms[what] = of(cls(cls.Config(**fields), spec))
-    seconds(step, 2)
+    seconds_of(step, 2)
     for call in terms.values():
-        seconds(call, 5)
+        seconds_of(call, 5)
     steps: list[float] = []
     shares: dict[str, list[float]] = {name: [] for name in terms}
     for _ in range(ROUNDS):
-        steps.append(seconds(step, 3))
+        steps.append(seconds_of(step, 3))
         for name, call in terms.items():
-            shares[name].append(100 * seconds(call, 20) / steps[-1])
+            shares[name].append(100 * seconds_of(call, 20) / steps[-1])
     report("student step of resnet8x4, batch 64", [1e3 * value for value in steps], "ms")
     for name, values in shares.items():
         report(f"  {name}: forward, backward, metrics", values, "% of the step")
 
 
 BENCHES: dict[str, Callable[[], None]] = {
-    "start": bench_start, "views": bench_views, "loop": bench_loop, "fixmatch": bench_fixmatch,
+    "start": bench_start, "views": bench_views, "loop": bench_loop, "fixmatch": bench_fixmatch, "peers": bench_peers,
     "losses": bench_losses, "memory": bench_memory, "sweep": bench_sweep,
 }  # fmt: skip
 

@@ -6,8 +6,18 @@ from kdrun.methods import (
     kd_fixmatch,
     mixup_distill,
     peer_distill,
+    peer_fixmatch,
     supervised,
     uncertainty_distill,
 )
 
-__all__ = ["distill", "fixmatch", "kd_fixmatch", "mixup_distill", "peer_distill", "supervised", "uncertainty_distill"]
+__all__ = [
+    "distill",
+    "fixmatch",
+    "kd_fixmatch",
+    "mixup_distill",
+    "peer_distill",
+    "peer_fixmatch",
+    "supervised",
+    "uncertainty_distill",
+]

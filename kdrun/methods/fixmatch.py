@@ -15,6 +15,7 @@ from kdrun.config import MethodConfig, RunConfig
 from kdrun.data.views import Batch, Samples, View
 from kdrun.losses import Pair, cross_entropy
 from kdrun.method import Context, Guesses, Method, Step
+from kdrun.models.network import Output
 from kdrun.registry import register
 
 BINS = 10
@@ -43,31 +44,44 @@ class FixMatch(Method):
 
     def step(self, batch: Batch, ctx: Context) -> Step:
         labeled, unlabeled = batch["labeled"], batch["unlabeled"]
-        views = [labeled.views["weak"], unlabeled.views["weak"], unlabeled.views["strong"]]
-        # One forward pass of all three, so that batch normalisation sees them together.
-        joint = View(torch.cat([v.pixels for v in views]), torch.cat([v.index for v in views]))
-        losses = self.losses()
-        out = self.students["student"](joint, losses.features())
-        known, weak, strong = out.split([len(v.index) for v in views])
-
-        probabilities = weak.logits.detach().softmax(1)
-        confidence, label = probabilities.max(1)
+        known, weak, strong = self.outputs(batch)
+        confidence, label = weak.logits.detach().softmax(1).max(1)
         target, used = self.targets(unlabeled, confidence, label, ctx)
-        pair = self.keep(Pair(strong, None, target, views[2].index, ctx.progress, ctx.draw))
+        index = unlabeled.views["strong"].index
+        pair = self.keep(Pair(strong, None, target, index, ctx.progress, ctx.draw))
         supervised = cross_entropy(known.logits, labeled.target).mean()  # type: ignore[arg-type]
-        masked = losses.target(pair, sample_weight=self.weight("unlabeled_weight", ctx) * used.float())
         return Step(
-            {"labeled": supervised, **{f"unlabeled_{name}": value for name, value in masked.items()}},
-            _histogram(confidence),
-            Guesses(views[1].index, target, used),
+            {"labeled": supervised, **self.unlabeled(pair, used, ctx)},
+            histogram(confidence),
+            Guesses(index, target, used),
         )
+
+    def outputs(self, batch: Batch, k: int = 0) -> list[Output]:
+        """The k-th student on the labeled images and on the weak and the strong views of the unlabeled ones.
+
+        It is one forward pass of all three, so that batch normalisation sees them together.
+        """
+        labeled, unlabeled = batch["labeled"].views, batch["unlabeled"].views
+        views = [labeled["weak"], unlabeled["weak"], unlabeled["strong"]]
+        joint = View(torch.cat([v.pixels for v in views]), torch.cat([v.index for v in views]))
+        out: Output = list(self.students.values())[k](joint, self.losses(k).features())
+        return out.split([len(v.index) for v in views])
+
+    def unlabeled(self, pair: Pair, used: Tensor, ctx: Context, k: int = 0) -> dict[str, Tensor]:
+        """The k-th student's terms against labels that were given to strong views.
+
+        Args:
+            used: (B,) bool. Every mean divides by all B images.
+        """
+        weight = self.weight("unlabeled_weight", ctx) * used.float()
+        return {f"unlabeled_{name}": value for name, value in self.losses(k).target(pair, weight).items()}
 
     def targets(self, unlabeled: Samples, confidence: Tensor, label: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
         """Target (B,) int64 of each unlabeled image, and whether it is used, (B,) bool."""
         return label, confidence >= self.config.method.threshold  # type: ignore[attr-defined]
 
 
-def _histogram(confidence: Tensor) -> dict[str, Tensor]:
+def histogram(confidence: Tensor) -> dict[str, Tensor]:
     """Share of the unlabeled images in each tenth of confidence on the weak view."""
     bins = (confidence * BINS).long().clamp(max=BINS - 1)
     shares = (bins[:, None] == torch.arange(BINS, device=bins.device)).float().mean(0)

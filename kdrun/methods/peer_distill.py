@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kdrun.data.views import Batch, View
-from kdrun.losses import kd, mean_of_probabilities
+from kdrun.losses import Pair, kd, mean_of_probabilities
 from kdrun.method import Context, Predictor, Step
 from kdrun.methods.uncertainty_distill import UncertaintyDistill, WeightedConfig
 from kdrun.registry import register
@@ -36,8 +36,12 @@ class PeerDistill(UncertaintyDistill):
         pass
 
     def step(self, batch: Batch, ctx: Context) -> Step:
-        config: PeerConfig = self.config.method  # type: ignore[assignment]
         pairs, weight, metrics = self.pairs(batch, ctx)
+        return Step(self.together(pairs, weight, ctx), metrics)
+
+    def together(self, pairs: list[Pair], weight: Tensor | None, ctx: Context) -> dict[str, Tensor]:
+        """Every student's terms: those of `loss`, and the one against its peers."""
+        config: PeerConfig = self.config.method  # type: ignore[assignment]
         logits = [pair.student.logits for pair in pairs]
         losses: dict[str, Tensor] = {}
         for k, (name, pair) in enumerate(zip(self.students, pairs, strict=True)):
@@ -45,7 +49,7 @@ class PeerDistill(UncertaintyDistill):
             if config.peer_weight:
                 own["peer"] = self.weight("peer_weight", ctx) * against_peers(logits, k, config).mean()
             losses |= {f"{name}/{label}": value for label, value in own.items()}
-        return Step(losses, metrics)
+        return losses
 
     def predictors(self) -> dict[str, Predictor]:
         """Every student, and the mean of their probabilities as `ensemble`."""
@@ -64,7 +68,10 @@ class PeerDistill(UncertaintyDistill):
             return lambda view: logits(name, view)
 
         def ensemble(view: View) -> Tensor:
-            return mean_of_probabilities(torch.stack([logits(name, view) for name in self.students]))
+            out = mean_of_probabilities(torch.stack([logits(name, view) for name in self.students]))
+            seen.clear()  # it is the last to be asked: neither images nor logits outlive the evaluation
+            known.clear()
+            return out
 
         return {**{name: student(name) for name in self.students}, "ensemble": ensemble}
 

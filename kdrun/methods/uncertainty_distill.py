@@ -4,16 +4,17 @@ L = sum of all terms of `loss`, those against the teacher with w(x) on each imag
 alpha CE + beta mean_x w(x) tau^2 KL(p_T || p_s), w(x) = 1 - H(p_T) / log C.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field, SerializeAsAny, field_validator
 from torch import Tensor
 
 from kdrun.config import MethodConfig, RunConfig, UncertaintyConfig, plugged
-from kdrun.data.views import Batch
+from kdrun.data.views import Batch, Samples, View
 from kdrun.losses import Pair
 from kdrun.method import Context, Method, Setup, Step
+from kdrun.models.network import Output
 from kdrun.registry import lookup, register
 from kdrun.uncertainty import Entropy, Uncertainty, confident_errors_warning
 
@@ -73,8 +74,13 @@ class UncertaintyDistill(Method):
 
     def pairs(self, batch: Batch, ctx: Context) -> tuple[list[Pair], Tensor | None, dict[str, Tensor]]:
         """Every student beside the same pass of the teacher; the weight (B,) of each image; what to log."""
-        samples = batch["labeled"]
-        view = samples.views["weak"]
+        view = batch["labeled"].views["weak"]
+        teacher, weight, metrics = self.ask(view, ctx)
+        outputs = [student(view, self.losses(k).features()) for k, student in enumerate(self.students.values())]
+        return self.beside(batch["labeled"], outputs, teacher, ctx), weight, metrics
+
+    def ask(self, view: View, ctx: Context) -> tuple[Output | None, Tensor | None, dict[str, Tensor]]:
+        """The teacher's pass; the weight (B,) of each image; what to log."""
         teacher = weight = None
         metrics = {}
         if self.teacher is not None and self.uncertainty is not None:
@@ -88,13 +94,17 @@ class UncertaintyDistill(Method):
                 metrics["teacher_weight"] = weight.mean()
                 if self.config.method.normalize_weights:  # type: ignore[attr-defined]
                     weight = weight / weight.mean().clamp(min=1e-6)  # all 0 stay 0
+        return teacher, weight, metrics
+
+    def beside(self, samples: Samples, outputs: Sequence[Output], teacher: Output | None, ctx: Context) -> list[Pair]:
+        """What every student gave for the weak views of `samples`, beside what the teacher gave."""
+        index = samples.views["weak"].index
         pairs = []
-        for k, student in enumerate(self.students.values()):
-            output = student(view, self.losses(k).features())
+        for k, output in enumerate(outputs):
             # Each student draws what it would draw alone.
-            pair = Pair(output, teacher, samples.target, view.index, ctx.progress, ctx.again().draw)
+            pair = Pair(output, teacher, samples.target, index, ctx.progress, ctx.again().draw)
             pairs.append(self.keep(pair, k))
-        return pairs, weight, metrics
+        return pairs
 
     def supervised(self, k: int, pair: Pair, weight: Tensor | None) -> dict[str, Tensor]:
         """The k-th student's terms of `loss`."""

@@ -189,6 +189,7 @@ def remake() -> None:
         "loss=dkd loss.dkd.warmup=0.01 loss.dkd.beta=2", "method=uncertainty_distill",
         "method=uncertainty_distill loss=wttm method/uncertainty=max_prob", "method=peer_distill students=[resnet8,resnet14]",
         "method=peer_distill students=[resnet8,resnet14,resnet20] loss=ce method.peer_target=sum",
+        "method=peer_fixmatch students=[resnet8,resnet14]", "experiment=dual_student/digits_unlabeled method.labeler=both",
         "+ramps.a={key:loss.kd.weight,end:0.5} loss=kd", "teacher.loss=evidential",
         "method=mixup_distill",
         "method=mixup_distill loss=kd_mixup views.mix.kind=cutmix views.mix.alpha=0.2 views.mix.per=batch",

@@ -42,6 +42,7 @@ NEEDS = {
     "teacher=ensemble": [MEMBERS],
     "dataset=imagefolder": None,
     "method=peer_distill": ["students=[resnet8,resnet14]"],
+    "method=peer_fixmatch": ["students=[resnet8,resnet14]"],
     **{f"method/uncertainty={name}": [WEIGHTED] for name in ("none", "entropy", "max_prob", "mc_dropout")},
     "method/uncertainty=deep_ensemble": [WEIGHTED, "teacher=ensemble", MEMBERS],
     "method/uncertainty=evidential": [WEIGHTED, "teacher.loss=evidential"],

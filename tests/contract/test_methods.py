@@ -23,7 +23,7 @@ METHODS = sorted(_REGISTRY["method"])
 TWO = "students=[{name: resnet8, args: {width: 4}}, {name: resnet14, args: {width: 4}}]"
 EXTRA: dict[str, list[str]] = {
     "distill": ["loss=wttm", *TEACHER], "uncertainty_distill": TEACHER, "peer_distill": [TWO, *TEACHER],
-    "mixup_distill": ["loss=kd_mixup", *TEACHER],
+    "mixup_distill": ["loss=kd_mixup", *TEACHER], "peer_fixmatch": [TWO, *TEACHER],
 }  # fmt: skip
 # What `Method.artifacts` would give, for the 1,397 training digits.
 ARTIFACTS = {"kd_fixmatch": {"trusted_label": torch.arange(1397) % 11 - 1}}

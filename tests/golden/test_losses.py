@@ -11,7 +11,7 @@ import pytest
 from tests.contract.test_methods import METHODS, fit, make
 
 # With pseudo labels rounding grows a thousandfold faster; small steps keep it down.
-CALM = {"fixmatch": ["schedule.lr=0.001"], "kd_fixmatch": ["schedule.lr=0.001"]}
+CALM = {name: ["schedule.lr=0.001"] for name in ("fixmatch", "kd_fixmatch", "peer_fixmatch")}
 FILE = Path(__file__).parent / "losses.json"
 LOSSES = ["kd", "ttm", "dkd", "dist", "nkd", "kd_zscore", "wttm_noce"]  # beside wttm, which is distill's own here
 PEERS = {

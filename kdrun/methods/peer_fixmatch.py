@@ -1,0 +1,90 @@
+"""Peers with FixMatch's unlabeled images: what the others are sure of labels a student's strong views.
+
+Ours, no paper's: `peer_distill` (Gore et al. 2025, arXiv 2511.18826) on labeled images, and for each student k the
+unlabeled term of `fixmatch` (Sohn et al. 2020, arXiv 2001.07685), unlabeled_weight * mean_x 1[max q_k >= threshold]
+l(argmax q_k, p_k(strong)), whose label comes from the other networks. On the weak view, at temperature 1 and without
+gradient, q_k is the mean of the other students' probabilities (labeler: peers), the teacher's (teacher), or
+w(x) p_T + (1 - w(x)) mean_{j != k} p_j (both), where w(x) in [0, 1] is the weight of `method.uncertainty`, which
+normalize_weights does not touch here. l are the terms of `loss` against labels with their weights: of 0.4 CE, 0.4 CE.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kdrun.config import RunConfig
+from kdrun.data.views import Batch, View
+from kdrun.losses import Pair
+from kdrun.method import Context, Guesses, Step
+from kdrun.methods.fixmatch import FixMatch, FixMatchConfig, histogram
+from kdrun.methods.peer_distill import PeerConfig, PeerDistill
+from kdrun.registry import lookup, register
+
+
+@register("method", "peer_fixmatch")
+class PeerFixMatch(PeerDistill, FixMatch):
+    class Config(PeerConfig, FixMatchConfig):
+        labeler: Literal["peers", "teacher", "both"] = "peers"
+        """Who labels a student's unlabeled images. both: the teacher as far as it is sure of an image."""
+
+    @classmethod
+    def contradictions(cls, config: RunConfig) -> list[str]:
+        errors, method = super().contradictions(config), config.method
+        labeler = method.labeler  # type: ignore[attr-defined]
+        uncertainty = method.uncertainty.name  # type: ignore[attr-defined]
+        if labeler != "peers" and not config.needs_teacher:
+            errors.append(
+                f"method.labeler: {labeler} asks the teacher, and no term of loss needs one; choose peers, or a loss "
+                "against the teacher, e.g. loss=kd_40_40"
+            )
+        elif labeler == "both" and not lookup("uncertainty", uncertainty, "method.uncertainty.name").weighs:
+            errors.append(
+                f"method.labeler: both shares by how sure the teacher is, which method/uncertainty={uncertainty} does "
+                "not tell; choose another uncertainty, or labeler peers or teacher"
+            )
+        if not any(lookup("loss", term.name, "loss").against == "target" for term in config.losses.values()):
+            errors.append(
+                "loss: no term works against labels, so unlabeled images would teach nothing; add one, e.g. "
+                "loss=kd_40_40, or choose method=peer_distill"
+            )
+        return errors
+
+    def step(self, batch: Batch, ctx: Context) -> Step:
+        labeled, unlabeled = batch["labeled"], batch["unlabeled"]
+        teacher, weight, metrics = self.ask(labeled.views["weak"], ctx)
+        known, weak, strong = zip(*(self.outputs(batch, k) for k in range(len(self.students))), strict=True)
+        losses = self.together(self.beside(labeled, known, teacher, ctx), weight, ctx)
+        labels = self.labels(unlabeled.views["weak"], [output.logits for output in weak], ctx)
+        index = unlabeled.views["strong"].index
+        confidences, targets, masks = [], [], []
+        for k, name in enumerate(self.students):
+            confidence, label = labels[k].max(1)
+            target, used = self.targets(unlabeled, confidence, label, ctx)
+            # not kept: terms that log or remember do so on labeled images, where the teacher is
+            pair = Pair(strong[k], None, target, index, ctx.progress, ctx.again().draw)
+            losses |= {f"{name}/{term}": value for term, value in self.unlabeled(pair, used, ctx, k).items()}
+            confidences.append(confidence)
+            targets.append(target)
+            masks.append(used)
+        guesses = Guesses(index.repeat(len(masks)), torch.cat(targets), torch.cat(masks))  # all students' together
+        return Step(losses, {**metrics, **histogram(torch.cat(confidences))}, guesses)
+
+    def labels(self, view: View, logits: list[Tensor], ctx: Context) -> list[Tensor]:
+        """q_k (B, C) of every student.
+
+        Args:
+            view: weak views of unlabeled images.
+            logits: (B, C) of every student for them.
+        """
+        own = [z.detach().softmax(1) for z in logits]
+        peers = [torch.stack(own[:k] + own[k + 1 :]).mean(0) for k in range(len(own))]
+        labeler = self.config.method.labeler  # type: ignore[attr-defined]
+        if labeler == "peers" or self.teacher is None or self.uncertainty is None:  # others are refused without one
+            return peers
+        output = self.teacher(view, self.uncertainty.features)
+        teacher = output.logits.softmax(1)
+        if labeler == "teacher":
+            return [teacher] * len(peers)
+        share = self.uncertainty.weight(view, output, ctx)[:, None]
+        return [share * teacher + (1 - share) * mean for mean in peers]
