@@ -278,7 +278,9 @@ class RunConfig(Schema):
     @property
     def needs_teacher(self) -> bool:
         """Whether the method or one of the loss terms asks a teacher."""
-        against = [lookup("loss", term.name, f"loss.{label}.name").against for label, term in self.losses.items()]
+        against = [
+            lookup("loss", term.name, f"loss.{label}.name").works_against(term) for label, term in self.losses.items()
+        ]
         return bool(self.method_class.always_teacher or "teacher" in against)
 
     @property
@@ -478,7 +480,10 @@ def _contradictions(config: RunConfig) -> list[str]:
                 f"loss.{label}: {term.name} remembers single images, and views.mix.kind={mix.kind} mixes them; "
                 "choose another term, or set it to none"
             )
-        against = kind.against
+        if kind.needs_mix and not mix.mixes:
+            hint = "choose mixup or cutmix" if method.mixes else "choose method=mixup_distill"
+            errors.append(f"loss.{label}: {term.name} is about mixed images, and views.mix mixes none; {hint}")
+        against = kind.works_against(term)
         if against not in method.loss_roles:
             errors.append(
                 f"loss.{label}: {term.name} works against the {against}, "

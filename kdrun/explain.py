@@ -54,7 +54,8 @@ def _ratio(losses: dict[str, TermConfig]) -> str:
     """CE : distillation, of all terms against the labels and all against the teacher."""
     sides: dict[str, list[tuple[str, float]]] = {"target": [], "teacher": []}
     for label, term in losses.items():
-        sides[lookup("loss", term.name, f"loss.{label}.name").against].append((label, term.weight))
+        cls = lookup("loss", term.name, f"loss.{label}.name")
+        sides[cls.works_against(term)].append((label, term.weight))
     for side, what in (("target", "no term against the labels alone"), ("teacher", "no distillation")):
         if not sides[side]:
             return f"CE : distillation: {what}"

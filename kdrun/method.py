@@ -7,6 +7,7 @@ else (networks, teacher, losses, optimizer, evaluation, checkpoints) is given.
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,8 +20,8 @@ from kdrun.config import MethodConfig, ModelConfig, RunConfig, TeacherConfig, ef
 from kdrun.data.views import Batch, View
 from kdrun.device import send
 from kdrun.errors import ConfigError
-from kdrun.losses.term import LossSet, Pair, TermSpec
-from kdrun.models.network import Network, Output, build_network
+from kdrun.losses.term import LossSet, Pair, TermSpec, UnmixedOutputs
+from kdrun.models.network import Network, Output, build_network, kept_statistics
 from kdrun.registry import lookup, plugin_hashes
 from kdrun.seeding import generator, subseed
 
@@ -301,7 +302,28 @@ class Method(nn.Module):
         # the teacher first: its activations are gone before the student's, which stay for the backward pass, are made
         teacher = self.teacher(seen, losses.features("teacher")) if self.teacher else None
         student: Output = list(self.students.values())[k](seen, losses.features())
-        return self.keep(Pair(student, teacher, samples.target, seen.index, ctx.progress, ctx.draw), k)
+        unmixed = self._unmixed(seen, k)
+        return self.keep(Pair(student, teacher, samples.target, seen.index, ctx.progress, ctx.draw, unmixed), k)
+
+    def _unmixed(self, view: View, k: int) -> UnmixedOutputs | None:
+        """What the terms of the k-th student ask for about the images before they were mixed.
+
+        The student's is a pass of its own after that of the mixed images, in training mode: batch normalisation takes
+        the statistics of the unmixed batch and leaves the running ones alone. So a term that wants it adds a loss, and
+        changes neither what the other terms see in this step nor what is kept for evaluation.
+        """
+        losses = self.losses(k)
+        wanted, source = losses.unmixed, view.unmixed
+        if not wanted or source is None:
+            return None
+        student = teacher = None
+        if "student" in wanted:
+            network = list(self.students.values())[k]
+            with kept_statistics(network), nullcontext() if losses.unmixed_gradient else torch.no_grad():
+                student = network(source.pixels)
+        if "teacher" in wanted and self.teacher is not None:
+            teacher = self.teacher(source.pixels)
+        return UnmixedOutputs(student, teacher, source.partner, source.share)
 
     def keep(self, pair: Pair, k: int = 0) -> Pair:
         """Have the k-th student's terms log about this pair, and see it after the step. In all steps or in none."""
@@ -348,7 +370,8 @@ def teacher_runs(config: RunConfig, spec: TeacherConfig, role: str = "teacher") 
 def teacher_run(config: RunConfig, spec: TeacherConfig) -> RunConfig:
     """The ordinary supervised run that makes the teacher of `config`: same data and recipe, own network and seed."""
     supervised, loss = lookup("method", "supervised", "teacher"), lookup("loss", spec.loss, "teacher.loss")
-    if loss.against != "target":
+    own = loss.Config(name=spec.loss)
+    if loss.works_against(own) != "target":
         raise ConfigError(f"teacher.loss: {spec.loss} works against a teacher; choose a loss against labels, e.g. ce")
     schedule = config.schedule
     if spec.steps is not None or spec.epochs is not None:
@@ -359,7 +382,7 @@ def teacher_run(config: RunConfig, spec: TeacherConfig) -> RunConfig:
         dataset = dataset.replace(num_labels=spec.num_labels, split_seed=config.split_seed if drawn else None)
     run = config.replace(
         method=supervised.Config(name="supervised"),
-        losses={spec.loss: loss.Config(name=spec.loss)},
+        losses={spec.loss: own},
         ramps={},
         students=[spec.model],
         teacher=TeacherConfig(),

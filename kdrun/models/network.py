@@ -168,6 +168,20 @@ class Network(nn.Module):
 
 
 @contextmanager
+def kept_statistics(network: nn.Module) -> Iterator[None]:
+    """Batch normalisation takes a batch's statistics as in training, and its running statistics stay as they are."""
+    tracking = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    tracking = [module for module in tracking if module.track_running_stats]
+    for module in tracking:
+        module.track_running_stats = False
+    try:
+        yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True
+
+
+@contextmanager
 def _missing_weights(names: list[str]) -> Iterator[None]:
     """Collects what a file of weights lacks. timm only logs it, and trains on from random numbers."""
     load = nn.Module.load_state_dict
