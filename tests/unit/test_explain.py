@@ -59,6 +59,7 @@ def test_equation_source_and_ratio_are_told():
     text = main(["loss=wttm", "loss.wttm.weight=3", "+loss/term@loss.kd=kd", "loss.kd.weight=0"])
     assert text.endswith("ce : wttm = 1 : 3 by weight (shares 0.25 and 0.75)\nweight 0, not built: kd")
     assert main(["loss=wttm_noce"]).endswith("CE : distillation: no term against the labels alone")
+    assert main(["loss=kd_linearity", "views=mixup"]).endswith("CE : distillation: no term against the labels alone")
     assert main(["loss=sce"]).endswith("CE : distillation: no distillation")
 
 
