@@ -34,6 +34,14 @@ OWN_ARGS = {"num_classes", "in_chans", "pretrained", "pretrained_cfg", "pretrain
 OWN_ARGS |= {"cache_dir", "features_only", "scriptable", "exportable", "no_jit"}
 
 
+class HeadWarmupConfig(Schema):
+    """A supervised run of the head alone, from whose weights a student starts; as in the code of arXiv 2606.12171."""
+
+    epochs: float = Field(10.0, gt=0)
+    lr: float = Field(1e-3, gt=0)
+    optimizer: str = "adam"
+
+
 class ModelConfig(Schema):
     """One network: any name that timm knows, CIFAR networks of kdrun and of plugins included."""
 
@@ -51,6 +59,12 @@ class ModelConfig(Schema):
     """Images are resized to this side before the network; null: as they come."""
     lr_scale: float = Field(1.0, gt=0)
     """Factor on the schedule's learning rate for this network."""
+    head: Literal["linear", "mlp"] = "linear"
+    """mlp: Dense(256, no bias), batch normalisation, ReLU, dropout 0.3, Dense(classes), as in arXiv 2606.12171."""
+    trainable: Literal["all", "head"] = "all"
+    """head: the rest stays as it is, and runs in training as in evaluation (batch statistics, dropout)."""
+    head_warmup: HeadWarmupConfig | None = None
+    """The head is trained on labels first, in a run of its own; null: it is not."""
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
@@ -104,6 +118,8 @@ class TeacherConfig(Schema):
     """Labeled images that the teacher sees; null: all that validation leaves (or that dataset.split_file names)."""
     mix: MixConfig = Field(default_factory=MixConfig)
     """Mixed images in the teacher's own training; `views.mix` is for the student's."""
+    schedule: ScheduleConfig | None = None
+    """train: the recipe of its own run; null: the student's."""
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
@@ -119,6 +135,12 @@ class TeacherConfig(Schema):
             raise ValueError("give teacher.steps or teacher.epochs, not both")
         if self.mix.mixes and self.source != "train":
             raise ValueError("teacher.mix is for source=train")
+        if self.schedule is not None and self.source != "train":
+            raise ValueError("teacher.schedule is for source=train")
+        if self.schedule is not None and (self.steps, self.epochs) != (None, None):
+            raise ValueError("teacher.schedule has a length of its own; leave teacher.steps and teacher.epochs null")
+        if self.source == "timm" and self.model is not None and self.model.head != "linear":
+            raise ValueError("teacher.model.head: timm's published weights are of a linear head; set it to linear")
         return self
 
     @property
@@ -278,7 +300,9 @@ class RunConfig(Schema):
     @property
     def needs_teacher(self) -> bool:
         """Whether the method or one of the loss terms asks a teacher."""
-        against = [lookup("loss", term.name, f"loss.{label}.name").against for label, term in self.losses.items()]
+        against = [
+            lookup("loss", term.name, f"loss.{label}.name").works_against(term) for label, term in self.losses.items()
+        ]
         return bool(self.method_class.always_teacher or "teacher" in against)
 
     @property
@@ -331,22 +355,15 @@ def from_nodes(node: dict[str, Any]) -> RunConfig:
         except ConfigError as error:
             errors.extend(error.lines)
 
-    def decay(schedule: dict[str, Any]) -> dict[str, Any]:
-        return (
-            {**schedule, "decay": plugged("decay", schedule["decay"], "schedule.decay")}
-            if schedule.get("decay")
-            else schedule
-        )
-
     collect("method", lambda: plugged("method", node["method"], "method"))
     collect("dataset", lambda: plugged("dataset", node["dataset"], "dataset"))
     collect("losses", lambda: _losses(node["loss"]))
     collect("students", lambda: _students(node))
     collect("ramps", lambda: _ramps(node.get("ramps") or {}))
-    collect("schedule", lambda: build(ScheduleConfig, decay(node["schedule"]), "schedule"))
+    collect("schedule", lambda: build(ScheduleConfig, _decay(node["schedule"], "schedule"), "schedule"))
+    collect("teacher", lambda: build(TeacherConfig, _teacher(node.get("teacher") or {}, "teacher"), "teacher"))
     for name, schema in (
         ("views", ViewsConfig),
-        ("teacher", TeacherConfig),
         ("tracker", TrackerConfig),
         ("execution", ExecutionConfig),
         ("evaluate", EvaluateConfig),
@@ -379,6 +396,23 @@ def _losses(node: Any) -> dict[str, TermConfig]:
     if errors:
         raise ConfigError(*errors)
     return terms
+
+
+def _decay(schedule: Any, key: str) -> Any:
+    """A schedule's node with its decay typed."""
+    if not isinstance(schedule, Mapping) or not schedule.get("decay"):
+        return schedule
+    return {**schedule, "decay": plugged("decay", schedule["decay"], f"{key}.decay")}
+
+
+def _teacher(node: Any, key: str) -> Any:
+    """A teacher's node, and those of its members, with the decay of its own schedule typed."""
+    if not isinstance(node, Mapping):
+        return node
+    out = {**node, "schedule": _decay(node.get("schedule"), f"{key}.schedule")}
+    if isinstance(node.get("members"), list):
+        out["members"] = [_teacher(member, f"{key}.members.{i}") for i, member in enumerate(node["members"])]
+    return out
 
 
 def _ramps(node: Any) -> dict[str, RampConfig]:
@@ -454,6 +488,8 @@ def effective(config: RunConfig) -> RunConfig:
 
 
 def _effective_teacher(teacher: TeacherConfig) -> TeacherConfig:
+    if teacher.source != "train" and teacher.model is not None:  # it is not trained
+        teacher = teacher.replace(model=teacher.model.replace(trainable="all", head_warmup=None))
     members = [_effective_teacher(member) for member in teacher.members]
     return teacher.replace(mix=teacher.mix.effective(), members=members)
 
@@ -478,7 +514,10 @@ def _contradictions(config: RunConfig) -> list[str]:
                 f"loss.{label}: {term.name} remembers single images, and views.mix.kind={mix.kind} mixes them; "
                 "choose another term, or set it to none"
             )
-        against = kind.against
+        if kind.needs_mix and not mix.mixes:
+            hint = "choose mixup or cutmix" if method.mixes else "choose method=mixup_distill"
+            errors.append(f"loss.{label}: {term.name} is about mixed images, and views.mix mixes none; {hint}")
+        against = kind.works_against(term)
         if against not in method.loss_roles:
             errors.append(
                 f"loss.{label}: {term.name} works against the {against}, "
@@ -651,7 +690,11 @@ def plugged_classes(config: RunConfig) -> list[Any]:
     return [
         config.method_class,
         lookup("dataset", config.dataset.name, "dataset.name"),
-        lookup("decay", config.schedule.decay.name, "schedule.decay.name"),
+        *(
+            lookup("decay", s.decay.name, "schedule.decay.name")
+            for s in (config.schedule, config.teacher.schedule)
+            if s
+        ),
         *(lookup("loss", term.name, "loss") for term in config.losses.values()),
         *(timm.model_entrypoint(model.name) for model in models),
         *(

@@ -51,10 +51,13 @@ def _term(label: str, term: TermConfig, ce_weight: float, origins: "_Origins") -
 
 
 def _ratio(losses: dict[str, TermConfig]) -> str:
-    """CE : distillation, of all terms against the labels and all against the teacher."""
+    """CE : distillation, of the terms against the labels and those against the teacher; linearity may be neither."""
     sides: dict[str, list[tuple[str, float]]] = {"target": [], "teacher": []}
     for label, term in losses.items():
-        sides[lookup("loss", term.name, f"loss.{label}.name").against].append((label, term.weight))
+        cls = lookup("loss", term.name, f"loss.{label}.name")
+        side = cls.works_against(term)
+        if side == "teacher" or not cls.needs_mix:
+            sides[side].append((label, term.weight))
     for side, what in (("target", "no term against the labels alone"), ("teacher", "no distillation")):
         if not sides[side]:
             return f"CE : distillation: {what}"

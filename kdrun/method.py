@@ -7,6 +7,7 @@ else (networks, teacher, losses, optimizer, evaluation, checkpoints) is given.
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,13 +16,24 @@ import torch
 from torch import Generator, Tensor, nn
 
 from kdrun.artifacts import Pool
-from kdrun.config import MethodConfig, ModelConfig, RunConfig, TeacherConfig, effective, plugged_classes
+from kdrun.config import (
+    MethodConfig,
+    MixConfig,
+    ModelConfig,
+    RunConfig,
+    TeacherConfig,
+    TermConfig,
+    effective,
+    plugged_classes,
+    run_key,
+)
 from kdrun.data.views import Batch, View
 from kdrun.device import send
 from kdrun.errors import ConfigError
-from kdrun.losses.term import LossSet, Pair, TermSpec
-from kdrun.models.network import Network, Output, build_network
+from kdrun.losses.term import LossSet, Pair, TermSpec, UnmixedOutputs
+from kdrun.models.network import Network, Output, build_network, kept_statistics
 from kdrun.registry import lookup, plugin_hashes
+from kdrun.schedule import ScheduleConfig
 from kdrun.seeding import generator, subseed
 
 Predictor = Callable[[View], Tensor]
@@ -226,7 +238,7 @@ class Method(nn.Module):
     @classmethod
     def requires(cls, config: RunConfig) -> dict[str, RunConfig]:
         """Other runs that must be finished first, by role."""
-        return teacher_runs(config, config.teacher)
+        return {**head_warmup_runs(config), **teacher_runs(config, config.teacher)}
 
     @classmethod
     def contradictions(cls, config: RunConfig) -> list[str]:
@@ -255,6 +267,19 @@ class Method(nn.Module):
         return dict.fromkeys(cls.streams, config.schedule.batch_size)
 
     # -- what it may use
+
+    def start(self, required: Mapping[str, Path]) -> None:
+        """Give each student with a head warm-up the weights of that run.
+
+        Args:
+            required: role -> directory of the finished run.
+        """
+        for role in head_warmup_runs(self.config):
+            if role not in required:
+                raise ConfigError(
+                    f"method={self.config.method.name}: its `requires` leaves out the {role} of a student"
+                )
+            self.networks()[role.replace("head_warmup", "student")].load(required[role] / "student.safetensors")
 
     def forward(self, batch: Batch, ctx: Context) -> Step:
         """`step`, and what the loss terms have to tell about the pairs that it kept."""
@@ -310,7 +335,28 @@ class Method(nn.Module):
         # the teacher first: its activations are gone before the student's, which stay for the backward pass, are made
         teacher = self.teacher(seen, losses.features("teacher")) if self.teacher else None
         student: Output = list(self.students.values())[k](seen, losses.features())
-        return self.keep(Pair(student, teacher, samples.target, seen.index, ctx.progress, ctx.draw), k)
+        unmixed = self._unmixed(seen, k)
+        return self.keep(Pair(student, teacher, samples.target, seen.index, ctx.progress, ctx.draw, unmixed), k)
+
+    def _unmixed(self, view: View, k: int) -> UnmixedOutputs | None:
+        """What the terms of the k-th student ask for about the images before they were mixed.
+
+        The student's is a pass of its own after that of the mixed images, in training mode: batch normalisation takes
+        the statistics of the unmixed batch and leaves the running ones alone. So a term that wants it adds a loss, and
+        changes neither what the other terms see in this step nor what is kept for evaluation.
+        """
+        losses = self.losses(k)
+        wanted, source = losses.unmixed, view.unmixed
+        if not wanted or source is None:
+            return None
+        student = teacher = None
+        if "student" in wanted:
+            network = list(self.students.values())[k]
+            with kept_statistics(network), nullcontext() if losses.unmixed_gradient else torch.no_grad():
+                student = network(source.pixels)
+        if "teacher" in wanted and self.teacher is not None:
+            teacher = self.teacher(source.pixels)
+        return UnmixedOutputs(student, teacher, source.partner, source.share)
 
     def keep(self, pair: Pair, k: int = 0) -> Pair:
         """Have the k-th student's terms log about this pair, and see it after the step. In all steps or in none."""
@@ -356,29 +402,64 @@ def teacher_runs(config: RunConfig, spec: TeacherConfig, role: str = "teacher") 
 
 def teacher_run(config: RunConfig, spec: TeacherConfig) -> RunConfig:
     """The ordinary supervised run that makes the teacher of `config`: same data and recipe, own network and seed."""
-    supervised, loss = lookup("method", "supervised", "teacher"), lookup("loss", spec.loss, "teacher.loss")
-    if loss.against != "target":
+    loss = lookup("loss", spec.loss, "teacher.loss")
+    own = loss.Config(name=spec.loss)
+    if loss.works_against(own) != "target":
         raise ConfigError(f"teacher.loss: {spec.loss} works against a teacher; choose a loss against labels, e.g. ce")
-    schedule = config.schedule
+    schedule = spec.schedule or config.schedule
     if spec.steps is not None or spec.epochs is not None:
         schedule = schedule.replace(steps=spec.steps, epochs=spec.epochs)
     dataset = config.dataset
     if dataset.split_file is None:  # else it sees what the file names as labeled
         drawn = spec.num_labels is not None
         dataset = dataset.replace(num_labels=spec.num_labels, split_seed=config.split_seed if drawn else None)
+    return _supervised_run(config, spec.model, own, spec.mix, schedule=schedule, dataset=dataset, seed=spec.seed)
+
+
+def head_warmup_runs(config: RunConfig) -> dict[str, RunConfig]:
+    """The runs that the heads of students come from, by role: `head_warmup`, or `head_warmup_<k>` of several students.
+
+    The same data, views without mixing, batch size and weight decay as in `config`; cross entropy, no decay. They know
+    nothing of the teacher, so all runs that differ in method, loss, teacher or length share them.
+    """
+    out = {}
+    for k, model in enumerate(config.students):
+        warmup = model.head_warmup
+        if warmup is None:
+            continue
+        given = config.schedule
+        schedule = ScheduleConfig(
+            epochs=warmup.epochs, lr=warmup.lr, optimizer=warmup.optimizer,
+            batch_size=given.batch_size, weight_decay=given.weight_decay, weight_decay_on=given.weight_decay_on,
+            channels_last=given.channels_last, precision=given.precision, compile=given.compile, fused=given.fused,
+        )  # fmt: skip
+        head = model.replace(trainable="head", head_warmup=None, lr_scale=1.0)
+        ce = lookup("loss", "ce", "loss").Config(name="ce")
+        role = "head_warmup" if len(config.students) == 1 else f"head_warmup_{k + 1}"
+        out[role] = _supervised_run(config, head, ce, MixConfig(), schedule=schedule)
+    if len({run_key(run) for run in out.values()}) < len(out):
+        raise ConfigError(
+            "students: two of them have the same head_warmup run, and would start as one network; give one of them "
+            "another network or another head_warmup"
+        )
+    return out
+
+
+def _supervised_run(
+    config: RunConfig, model: ModelConfig | None, loss: TermConfig, mix: MixConfig, **changes: Any
+) -> RunConfig:
+    """An ordinary run on labels that another run needs."""
     run = config.replace(
-        method=supervised.Config(name="supervised"),
-        losses={spec.loss: loss.Config(name=spec.loss)},
+        method=lookup("method", "supervised", "method").Config(name="supervised"),
+        losses={loss.name: loss},
         ramps={},
-        students=[spec.model],
+        students=[model],
         teacher=TeacherConfig(),
-        schedule=schedule,
-        dataset=dataset,
-        views=config.views.replace(mix=spec.mix),
-        seed=spec.seed,
+        views=config.views.replace(mix=mix),
+        **changes,
     )
-    own = plugin_hashes(plugged_classes(run))
-    return effective(run.replace(plugins=config.plugins if own else []))
+    plugged = plugin_hashes(plugged_classes(run))
+    return effective(run.replace(plugins=config.plugins if plugged else []))
 
 
 def parameter_groups(method: Method) -> list[dict[str, Any]]:

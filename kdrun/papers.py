@@ -17,6 +17,8 @@ class PaperCell(Schema):
     table: str
     row: str
     column: str
+    metric: Literal["top1", "ece", "confidence", "confidence_gap"] = "top1"
+    """By our name for it."""
     mean: float | None
     """null: the paper prints n/a."""
     std: float | None = Field(None, ge=0)
@@ -24,8 +26,8 @@ class PaperCell(Schema):
     """Runs behind the mean; null: not stated."""
     protocol: Literal["last", "best", "median of the last 20 checkpoints", "unknown"]
     """Which evaluation counts; best: the best epoch on the test images."""
-    tag: Literal["paper", "digest"]
-    """digest: known second hand."""
+    tag: Literal["paper", "digest", "code"]
+    """digest: known second hand; code: from files beside the authors' code."""
 
 
 class Paper(Schema):
@@ -39,7 +41,7 @@ class Paper(Schema):
     def consistent(self) -> Self:
         seen = set()
         for cell in self.cells:
-            place = (cell.table, cell.row, cell.column)
+            place = (cell.table, cell.row, cell.column, *([cell.metric] if cell.metric != "top1" else []))
             if place in seen:
                 raise ValueError(f"cells: {', '.join(place)} is there twice")
             seen.add(place)
@@ -49,7 +51,8 @@ class Paper(Schema):
 
     def teacher(self, column: str) -> float | None:
         """The accuracy of the teacher behind a column, in percent."""
-        return next((cell.mean for cell in self.cells if (cell.row, cell.column) == (TEACHER, column)), None)
+        cells = (cell for cell in self.cells if cell.metric == "top1")
+        return next((cell.mean for cell in cells if (cell.row, cell.column) == (TEACHER, column)), None)
 
 
 def read_paper(name: str) -> Paper:

@@ -224,6 +224,7 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
     frozen = make_teacher(config.teacher, setup, required)
     teacher = None if frozen is None else Teacher(to_device(frozen, config, device))
     method: Method = to_device(config.method_class(config, replace(setup, teacher=teacher)), config, device)
+    method.start(required)
     if config.schedule.compile is not None:
         compile_networks([*method.networks().values(), *([frozen] if frozen else [])], config.schedule.compile)
     recipes = recipes_of(config, arrays)

@@ -77,6 +77,11 @@ class Mixture:
             mixed = torch.where(inside[..., None], other, own)
         return mixed.permute(0, 3, 1, 2)
 
+    def split(self, size: int) -> list[tuple[Tensor, Tensor]]:
+        """(place of x_j, lambda) of each batch of `size` images that were mixed within themselves."""
+        parts = enumerate(zip(self.partner.split(size), self.share.split(size), strict=True))
+        return [(partner - k * size, share) for k, (partner, share) in parts]
+
     def labels(self, target: Tensor) -> Tensor:
         """(B,) int64 -> (B, classes) float32."""
         own = (target[:, None] == torch.arange(self.mix.num_classes, device=target.device)).float()

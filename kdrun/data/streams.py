@@ -13,7 +13,7 @@ from kdrun.config import MixConfig
 from kdrun.data.dataset import Arrays
 from kdrun.data.mix import Mix
 from kdrun.data.splits import Split
-from kdrun.data.views import Batch, Recipe, Samples, View, join
+from kdrun.data.views import Batch, Recipe, Samples, Unmixed, View, join
 from kdrun.device import send
 from kdrun.errors import ConfigError, allowed
 from kdrun.seeding import generator
@@ -69,12 +69,20 @@ class Stream:
                 recipe.draw(generator(self.seed, "views", self.name, name, step), self.batch_size) for step in steps
             ]
             pixels = recipe.apply(self.images, index, join(drawn))
-            pixels = pixels if mixture is None else mixture.images(pixels)
+            if mixture is not None:
+                parts[f"unmixed {name}"] = pixels.split(self.batch_size)
+                pixels = mixture.images(pixels)
             parts[f"view {name}"] = pixels.split(self.batch_size)
         extra = {name: values[index].split(self.batch_size) for name, values in self.extra.items()}
+        mixtures = None if mixture is None else mixture.split(self.batch_size)
+
+        def view(name: str, k: int) -> View:
+            unmixed = None if mixtures is None else Unmixed(parts[f"unmixed {name}"][k], *mixtures[k])
+            return View(parts[f"view {name}"][k], parts["index"][k], unmixed=unmixed)
+
         return [
             Samples(
-                {name: View(parts[f"view {name}"][k], parts["index"][k]) for name in self.recipes},
+                {name: view(name, k) for name in self.recipes},
                 parts["target"][k] if "target" in parts else None,
                 {name: values[k] for name, values in extra.items()},
             )

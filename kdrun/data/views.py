@@ -18,6 +18,18 @@ from kdrun.errors import ConfigError
 
 
 @dataclass(frozen=True)
+class Unmixed:
+    """What the images of a mixed view were made of: x~ = share x + (1 - share) x[partner], of CutMix by area."""
+
+    pixels: Tensor
+    """(B, C, H, W) uint8, x: the same views before they were mixed."""
+    partner: Tensor
+    """(B,) int64, places in this batch."""
+    share: Tensor
+    """(B,) float32, lambda; 1: not mixed."""
+
+
+@dataclass(frozen=True)
 class View:
     """One view of a batch of images."""
 
@@ -27,6 +39,8 @@ class View:
     """(B,) int64, position in the dataset's train (or test) array; of a mixed image, that of the first."""
     replay: Tensor | None = None
     """(B,) int64, which stored draw this is; None: fresh."""
+    unmixed: Unmixed | None = None
+    """None: the images are not mixed."""
 
 
 @dataclass(frozen=True)

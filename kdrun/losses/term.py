@@ -15,6 +15,18 @@ from kdrun.seeding import subseed
 
 
 @dataclass(frozen=True)
+class UnmixedOutputs:
+    """What networks give for the images of a batch before they were mixed; image b's partner is partner[b]."""
+
+    student: Output | None
+    teacher: Output | None
+    partner: Tensor
+    """(B,) int64, places in the batch."""
+    share: Tensor
+    """(B,) float32, lambda: the image's own share."""
+
+
+@dataclass(frozen=True)
 class Pair:
     """A student's output beside what it is held against, for one batch."""
 
@@ -28,6 +40,8 @@ class Pair:
     """Share of the run behind us, in [0, 1)."""
     draw: Callable[..., Tensor]
     """`draw(B, *shape)`: uniform numbers in [0, 1) that depend on (seed, step) only."""
+    unmixed: UnmixedOutputs | None = None
+    """Where a term asks for it."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,12 @@ class Term(nn.Module):
     """True: `forward` returns (B,). False: a statistic of the batch, ()."""
     needs_index: ClassVar[bool] = False
     """True: the term remembers single images by their index; it is refused with views.mix."""
+    needs_mix: ClassVar[bool] = False
+    """True: the term is about mixed images; it is refused where none are mixed."""
+    unmixed: Literal["student", "teacher"] | None = None
+    """Whose logits on the images before they were mixed the term wants, as `Pair.unmixed`."""
+    unmixed_gradient: bool = False
+    """Whether its gradient flows through those of the student."""
     features: tuple[str, ...] = ()
     """Features that the student must give, and the teacher too where the term works against it."""
     teacher_features: tuple[str, ...] | None = None
@@ -74,6 +94,11 @@ class Term(nn.Module):
 
     def after_step(self, pair: Pair) -> None:
         """Called once after the optimizer step, without gradients (to update a memory)."""
+
+    @classmethod
+    def works_against(cls, config: Any) -> Literal["target", "teacher"]:
+        """`against`, where a term's configuration has no say in it."""
+        return cls.against
 
     @classmethod
     def remarks(cls, config: Any, ce_weight: float) -> list[str]:
@@ -115,6 +140,16 @@ class LossSet(nn.Module):
         wanted = (f for term in self._terms(None).values() for f in _wanted(term, role))
         return tuple(dict.fromkeys(wanted))
 
+    @property
+    def unmixed(self) -> tuple[str, ...]:
+        """Whose logits on unmixed images the terms want."""
+        return tuple(dict.fromkeys(t.unmixed for t in self._terms(None).values() if t.unmixed is not None))
+
+    @property
+    def unmixed_gradient(self) -> bool:
+        """Whether a gradient flows through the student's."""
+        return any(term.unmixed_gradient for term in self._terms(None).values())
+
     def target(self, pair: Pair, sample_weight: Tensor | None = None) -> dict[str, Tensor]:
         """{label: weighted scalar} of the terms against labels."""
         return self._reduce("target", pair, sample_weight)
@@ -138,7 +173,7 @@ class LossSet(nn.Module):
 
     def _terms(self, against: str | None) -> dict[str, Term]:
         terms: dict[str, Any] = dict(self.terms.items())
-        return {label: term for label, term in terms.items() if against in (None, term.against)}
+        return {label: term for label, term in terms.items() if against in (None, _side(term))}
 
     def _reduce(self, against: str, pair: Pair, sample_weight: Tensor | None) -> dict[str, Tensor]:
         out = {}
@@ -152,10 +187,14 @@ class LossSet(nn.Module):
         return out
 
 
+def _side(term: Term) -> str:
+    return term.works_against(term.config)
+
+
 def _wanted(term: Term, role: str) -> tuple[str, ...]:
     """Features that a term asks of one of its networks."""
     if role == "student":
         return term.features
-    if term.against != "teacher":
+    if _side(term) != "teacher":
         return ()
     return term.features if term.teacher_features is None else term.teacher_features

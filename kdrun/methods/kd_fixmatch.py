@@ -18,7 +18,7 @@ from kdrun.clustering import ClusteringConfig
 from kdrun.config import ModelConfig, RunConfig, effective, ramps_in, run_key
 from kdrun.data.views import Samples
 from kdrun.errors import KdrunError
-from kdrun.method import Context
+from kdrun.method import Context, head_warmup_runs
 from kdrun.methods.fixmatch import FixMatch, FixMatchConfig
 from kdrun.record import read_record
 from kdrun.registry import lookup, register
@@ -60,7 +60,7 @@ class KDFixMatch(FixMatch):
             losses={"ce": ce.Config(name="ce")},
             students=[method.outer.model] if method.outer.model else config.students,
         )
-        return {"outer": effective(outer.replace(ramps=ramps_in(outer)))}
+        return {**head_warmup_runs(config), "outer": effective(outer.replace(ramps=ramps_in(outer)))}
 
     @classmethod
     def contradictions(cls, config: RunConfig) -> list[str]:

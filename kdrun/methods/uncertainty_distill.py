@@ -54,7 +54,7 @@ class UncertaintyDistill(Method):
         errors: list[str] = kind.contradictions(config)
         for label, term in config.losses.items():
             loss = lookup("loss", term.name, f"loss.{label}.name")
-            if kind.weighs and loss.against == "teacher" and not loss.per_sample:
+            if kind.weighs and loss.works_against(term) == "teacher" and not loss.per_sample:
                 errors.append(
                     f"loss.{label}: {term.name} is a statistic of the batch, which cannot be weighted per sample; "
                     "choose another loss, or method/uncertainty=none"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +55,8 @@ class Network(nn.Module):
     """A timm network behind an input adapter.
 
     Call it with a `View`, or with pixels (B, C, H, W): uint8, or float in [0, 1]. `dims[name]` is the number of
-    channels of the feature `name`: `prelogits` (B, D), the input of the classifier, or `stage1` ... (B, C, H, W).
+    channels of the feature `name`: `prelogits` (B, D), the input of the last linear layer, or `stage1` and so on,
+    (B, C, H, W).
     """
 
     mean: Tensor
@@ -97,6 +98,7 @@ class Network(nn.Module):
         shape = (1, spec.in_chans, 1, 1)
         self.register_buffer("mean", torch.tensor(spec.mean).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(shape), persistent=False)
+        self._put_head(model)
         self._stages = [f"stage{i + 1}" for i in range(len(getattr(self.net, "feature_info", [])))]
         info = list(getattr(self.net, "feature_info", []))
         self.dims: dict[str, int] = {
@@ -112,8 +114,35 @@ class Network(nn.Module):
     def _net(self) -> Any:
         return self.net  # timm's interface is beyond nn.Module's
 
-    def _classifier(self) -> nn.Linear | None:
+    def _put_head(self, model: ModelConfig) -> None:
+        """Put the configured head in the classifier's place, and freeze what is not trained."""
+        self._frozen = model.trainable == "head"
+        if model.head == "linear" and not self._frozen:
+            return
         classifier = self._net.get_classifier()
+        place = next((name for name, module in self.net.named_modules() if module is classifier), "")
+        if not isinstance(classifier, nn.Linear) or not place:
+            raise ConfigError(
+                f"{model.name}: its classifier is not one linear layer, so head must be linear and trainable all; see "
+                "student.head and student.trainable"
+            )
+        if model.head == "mlp":
+            self.net.set_submodule(place, mlp_head(classifier.in_features, classifier.out_features))
+        if self._frozen:
+            self.net.requires_grad_(False)
+            self._net.get_classifier().requires_grad_(True)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode; of a network of which only the head is trained, the head's alone."""
+        super().train(mode)
+        if self._frozen:
+            self.net.eval()
+            self._net.get_classifier().train(mode)
+        return self
+
+    def _classifier(self) -> nn.Linear | None:
+        head = self._net.get_classifier()
+        classifier = head[-1] if isinstance(head, nn.Sequential) else head
         return classifier if isinstance(classifier, nn.Linear) else None
 
     @property
@@ -157,6 +186,10 @@ class Network(nn.Module):
         if self._seen is not None:
             self._seen["prelogits"] = args[0]
 
+    def load(self, path: Path) -> None:
+        """Take the weights of a file that `save` of an equal network wrote."""
+        self.net.load_state_dict(load_network(path).net.state_dict())
+
     def save(self, path: Path) -> None:
         """Write the weights under timm's own names; the header holds the spec, so `load_network` needs nothing else."""
         from safetensors.torch import save
@@ -165,6 +198,27 @@ class Network(nn.Module):
 
         state = {name: value.detach().cpu().contiguous() for name, value in self.net.state_dict().items()}
         write_bytes(path, save(state, metadata={"kdrun": json.dumps(asdict(self.spec))}))
+
+
+def mlp_head(inputs: int, classes: int) -> nn.Sequential:
+    """The head of the students of arXiv 2606.12171, of (B, inputs); initialised as torch does."""
+    return nn.Sequential(
+        nn.Linear(inputs, 256, bias=False), nn.BatchNorm1d(256), nn.ReLU(), nn.Dropout(0.3), nn.Linear(256, classes)
+    )
+
+
+@contextmanager
+def kept_statistics(network: nn.Module) -> Iterator[None]:
+    """Batch normalisation takes a batch's statistics as in training, and its running statistics stay as they are."""
+    tracking = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    tracking = [module for module in tracking if module.track_running_stats]
+    for module in tracking:
+        module.track_running_stats = False
+    try:
+        yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True
 
 
 @contextmanager

@@ -46,6 +46,8 @@ NEEDS = {
     **{f"method/uncertainty={name}": [WEIGHTED] for name in ("none", "entropy", "max_prob", "mc_dropout")},
     "method/uncertainty=deep_ensemble": [WEIGHTED, "teacher=ensemble", MEMBERS],
     "method/uncertainty=evidential": [WEIGHTED, "teacher.loss=evidential"],
+    "loss=linearity": ["views=mixup"],
+    "loss=kd_linearity": ["views=mixup"],
     "schedule=base": ["schedule.steps=1"],
     "schedule/decay=step": ["schedule.decay.milestones_steps=[1]"],
     "schedule/decay=segments": ["schedule.decay.segments=[{until_steps: 1, start: 1, end: 0}]"],

@@ -59,13 +59,15 @@ def test_equation_source_and_ratio_are_told():
     text = main(["loss=wttm", "loss.wttm.weight=3", "+loss/term@loss.kd=kd", "loss.kd.weight=0"])
     assert text.endswith("ce : wttm = 1 : 3 by weight (shares 0.25 and 0.75)\nweight 0, not built: kd")
     assert main(["loss=wttm_noce"]).endswith("CE : distillation: no term against the labels alone")
+    assert main(["loss=kd_linearity", "views=mixup"]).endswith("CE : distillation: no term against the labels alone")
     assert main(["loss=sce"]).endswith("CE : distillation: no distillation")
 
 
 @pytest.mark.parametrize("name", sorted(_REGISTRY["loss"]))
 def test_every_term_is_explained(name):
     cls = lookup("loss", name, "")
-    text = main(["loss=ce", f"+loss/term@loss.extra={name}"])
+    mixed = ["views=mixup"] if cls.needs_mix else []
+    text = main(["loss=ce", f"+loss/term@loss.extra={name}", *mixed])
     assert f"equation: {cls.equation}" in text
     assert {f"extra.{field}" for field in cls.Config.model_fields if field != "name"} <= rows(text).keys()
 
