@@ -149,6 +149,32 @@ class DatasetConfig(Schema):
     mean: list[float] | None = None
     """Per channel, of pixels scaled to [0, 1]; null: the dataset's own."""
     std: list[Annotated[float, Field(gt=0)]] | None = None
+    resident: Annotated[bool | Literal["auto"], OutsideKey()] = "auto"
+    """Whether the images are kept on the training device, or fetched from the host's memory (packed ones: from their
+    file, through the page cache) batch by batch; auto: on the device where they fit."""
+
+
+class PackConfig(Schema):
+    """Image files, decoded once to a file of pixels that all runs share (outputs/artifacts/packed)."""
+
+    size: Annotated[int | None, Field(gt=0), OutsideKey()] = None
+    """Side in pixels; null: not packed, but decoded into memory by each process, at `dataset.size`."""
+    crop: Literal["center", "square"] = "center"
+    """center: short side resized, center square kept; square: both sides resized. Packed or not."""
+
+
+class FilesConfig(DatasetConfig):
+    """What all datasets of image files have in common."""
+
+    size: int = Field(224, gt=0)
+    """Side in pixels. What is packed has `pack.size`; the run key knows the size, not where the pixels are kept."""
+    pack: PackConfig = Field(default_factory=PackConfig)
+    skip_unreadable: bool = False
+    """Go on without files that cannot be decoded; the record says how many."""
+    coop_split: Annotated[str | None, FileContent()] = None
+    """A split_zhou_<Dataset>.json of CoOp (Zhou et al. 2022, arXiv 2109.01134): its train, val and test images."""
+    val: Literal["drawn", "official"] = "drawn"
+    """drawn: `val_fraction` of the training images, official validation images among them; official: those alone."""
 
 
 class WeakConfig(Schema):
@@ -450,6 +476,12 @@ def effective(config: RunConfig) -> RunConfig:
         dataset = dataset.replace(num_labels=_num_listed(dataset.split_file))
     if (dataset.num_labels is None or dataset.split_file is not None) and dataset.split_seed is not None:
         dataset = dataset.replace(split_seed=None)  # nothing is drawn
+    if isinstance(dataset, FilesConfig):
+        dataset = dataset.replace(size=dataset.pack.size or dataset.size)
+        if dataset.val == "official":
+            dataset = dataset.replace(
+                **{n: type(dataset).model_fields[n].default for n in ("val_fraction", "val_seed")}
+            )
     return config.replace(dataset=dataset)
 
 
@@ -592,7 +624,10 @@ def _content(value: Any, key: str = "") -> Any:
                 not field.is_required() and item == field.get_default(call_default_factory=True)
             ):
                 continue
-            out[name] = file_hash(item, where) if marker(field, FileContent) else _content(item, where)
+            content = file_hash(item, where) if marker(field, FileContent) else _content(item, where)
+            # a node may differ from its default in nothing that counts
+            if content != {} or field.is_required() or not isinstance(item, Schema):
+                out[name] = content
         return out
     if isinstance(value, Mapping):
         return {str(k): _content(v, f"{key}.{k}") for k, v in value.items()}

@@ -17,10 +17,11 @@ from kdrun.metrics import compare_with_teacher, evaluate_logits, fit_temperature
 
 
 class Evaluator:
-    """Holds the evaluation images on the device.
+    """Holds the evaluation images.
 
     Args:
-        splits: split name -> (images (N, H, W, C) uint8, index (M,) int64, targets (M,) int64), all on the device.
+        splits: split name -> (images (N, H, W, C) uint8, index (M,) int64, targets (M,) int64), the latter two on the
+            device.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Evaluator:
             parts: dict[str, list[Tensor]] = {net: [] for net in predictors}
             for chunk in index.split(self.batch_size):
                 view = View(clean(images, chunk), chunk)
-                with autocast(images.device, self.precision):
+                with autocast(index.device, self.precision):
                     for net, predictor in predictors.items():
                         parts[net].append(predictor(view))
             out.update({(split, net): torch.cat(chunks) for net, chunks in parts.items()})

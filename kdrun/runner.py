@@ -20,6 +20,7 @@ from kdrun.config import ModelConfig, RunConfig, dump, plugged_classes, run_key
 from kdrun.corruptions import Corruptions
 from kdrun.corruptions import summary as summary_of_corruptions
 from kdrun.data.dataset import Arrays, load_dataset
+from kdrun.data.residency import place
 from kdrun.data.splits import Split, make_split, write_split
 from kdrun.data.streams import check_streams, make_loader
 from kdrun.data.views import Recipe, Strong, Weak
@@ -133,8 +134,8 @@ def check(config: RunConfig) -> None:
         raise ConfigError(f"schedule.precision: fp16 needs cuda, this run is on {device.type}; choose bf16 or fp32")
     if config.schedule.compile is not None:
         require_compiler()
-    arrays = load_dataset(config.dataset)
-    split = make_split(config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels))
+    arrays = load_dataset(config.dataset, _outputs(config.directory), pixels=False)
+    split = _split(config, arrays)
     if config.evaluate.corruptions is not None:
         _corruptions(config.evaluate.corruptions, arrays)
     # seeds and labels change neither networks nor optimizer
@@ -264,10 +265,11 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
 
     torch.set_num_threads(config.execution.threads or _THREADS)
     device = device_of(config.execution.device)
-    arrays = load_dataset(config.dataset)
-    split = make_split(config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels))
+    arrays = load_dataset(config.dataset, _outputs(directory))
+    _warn(record, *arrays.warnings)
+    split = _split(config, arrays)
     _keep_split(split, directory, record, arrays)
-    train_images, test_images = (torch.from_numpy(a).to(device) for a in (arrays.train_images, arrays.test_images))
+    train_images, test_images = place(arrays, device, config.dataset.resident)
 
     seed_everything(config.seed)
     setup = setup_of(config, arrays, split)
@@ -277,12 +279,12 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
     if config.schedule.compile is not None:
         compile_networks([*method.networks().values(), *([frozen] if frozen else [])], config.schedule.compile)
     recipes = recipes_of(config, arrays)
-    extra = _artifacts(config, required, record, arrays, split, train_images)
+    extra = _artifacts(config, required, record, arrays, split, train_images, device)
     clock = config.schedule.clock(len(split.labeled))
     seed = subseed(config.seed, "streams", method.role) if method.role else config.seed
     loader = make_loader(
         method.streams, arrays, split, train_images, type(method).batch_sizes(config), recipes, seed, extra,
-        clock.total_steps, config.views.mix,
+        clock.total_steps, config.views.mix, device,
     )  # fmt: skip
     labels, everything = torch.from_numpy(arrays.train_labels), torch.arange(len(test_images), device=device)
     val = torch.from_numpy(split.val)
@@ -349,7 +351,8 @@ def _with_corruptions(config: RunConfig, folder: str) -> Record:
 
     All cells are in corruptions.json, their means among the metrics.
     """
-    directory, arrays = config.directory, load_dataset(config.dataset)
+    directory = config.directory
+    arrays = load_dataset(config.dataset, _outputs(directory), pixels=False)
     corruptions = _corruptions(folder, arrays)
     with Lock(directory.with_name(directory.name + ".lock")) as lock:
         record = finished(directory)
@@ -360,7 +363,7 @@ def _with_corruptions(config: RunConfig, folder: str) -> Record:
         device = device_of(config.execution.device)
         torch.set_num_threads(config.execution.threads or _THREADS)
         networks: dict[str, Any] = {name: load_network(directory / f"{name}.safetensors") for name in record["nets"]}
-        split = make_split(config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels))
+        split = _split(config, arrays)
         runs = {role: other.directory for role, other in config.method_class.requires(config).items()}
         teacher = make_teacher(config.teacher, setup_of(config, arrays, split), runs)
         if teacher is not None:
@@ -379,8 +382,9 @@ def _with_corruptions(config: RunConfig, folder: str) -> Record:
 
 
 def _artifacts(
-    config: RunConfig, required: dict[str, Path], record: Record, arrays: Arrays, split: Split, images: Tensor
-) -> dict[str, Tensor]:
+    config: RunConfig, required: dict[str, Path], record: Record, arrays: Arrays, split: Split, images: Tensor,
+    device: torch.device,
+) -> dict[str, Tensor]:  # fmt: skip
     """What the method makes of the pool before training; its figures go into the record."""
     labels, pool = torch.from_numpy(arrays.train_labels), torch.from_numpy(split.unlabeled)
 
@@ -390,17 +394,24 @@ def _artifacts(
         precision = (truth == label)[known].float().mean().item() if known.any() else None
         return {"coverage": len(index) / len(pool), "precision": precision}
 
-    def warn(line: str) -> None:
-        log.warning("%s", line)
-        record["warnings"].append(line)
-
     made = config.method_class.artifacts(
         config, required,
         Pool(images, pool, arrays.num_classes, config.execution.eval_batch_size, config.schedule.precision,
-             _outputs(config.directory), judge, warn),
+             _outputs(config.directory), judge, lambda line: _warn(record, line), device),
     )  # fmt: skip
     record["artifacts"] = {name: figures for name, (_, figures) in made.items()}
-    return {name: values.to(images.device) for name, (values, _) in made.items()}
+    return {name: values.to(device) for name, (values, _) in made.items()}
+
+
+def _warn(record: Record, *lines: str) -> None:
+    """Say lines in the log and keep them in the record."""
+    for line in lines:
+        log.warning("%s", line)
+        record["warnings"].append(line)
+
+
+def _split(config: RunConfig, arrays: Arrays) -> Split:
+    return make_split(config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels), arrays.val)
 
 
 def _require(role: str, config: RunConfig) -> Path:

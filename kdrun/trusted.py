@@ -128,7 +128,7 @@ def _clusters(features: Tensor, label: Tensor, selection: Selection, num_classes
 @torch.no_grad()
 def predict(network: Network, pool: Pool) -> tuple[Tensor, Tensor, Tensor]:
     """Confidence (M,), predicted class (M,) and the classifier's input (M, D) of the clean pool, on the CPU."""
-    device = pool.images.device
+    device = pool.device
     network.to(device).eval()
     parts = []
     for chunk in pool.index.to(device).split(pool.batch_size):

@@ -149,9 +149,14 @@ class Strong:
         return apply_strong(pixels, self.strong, params.strong).permute(0, 3, 1, 2)
 
 
+def rows(images: Tensor, index: Tensor, device: torch.device) -> Tensor:
+    """`images[index]` (B, H, W, C) on `device`, wherever the images are."""
+    return send(images.index_select(0, index.to(images.device)), device)
+
+
 def clean(images: Tensor, index: Tensor) -> Tensor:
-    """`images[index]` as (B, C, H, W) uint8 in channels_last memory."""
-    return images[index].permute(0, 3, 1, 2)
+    """`images[index]` on the device of `index` as (B, C, H, W) uint8 in channels_last memory."""
+    return rows(images, index, index.device).permute(0, 3, 1, 2)
 
 
 def _source(position: Tensor, shift: Tensor, size: int, reflect: bool) -> tuple[Tensor, Tensor]:
