@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdrun.data.views import Center
 from kdrun.lock import Lock
 
 
@@ -33,6 +34,8 @@ class Pool:
     """Says a line in the log and keeps it in the record."""
     device: torch.device
     """The training device."""
+    center: Center | None = None
+    """What networks see of an image in an evaluation; None: all of it."""
 
 
 def ensure(folder: Path, build: Callable[[Path], None]) -> Path:

@@ -178,12 +178,27 @@ class FilesConfig(DatasetConfig):
 
 
 class WeakConfig(Schema):
-    """Weak views: random crop after padding, random mirroring (only if `dataset.mirror`)."""
+    """Weak views: random crop after padding, or at a random scale; random mirroring (only if `dataset.mirror`)."""
 
     pad: int | None = Field(None, ge=0)
     """Pixels on each side; null: an eighth of the image side (4 at 32 px)."""
     pad_mode: Literal["zero", "reflect"] = "zero"
     flip: bool = True
+    scale: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(None, min_length=2, max_length=2)
+    """Least and greatest share of the area that a crop shows (RandomResizedCrop); null: crops after padding."""
+    ratio: list[Annotated[float, Field(gt=0)]] = Field(
+        default_factory=lambda: [3 / 4, 4 / 3], min_length=2, max_length=2
+    )
+    """Least and greatest ratio of width and height of a crop at a random scale."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How a crop at a random scale, and what evaluation shows, is resized; antialiased."""
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        for name, pair in (("scale", self.scale), ("ratio", self.ratio)):
+            if pair is not None and pair[0] > pair[1]:
+                raise ValueError(f"{name}: the least comes first, got {pair}")
+        return self
 
 
 class StrongConfig(Schema):
@@ -203,6 +218,10 @@ class StrongConfig(Schema):
 
 class ViewsConfig(Schema):
     weak: WeakConfig = Field(default_factory=WeakConfig)
+    size: int | None = Field(None, gt=0)
+    """Side of the views in pixels, with weak.scale; null: the short side of the images."""
+    eval_ratio: float = Field(1.0, gt=0, le=1)
+    """Share of the short side that evaluation shows: a center square, at the size of the views; with weak.scale."""
     strong: StrongConfig = Field(default_factory=StrongConfig)
     mix: MixConfig = Field(default_factory=MixConfig)
     """What is mixed in training; the teacher sees the same mixed images."""
@@ -465,6 +484,10 @@ def effective(config: RunConfig) -> RunConfig:
     present = {model.name for model in (*config.students, *config.teacher.models)}
     lr_for = {name: lr for name, lr in config.schedule.lr_for.items() if name in present}
     config = config.replace(schedule=config.schedule.replace(lr_for=lr_for))
+    weak = config.views.weak
+    unused = ("ratio", "interpolation") if weak.scale is None else ("pad", "pad_mode")
+    kept = {name: value for name, value in weak if name not in unused}
+    config = config.replace(views=config.views.replace(weak=WeakConfig(**kept)))
     if not config.dataset.mirror:
         config = config.replace(views=config.views.replace(weak=config.views.weak.replace(flip=True)))  # no effect
     if not any("strong" in views for views in config.method_class.streams.values()):
@@ -503,6 +526,12 @@ def _contradictions(config: RunConfig) -> list[str]:
             f"views.mix.kind: method={config.method.name} does not take mixed images, got {mix.kind}; set it to none, "
             "or choose method=mixup_distill"
         )
+    if config.views.weak.scale is None:
+        errors += [
+            f"views.{name}: goes with crops at random scales; give views.weak.scale, e.g. views=imagenet"
+            for name in ("size", "eval_ratio")
+            if getattr(config.views, name) != ViewsConfig.model_fields[name].default
+        ]
     for label, term in config.losses.items():
         kind = lookup("loss", term.name, f"loss.{label}.name")
         if mix.mixes and kind.needs_index:

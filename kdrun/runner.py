@@ -23,7 +23,7 @@ from kdrun.data.dataset import Arrays, load_dataset
 from kdrun.data.residency import place
 from kdrun.data.splits import Split, make_split, write_split
 from kdrun.data.streams import check_streams, make_loader
-from kdrun.data.views import Recipe, Strong, Weak
+from kdrun.data.views import Center, Crop, Recipe, Strong, Weak
 from kdrun.device import compile_networks, device_of, require_compiler
 from kdrun.errors import ConfigError, KdrunError
 from kdrun.evaluation import Evaluator
@@ -173,9 +173,20 @@ def _require_weights(model: str, setup: Setup) -> None:
 
 def recipes_of(config: RunConfig, arrays: Arrays) -> dict[str, Recipe]:
     """The views that a method may ask for, for images of this size."""
-    size = (arrays.train_images.shape[1], arrays.train_images.shape[2])
-    weak = Weak.of(config.views.weak, size, config.dataset.mirror)
-    return {"weak": weak, "strong": Strong.of(config.views.strong, weak, size)}
+    size, mirror = _size(arrays), config.dataset.mirror
+    crops = config.views.weak.scale is not None
+    weak = Crop.of(config.views, size, mirror) if crops else Weak.of(config.views.weak, size, mirror)
+    return {"weak": weak, "strong": Strong.of(config.views.strong, weak, view_size(config, arrays))}
+
+
+def view_size(config: RunConfig, arrays: Arrays) -> tuple[int, int]:
+    """Height and width of what networks see."""
+    center = Center.of(config.views, _size(arrays))
+    return _size(arrays) if center is None else (center.size, center.size)
+
+
+def _size(arrays: Arrays) -> tuple[int, int]:
+    return arrays.train_images.shape[1], arrays.train_images.shape[2]
 
 
 def _build_without_memory(config: RunConfig, arrays: Arrays, split: Split) -> None:
@@ -201,7 +212,8 @@ def _build_on_meta(config: RunConfig, arrays: Arrays, split: Split) -> None:
             setup = replace(setup, teacher=Teacher(untrained_teacher(config.teacher, setup)))
         bare = config.replace(students=[_untrained(model) for model in config.students])
         method = config.method_class(bare, setup)
-        pixels = torch.empty((2, *arrays.train_images.shape[1:]), dtype=torch.uint8).permute(0, 3, 1, 2)
+        shape = (2, *view_size(config, arrays), arrays.train_images.shape[3])
+        pixels = torch.empty(shape, dtype=torch.uint8).permute(0, 3, 1, 2)
         for name, network in method.networks().items():
             try:
                 network(pixels)
@@ -284,7 +296,7 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
     seed = subseed(config.seed, "streams", method.role) if method.role else config.seed
     loader = make_loader(
         method.streams, arrays, split, train_images, type(method).batch_sizes(config), recipes, seed, extra,
-        clock.total_steps, config.views.mix, device,
+        clock.total_steps, config.views.mix, device, view_size(config, arrays),
     )  # fmt: skip
     labels, everything = torch.from_numpy(arrays.train_labels), torch.arange(len(test_images), device=device)
     val = torch.from_numpy(split.val)
@@ -296,6 +308,7 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
         config.execution.eval_batch_size,
         config.schedule.precision,
         config.schedule.compile is not None,
+        Center.of(config.views, _size(arrays)),
     )
     averaged = config.schedule.ema_decay is not None
     nets = {
@@ -371,6 +384,7 @@ def _with_corruptions(config: RunConfig, folder: str) -> Record:
         found = corruptions.evaluate(
             {name: predictor(_to(network, config, device)) for name, network in networks.items()}, device,
             batch_size=config.execution.eval_batch_size, precision=config.schedule.precision,
+            center=Center.of(config.views, _size(arrays)),
         )  # fmt: skip
         lock.require()
         write_json(directory / "corruptions.json", finite(found))
@@ -397,7 +411,8 @@ def _artifacts(
     made = config.method_class.artifacts(
         config, required,
         Pool(images, pool, arrays.num_classes, config.execution.eval_batch_size, config.schedule.precision,
-             _outputs(config.directory), judge, lambda line: _warn(record, line), device),
+             _outputs(config.directory), judge, lambda line: _warn(record, line), device,
+             Center.of(config.views, _size(arrays))),
     )  # fmt: skip
     record["artifacts"] = {name: figures for name, (_, figures) in made.items()}
     return {name: values.to(device) for name, (values, _) in made.items()}

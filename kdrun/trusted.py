@@ -133,7 +133,7 @@ def predict(network: Network, pool: Pool) -> tuple[Tensor, Tensor, Tensor]:
     parts = []
     for chunk in pool.index.to(device).split(pool.batch_size):
         with autocast(device, pool.precision):
-            out = network(View(clean(pool.images, chunk), chunk), ("prelogits",))
+            out = network(View(clean(pool.images, chunk, pool.center), chunk), ("prelogits",))
         best = out.logits.softmax(1).max(1)
         parts.append((best.values.cpu(), best.indices.cpu(), out.features["prelogits"].float().cpu()))
     confidence, label, features = (torch.cat(column) for column in zip(*parts, strict=True))

@@ -171,13 +171,19 @@ def make_loader(
     wanted: Mapping[str, tuple[str, ...]], arrays: Arrays, split: Split, images: Tensor, batch_sizes: Mapping[str, int],
     recipes: Mapping[str, Recipe], seed: int, extra: Mapping[str, Tensor] | None = None,
     total_steps: int | None = None, mix: MixConfig | None = None, device: torch.device | None = None,
+    size: tuple[int, int] | None = None,
 ) -> Loader:  # fmt: skip
-    """Build the streams that a method declares. Only the labeled stream has targets, and only of labeled images."""
+    """Build the streams that a method declares. Only the labeled stream has targets, and only of labeled images.
+
+    Args:
+        device: the training device; None: that of the images.
+        size: of the views; None: that of the images.
+    """
     streams = {}
     device = images.device if device is None else device
     mixed = None
     if mix is not None and mix.mixes:
-        mixed = Mix(mix, (images.shape[1], images.shape[2]), arrays.num_classes)
+        mixed = Mix(mix, size or (images.shape[1], images.shape[2]), arrays.num_classes)
     for name, views in wanted.items():
         index = torch.from_numpy({"labeled": split.labeled, "unlabeled": split.unlabeled}[name])
         targets = None
