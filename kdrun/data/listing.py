@@ -51,12 +51,13 @@ def read_files(listing: Listing, config: FilesConfig, outputs: Path, pixels: boo
     ends = np.cumsum([len(listing.train), len(listing.val), len(more)])
     warnings: tuple[str, ...] = ()
     if unreadable:
-        count = f"{len(unreadable)} of {len(paths)} images are unreadable"
+        count = f"{len(unreadable)} of {len(paths)} images"
         if not config.skip_unreadable:
             blamed = {at: "dataset.unlabeled" if ends[1] <= at < ends[2] else key for at in unreadable}
             lines = [f"{blamed[at]}: unreadable image {problem}" for at, problem in unreadable.items()]
-            raise DataError(*lines, f"{key}: {count}; dataset.skip_unreadable=true goes on without them")
-        warnings = (f"{count} and were left out, e.g. {next(iter(unreadable.values()))}",)
+            lines[-1] += f"; dataset.skip_unreadable=true goes on without these {count}"
+            raise DataError(*lines)
+        warnings = (f"{count} are unreadable and were left out, e.g. {next(iter(unreadable.values()))}",)
     there = np.ones(len(paths), bool)
     there[list(unreadable)] = False
     train, val, cut = (int(there[:end].sum()) for end in ends)  # of the files that are left
