@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from kdrun.data.views import Center
 from kdrun.lock import Lock
 
 
@@ -18,7 +20,7 @@ class Pool:
     """The unlabeled images of a run, for what a method makes of them before training. Without their hidden labels."""
 
     images: Tensor
-    """(N, H, W, C) uint8 on the training device: the whole train array."""
+    """(N, H, W, C) uint8: the whole train array."""
     index: Tensor
     """(M,) int64 on the CPU, positions of the pool."""
     num_classes: int
@@ -30,6 +32,10 @@ class Pool:
     """`judge(index, label)`: `coverage` of the pool; `precision` against the hidden labels (None: nothing known)."""
     warn: Callable[[str], None]
     """Says a line in the log and keeps it in the record."""
+    device: torch.device
+    """The training device."""
+    center: Center | None = None
+    """What networks see of an image in an evaluation; None: all of it."""
 
 
 def ensure(folder: Path, build: Callable[[Path], None]) -> Path:

@@ -8,16 +8,37 @@ from torch import Tensor
 
 from kdrun.config import RunConfig
 from kdrun.data.dataset import Arrays
-from kdrun.data.splits import Split
-from kdrun.data.views import Recipe, Strong, Weak
+from kdrun.data.splits import Split, make_split
+from kdrun.data.views import Center, Crop, Recipe, Strong, Weak
 from kdrun.method import Setup, for_channels
+
+
+def split_of(config: RunConfig, arrays: Arrays) -> Split:
+    """Which images are labeled, unlabeled and for validation."""
+    return make_split(config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels), arrays.val)
 
 
 def recipes_of(config: RunConfig, arrays: Arrays) -> dict[str, Recipe]:
     """The views that a method may ask for, for images of this size."""
-    size = (arrays.train_images.shape[1], arrays.train_images.shape[2])
-    weak = Weak.of(config.views.weak, size, config.dataset.mirror)
-    return {"weak": weak, "strong": Strong.of(config.views.strong, weak, size)}
+    size, mirror = _size(arrays), config.dataset.mirror
+    crops = config.views.weak.scale is not None
+    weak = Crop.of(config.views, size, mirror) if crops else Weak.of(config.views.weak, size, mirror)
+    return {"weak": weak, "strong": Strong.of(config.views.strong, weak, view_size(config, arrays))}
+
+
+def center_of(config: RunConfig, arrays: Arrays) -> Center | None:
+    """What networks see of an image in evaluation; None: all of it."""
+    return Center.of(config.views, _size(arrays))
+
+
+def view_size(config: RunConfig, arrays: Arrays) -> tuple[int, int]:
+    """Height and width of what networks see."""
+    center = center_of(config, arrays)
+    return _size(arrays) if center is None else (center.size, center.size)
+
+
+def _size(arrays: Arrays) -> tuple[int, int]:
+    return arrays.train_images.shape[1], arrays.train_images.shape[2]
 
 
 def setup_of(config: RunConfig, arrays: Arrays, split: Split) -> Setup:

@@ -171,15 +171,56 @@ class DatasetConfig(Schema):
     mean: list[float] | None = None
     """Per channel, of pixels scaled to [0, 1]; null: the dataset's own."""
     std: list[Annotated[float, Field(gt=0)]] | None = None
+    resident: Annotated[bool | Literal["auto"], OutsideKey()] = "auto"
+    """Whether the images are kept on the training device, or fetched from the host's memory (packed ones: from their
+    file, through the page cache) batch by batch; auto: on the device where they fit."""
+
+
+class PackConfig(Schema):
+    """Image files, decoded once to a file of pixels that all runs share (outputs/artifacts/packed)."""
+
+    size: Annotated[int | None, Field(gt=0), OutsideKey()] = None
+    """Side in pixels; null: not packed, but decoded into memory by each process, at `dataset.size`."""
+    crop: Literal["center", "square"] = "center"
+    """center: short side resized, center square kept; square: both sides resized. Packed or not."""
+
+
+class FilesConfig(DatasetConfig):
+    """What all datasets of image files have in common."""
+
+    size: int = Field(224, gt=0)
+    """Side in pixels. What is packed has `pack.size`; the run key knows the size, not where the pixels are kept."""
+    pack: PackConfig = Field(default_factory=PackConfig)
+    skip_unreadable: bool = False
+    """Go on without files that cannot be decoded; the record says how many."""
+    coop_split: Annotated[str | None, FileContent()] = None
+    """A split_zhou_<Dataset>.json of CoOp (Zhou et al. 2022, arXiv 2109.01134): its train, val and test images."""
+    val: Literal["drawn", "official"] = "drawn"
+    """drawn: `val_fraction` of the training images, official validation images among them; official: those alone."""
 
 
 class WeakConfig(Schema):
-    """Weak views: random crop after padding, random mirroring (only if `dataset.mirror`)."""
+    """Weak views: random crop after padding, or at a random scale; random mirroring (only if `dataset.mirror`)."""
 
     pad: int | None = Field(None, ge=0)
     """Pixels on each side; null: an eighth of the image side (4 at 32 px)."""
     pad_mode: Literal["zero", "reflect"] = "zero"
     flip: bool = True
+    scale: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(None, min_length=2, max_length=2)
+    """Least and greatest share of the area that a crop shows (RandomResizedCrop); null: crops after padding."""
+    ratio: list[Annotated[float, Field(gt=0)]] = Field(
+        default_factory=lambda: [3 / 4, 4 / 3], min_length=2, max_length=2
+    )
+    """Least and greatest ratio of width and height of a crop at a random scale."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How a crop at a random scale, and what evaluation shows, is resized; antialiased."""
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        for name, pair in (("scale", self.scale), ("ratio", self.ratio)):
+            if pair is not None and pair[0] > pair[1]:
+                raise ValueError(f"{name}: the least comes first, got {pair}")
+        return self
 
 
 class StrongConfig(Schema):
@@ -199,6 +240,10 @@ class StrongConfig(Schema):
 
 class ViewsConfig(Schema):
     weak: WeakConfig = Field(default_factory=WeakConfig)
+    size: int | None = Field(None, gt=0)
+    """Side of the views in pixels, with weak.scale; null: the short side of the images."""
+    eval_ratio: float = Field(1.0, gt=0, le=1)
+    """Share of the short side that evaluation shows: a center square, at the size of the views; with weak.scale."""
     strong: StrongConfig = Field(default_factory=StrongConfig)
     mix: MixConfig = Field(default_factory=MixConfig)
     """What is mixed in training; the teacher sees the same mixed images."""
@@ -473,6 +518,10 @@ def effective(config: RunConfig) -> RunConfig:
     present = {model.name for model in (*config.students, *config.teacher.models)}
     lr_for = {name: lr for name, lr in config.schedule.lr_for.items() if name in present}
     config = config.replace(schedule=config.schedule.replace(lr_for=lr_for))
+    weak = config.views.weak
+    unused = ("ratio", "interpolation") if weak.scale is None else ("pad", "pad_mode")
+    kept = {name: value for name, value in weak if name not in unused}
+    config = config.replace(views=config.views.replace(weak=WeakConfig(**kept)))
     if not config.dataset.mirror:
         config = config.replace(views=config.views.replace(weak=config.views.weak.replace(flip=True)))  # no effect
     if not any("strong" in views for views in config.method_class.streams.values()):
@@ -484,6 +533,12 @@ def effective(config: RunConfig) -> RunConfig:
         dataset = dataset.replace(num_labels=_num_listed(dataset.split_file))
     if (dataset.num_labels is None or dataset.split_file is not None) and dataset.split_seed is not None:
         dataset = dataset.replace(split_seed=None)  # nothing is drawn
+    if isinstance(dataset, FilesConfig):
+        dataset = dataset.replace(size=dataset.pack.size or dataset.size)
+        if dataset.val == "official":
+            dataset = dataset.replace(
+                **{n: type(dataset).model_fields[n].default for n in ("val_fraction", "val_seed")}
+            )
     return config.replace(dataset=dataset)
 
 
@@ -507,6 +562,12 @@ def _contradictions(config: RunConfig) -> list[str]:
             f"views.mix.kind: method={config.method.name} does not take mixed images, got {mix.kind}; set it to none, "
             "or choose method=mixup_distill"
         )
+    if config.views.weak.scale is None:
+        errors += [
+            f"views.{name}: goes with crops at random scales; give views.weak.scale, e.g. views=imagenet"
+            for name in ("size", "eval_ratio")
+            if getattr(config.views, name) != ViewsConfig.model_fields[name].default
+        ]
     for label, term in config.losses.items():
         kind = lookup("loss", term.name, f"loss.{label}.name")
         if mix.mixes and kind.needs_index:
@@ -631,7 +692,10 @@ def _content(value: Any, key: str = "") -> Any:
                 not field.is_required() and item == field.get_default(call_default_factory=True)
             ):
                 continue
-            out[name] = file_hash(item, where) if marker(field, FileContent) else _content(item, where)
+            content = file_hash(item, where) if marker(field, FileContent) else _content(item, where)
+            # a node may differ from its default in nothing that counts
+            if content != {} or field.is_required() or not isinstance(item, Schema):
+                out[name] = content
         return out
     if isinstance(value, Mapping):
         return {str(k): _content(v, f"{key}.{k}") for k, v in value.items()}

@@ -70,7 +70,7 @@ def require_compiler() -> None:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on the device. On CUDA the copy is queued, and the host does not wait for it."""
-    if device.type == "cuda":
+    """A tensor on the device. On CUDA the copy of a CPU tensor is queued, and the host does not wait for it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdrun.data.views import View, clean
+from kdrun.data.views import Center, View, clean
 from kdrun.device import autocast, eager
 from kdrun.files import atomic_path
 from kdrun.method import Predictor
@@ -17,20 +17,23 @@ from kdrun.metrics import compare_with_teacher, evaluate_logits, fit_temperature
 
 
 class Evaluator:
-    """Holds the evaluation images on the device.
+    """Holds the evaluation images.
 
     Args:
-        splits: split name -> (images (N, H, W, C) uint8, index (M,) int64, targets (M,) int64), all on the device.
+        splits: split name -> (images (N, H, W, C) uint8, index (M,) int64, targets (M,) int64), the latter two on the
+            device.
+        center: what networks see of an image; None: all of it.
     """
 
     def __init__(
         self, splits: Mapping[str, tuple[Tensor, Tensor, Tensor]], batch_size: int, precision: str = "fp32",
-        compiled: bool = False,
+        compiled: bool = False, center: Center | None = None,
     ) -> None:  # fmt: skip
         self.splits = {name: parts for name, parts in splits.items() if len(parts[1])}
         self.batch_size = batch_size
         self.precision = precision
         self.compiled = compiled
+        self.center = center
 
     @torch.no_grad()
     def logits(self, predictors: Mapping[str, Predictor]) -> dict[tuple[str, str], Tensor]:
@@ -43,8 +46,8 @@ class Evaluator:
         for split, (images, index, _) in self.splits.items():
             parts: dict[str, list[Tensor]] = {net: [] for net in predictors}
             for chunk in index.split(self.batch_size):
-                view = View(clean(images, chunk), chunk)
-                with autocast(images.device, self.precision):
+                view = View(clean(images, chunk, self.center), chunk)
+                with autocast(index.device, self.precision):
                     for net, predictor in predictors.items():
                         parts[net].append(predictor(view))
             out.update({(split, net): torch.cat(chunks) for net, chunks in parts.items()})

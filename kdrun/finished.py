@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdrun.build import setup_of, to_device
+from kdrun.build import center_of, setup_of, split_of, to_device
 from kdrun.config import ExecutionConfig, RunConfig, from_nodes
 from kdrun.data.dataset import Arrays, load_dataset
-from kdrun.data.splits import Split, make_split
+from kdrun.data.splits import Split
+from kdrun.data.views import Center
 from kdrun.device import use_machine
 from kdrun.errors import KdrunError, allowed
 from kdrun.lock import Lock
@@ -98,8 +99,8 @@ class FinishedRun:
         """
         config = self.config
         device = use_machine(execution or config.execution)
-        arrays = load_dataset(config.dataset)
-        split = make_split(config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels))
+        arrays = load_dataset(config.dataset, self.outputs)
+        split = split_of(config, arrays)
         if split.hash != self.record["split"]["hash"]:
             raise KdrunError(
                 f"{self.directory}: was trained on split {self.record['split']['hash']}, not on {split.hash}"
@@ -121,7 +122,7 @@ class FinishedRun:
         predictors: dict[str, Predictor] = method.predictors()
         if teacher is not None:
             predictors["teacher"] = _predictor(teacher)
-        return Rebuilt(config, arrays, split, device, predictors)
+        return Rebuilt(config, arrays, split, device, predictors, center_of(config, arrays))
 
     @contextmanager
     def amended(self) -> Iterator[Record]:
@@ -147,6 +148,8 @@ class Rebuilt:
     device: torch.device
     predictors: Mapping[str, Predictor]
     """What the run evaluated, and `teacher` where it had one."""
+    center: Center | None
+    """What networks see of an image; None: all of it."""
 
 
 def run_lock(directory: Path) -> Lock:

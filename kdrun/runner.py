@@ -16,12 +16,13 @@ import yaml
 from torch import Tensor
 
 from kdrun.artifacts import Pool
-from kdrun.build import recipes_of, setup_of, to_device
+from kdrun.build import center_of, recipes_of, setup_of, split_of, to_device, view_size
 from kdrun.config import ModelConfig, RunConfig, dump, plugged_classes, run_key
 from kdrun.corruptions import Corruptions
 from kdrun.corruptions import summary as summary_of_corruptions
 from kdrun.data.dataset import Arrays, load_dataset
-from kdrun.data.splits import Split, make_split, write_split
+from kdrun.data.residency import place
+from kdrun.data.splits import Split, write_split
 from kdrun.data.streams import check_streams, make_loader
 from kdrun.device import compile_networks, device_of, require_compiler, use_machine
 from kdrun.errors import ConfigError, KdrunError
@@ -124,8 +125,8 @@ def check(config: RunConfig) -> None:
         raise ConfigError(f"schedule.precision: fp16 needs cuda, this run is on {device.type}; choose bf16 or fp32")
     if config.schedule.compile is not None:
         require_compiler()
-    arrays = load_dataset(config.dataset)
-    split = make_split(config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels))
+    arrays = load_dataset(config.dataset, _outputs(config.directory), pixels=False)
+    split = split_of(config, arrays)
     if config.evaluate.corruptions is not None:
         _corruptions(config.evaluate.corruptions, arrays)
     # seeds and labels change neither networks nor optimizer
@@ -184,7 +185,8 @@ def _build_on_meta(config: RunConfig, arrays: Arrays, split: Split) -> None:
             setup = replace(setup, teacher=Teacher(untrained_teacher(config.teacher, setup)))
         bare = config.replace(students=[_untrained(model) for model in config.students])
         method = config.method_class(bare, setup)
-        pixels = torch.empty((2, *arrays.train_images.shape[1:]), dtype=torch.uint8).permute(0, 3, 1, 2)
+        shape = (2, *view_size(config, arrays), arrays.train_images.shape[3])
+        pixels = torch.empty(shape, dtype=torch.uint8).permute(0, 3, 1, 2)
         for name, network in method.networks().items():
             try:
                 network(pixels)
@@ -214,10 +216,11 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
     record["requires"] = {role: run_key(other) for role, other in prerequisites.items()}
 
     device = use_machine(config.execution)
-    arrays = load_dataset(config.dataset)
-    split = make_split(config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels))
+    arrays = load_dataset(config.dataset, _outputs(directory))
+    _warn(record, *arrays.warnings)
+    split = split_of(config, arrays)
     _keep_split(split, directory, record, arrays)
-    train_images, test_images = (torch.from_numpy(a).to(device) for a in (arrays.train_images, arrays.test_images))
+    train_images, test_images = place(arrays, device, config.dataset.resident)
 
     seed_everything(config.seed)
     setup = setup_of(config, arrays, split)
@@ -228,12 +231,12 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
     if config.schedule.compile is not None:
         compile_networks([*method.networks().values(), *([frozen] if frozen else [])], config.schedule.compile)
     recipes = recipes_of(config, arrays)
-    extra = _artifacts(config, required, record, arrays, split, train_images)
+    extra = _artifacts(config, required, record, arrays, split, train_images, device)
     clock = config.schedule.clock(len(split.labeled))
     seed = subseed(config.seed, "streams", method.role) if method.role else config.seed
     loader = make_loader(
         method.streams, arrays, split, train_images, type(method).batch_sizes(config), recipes, seed, extra,
-        clock.total_steps, config.views.mix,
+        clock.total_steps, config.views.mix, device, view_size(config, arrays),
     )  # fmt: skip
     labels, everything = torch.from_numpy(arrays.train_labels), torch.arange(len(test_images), device=device)
     val = torch.from_numpy(split.val)
@@ -245,6 +248,7 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
         config.execution.eval_batch_size,
         config.schedule.precision,
         config.schedule.compile is not None,
+        center_of(config, arrays),
     )
     averaged = config.schedule.ema_decay is not None
     nets = {
@@ -302,7 +306,7 @@ def _with_corruptions(config: RunConfig, folder: str) -> Record:
 
     All cells are in corruptions.json, their means among the metrics.
     """
-    corruptions = _corruptions(folder, load_dataset(config.dataset))
+    corruptions = _corruptions(folder, load_dataset(config.dataset, _outputs(config.directory), pixels=False))
     run = FinishedRun.open(config.directory)
     with run.amended() as record:
         if record.get("corruptions") == corruptions.hash:
@@ -311,6 +315,7 @@ def _with_corruptions(config: RunConfig, folder: str) -> Record:
         found = corruptions.evaluate(
             rebuilt.predictors, rebuilt.device,
             batch_size=config.execution.eval_batch_size, precision=config.schedule.precision,
+            center=rebuilt.center,
         )  # fmt: skip
         write_json(run.directory / "corruptions.json", finite(found))
         record["metrics"] |= summary_of_corruptions(found)
@@ -319,14 +324,10 @@ def _with_corruptions(config: RunConfig, folder: str) -> Record:
     return record
 
 
-def _warn(record: Record, line: str) -> None:
-    log.warning("%s", line)
-    record["warnings"].append(line)
-
-
 def _artifacts(
-    config: RunConfig, required: dict[str, Path], record: Record, arrays: Arrays, split: Split, images: Tensor
-) -> dict[str, Tensor]:
+    config: RunConfig, required: dict[str, Path], record: Record, arrays: Arrays, split: Split, images: Tensor,
+    device: torch.device,
+) -> dict[str, Tensor]:  # fmt: skip
     """What the method makes of the pool before training; its figures go into the record."""
     labels, pool = torch.from_numpy(arrays.train_labels), torch.from_numpy(split.unlabeled)
 
@@ -339,10 +340,17 @@ def _artifacts(
     made = config.method_class.artifacts(
         config, required,
         Pool(images, pool, arrays.num_classes, config.execution.eval_batch_size, config.schedule.precision,
-             _outputs(config.directory), judge, partial(_warn, record)),
+             _outputs(config.directory), judge, partial(_warn, record), device, center_of(config, arrays)),
     )  # fmt: skip
     record["artifacts"] = {name: figures for name, (_, figures) in made.items()}
-    return {name: values.to(images.device) for name, (values, _) in made.items()}
+    return {name: values.to(device) for name, (values, _) in made.items()}
+
+
+def _warn(record: Record, *lines: str) -> None:
+    """Say lines in the log and keep them in the record."""
+    for line in lines:
+        log.warning("%s", line)
+        record["warnings"].append(line)
 
 
 def _require(role: str, config: RunConfig) -> Path:

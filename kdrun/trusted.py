@@ -128,12 +128,12 @@ def _clusters(features: Tensor, label: Tensor, selection: Selection, num_classes
 @torch.no_grad()
 def predict(network: Network, pool: Pool) -> tuple[Tensor, Tensor, Tensor]:
     """Confidence (M,), predicted class (M,) and the classifier's input (M, D) of the clean pool, on the CPU."""
-    device = pool.images.device
+    device = pool.device
     network.to(device).eval()
     parts = []
     for chunk in pool.index.to(device).split(pool.batch_size):
         with autocast(device, pool.precision):
-            out = network(View(clean(pool.images, chunk), chunk), ("prelogits",))
+            out = network(View(clean(pool.images, chunk, pool.center), chunk), ("prelogits",))
         best = out.logits.softmax(1).max(1)
         parts.append((best.values.cpu(), best.indices.cpu(), out.features["prelogits"].float().cpu()))
     confidence, label, features = (torch.cat(column) for column in zip(*parts, strict=True))

@@ -1,17 +1,21 @@
-"""What a dataset is to kdrun: uint8 images and labels in memory, and how they are normalised."""
+"""What a dataset is to kdrun: uint8 images, in memory or in a mapped file, labels, and how they are normalised."""
 
 import dataclasses
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from kdrun.config import DatasetConfig, file_hash
+from kdrun.config import DatasetConfig, FilesConfig, file_hash
 from kdrun.errors import ConfigError, DataError
 from kdrun.registry import lookup
 from kdrun.schema import FileContent, marker
+
+if TYPE_CHECKING:
+    from kdrun.data.listing import Listing
 
 Images = npt.NDArray[np.uint8]  # (N, H, W, C)
 Labels = npt.NDArray[np.int64]  # (N,)
@@ -19,7 +23,7 @@ Labels = npt.NDArray[np.int64]  # (N,)
 
 @dataclass(frozen=True)
 class Arrays:
-    """A whole dataset in memory. Positions in `train_images` are the indices that splits and records name."""
+    """A whole dataset. Positions in `train_images` are the indices that splits and records name."""
 
     train_images: Images
     train_labels: Labels
@@ -33,6 +37,10 @@ class Arrays:
     """Training images from `dataset.unlabeled`, the last ones; their label is -1."""
     source: str = "dataset"
     """What to blame for what is wrong with them: the key and the file or folder."""
+    val: Labels | None = None
+    """(V,) positions in `train_images` of the official validation images; None: a part is drawn."""
+    warnings: tuple[str, ...] = ()
+    """What the record should say about them."""
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
@@ -68,16 +76,37 @@ class Dataset(Protocol):
     def load(config: Any) -> Arrays: ...
 
 
-def load_dataset(config: DatasetConfig) -> Arrays:
-    """The dataset's arrays, kept for the next run of this process. Split settings do not matter here."""
+class FileDataset(Protocol):
+    """A registered dataset of image files: its `Config`, and which files there are; decoding is not its business."""
+
+    Config: ClassVar[type[FilesConfig]]
+
+    @staticmethod
+    def files(config: Any) -> "Listing": ...
+
+
+OUTPUTS = Path("outputs")
+
+
+def load_dataset(config: DatasetConfig, outputs: Path = OUTPUTS, pixels: bool = True) -> Arrays:
+    """The dataset's arrays, kept for the next run of this process. Split settings do not matter here.
+
+    Args:
+        outputs: folder whose `artifacts` hold packed images.
+        pixels: false: images that have yet to be packed may be black, which is enough for shapes and labels.
+    """
     # Runs of a sweep differ in labels and seeds, not in images.
     plain = config.replace(
-        num_labels=None, split_seed=None, split_file=None, val_seed=0, val_fraction=0.0, mean=None, std=None
-    )
+        num_labels=None, split_seed=None, split_file=None, val_seed=0, val_fraction=0.0, mean=None, std=None,
+        resident="auto",
+    )  # fmt: skip
     fields = type(config).model_fields.items()
     files = [(name, getattr(plain, name)) for name, field in fields if marker(field, FileContent)]
     contents = tuple(file_hash(path, f"dataset.{name}") for name, path in files if path is not None)
-    arrays = _load(type(config), plain.model_dump_json(), contents)
+    if pixels or not isinstance(config, FilesConfig) or config.pack.size is None:
+        arrays = _load(type(config), plain.model_dump_json(), contents, outputs)
+    else:
+        arrays = _outline(type(config), plain.model_dump_json(), contents, outputs)
     channels = arrays.train_images.shape[-1]
     for name, given in (("mean", config.mean), ("std", config.std)):
         if given is not None and len(given) != channels:
@@ -90,10 +119,16 @@ def load_dataset(config: DatasetConfig) -> Arrays:
 
 
 @lru_cache(maxsize=2)
-def _load(schema: type[DatasetConfig], text: str, contents: tuple[str, ...]) -> Arrays:
+def _load(schema: type[DatasetConfig], text: str, contents: tuple[str, ...], outputs: Path) -> Arrays:
     config = schema.model_validate_json(text)
-    arrays: Arrays = lookup("dataset", config.name, "dataset.name").load(config)
-    if config.unlabeled is None:
+    arrays: Arrays
+    if isinstance(config, FilesConfig) and issubclass(schema, FilesConfig):
+        from kdrun.data.listing import read_files
+
+        arrays = read_files(_listing(schema, text, contents), config, outputs)
+    else:
+        arrays = lookup("dataset", config.name, "dataset.name").load(config)
+    if config.unlabeled is None or arrays.num_unlabeled:
         return arrays
     from kdrun.data.unlabeled import read_unlabeled
 
@@ -103,6 +138,21 @@ def _load(schema: type[DatasetConfig], text: str, contents: tuple[str, ...]) -> 
         arrays, train_images=np.concatenate([arrays.train_images, more]),
         train_labels=np.concatenate([arrays.train_labels, np.full(len(more), -1)]), num_unlabeled=len(more),
     )  # fmt: skip
+
+
+@lru_cache(maxsize=2)
+def _outline(schema: type[FilesConfig], text: str, contents: tuple[str, ...], outputs: Path) -> Arrays:
+    from kdrun.data.listing import read_files
+
+    return read_files(_listing(schema, text, contents), schema.model_validate_json(text), outputs, pixels=False)
+
+
+@lru_cache(maxsize=2)
+def _listing(schema: type[FilesConfig], text: str, contents: tuple[str, ...]) -> "Listing":
+    config = schema.model_validate_json(text)
+    part = lookup("dataset", config.name, "dataset.name")
+    listing: Listing = part.files(config)
+    return listing
 
 
 def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:

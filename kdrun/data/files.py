@@ -3,8 +3,9 @@
 import contextlib
 import os
 import socket
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +33,7 @@ def root_folder(path: str) -> Path:
 def ensure_files(
     root: Path,
     needed: Sequence[Path],
-    fetch: Callable[[], object],
+    fetch: Callable[[], object] | None,
     source: str,
     download: bool,
     own: Path | None = None,
@@ -40,6 +41,7 @@ def ensure_files(
     """Make sure that `needed` (below root) exist, downloading them with `fetch` where allowed.
 
     Args:
+        fetch: None where there is no download.
         source: what a user can put below root instead, in words.
         own: a folder that may be the user's own: once it is there, nothing is downloaded over it.
 
@@ -50,6 +52,8 @@ def ensure_files(
     if not missing:
         return
     where, remedy = f"dataset.root: {missing[0]} is not there", f"put {source} below {root}"
+    if fetch is None:
+        raise DataError(f"{where}; {remedy}")
     if not download:
         raise DataError(f"{where}; {remedy}, or allow dataset.download")
     if own is not None and own.exists():
@@ -60,7 +64,7 @@ def ensure_files(
     try:
         root.mkdir(parents=True, exist_ok=True)
         fetch()
-    except (OSError, RuntimeError, HTTPException) as error:
+    except (OSError, RuntimeError, ImportError, HTTPException) as error:
         for folder in made:
             with contextlib.suppress(OSError):  # not empty
                 folder.rmdir()
@@ -89,11 +93,15 @@ def verify(checks: Iterable[tuple[Path, str]]) -> None:
             )
 
 
-def list_classes(folder: Path, only: Sequence[str] = ()) -> tuple[list[str], list[Path], list[int]]:
+def list_classes(
+    folder: Path, only: Sequence[str] = (), without: Sequence[str] = (), key: str = "dataset.path"
+) -> tuple[list[str], list[Path], list[int]]:
     """Class names (sorted folder names), image files (at any depth) and their class numbers.
 
     Args:
         only: the classes to take; none given: all.
+        without: folders that are no classes.
+        key: the config key to blame.
 
     Links are followed. Hidden files and folders, and files that are no images by their extension, do not count.
 
@@ -102,25 +110,28 @@ def list_classes(folder: Path, only: Sequence[str] = ()) -> tuple[list[str], lis
     """
     layout = f"expected {folder}/<class>/<image>"
     if not folder.is_dir():
-        raise DataError(f"dataset.path: {folder}: no such folder; {layout}")
+        raise DataError(f"{key}: {folder}: no such folder; {layout}")
     paths: list[Path] = []
     labels: list[int] = []
+    empty: list[str] = []
     try:
-        names = [entry.name for entry in _visible(folder, "dataset.path") if entry.is_dir()]
+        names = [entry.name for entry in _visible(folder, key) if entry.is_dir() and entry.name not in without]
         if not names:
-            raise DataError(f"dataset.path: {folder}: no class folders; {layout}")
+            raise DataError(f"{key}: {folder}: no class folders; {layout}")
         if absent := sorted(set(only) - set(names)):
             raise DataError(f"dataset.classes: {folder} has no {absent[0]}; {allowed(absent[0], names)}")
         names = [name for name in names if name in only] if only else names
         for number, name in enumerate(names):
-            found = sorted(_images(folder / name, "dataset.path", (folder.resolve(),)))
+            found = sorted(_images(folder / name, key, (folder.resolve(),)))
             if not found:
                 suffixes = ", ".join(sorted(EXTENSIONS))
-                raise DataError(f"dataset.path: {folder / name}: the class has no images ({suffixes})")
+                empty.append(f"{key}: {folder / name}: the class has no images ({suffixes})")
             paths += found
             labels += [number] * len(found)
     except OSError as error:
-        raise DataError(f"dataset.path: {error.filename}: cannot be read ({error.strerror})") from None
+        raise DataError(f"{key}: {error.filename}: cannot be read ({error.strerror})") from None
+    if empty:
+        raise DataError(*empty)
     return names, paths, labels
 
 
@@ -154,43 +165,63 @@ def _images(folder: Path, key: str, above: tuple[Path, ...]) -> Iterator[Path]:
             yield entry
 
 
-def decode(paths: Sequence[Path], size: int, key: str) -> Images:
-    """(N, size, size, 3) uint8: short side resized to `size` (bicubic, antialiased), then the center square.
-
-    Of an animation the first frame; 16 bits are scaled to 8.
-
-    Raises:
-        DataError: unreadable images; the first is named, and how many there are. Blames the config key `key`.
-    """
-    from PIL import Image, UnidentifiedImageError
-
+def decode(paths: Sequence[Path], size: int, crop: str = "center") -> tuple[Images, dict[int, str]]:
+    """(M, size, size, 3) uint8 of the files that can be read, and what is wrong with the others, by position."""
     try:
         out = np.empty((len(paths), size, size, 3), np.uint8)
     except MemoryError as error:
         raise DataError(f"dataset.size: {len(paths)} images of {size}x{size} pixels do not fit ({error})") from None
+    unreadable: dict[int, str] = {}
+    for position, image in enumerate(decoded(paths, size, crop)):
+        if isinstance(image, str):
+            unreadable[position] = image
+        else:
+            out[position - len(unreadable)] = image
+    return out[: len(paths) - len(unreadable)], unreadable
 
-    def one(item: tuple[int, Path]) -> str | None:
-        number, path = item
-        try:
-            with Image.open(path) as image:
-                rgb = _rgb(image)
-        except UnidentifiedImageError:
-            return f"{path} (not an image)"
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            return f"{path} ({getattr(error, 'strerror', None) or error})"
-        scale = size / min(rgb.size)
-        wide, high = (max(round(side * scale), size) for side in rgb.size)
-        rgb = rgb.resize((wide, high), Image.Resampling.BICUBIC)
-        left, top = (wide - size) // 2, (high - size) // 2
-        out[number] = np.asarray(rgb.crop((left, top, left + size, top + size)))
-        return None
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        bad = [problem for problem in pool.map(one, enumerate(paths)) if problem is not None]
-    if bad:
-        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise DataError(f"{key}: unreadable image {bad[0]}{more}")
-    return out
+def decoded(paths: Sequence[Path], size: int, crop: str = "center") -> Iterator[Images | str]:
+    """Each image in turn as (size, size, 3) uint8, or `path (what is wrong)`; as many threads as cores work ahead."""
+    workers = cores()
+    pool = ThreadPoolExecutor(workers, "decode")
+    try:
+        ahead: deque[Future[Images | str]] = deque()
+        for path in paths:
+            ahead.append(pool.submit(_decoded, path, size, crop))
+            if len(ahead) > 8 * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _decoded(path: Path, size: int, crop: str) -> Images | str:
+    """center: short side resized (bicubic, antialiased), then the center square; square: both sides resized.
+
+    Of an animation the first frame; 16 bits are scaled to 8; gray, palettes, CMYK and transparency become RGB.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            rgb = _rgb(image)
+    except UnidentifiedImageError:
+        return f"{path} (not an image)"
+    except Exception as error:  # a damaged file may raise anything
+        return f"{path} ({getattr(error, 'strerror', None) or error or type(error).__name__})"
+    if crop == "square":
+        return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
+    scale = size / min(rgb.size)
+    wide, high = (max(round(side * scale), size) for side in rgb.size)
+    rgb = rgb.resize((wide, high), Image.Resampling.BICUBIC)
+    left, top = (wide - size) // 2, (high - size) // 2
+    return np.asarray(rgb.crop((left, top, left + size, top + size)))
 
 
 def _rgb(image: "Image") -> "Image":

@@ -50,19 +50,27 @@ class Split:
         }
 
 
-def make_split(config: RunConfig, labels: Labels, num_classes: int, num_test: int) -> Split:
-    """The split that `config.dataset` asks for. Raises ConfigError where it is impossible."""
+def make_split(
+    config: RunConfig, labels: Labels, num_classes: int, num_test: int, official: Index | None = None
+) -> Split:
+    """The split that `config.dataset` asks for. Raises ConfigError where it is impossible.
+
+    Args:
+        official: positions of the dataset's own validation images, instead of a draw.
+    """
     others = np.flatnonzero(labels < 0)  # images of dataset.unlabeled, behind all others
     labels = labels[: len(labels) - len(others)]
-    split = _chosen(config, labels, num_classes, num_test)
+    split = _chosen(config, labels, num_classes, num_test, official)
     return replace(split, unlabeled=others) if len(others) else split
 
 
-def _chosen(config: RunConfig, labels: Labels, num_classes: int, num_test: int) -> Split:
+def _chosen(config: RunConfig, labels: Labels, num_classes: int, num_test: int, official: Index | None) -> Split:
     dataset = config.dataset
     if dataset.split_file is not None:
         return _read(dataset.split_file, dataset, len(labels), num_test)
-    val = _stratified(labels, num_classes, dataset.val_fraction, dataset.val_seed)
+    val = official
+    if val is None:
+        val = _stratified(labels, num_classes, dataset.val_fraction, dataset.val_seed)
     pool = np.setdiff1d(np.arange(len(labels)), val)
     count = len(pool) if dataset.num_labels is None else dataset.num_labels
     if count < num_classes:

@@ -1,6 +1,7 @@
 """Infinite streams of batches: a batch is a pure function of (seed, step), so resuming needs no state.
 
-Every batch is full; an epoch is N/B steps, which may be a fraction. Images stay on the training device as uint8.
+Every batch is full; an epoch is N/B steps, which may be a fraction. Images are uint8, resident on the training device,
+or on the host, from which those of a batch are fetched.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from kdrun.config import MixConfig
 from kdrun.data.dataset import Arrays
 from kdrun.data.mix import Mix
 from kdrun.data.splits import Split
-from kdrun.data.views import Batch, Recipe, Samples, Unmixed, View, join
+from kdrun.data.views import Batch, Recipe, Samples, Unmixed, View, join, rows
 from kdrun.device import send
 from kdrun.errors import ConfigError, allowed
 from kdrun.seeding import generator
@@ -23,20 +24,22 @@ class Stream:
     """Batches of one split.
 
     Args:
-        images: (N, H, W, C) uint8 on the training device: the whole train array.
+        images: (N, H, W, C) uint8: the whole train array.
         targets: (N,) int64 on the training device, or None for an unlabeled stream.
         index: (M,) int64 on the CPU: positions that belong to the stream.
         recipes: view name -> recipe.
         extra: artifacts by name, (N, ...) on the training device, looked up for each image.
         mix: how the images of a batch are mixed, all views alike; None: they are not.
+        device: the training device; None: that of the images.
     """
 
     def __init__(
         self, name: str, images: Tensor, targets: Tensor | None, index: Tensor, batch_size: int,
         recipes: Mapping[str, Recipe], seed: int, extra: Mapping[str, Tensor] | None = None,
-        mix: Mix | None = None,
+        mix: Mix | None = None, device: torch.device | None = None,
     ) -> None:  # fmt: skip
         self.name = name
+        self.device = images.device if device is None else device
         self.images = images
         self.targets = targets
         self.index = index
@@ -53,8 +56,11 @@ class Stream:
 
     def batches(self, steps: range) -> list[Samples]:
         """The samples of several steps, their views made in one go: on an accelerator one set of kernels for all."""
-        device = self.images.device
-        index = send(torch.cat([self.positions(step) for step in steps]), device)
+        device, images = self.device, self.images
+        positions = torch.cat([self.positions(step) for step in steps])
+        index = at = send(positions, device)
+        if images.device.type != device.type:
+            images, at = rows(images, positions, device), torch.arange(len(positions), device=device)
         parts: dict[str, tuple[Tensor, ...]] = {"index": index.split(self.batch_size)}
         mixture = None
         if self.mix is not None:
@@ -68,7 +74,7 @@ class Stream:
             drawn = [
                 recipe.draw(generator(self.seed, "views", self.name, name, step), self.batch_size) for step in steps
             ]
-            pixels = recipe.apply(self.images, index, join(drawn))
+            pixels = recipe.apply(images, at, join(drawn))
             if mixture is not None:
                 parts[f"unmixed {name}"] = pixels.split(self.batch_size)
                 pixels = mixture.images(pixels)
@@ -106,7 +112,8 @@ class Stream:
 
 
 class Loader:
-    """The streams of a run, ahead of the loop: on an accelerator several steps at once, else one step in a thread.
+    """The streams of a run, ahead of the loop: several steps at once where an accelerator has the images, else one step
+    in a thread.
 
     Args:
         total_steps: where the run ends; nothing is made beyond it.
@@ -117,11 +124,11 @@ class Loader:
     def __init__(self, streams: Mapping[str, Stream], total_steps: int | None = None) -> None:
         self.streams = dict(streams)
         self.total_steps = total_steps
-        on_cpu = all(stream.images.device.type == "cpu" for stream in self.streams.values())
-        self.block = 1 if on_cpu else self.BLOCK
+        on_host = all(stream.images.device.type == "cpu" for stream in self.streams.values())
+        self.block = 1 if on_host else self.BLOCK
         self._made: dict[int, Batch] = {}
         self._ahead: Future[dict[int, Batch]] | None = None
-        self._thread = ThreadPoolExecutor(1, "views", _one_thread) if on_cpu and total_steps is not None else None
+        self._thread = ThreadPoolExecutor(1, "views", _one_thread) if on_host and total_steps is not None else None
 
     def batch(self, step: int) -> Batch:
         """The batch of 0-based `step`; steps are asked for in order, or it takes longer."""
@@ -171,20 +178,27 @@ def check_streams(wanted: Mapping[str, tuple[str, ...]], recipes: Mapping[str, R
 def make_loader(
     wanted: Mapping[str, tuple[str, ...]], arrays: Arrays, split: Split, images: Tensor, batch_sizes: Mapping[str, int],
     recipes: Mapping[str, Recipe], seed: int, extra: Mapping[str, Tensor] | None = None,
-    total_steps: int | None = None, mix: MixConfig | None = None,
+    total_steps: int | None = None, mix: MixConfig | None = None, device: torch.device | None = None,
+    size: tuple[int, int] | None = None,
 ) -> Loader:  # fmt: skip
-    """Build the streams that a method declares. Only the labeled stream has targets, and only of labeled images."""
+    """Build the streams that a method declares. Only the labeled stream has targets, and only of labeled images.
+
+    Args:
+        device: the training device; None: that of the images.
+        size: of the views; None: that of the images.
+    """
     streams = {}
+    device = images.device if device is None else device
     mixed = None
     if mix is not None and mix.mixes:
-        mixed = Mix(mix, (images.shape[1], images.shape[2]), arrays.num_classes)
+        mixed = Mix(mix, size or (images.shape[1], images.shape[2]), arrays.num_classes)
     for name, views in wanted.items():
         index = torch.from_numpy({"labeled": split.labeled, "unlabeled": split.unlabeled}[name])
         targets = None
         if name == "labeled":
             targets = torch.full((len(arrays.train_labels),), -1, dtype=torch.int64)
             targets[index] = torch.from_numpy(arrays.train_labels)[index]
-            targets = targets.to(images.device)
+            targets = targets.to(device)
         chosen = {view: recipes[view] for view in views}
-        streams[name] = Stream(name, images, targets, index, batch_sizes[name], chosen, seed, extra, mixed)
+        streams[name] = Stream(name, images, targets, index, batch_sizes[name], chosen, seed, extra, mixed, device)
     return Loader(streams, total_steps)

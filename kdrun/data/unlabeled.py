@@ -26,7 +26,9 @@ def read_unlabeled(given: str, height: int, width: int, channels: int) -> Images
             raise DataError(
                 f"{KEY}: {path}: image files go with square images only, the dataset's are {height}x{width}"
             )
-        images = decode(list_images(path, KEY), height, KEY)
+        images, unreadable = decode(list_images(path, KEY), height)
+        if unreadable:
+            raise DataError(*(f"{KEY}: unreadable image {problem}" for problem in unreadable.values()))
         if channels == 1:
             images = ((images @ np.array(LUMA) + 0x8000) >> 16).astype(np.uint8)[..., None]
         return images

@@ -4,6 +4,7 @@
 normalised: every network normalises its own input.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
@@ -11,8 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Generator, Tensor
 
-from kdrun.config import StrongConfig, WeakConfig
+from kdrun.config import StrongConfig, ViewsConfig, WeakConfig
 from kdrun.data.randaugment import StrongParams, StrongRecipe, apply_strong, draw_strong
+from kdrun.data.resample import resize, resize_boxes
 from kdrun.device import send
 from kdrun.errors import ConfigError
 
@@ -67,7 +69,7 @@ class Recipe(Protocol):
         """The views of `images[index]`.
 
         Args:
-            images: (N, H, W, C) uint8, the resident dataset.
+            images: (N, H, W, C) uint8, the resident dataset, or the images of the batch alone.
             index: (B,) int64 on the same device.
 
         Returns:
@@ -133,10 +135,103 @@ class Weak:
 
 
 @dataclass(frozen=True)
+class CropParams:
+    """Drawn numbers of crops at random scales."""
+
+    box: Tensor
+    """(n, 4) int64: top, left, height and width."""
+    flip: Tensor
+    """(n,) bool."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Recipe of the weak view for large images: a box of random area and shape, resized, and random mirroring.
+
+    RandomResizedCrop of torchvision (Szegedy et al. 2015, arXiv 1409.4842): of ten draws the first box that fits, else
+    the center one.
+    """
+
+    source: tuple[int, int]
+    size: int
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    mode: str
+    flip: bool
+
+    TRIES = 10
+
+    @classmethod
+    def of(cls, config: ViewsConfig, size: tuple[int, int], mirror: bool) -> "Crop":
+        weak = config.weak
+        low, high = weak.scale or (1.0, 1.0)
+        side = min(size) if config.size is None else config.size
+        return cls(size, side, (low, high), (weak.ratio[0], weak.ratio[1]), weak.interpolation, weak.flip and mirror)
+
+    def draw(self, generator: Generator, n: int) -> CropParams:
+        height, width = self.source
+        area, shape = torch.rand(2, n, self.TRIES, generator=generator, dtype=torch.float64)
+        place = torch.rand(2, n, generator=generator, dtype=torch.float64)
+        flip = torch.rand(n, generator=generator) < 0.5 if self.flip else torch.zeros(n, dtype=torch.bool)
+        (least, most), (low, high) = self.scale, map(math.log, self.ratio)
+        area = height * width * (least + (most - least) * area)
+        shape = (low + (high - low) * shape).exp()
+        side = torch.stack([area / shape, area * shape]).sqrt().round().long()  # (2, n, TRIES): height and width
+        room = torch.tensor([height, width])[:, None, None]
+        fits = ((side > 0) & (side <= room)).all(0)
+        first = fits.int().argmax(1).expand(2, n)
+        side = side.gather(2, first[..., None]).squeeze(2)
+        start = (place * (room[..., 0] - side + 1)).long()
+        box = torch.where(fits.any(1)[:, None], torch.cat([start, side]).T, self._fallback())
+        return CropParams(box, flip)
+
+    def _fallback(self) -> Tensor:
+        """The largest box of an allowed shape, in the center."""
+        height, width = self.source
+        high = min(height, round(width / self.ratio[0]))
+        wide = min(width, round(height * self.ratio[1]))
+        return torch.tensor([(height - high) // 2, (width - wide) // 2, high, wide])
+
+    def apply(self, images: Tensor, index: Tensor, params: CropParams) -> Tensor:
+        return self.gather(images, index, params).permute(0, 3, 1, 2)
+
+    def gather(self, images: Tensor, index: Tensor, params: CropParams) -> Tensor:
+        """As `apply`, but (B, size, size, C)."""
+        out = resize_boxes(images.index_select(0, index), params.box, self.size, self.mode)
+        turned = send(params.flip.nonzero().squeeze(1), images.device)
+        out[turned] = out[turned].flip(2)
+        return out
+
+
+@dataclass(frozen=True)
+class Center:
+    """What evaluation shows of large images: a center square, resized."""
+
+    size: int
+    ratio: float
+    """Side of the square, as a share of the image's short side."""
+    mode: str
+
+    @classmethod
+    def of(cls, config: ViewsConfig, size: tuple[int, int]) -> "Center | None":
+        """None: the images as they are."""
+        if config.weak.scale is None:
+            return None
+        return cls(config.size or min(size), config.eval_ratio, config.weak.interpolation)
+
+    def cut(self, images: Tensor) -> Tensor:
+        """(B, H, W, C) uint8 -> (B, size, size, C) uint8."""
+        height, width = images.shape[1:3]
+        side = max(round(self.ratio * min(height, width)), 1)
+        top, left = round((height - side) / 2), round((width - side) / 2)
+        return resize(images[:, top : top + side, left : left + side], self.size, self.mode).contiguous()
+
+
+@dataclass(frozen=True)
 class StrongViewParams:
     """Drawn numbers of strong views."""
 
-    weak: WeakParams
+    weak: WeakParams | CropParams
     strong: StrongParams
 
 
@@ -144,12 +239,12 @@ class StrongViewParams:
 class Strong:
     """Recipe of the strong view: a weak view of its own, then RandAugment and cutout."""
 
-    weak: Weak
+    weak: Weak | Crop
     strong: StrongRecipe
     size: tuple[int, int]
 
     @classmethod
-    def of(cls, config: StrongConfig, weak: Weak, size: tuple[int, int]) -> "Strong":
+    def of(cls, config: StrongConfig, weak: Weak | Crop, size: tuple[int, int]) -> "Strong":
         cutout = min(size) // 2 if config.cutout is None else config.cutout
         recipe = StrongRecipe(config.num_ops, config.p_op, config.levels, cutout, tuple(config.fill))
         draw_strong(recipe, Generator(), 1, size)  # refuses what does not fit the size
@@ -159,13 +254,19 @@ class Strong:
         return StrongViewParams(self.weak.draw(generator, n), draw_strong(self.strong, generator, n, self.size))
 
     def apply(self, images: Tensor, index: Tensor, params: StrongViewParams) -> Tensor:
-        pixels = self.weak.gather(images, index, params.weak)
+        pixels = self.weak.gather(images, index, params.weak)  # type: ignore[arg-type]  # its own
         return apply_strong(pixels, self.strong, params.strong).permute(0, 3, 1, 2)
 
 
-def clean(images: Tensor, index: Tensor) -> Tensor:
-    """`images[index]` as (B, C, H, W) uint8 in channels_last memory."""
-    return images[index].permute(0, 3, 1, 2)
+def rows(images: Tensor, index: Tensor, device: torch.device) -> Tensor:
+    """`images[index]` (B, H, W, C) on `device`, wherever the images are."""
+    return send(images.index_select(0, index.to(images.device)), device)
+
+
+def clean(images: Tensor, index: Tensor, center: Center | None = None) -> Tensor:
+    """`images[index]` on the device of `index` as (B, C, H, W) uint8 in channels_last memory, or their center."""
+    found = rows(images, index, index.device)
+    return (found if center is None else center.cut(found)).permute(0, 3, 1, 2)
 
 
 def _source(position: Tensor, shift: Tensor, size: int, reflect: bool) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ def composer():
 
 
 def typed(composer, name, path, *overrides):
-    images = [f"dataset.path={path}"] if name.startswith("imagenet") else []
+    images = [f"dataset.root={path}"] if name.startswith("imagenet") else []
     return composer.typed([f"experiment=dual_student/{name}", *images, *overrides])
 
 

@@ -174,14 +174,14 @@ def test_one_teacher_serves_all_students_losses_and_seeds(composer):
 def test_imagenet_pairs_compose(composer, tmp_path, name, gamma, weight, teacher):
     import timm
 
-    config = composer.typed([f"experiment=ttm/{name}", f"dataset.path={tmp_path}", "loss=wttm"])
+    config = composer.typed([f"experiment=ttm/{name}", f"dataset.root={tmp_path}", "loss=wttm"])
     assert (config.losses["wttm"].gamma, config.losses["wttm"].weight) == (gamma, weight)
     assert (config.teacher.source, config.teacher.model.name) == ("timm", teacher)
     assert teacher in timm.list_pretrained()
     assert timm.get_pretrained_cfg(teacher).num_classes == 1000
-    assert (config.dataset.val_fraction, config.dataset.size) == (0, 224)
+    assert (config.dataset.val_fraction, config.dataset.size, config.views.size) == (0, 256, 224)
     assert (
-        composer.typed([f"experiment=ttm/{name}", f"dataset.path={tmp_path}", "loss=ttm"]).losses["ttm"].gamma == gamma
+        composer.typed([f"experiment=ttm/{name}", f"dataset.root={tmp_path}", "loss=ttm"]).losses["ttm"].gamma == gamma
     )
 
 

@@ -134,7 +134,7 @@ def test_the_outer_run_is_the_plain_fixmatch_run():
 def pool_of(images):
     said = []
     index = torch.arange(len(images))
-    return Pool(images, index, 3, 100, "fp32", Path("unused"), lambda i, y: {}, said.append), said
+    return Pool(images, index, 3, 100, "fp32", Path("unused"), lambda i, y: {}, said.append, torch.device("cpu")), said
 
 
 @pytest.mark.parametrize("selector", ["dec", "kmeans"])

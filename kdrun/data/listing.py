@@ -1,0 +1,132 @@
+"""Datasets of image files: which files there are and their labels, and their pixels, in memory or packed."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from kdrun.config import FilesConfig
+from kdrun.data.dataset import Arrays, Images
+from kdrun.data.files import decode, list_images
+from kdrun.data.packed import Pack, absent
+from kdrun.errors import ConfigError, DataError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Files = Sequence[tuple[Path, int]]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The image files of a dataset with their labels, in the order that splits and records name."""
+
+    train: Files
+    test: Files
+    class_names: Sequence[str]
+    folder: Path
+    """What holds them all."""
+    key: str
+    """The config key to blame, e.g. dataset.root."""
+    val: Files = ()
+    """Official validation images."""
+
+
+def read_files(listing: Listing, config: FilesConfig, outputs: Path, pixels: bool = True) -> Arrays:
+    """The arrays of a listing. Training images: its own, the official validation images, the unlabeled ones.
+
+    Args:
+        pixels: false: where images have yet to be packed, black ones that take no memory stand for them.
+    """
+    key = listing.key
+    if config.val == "official" and not listing.val:
+        raise ConfigError(
+            f"dataset.val: {config.name} has no official validation images; set it to drawn, or give dataset.coop_split"
+        )
+    more = _unlabeled(config)
+    files = [*listing.train, *listing.val, *more, *listing.test]
+    paths, labels = [path for path, _ in files], np.asarray([label for _, label in files], np.int64)
+    images, unreadable = _pixels(paths, listing, config, outputs, pixels)
+    ends = np.cumsum([len(listing.train), len(listing.val), len(more)])
+    warnings: tuple[str, ...] = ()
+    if unreadable:
+        count = f"{len(unreadable)} of {len(paths)} images"
+        if not config.skip_unreadable:
+            blamed = {at: "dataset.unlabeled" if ends[1] <= at < ends[2] else key for at in unreadable}
+            lines = [f"{blamed[at]}: unreadable image {problem}" for at, problem in unreadable.items()]
+            lines[-1] += f"; dataset.skip_unreadable=true goes on without these {count}"
+            raise DataError(*lines)
+        warnings = (f"{count} are unreadable and were left out, e.g. {next(iter(unreadable.values()))}",)
+    there = np.ones(len(paths), bool)
+    there[list(unreadable)] = False
+    train, val, cut = (int(there[:end].sum()) for end in ends)  # of the files that are left
+    labels = labels[there]
+    arrays = Arrays(
+        images[:cut], labels[:cut], images[cut:], labels[cut:], tuple(listing.class_names), IMAGENET_MEAN,
+        IMAGENET_STD, num_unlabeled=cut - val, source=f"{key}: {listing.folder}", warnings=warnings,
+    )  # fmt: skip
+    return replace(arrays, val=np.arange(train, val)) if config.val == "official" else arrays
+
+
+def _pixels(
+    paths: list[Path], listing: Listing, config: FilesConfig, outputs: Path, pixels: bool
+) -> tuple[Images, dict[int, str]]:
+    size, crop = config.size, config.pack.crop
+    pack = Pack(paths, listing.folder, size, crop, outputs, listing.key)
+    if config.pack.size is None:
+        return decode(paths, size, crop)
+    packed = pack.build() if pixels else pack.open()
+    if packed is None:
+        return np.broadcast_to(np.uint8(0), (len(paths), size, size, 3)), {}
+    return packed.images, packed.unreadable
+
+
+def _unlabeled(config: FilesConfig) -> Files:
+    """The image files of `dataset.unlabeled`, with the label -1."""
+    if config.unlabeled is None:
+        return []
+    folder = Path(config.unlabeled).expanduser()
+    if not folder.is_dir():
+        if config.pack.size is None:
+            return []  # an array, which is read and added like any other dataset's
+        raise DataError(
+            f"dataset.unlabeled: {folder}: not a folder, and only image files can be packed with the others"
+        )
+    return [(path, -1) for path in list_images(folder, "dataset.unlabeled")]
+
+
+def read_coop_split(path: Path, folder: Path, key: str) -> Listing:
+    """The split of a `split_zhou_<Dataset>.json`: train, val and test, each a list of [path, label, class name].
+
+    Args:
+        folder: what its paths are relative to.
+
+    Raises:
+        DataError: unreadable, of another form, or with images that are not there (listed).
+    """
+    where = f"dataset.coop_split: {path}"
+    try:
+        content = json.loads(path.expanduser().read_text())
+        parts = {
+            name: [(folder / str(image), int(label), str(title)) for image, label, title in content[name]]
+            for name in ("train", "val", "test")
+        }
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{where}: not a split file of CoOp, train, val and test as lists of [path, label, class] "
+            f"({type(error).__name__}: {error})"
+        ) from None
+    names: dict[int, str] = {}
+    for image, label, title in (entry for part in parts.values() for entry in part):
+        if names.setdefault(label, title) != title:
+            raise DataError(f"{where}: class {label} is called {names[label]} and, at {image}, {title}")
+    if sorted(names) != list(range(len(names))):
+        raise DataError(f"{where}: its labels are not 0 to {len(names) - 1}")
+    files = {name: [(image, label) for image, label, _ in part] for name, part in parts.items()}
+    missing = [str(image) for part in files.values() for image, _ in part if not image.is_file()]
+    if missing:
+        raise DataError(*absent(missing, where))
+    return Listing(
+        files["train"], files["test"], [names[label] for label in range(len(names))], folder, key, files["val"]
+    )
