@@ -3,6 +3,7 @@
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,12 +11,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field
 
-from kdrun.config import CONF_DIR, RunConfig, effective
+from kdrun.config import CONF_DIR, RunConfig, TeacherConfig, effective
 from kdrun.errors import ConfigError, KdrunError, allowed
 from kdrun.papers import Paper, read_paper
 from kdrun.plan import Composer
 from kdrun.record import MetricsLog, Record, find_records, read_record
-from kdrun.schema import Schema, build
+from kdrun.schema import Schema, build, from_arguments
 
 PERCENT = (
     "top1", "top5", "ece", "ece_equal_mass", "ece_classwise", "overconfidence", "confidence", "confidence_gap",
@@ -233,19 +234,32 @@ def _filled(runs: Sequence[RunConfig], metric: str, protocol: str) -> Cell:
         for role, required in one.method_class.requires(one).items():
             record = read_record(required.directory)
             if role == "teacher" and record is not None and record["status"] == "done":
-                model = required.students[0].name
-                cell.teachers[f"{model} ({run_name(required.directory)})"] = value_of(record, _own(metric), "last")
+                value = _of_teacher(record, own, one.teacher, metric)
+                if value is not None:
+                    at = "" if one.teacher.temperature == 1 else f" at T = {one.teacher.temperature:g}"
+                    cell.teachers[f"{required.students[0].name}{at} ({run_name(required.directory)})"] = value
     return cell
+
+
+def _of_teacher(record: Record, student: Record | None, spec: TeacherConfig, metric: str) -> float | None:
+    """The metric of a teacher, from its own run where that has it and tells the same, else from its student's."""
+    if spec.temperature == 1:
+        with suppress(KdrunError):  # what only a student has, or what was measured with it
+            return value_of(record, _own(metric), "last")
+    split, _, name = _own(metric).partition("/")
+    return None if student is None else student["metrics"].get(f"{split}/teacher/{name}")
 
 
 def _given_teacher(record: Record, metric: str) -> dict[str, float]:
     """Name -> the same metric of the teacher, as a student's record holds it."""
-    value = record["metrics"].get(f"{metric.split('/')[0]}/teacher/{metric.split('/')[-1]}")
+    split, _, name = _own(metric).partition("/")
+    value = record["metrics"].get(f"{split}/teacher/{name}")
     if value is None:
         return {}
     teacher = record["config"]["teacher"]
     model = teacher["model"]["name"] if teacher["model"] else "ensemble"
-    return {f"{model} ({record['requires'].get('teacher', teacher['source'])})": value}
+    at = "" if teacher.get("temperature", 1) == 1 else f" at T = {teacher['temperature']:g}"
+    return {f"{model}{at} ({record['requires'].get('teacher', teacher['source'])})": value}
 
 
 def run_name(directory: Path) -> str:
@@ -334,13 +348,7 @@ class TableOptions(Schema):
 
 def main(arguments: Sequence[str]) -> str:
     """The printed table for `key=value` arguments."""
-    given: dict[str, Any] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise ConfigError(f"{argument}: write key=value; {allowed(key, TableOptions.model_fields)}")
-        given[key] = int(value) if key == "curve" and value.isdecimal() else value
-    options = build(TableOptions, given, "")
+    options = from_arguments(TableOptions, arguments)
     outputs = Path(options.outputs)
     if options.curve is not None:
         if options.table is None or options.metric is None:
