@@ -90,7 +90,7 @@ class Table:
 
     @property
     def percent(self) -> bool:
-        return self.metric.rsplit("/", 1)[-1].removeprefix("scaled_") in PERCENT
+        return is_percent(self.metric)
 
     def grid(self) -> list[list[str]]:
         """All texts, header row first."""
@@ -143,6 +143,11 @@ class Table:
         return "\n".join([f"**{self.title}**", "", *lines, "", *(f"{line}  " for line in self.footer())])
 
 
+def is_percent(metric: str) -> bool:
+    """Whether a metric is a fraction that is shown in percent."""
+    return metric.rsplit("/", 1)[-1].removeprefix("scaled_") in PERCENT
+
+
 def value_of(record: Record, metric: str, protocol: str = "last") -> float:
     """The metric of a done record, or a figure of one of its artifacts (`trusted_label/precision`).
 
@@ -177,14 +182,7 @@ def planned_table(name: str, outputs: Path, metric: str | None = None, protocol:
 
 def curve_table(name: str, outputs: Path, metric: str, points: int) -> Table:
     """A metric over training: one row for each cell of conf/table/<name>.yaml that has it, one column for each step."""
-    spec = _spec(name)
-    curves: dict[str, list[dict[int, float]]] = {}
-    for row, column, runs in _planned(spec, outputs):
-        label = row if len(spec.columns) == 1 else f"{row}, {column}"
-        curves[label] = [_curve(run, metric) for run in runs]
-    shown = {label: [c for c in seeds if c] for label, seeds in curves.items() if any(seeds)}
-    if not shown:
-        raise KdrunError(f"table={name}: no run has logged {metric}")
+    shown = planned_curves(name, outputs, metric)
     steps = sorted({step for seeds in shown.values() for curve in seeds for step in curve})
     every = max(len(steps) // points, 1)
     steps = steps[::-1][::every][::-1]  # the last one is always there
@@ -196,15 +194,38 @@ def curve_table(name: str, outputs: Path, metric: str, points: int) -> Table:
     return Table(f"{name}, by step", metric, list(shown), [str(step) for step in steps], cells)
 
 
-def _curve(run: RunConfig, metric: str) -> dict[int, float]:
+def planned_curves(name: str, outputs: Path, metric: str) -> dict[str, list[dict[int, float]]]:
+    """`<row>`, or `<row>, <column>` where there are several -> step -> value for each seed that has logged the metric.
+
+    Raises:
+        KdrunError: none has.
+    """
+    spec = _spec(name)
+    curves = {}
+    for row, column, runs in _planned(spec, outputs):
+        seeds = [curve for run in runs if (curve := curve_of(run.directory, metric))]
+        if seeds:
+            curves[row if len(spec.columns) == 1 else f"{row}, {column}"] = seeds
+    if not curves:
+        raise KdrunError(f"table={name}: no run has logged {metric}")
+    return curves
+
+
+def curve_of(directory: Path, metric: str) -> dict[int, float]:
     """Step -> value, of what the run has logged."""
-    record = read_record(run.directory)
+    record = read_record(directory)
     if record is None:
         return {}
     split, _, name = metric.partition("/")
     keys = (metric, f"{split}/{record.get('headline')}/{name}")
-    lines = MetricsLog(run.directory / "metrics.jsonl").lines()
+    lines = MetricsLog(directory / "metrics.jsonl").lines()
     return {line["step"]: line[key] for line in lines for key in keys if line.get(key) is not None}
+
+
+def planned_records(name: str, outputs: Path) -> Iterator[tuple[str, str, list[Record | None]]]:
+    """(row, column, one record for each seed) of each cell of conf/table/<name>.yaml; None: there is none."""
+    for row, column, runs in _planned(_spec(name), outputs):
+        yield row, column, [read_record(run.directory) for run in runs]
 
 
 def _spec(name: str) -> TableConfig:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
 from kdrun.config import MixConfig
 from kdrun.data.mix import Mix
@@ -21,7 +22,7 @@ from kdrun.files import write_json
 from kdrun.finished import FinishedRun, Rebuilt
 from kdrun.method import Predictor
 from kdrun.metrics import kl_divergence
-from kdrun.plots.figure import GRAY, color, drawn, marker, panels, places, told
+from kdrun.plots.figure import color, drawn, marker, panels, places, told
 from kdrun.record import finite
 from kdrun.schema import Schema
 from kdrun.seeding import generator
@@ -108,8 +109,8 @@ def class_similarity(p: Tensor, label: Tensor) -> Tensor:
     classes = p.shape[1]
     count = torch.bincount(label, minlength=classes)
     means = torch.zeros(classes, classes, dtype=p.dtype).index_add_(0, label, p) / count[:, None]
-    means = means / means.norm(dim=1, keepdim=True)
-    return means @ means.T
+    means = F.normalize(means, dim=1)
+    return means.matmul(means.T)
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
@@ -124,7 +125,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
     dx, dy = x - x.mean(), y - y.mean()
     if dx.norm() <= 1e-12 * x.norm() or dy.norm() <= 1e-12 * y.norm():  # constant but for rounding
         return torch.nan
-    return (dx @ dy / (dx.norm() * dy.norm())).item()
+    return dx.dot(dy).div(dx.norm() * dy.norm()).item()
 
 
 def findings(answers: Answers, pairs: Pairs) -> Findings:
@@ -271,7 +272,7 @@ def draw_linearity(found: Mapping[str, Findings], stem: Path) -> list[Path]:
 
 
 def draw_similarity(found: Mapping[str, Findings], stem: Path) -> list[Path]:
-    """Matrices of class similarity: clean, mixed; a row for each network. The diagonal, always 1, is left gray."""
+    """Matrices of class similarity: clean, mixed; a row for each network. The diagonal, always 1, is left white."""
     paths = places(stem)
     matrices = {(net, kind): getattr(one, kind).clone() for net, one in found.items() for kind in ("clean", "mixed")}
     for matrix in matrices.values():
@@ -281,18 +282,18 @@ def draw_similarity(found: Mapping[str, Findings], stem: Path) -> list[Path]:
         grid = panels(figure, len(found), 2)
         shown = None
         for axes, ((net, kind), matrix) in zip(grid, matrices.items(), strict=True):
-            axes.set_facecolor(GRAY)
             axes.grid(False)
-            shown = axes.imshow(matrix.numpy(), vmin=0, vmax=top, cmap="cividis", interpolation="nearest")
-            alike = f" (r = {found[net].numbers['similarity_correlation']:.2f} to clean)" if kind == "mixed" else ""
-            axes.set(title=f"{net}, {kind} images{alike}", xlabel="class", ylabel="class")
+            shown = axes.imshow(matrix.numpy(), vmin=0, vmax=top, cmap="viridis", interpolation="nearest")
+            alike = f"; r = {found[net].numbers['similarity_correlation']:.2f} to clean" if kind == "mixed" else ""
+            axes.set(title=f"{net}, {kind}{alike}", xlabel="class", ylabel="class")
         if shown is not None:
             figure.colorbar(shown, ax=grid, label="cosine of mean probabilities", shrink=0.7)
     return paths
 
 
 def _entropy(log_p: Tensor) -> float:
-    return torch.special.entr(log_p.exp()).sum(1).mean().item()
+    entropy: Tensor = torch.special.entr(log_p.exp()).sum(1)
+    return entropy.mean().item()
 
 
 def _plain(one: Findings) -> dict[str, Any]:
