@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean
 
 from kdrun.errors import KdrunError
-from kdrun.plots.figure import GRAY, color, drawn, marker, panels, places, told
+from kdrun.plots.figure import GRAY, color, drawn, legend, legend_height, marker, panels, places, told
 from kdrun.plots.points import Points, TableOptions
 from kdrun.tables import planned_records, value_of
 
@@ -59,19 +59,19 @@ def report(options: Options) -> str:
     accuracy: dict[str, list[float]] = {}
     missing = alone = 0
     own = f"{options.net}/{options.metric}" if options.net else options.metric
-    x, y, top1 = (f"{options.split}/{name}" for name in (f"teacher/{options.metric}", own, "teacher/top1"))
+    theirs, ours, top1 = (f"{options.split}/{name}" for name in (f"teacher/{options.metric}", own, "teacher/top1"))
     for row, column, records in planned_records(options.table, Path(options.outputs)):
         done = [r for r in records if r is not None and r["status"] == "done"]
-        taught = [r for r in done if x in r["metrics"]]
+        taught = [r for r in done if theirs in r["metrics"]]
         missing, alone = missing + len(records) - len(done), alone + len(done) - len(taught)
         if taught:
-            found.setdefault(column, {})[row] = [(value_of(r, x), value_of(r, y)) for r in taught]
+            found.setdefault(column, {})[row] = [(value_of(r, theirs), value_of(r, ours)) for r in taught]
             accuracy.setdefault(row, []).extend(value_of(r, top1) for r in taught)
     if not found:
-        nothing = f"{missing} runs are missing in {options.outputs}, {alone} have no {x}"
+        nothing = f"{missing} runs are missing in {options.outputs}, {alone} have no {theirs}"
         raise KdrunError(f"table={options.table}: nothing to fit: {nothing}")
     lines = [f"{options.split}/{options.metric}: student's = intercept + slope x teacher's; table={options.table}"]
-    lines += [f"{count} runs {what}" for count, what in ((missing, "missing"), (alone, f"without {x}")) if count]
+    lines += [f"{count} runs {what}" for count, what in ((missing, "missing"), (alone, f"without {theirs}")) if count]
     fits = {}
     for column, rows in found.items():
         everything = [point for points in rows.values() for point in points]
@@ -97,7 +97,7 @@ def draw(
     """A panel for each column; a point for each run, in its teacher's color; the line; dashed: student = teacher."""
     rows = list(dict.fromkeys(row for by_row in found.values() for row in by_row))
     name = metric.replace("_", " ")
-    with drawn(paths, 3.4 + 0.18 * (len(rows) // 3)) as figure:
+    with drawn(paths, 3.2 + legend_height(rows)) as figure:
         for axes, (column, by_row) in zip(panels(figure, 1, len(found), sharey=True), found.items(), strict=True):
             ends = [f(x for points in by_row.values() for x, _ in points) for f in (min, max)]
             axes.axline((0, 0), slope=1, color=GRAY, linewidth=1, linestyle=(0, (4, 3)))
@@ -107,11 +107,9 @@ def draw(
                 k = rows.index(row)
                 x, y = zip(*points, strict=True)
                 axes.plot(x, y, marker(k), color=color(k), label=row, markeredgecolor="white", markeredgewidth=0.6)
-            axes.set(title=f"{column}: slope {line.slope:.2f}, r = {line.correlation:.2f}", xlabel=f"teacher's {name}")
+            axes.set(title=f"{column}: slope {line.slope:.2f}, r = {line.correlation:.3f}", xlabel=f"teacher's {name}")
         figure.axes[0].set_ylabel(f"student's {name}")
-        labels = [axes.get_legend_handles_labels() for axes in figure.axes]
-        handles = {label: handle for pairs in labels for handle, label in zip(*pairs, strict=True)}
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
+        legend(figure)
 
 
 def _middle(points: Points) -> tuple[float, float]:

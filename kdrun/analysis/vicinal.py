@@ -22,7 +22,7 @@ from kdrun.files import write_json
 from kdrun.finished import FinishedRun, Rebuilt
 from kdrun.method import Predictor
 from kdrun.metrics import kl_divergence
-from kdrun.plots.figure import color, drawn, marker, panels, places, told
+from kdrun.plots.figure import color, drawn, legend, marker, panels, places, told
 from kdrun.record import finite
 from kdrun.schema import Schema
 from kdrun.seeding import generator
@@ -267,7 +267,7 @@ def draw_linearity(found: Mapping[str, Findings], stem: Path) -> list[Path]:
             axes.plot(middle.numpy(), one.bins[:, 1].numpy(), color=color(k), marker=marker(k), label=label)
         axes.set(xlabel="λ, share of the first image", ylabel="deviation from linearity, nats", xlim=(0, 1))
         axes.set_ylim(bottom=0)
-        figure.legend(loc="outside upper center", ncols=2)
+        legend(figure, "upper")
     return paths
 
 

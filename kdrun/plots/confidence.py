@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kdrun.plots.figure import GRAY, color, drawn, marker, panels, places, told
+from kdrun.plots.figure import GRAY, color, drawn, legend, legend_height, marker, panels, places, told
 from kdrun.plots.points import Points, TableOptions, axis, points_of
 
 
@@ -24,10 +24,10 @@ def draw(
 ) -> None:
     """A color for each row, a marker for each column; teachers are stars in the color of their row."""
     rows, columns = (list(dict.fromkeys(place[k] for place in runs)) for k in (0, 1))
-    entries = len(rows) + (len(columns) if len(columns) > 1 else 0) + bool(teachers)
-    with drawn(paths, 4.2 + 0.17 * entries / 3) as figure:
+    with drawn(paths, 4 + legend_height([*rows, *columns])) as figure:
         [axes] = panels(figure)
-        axes.axline((0, 0), slope=1, color=GRAY, linewidth=1, linestyle=(0, (4, 3)))
+        right = max(accuracy for points in runs.values() for accuracy, _ in points)
+        axes.axline((right, right), slope=1, color=GRAY, linewidth=1, linestyle=(0, (4, 3)))
         for (row, _), points in teachers.items():
             axes.plot(*zip(*sorted(set(points)), strict=True), "*", color=color(rows.index(row)), markersize=11,
                       markeredgecolor="black", markeredgewidth=0.7)  # fmt: skip
@@ -42,4 +42,4 @@ def draw(
         if teachers:
             axes.plot([], [], "*", color="white", markeredgecolor="black", markersize=10, label="its teacher")
         axes.set(xlabel=axis("top1"), ylabel=f"mean {axis('confidence')}")
-        figure.legend(loc="outside lower center", ncols=3)
+        legend(figure)

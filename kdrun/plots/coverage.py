@@ -7,7 +7,7 @@ import torch
 
 from kdrun.finished import FinishedRun
 from kdrun.metrics import risk_coverage, risk_curve
-from kdrun.plots.figure import color, drawn, panels, places, told
+from kdrun.plots.figure import color, drawn, legend, panels, places, told
 from kdrun.plots.judged import Judged, RunOptions, judged
 
 
@@ -30,13 +30,8 @@ def draw(networks: Mapping[str, Judged], paths: Sequence[Path]) -> None:
             aurc, e_aurc = (value.item() for value in risk_coverage(correct))
             label = f"{net}: AURC {aurc:.2%}, E-AURC {e_aurc:.2%}, error {1 - correct.mean().item():.2%}"
             covered = (torch.arange(1, n + 1) / n).numpy()
-            axes.plot(
-                100 * covered,
-                100 * risk_curve(correct).numpy(),
-                color=color(k),
-                linestyle="-" if k == 0 else "--",
-                label=label,
-            )
+            risk = 100 * risk_curve(correct).numpy()
+            axes.plot(100 * covered, risk, color=color(k), linestyle="-" if k == 0 else "--", label=label)
         axes.set(xlabel="coverage: the surest images, %", ylabel="error among them, %", xlim=(0, 100))
         axes.set_ylim(bottom=0)
-        figure.legend(loc="outside upper center", ncols=1)
+        legend(figure, "upper")

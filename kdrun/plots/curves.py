@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from kdrun.errors import KdrunError
 from kdrun.finished import FinishedRun
-from kdrun.plots.figure import color, drawn, marker, panels, places, told
+from kdrun.plots.figure import COLORS, color, drawn, legend, legend_height, marker, panels, places, told
 from kdrun.schema import Schema
 from kdrun.tables import curve_of, is_percent, planned_curves, run_name
 
@@ -50,6 +50,9 @@ class Band:
 
 
 def band(curves: Sequence[Curve], kind: str) -> Band:
+    """Of the curves that have come as far as the longest one."""
+    end = max(max(curve) for curve in curves)
+    curves = [curve for curve in curves if end in curve]
     steps = sorted(set.intersection(*(set(curve) for curve in curves)))
     values = [[curve[step] for curve in curves] for step in steps]
     middle = [mean(v) for v in values]
@@ -83,15 +86,18 @@ def report(options: Options) -> str:
 
 def draw(bands: Mapping[str, Band], metric: str, paths: Sequence[Path]) -> None:
     scale, unit = (100, ", %") if is_percent(metric) else (1, "")
-    wide = max(map(len, bands)) > 30
-    with drawn(paths, 3.2 + 0.19 * len(bands) / (1 if wide else 3)) as figure:
+    labels = {name: f"{name} (n={one.n})" for name, one in bands.items()}
+    with drawn(paths, 3.1 + legend_height(list(labels.values()))) as figure:
         [axes] = panels(figure)
-        for k, (label, one) in enumerate(bands.items()):
+        for k, (name, one) in enumerate(bands.items()):
             low, middle, high = ([scale * v for v in values] for values in (one.low, one.middle, one.high))
             axes.fill_between(one.steps, low, high, color=color(k), alpha=0.18, linewidth=0)
             every = max(len(one.steps) // 8, 1)
-            axes.plot(
-                one.steps, middle, color=color(k), marker=marker(k), markevery=every, label=f"{label} (n={one.n})"
-            )
+            look: dict[str, Any] = {
+                "color": color(k),
+                "marker": marker(k),
+                "linestyle": "-" if k < len(COLORS) else "--",
+            }
+            axes.plot(one.steps, middle, markevery=every, label=labels[name], **look)
         axes.set(xlabel="step", ylabel=f"{metric}{unit}")
-        figure.legend(loc="outside lower center", ncols=1 if wide else 3)
+        legend(figure)

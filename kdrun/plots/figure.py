@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from kdrun.errors import ConfigError
 from kdrun.files import atomic_path
@@ -67,6 +67,25 @@ def color(k: int) -> str:
 def marker(k: int) -> str:
     """Another one also where the colors begin anew."""
     return MARKERS[(k + k // len(COLORS)) % len(MARKERS)]
+
+
+def legend(figure: Figure, place: Literal["lower", "upper"] = "lower") -> None:
+    """Below or above all panels, in as many columns as fit; a label that several panels have stands once."""
+    found = [axes.get_legend_handles_labels() for axes in figure.axes]
+    handles = {label: handle for pairs in found for handle, label in zip(*pairs, strict=True)}
+    where: Any = f"outside {place} center"
+    figure.legend(list(handles.values()), list(handles), loc=where, ncols=legend_columns(list(handles)))
+
+
+def legend_columns(labels: Sequence[str]) -> int:
+    """A letter is about 0.075 inches wide, what stands beside a label 0.6."""
+    each = 0.6 + 0.075 * max(map(len, labels), default=0)
+    return max(1, min(len(labels), int(WIDTH / each)))
+
+
+def legend_height(labels: Sequence[str]) -> float:
+    """Inches."""
+    return 0.1 + 0.19 * -(-len(labels) // legend_columns(labels))
 
 
 def panels(figure: Figure, rows: int = 1, columns: int = 1, **options: Any) -> list[Axes]:

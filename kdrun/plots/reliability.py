@@ -12,6 +12,7 @@ from kdrun.plots.figure import COLORS, GRAY, drawn, panels, places, told
 from kdrun.plots.judged import Judged, RunOptions, judged
 
 BLUE, ORANGE = COLORS[:2]
+SKY = COLORS[5]
 
 
 class Options(RunOptions):
@@ -28,8 +29,8 @@ def report(options: Options) -> str:
 def draw(networks: Mapping[str, Judged], paths: Sequence[Path]) -> None:
     """The networks side by side; bins are those of ECE, an empty one has no bar."""
     edges = torch.arange(BINS) / BINS
-    with drawn(paths, 4.3) as figure:
-        options = {"sharex": True, "sharey": "row", "height_ratios": [3, 1]}
+    with drawn(paths, 4.5) as figure:
+        options = {"sharex": True, "sharey": "row", "height_ratios": [2.6, 1]}
         grid = panels(figure, 2, max(len(networks), 2), **options)
         upper, lower = grid[: len(grid) // 2], grid[len(grid) // 2 :]
         for axes in (*upper[len(networks) :], *lower[len(networks) :]):
@@ -39,7 +40,7 @@ def draw(networks: Mapping[str, Judged], paths: Sequence[Path]) -> None:
             used = size > 0
             at, low, gap = edges[used].numpy(), acc[used].numpy(), (conf - acc)[used].numpy()
             bar: dict[str, Any] = {"width": 1 / BINS, "align": "edge", "linewidth": 0.8}
-            top.bar(at, low, color=BLUE, edgecolor="white", label="accuracy", **bar)
+            top.bar(at, low, color=SKY, edgecolor="white", label="accuracy", **bar)
             gaps = {**bar, "bottom": low, "edgecolor": ORANGE, "hatch": "////", "label": "gap to confidence"}
             top.bar(at, gap, color="none", **gaps)
             top.plot([0, 1], [0, 1], color=GRAY, linewidth=1, linestyle=(0, (4, 3)), label="calibrated")
@@ -54,5 +55,5 @@ def draw(networks: Mapping[str, Judged], paths: Sequence[Path]) -> None:
             bottom.set(xlabel="confidence", ylim=(0, 1))
             bottom.legend(loc="upper left")
         upper[0].set_ylabel("accuracy")
-        lower[0].set_ylabel("share of images")
+        lower[0].set_ylabel("images, share")
         figure.legend(*upper[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)

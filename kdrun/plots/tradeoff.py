@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from kdrun.plots.figure import color, drawn, marker, panels, places, told
+from kdrun.plots.figure import color, drawn, legend, marker, panels, places, told
 from kdrun.plots.points import Points, TableOptions, axis, points_of
 
 
@@ -43,7 +43,7 @@ def draw(points: Mapping[tuple[str, str], Points], x: str, y: str, paths: Sequen
                 )
         axes.set(xlabel=axis(x), ylabel=axis(y))
         axes.margins(x=0.1, y=0.12)
-        figure.legend(loc="outside upper center", ncols=3)
+        legend(figure, "upper")
 
 
 def _each(points: Points, of: Callable[[Sequence[float]], float]) -> tuple[float, float]:
