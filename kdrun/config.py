@@ -120,6 +120,9 @@ class TeacherConfig(Schema):
     """Mixed images in the teacher's own training; `views.mix` is for the student's."""
     schedule: ScheduleConfig | None = None
     """train: the recipe of its own run; null: the student's."""
+    temperature: float = Field(1.0, gt=0)
+    """What the frozen teacher's logits are divided by wherever it is asked: above 1 it is less confident, below 1 more,
+    as accurate as before. Its own training knows nothing of it; a loss term's temperature comes on top."""
 
     @model_validator(mode="after")
     def consistent(self) -> Self:

@@ -105,22 +105,38 @@ def overconfidence_error(confidence: Tensor, correct: Tensor, bins: int = BINS) 
 
     Shapes as in `expected_calibration_error`.
     """
-    columns = torch.stack([torch.ones_like(confidence), confidence, correct], 1)
-    size, conf, acc = _sums(_equal_width(confidence, bins), bins, columns).unbind(1)
+    size, conf, acc = _bin_sums(confidence, correct, bins)
     return (conf * (conf - acc).clamp(min=0) / size.clamp(min=1)).sum() / len(confidence)
+
+
+def reliability_bins(confidence: Tensor, correct: Tensor, bins: int = BINS) -> tuple[Tensor, Tensor, Tensor]:
+    """Size, mean confidence and accuracy of each bin of ECE, (bins,) float64 each; an empty bin has 0, 0, 0.
+
+    Shapes as in `expected_calibration_error`.
+    """
+    size, conf, acc = _bin_sums(confidence, correct, bins)
+    return size, conf / size.clamp(min=1), acc / size.clamp(min=1)
+
+
+def risk_curve(correct: Tensor) -> Tensor:
+    """risk(n) for n = 1..N, (N,): the share of errors among the n most confident samples.
+
+    Args:
+        correct: (N,) float64, sorted by confidence, the highest first.
+    """
+    return (1 - correct).cumsum(0) / torch.arange(1, len(correct) + 1, device=correct.device)
 
 
 def risk_coverage(correct: Tensor) -> tuple[Tensor, Tensor]:
     """AURC and E-AURC (Geifman et al. 2019, arXiv 1805.08206), from the most to the least confident sample.
 
-    AURC = 1/N sum_n risk(n), risk(n) = share of errors among the n most confident. E-AURC = AURC minus that of a
+    AURC = 1/N sum_n risk(n), of `risk_curve`. E-AURC = AURC minus that of a
     perfect order at the same error r, r + (1 - r) log(1 - r). Samples of equal confidence count in the order given.
 
     Args:
         correct: (N,) float64, sorted by confidence, the highest first.
     """
-    covered = torch.arange(1, len(correct) + 1, device=correct.device)
-    aurc = ((1 - correct).cumsum(0) / covered).mean()
+    aurc = risk_curve(correct).mean()
     accuracy = correct.mean()
     return aurc, aurc - (1 - accuracy + torch.special.xlogy(accuracy, accuracy))
 
@@ -137,14 +153,26 @@ def compare_with_teacher(logits: Tensor, teacher_logits: Tensor) -> dict[str, Te
         teacher_logits: (N, K).
     """
     log_s, log_t = (z.log_softmax(1) for z in _float64(logits, teacher_logits))
-    p_t = log_t.exp()
-    kl = torch.where(p_t == 0, 0.0, p_t * (log_t - log_s)).sum(1).mean()
+    kl = kl_divergence(log_t, log_s).mean()
     agreement = (log_s.argmax(1) == log_t.argmax(1)).double().mean()
     broken = log_s.isnan().any() | log_t.isnan().any()
     return {
         "teacher_agreement": torch.where(broken, torch.nan, agreement),
         "teacher_kl": torch.where(broken, torch.nan, kl),
     }
+
+
+def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) = sum_k p_k (log p_k - log q_k) of each row, nats; what p rules out adds 0.
+
+    Args:
+        log_p, log_q: (N, K) log-probabilities.
+
+    Returns:
+        (N,).
+    """
+    p = log_p.exp()
+    return torch.where(p == 0, 0.0, p * (log_p - log_q)).sum(1)
 
 
 def fit_temperature(logits: Tensor, target: Tensor) -> Tensor:
@@ -194,6 +222,13 @@ def _float64(*tensors: Tensor) -> list[Tensor]:
 def _equal_width(values: Tensor, bins: int) -> Tensor:
     """The bin (lo, hi] of each value in [0, 1], from 0."""
     return (values * bins).ceil().long().clamp(1, bins) - 1
+
+
+def _bin_sums(confidence: Tensor, correct: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Number of samples, sum of confidence and number of right ones in each equal-width bin."""
+    columns = torch.stack([torch.ones_like(confidence), confidence, correct], 1)
+    size, conf, acc = _sums(_equal_width(confidence, bins), bins, columns).unbind(1)
+    return size, conf, acc
 
 
 def _sums(which: Tensor, bins: int, values: Tensor) -> Tensor:

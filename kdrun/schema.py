@@ -1,6 +1,6 @@
 """Typed nodes of the config: every YAML node becomes a frozen `Schema`, strict about keys, types and bounds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -33,14 +33,35 @@ class FileContent:
     """Marks a path that stands in the run key as the hash of the file's content."""
 
 
-def build(schema: type[S], node: Any, key: str) -> S:
-    """Turn a plain config node into `schema`; every problem becomes one line that names its dotted key."""
+def build(schema: type[S], node: Any, key: str, strict: bool | None = None) -> S:
+    """Turn a plain config node into `schema`; every problem becomes one line that names its dotted key.
+
+    Args:
+        strict: False: numbers may be given as text; None: as the schema says.
+    """
     if not isinstance(node, Mapping):
         raise ConfigError(f"{key or 'config'}: expected a mapping of {', '.join(schema.model_fields)}, got {node!r}")
     try:
-        return schema.model_validate(dict(node))
+        return schema.model_validate(dict(node), strict=strict)
     except ValidationError as error:
         raise ConfigError(*dict.fromkeys(_explain(schema, e, key) for e in error.errors(include_url=False))) from None
+
+
+def from_arguments(schema: type[S], arguments: Sequence[str]) -> S:
+    """The words `key=value` of a command line as `schema`. A key of a list may be given several times."""
+    given: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise ConfigError(f"{argument}: write key=value; {allowed(key, schema.model_fields)}")
+        field = schema.model_fields.get(key)
+        if field is not None and get_origin(field.annotation) is list:
+            given.setdefault(key, []).append(value)
+        elif key in given:
+            raise ConfigError(f"{key}: given twice, {given[key]} and {value}; leave one out")
+        else:
+            given[key] = value
+    return build(schema, given, "", strict=False)
 
 
 def _explain(schema: type[BaseModel], error: ErrorDetails, prefix: str) -> str:

@@ -3,18 +3,19 @@
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from kdrun.config import RunConfig, effective, read_conf
+from kdrun.config import RunConfig, TeacherConfig, effective, read_conf
 from kdrun.errors import ConfigError, KdrunError, allowed
 from kdrun.papers import Paper, read_paper
 from kdrun.plan import Composer
 from kdrun.record import MetricsLog, Record, find_records, read_record
-from kdrun.schema import Schema, build
+from kdrun.schema import Schema, from_arguments
 
 PERCENT = (
     "top1", "top5", "ece", "ece_equal_mass", "ece_classwise", "overconfidence", "confidence", "confidence_gap",
@@ -88,7 +89,7 @@ class Table:
 
     @property
     def percent(self) -> bool:
-        return self.metric.rsplit("/", 1)[-1].removeprefix("scaled_") in PERCENT
+        return is_percent(self.metric)
 
     def grid(self) -> list[list[str]]:
         """All texts, header row first."""
@@ -141,6 +142,11 @@ class Table:
         return "\n".join([f"**{self.title}**", "", *lines, "", *(f"{line}  " for line in self.footer())])
 
 
+def is_percent(metric: str) -> bool:
+    """Whether a metric is a fraction that is shown in percent."""
+    return metric.rsplit("/", 1)[-1].removeprefix("scaled_") in PERCENT
+
+
 def value_of(record: Record, metric: str, protocol: str = "last") -> float:
     """The metric of a done record, or a figure of one of its artifacts (`trusted_label/precision`).
 
@@ -175,14 +181,7 @@ def planned_table(name: str, outputs: Path, metric: str | None = None, protocol:
 
 def curve_table(name: str, outputs: Path, metric: str, points: int) -> Table:
     """A metric over training: one row for each cell of conf/table/<name>.yaml that has it, one column for each step."""
-    spec = _spec(name)
-    curves: dict[str, list[dict[int, float]]] = {}
-    for row, column, runs in _planned(spec, outputs):
-        label = row if len(spec.columns) == 1 else f"{row}, {column}"
-        curves[label] = [_curve(run, metric) for run in runs]
-    shown = {label: [c for c in seeds if c] for label, seeds in curves.items() if any(seeds)}
-    if not shown:
-        raise KdrunError(f"table={name}: no run has logged {metric}")
+    shown = planned_curves(name, outputs, metric)
     steps = sorted({step for seeds in shown.values() for curve in seeds for step in curve})
     every = max(len(steps) // points, 1)
     steps = steps[::-1][::every][::-1]  # the last one is always there
@@ -194,15 +193,38 @@ def curve_table(name: str, outputs: Path, metric: str, points: int) -> Table:
     return Table(f"{name}, by step", metric, list(shown), [str(step) for step in steps], cells)
 
 
-def _curve(run: RunConfig, metric: str) -> dict[int, float]:
+def planned_curves(name: str, outputs: Path, metric: str) -> dict[str, list[dict[int, float]]]:
+    """`<row>`, or `<row>, <column>` where there are several -> step -> value for each seed that has logged the metric.
+
+    Raises:
+        KdrunError: none has.
+    """
+    spec = _spec(name)
+    curves = {}
+    for row, column, runs in _planned(spec, outputs):
+        seeds = [curve for run in runs if (curve := curve_of(run.directory, metric))]
+        if seeds:
+            curves[row if len(spec.columns) == 1 else f"{row}, {column}"] = seeds
+    if not curves:
+        raise KdrunError(f"table={name}: no run has logged {metric}")
+    return curves
+
+
+def curve_of(directory: Path, metric: str) -> dict[int, float]:
     """Step -> value, of what the run has logged."""
-    record = read_record(run.directory)
+    record = read_record(directory)
     if record is None:
         return {}
     split, _, name = metric.partition("/")
     keys = (metric, f"{split}/{record.get('headline')}/{name}")
-    lines = MetricsLog(run.directory / "metrics.jsonl").lines()
+    lines = MetricsLog(directory / "metrics.jsonl").lines()
     return {line["step"]: line[key] for line in lines for key in keys if line.get(key) is not None}
+
+
+def planned_records(name: str, outputs: Path) -> Iterator[tuple[str, str, list[Record | None]]]:
+    """(row, column, one record for each seed) of each cell of conf/table/<name>.yaml; None: there is none."""
+    for row, column, runs in _planned(_spec(name), outputs):
+        yield row, column, [read_record(run.directory) for run in runs]
 
 
 def _spec(name: str) -> TableConfig:
@@ -229,19 +251,32 @@ def _filled(runs: Sequence[RunConfig], metric: str, protocol: str) -> Cell:
         for role, required in one.method_class.requires(one).items():
             record = read_record(required.directory)
             if role == "teacher" and record is not None and record["status"] == "done":
-                model = required.students[0].name
-                cell.teachers[f"{model} ({run_name(required.directory)})"] = value_of(record, _own(metric), "last")
+                value = _of_teacher(record, own, one.teacher, metric)
+                if value is not None:
+                    at = "" if one.teacher.temperature == 1 else f" at T = {one.teacher.temperature:g}"
+                    cell.teachers[f"{required.students[0].name}{at} ({run_name(required.directory)})"] = value
     return cell
+
+
+def _of_teacher(record: Record, student: Record | None, spec: TeacherConfig, metric: str) -> float | None:
+    """The metric of a teacher, from its own run where that has it and tells the same, else from its student's."""
+    if spec.temperature == 1:
+        with suppress(KdrunError):  # what only a student has, or what was measured with it
+            return value_of(record, _own(metric), "last")
+    split, _, name = _own(metric).partition("/")
+    return None if student is None else student["metrics"].get(f"{split}/teacher/{name}")
 
 
 def _given_teacher(record: Record, metric: str) -> dict[str, float]:
     """Name -> the same metric of the teacher, as a student's record holds it."""
-    value = record["metrics"].get(f"{metric.split('/')[0]}/teacher/{metric.split('/')[-1]}")
+    split, _, name = _own(metric).partition("/")
+    value = record["metrics"].get(f"{split}/teacher/{name}")
     if value is None:
         return {}
     teacher = record["config"]["teacher"]
     model = teacher["model"]["name"] if teacher["model"] else "ensemble"
-    return {f"{model} ({record['requires'].get('teacher', teacher['source'])})": value}
+    at = "" if teacher.get("temperature", 1) == 1 else f" at T = {teacher['temperature']:g}"
+    return {f"{model}{at} ({record['requires'].get('teacher', teacher['source'])})": value}
 
 
 def run_name(directory: Path) -> str:
@@ -330,13 +365,7 @@ class TableOptions(Schema):
 
 def main(arguments: Sequence[str]) -> str:
     """The printed table for `key=value` arguments."""
-    given: dict[str, Any] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise ConfigError(f"{argument}: write key=value; {allowed(key, TableOptions.model_fields)}")
-        given[key] = int(value) if key == "curve" and value.isdecimal() else value
-    options = build(TableOptions, given, "")
+    options = from_arguments(TableOptions, arguments)
     outputs = Path(options.outputs)
     if options.curve is not None:
         if options.table is None or options.metric is None:

@@ -35,10 +35,25 @@ class Ensemble(nn.Module):
         return Output(mean_of_probabilities(logits), {"members": logits} if features else {})
 
 
+class Tempered(nn.Module):
+    """A network whose logits are divided by a temperature (Guo et al. 2017, arXiv 1706.04599); its features are not."""
+
+    def __init__(self, network: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.network = network
+        self.temperature = temperature
+        self.dims = network.dims
+        self.name = network.name
+
+    def forward(self, view: View | Tensor, features: Sequence[str] = ()) -> Output:
+        out: Output = self.network(view, features)
+        return Output(out.logits / self.temperature, out.features)
+
+
 def make_teacher(
     spec: TeacherConfig, setup: Setup, runs: Mapping[str, Path], role: str = "teacher"
 ) -> nn.Module | None:
-    """The network of a teacher.
+    """The network of a teacher, at its temperature.
 
     Args:
         runs: role -> directory of the finished run, as `teacher_runs` names them.
@@ -49,6 +64,11 @@ def make_teacher(
     """
     if spec.source == "none":
         return None
+    network = _made(spec, setup, runs, role)
+    return network if spec.temperature == 1 else Tempered(network, spec.temperature)
+
+
+def _made(spec: TeacherConfig, setup: Setup, runs: Mapping[str, Path], role: str) -> nn.Module:
     if spec.source == "ensemble":
         members = [make_teacher(member, setup, runs, f"{role}_{i + 1}") for i, member in enumerate(spec.members)]
         return Ensemble([member for member in members if member is not None])

@@ -2,6 +2,11 @@
 
 python scripts/analyze.py teacher run=outputs/runs/...      entropy deciles of the teacher against its accuracy
 python scripts/analyze.py teacher run=... run=... split=val
+python scripts/analyze.py vicinal run=...               between images: linearity, entropy, class similarity, alignment;
+                                                        into <run>/analysis and, as vicinal/<net>/..., into the record
+python scripts/analyze.py vicinal run=... split=test batches=100 batch_size=256 seed=0
+python scripts/analyze.py propagation table=mixup_kd_propagation     a student's confidence gap on its teacher's: slope,
+                                                        interval, correlation, and a picture in outputs/figures
 """
 
 import sys

@@ -1,33 +1,24 @@
-"""Analyses of finished runs: what the numbers of a table do not tell. Each is a function of a run, by its name."""
+"""Analyses of finished runs: what the numbers of a table do not tell. Each is a module with `Options` and `report`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 
 from kdrun.errors import ConfigError, allowed
-from kdrun.finished import FinishedRun
+from kdrun.schema import from_arguments
+
+ANALYSES = ("propagation", "teacher", "vicinal")
 
 
 def main(arguments: Sequence[str]) -> str:
-    """The text of `<analysis> run=<directory> [run=<directory> ...] [split=val|test]`.
+    """The text of `<analysis> key=value ...`.
 
     Raises:
-        ConfigError: an unknown analysis or key, or no run.
+        ConfigError: an unknown analysis or key, or a value that is not allowed.
         KdrunError: a directory that is no finished run, or a run that the analysis cannot be made of.
     """
-    from kdrun.analysis.teacher import teacher
-
-    analyses: dict[str, Callable[[FinishedRun, str], str]] = {"teacher": teacher}
     what, *rest = arguments or [""]
-    if what not in analyses:
-        raise ConfigError(f"{what or 'command line'}: not an analysis; {allowed(what, analyses)}")
-    runs, split = [], "test"
-    for argument in rest:
-        key, _, value = argument.partition("=")
-        if key == "run" and value:
-            runs.append(value)
-        elif key == "split" and value in ("val", "test"):
-            split = value
-        else:
-            raise ConfigError(f"{argument}: expected run=<directory>, split=val or split=test")
-    if not runs:
-        raise ConfigError(f"run: missing; {what} run=<directory>")
-    return "\n\n".join(analyses[what](FinishedRun.open(run), split) for run in runs)
+    if what not in ANALYSES:
+        raise ConfigError(f"{what or 'command line'}: not an analysis; {allowed(what, ANALYSES)}")
+    analysis = import_module(f"kdrun.analysis.{what}")
+    text: str = analysis.report(from_arguments(analysis.Options, rest))
+    return text

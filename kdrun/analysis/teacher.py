@@ -1,14 +1,24 @@
 """Whether a teacher deserves the trust that weighting by its entropy (arXiv 2511.18826) puts in its confidence."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from kdrun.finished import FinishedRun
+from kdrun.schema import Schema
 from kdrun.uncertainty import confident_errors, confident_errors_warning, entropy_weight
 
 GROUPS = 10
+
+
+class Options(Schema):
+    """`teacher run=<directory> [run=<directory> ...] [split=val|test]`."""
+
+    run: list[str] = Field(min_length=1)
+    split: Literal["val", "test"] = "test"
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,10 @@ def entropy_deciles(logits: Tensor, target: Tensor, groups: int = GROUPS) -> lis
         )
         for part in entropy.argsort(stable=True).tensor_split(min(groups, len(logits)))
     ]  # fmt: skip
+
+
+def report(options: Options) -> str:
+    return "\n\n".join(teacher(FinishedRun.open(run), options.split) for run in options.run)
 
 
 def teacher(run: FinishedRun, split: str = "test") -> str:

@@ -34,7 +34,8 @@ def test_frozen_keys(composer):
     ["execution.device=cpu", "execution.outputs=elsewhere", "execution.threads=1", "execution.log_every_steps=7",
      "tracker=none", "tracker.project=other", "dataset.split_seed=0",
      "++coefficients={wttm: {wttm.gamma: 0.3}}", "student.lr_scale=1.0", "schedule.eval_every_steps=7", "views.weak.flip=false",
-     "+schedule.lr_for.resnet14=0.1", "views.mix.alpha=0.2", "evaluate.corruptions=/somewhere", "teacher.mix.per=batch", "views.mix.share=0"],
+     "+schedule.lr_for.resnet14=0.1", "views.mix.alpha=0.2", "evaluate.corruptions=/somewhere", "teacher.mix.per=batch", "views.mix.share=0",
+     "teacher.temperature=1"],
 )  # fmt: skip
 def test_what_cannot_change_the_result_is_not_in_the_key(composer, override):
     assert key(composer, override) == key(composer)
@@ -44,7 +45,7 @@ def test_what_cannot_change_the_result_is_not_in_the_key(composer, override):
     "override",
     ["seed=1", "dataset.num_labels=50", "dataset.val_seed=1", "loss.kd.temperature=2", "loss=ttm", "schedule.lr=0.1",
      "schedule/decay=linear", "student=resnet14", "student.args.width=8", "teacher=resnet8", "teacher.seed=1",
-     "views.weak.pad=2", "schedule.ema_decay=0.9", "views.mix.kind=mixup", "teacher.mix.kind=mixup"],
+     "views.weak.pad=2", "schedule.ema_decay=0.9", "views.mix.kind=mixup", "teacher.mix.kind=mixup", "teacher.temperature=2"],
 )  # fmt: skip
 def test_what_can_change_the_result_is_in_the_key(composer, override):
     assert key(composer, override) != key(composer)
@@ -128,6 +129,7 @@ def test_the_teacher_is_shared_by_students_seeds_and_losses(composer):
         ["loss.kd.temperature=2"],
     ):
         assert teacher(*other) == shared, other
+    assert teacher("teacher.temperature=0.25") == shared  # after its training
     assert teacher("teacher.seed=1") != shared
     assert teacher("teacher.num_labels=100") != shared
     assert shared == key(composer, "method=supervised", "student=resnet20")  # the same run, started by hand

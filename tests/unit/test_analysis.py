@@ -98,11 +98,17 @@ def test_a_run_is_opened_again_and_its_teacher_judged(train, outputs, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "command line: not an analysis; (allowed: teacher"),
+        ([], "command line: not an analysis; (allowed: propagation, teacher, vicinal"),
         (["teachr", "run=x"], "teachr: not an analysis; nearest: teacher"),
         (["teacher"], "run: missing"),
-        (["teacher", "split=train"], "split=train: expected run=<directory>, split=val or split=test"),
+        (["teacher", "run=x", "split=train"], "split: 'train' is not allowed; (allowed: test, val)"),
+        (["teacher", "run=x", "batches=3"], "batches: unknown key; (allowed: run, split)"),
+        (["teacher", "run=x", "split=val", "split=test"], "split: given twice, val and test; leave one out"),
+        (["vicinal", "run=x", "x"], "x: write key=value; (allowed: batch_size, batches, run"),
+        (["vicinal", "run=x", "batches=0"], "batches: must be greater than 0, got '0'"),
+        (["vicinal", "run=x", "batches=ten"], "batches: must be a valid integer"),
         (["teacher", "run=/nowhere"], "/nowhere: not a run directory (no record.json)"),
+        (["vicinal", "run=/nowhere"], "/nowhere: not a run directory (no record.json)"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(arguments, line, monkeypatch, capsys):

@@ -16,7 +16,9 @@ from kdrun.metrics import (
     expected_calibration_error,
     fit_temperature,
     overconfidence_error,
+    reliability_bins,
     risk_coverage,
+    risk_curve,
 )
 
 
@@ -40,6 +42,26 @@ def test_overconfidence_by_hand():
     confidence, correct = float64([0.90, 0.92, 0.30]), float64([1, 0, 1])  # bins 14, 14 and 5
     assert overconfidence_error(confidence, correct).item() == pytest.approx(2 / 3 * 0.91 * (0.91 - 0.5))
     assert overconfidence_error(confidence, torch.ones(3)).item() == 0  # under-confidence is no error here
+
+
+def test_bins_of_a_diagram_are_those_of_ece():
+    confidence, correct = float64([0.90, 0.92, 0.30]), float64([1, 0, 1])
+    size, conf, acc = reliability_bins(confidence, correct)
+    assert (size[13].item(), conf[13].item(), acc[13].item()) == pytest.approx((2, 0.91, 0.5))
+    assert (size[4].item(), conf[4].item(), acc[4].item()) == pytest.approx((1, 0.3, 1))
+    assert size.sum() == 3
+    assert conf[size == 0].tolist() == acc[size == 0].tolist() == [0] * 13  # of an empty bin
+    logits, target = random_logits()
+    confidence, predicted = logits.double().softmax(1).max(1)
+    correct = (predicted == target).double()
+    size, conf, acc = reliability_bins(confidence, correct)
+    ece = (size * (conf - acc).abs()).sum() / len(target)
+    torch.testing.assert_close(ece, expected_calibration_error(confidence, correct))
+
+
+def test_risk_by_hand():
+    assert risk_curve(float64([1, 0, 1, 0])).tolist() == pytest.approx([0, 1 / 2, 1 / 3, 1 / 2])
+    assert risk_curve(float64([0])).tolist() == [1]
 
 
 @pytest.mark.parametrize("edge", range(1, 16))

@@ -184,6 +184,30 @@ def test_ensemble_is_the_mean_of_the_probabilities(tmp_path):
         made(PIXELS, ("prelogits",))
 
 
+def test_a_temperature_changes_how_sure_a_teacher_is_and_not_what_it_says(tmp_path):
+    path = str(tmp_path / "1.pt")
+    torch.save(network(1).net.state_dict(), path)
+    plain = Teacher(make_teacher(spec(path=path), SETUP, {}))
+    assert type(make_teacher(spec(path=path, temperature=1), SETUP, {})) is type(network())
+    for temperature in (0.25, 4):
+        tempered = Teacher(make_teacher(spec(path=path, temperature=temperature), SETUP, {}))
+        out, whole = tempered(PIXELS, ("prelogits",)), plain(PIXELS, ("prelogits",))
+        assert torch.equal(out.logits, whole.logits / temperature)
+        assert torch.equal(out.features["prelogits"], whole.features["prelogits"])
+        assert torch.equal(tempered.mc_samples(PIXELS, 2, 0), plain.mc_samples(PIXELS, 2, 0) / temperature)
+        assert (tempered.dims, tempered.name) == (plain.dims, plain.name)
+    members = [{"source": "file", "model": MODEL, "path": path, "temperature": t} for t in (1, 2)]
+    made = make_teacher(build(TeacherConfig, {"source": "ensemble", "members": members}, "teacher"), SETUP, {}).eval()
+    logits = plain(PIXELS).logits
+    torch.testing.assert_close(made(PIXELS).logits.softmax(1), (logits.softmax(1) + (logits / 2).softmax(1)) / 2)
+
+
+@pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan")])
+def test_a_temperature_is_a_positive_number(value):
+    with pytest.raises(ConfigError, match=r"teacher\.temperature: must be (greater than 0|a finite number), got"):
+        spec(path="x", temperature=value)
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
