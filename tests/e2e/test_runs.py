@@ -90,7 +90,7 @@ def test_record_predictions_and_loaded_network_agree(train, outputs):
     assert lines[-1]["test/student/top1"] == record["metrics"]["test/student/top1"]
     assert "done:" in (directory / "log.txt").read_text()
     assert not (directory / "checkpoint").exists()
-    with pytest.raises(KdrunError, match="no network 'student_2'; it has student"):
+    with pytest.raises(KdrunError, match=r"no network 'student_2'; nearest: student \(allowed: student\)"):
         kdrun.load(directory, "student_2")
     with pytest.raises(KdrunError, match="not a run directory"):
         kdrun.load(outputs)
