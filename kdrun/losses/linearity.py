@@ -41,8 +41,8 @@ class Linearity(Term):
     """`linearity` as a term. Of CutMix, lambda is the share of the area, as for its labels."""
 
     equation = (
-        "KL(lambda q(x_i) + (1 - lambda) q(x_j) || p_s(x~)), q of the network that `of` names (without gradient: detach), "
-        "both at temperature; x~ = lambda x_i + (1 - lambda) x_j"
+        "KL(lambda q(x_i) + (1 - lambda) q(x_j) || p_s(x~)), q of the network that `of` names, without gradient where "
+        "detach, both at temperature; x~ = lambda x_i + (1 - lambda) x_j"
     )
     source = "ours; the measure L_NL: Medina et al. 2026, arXiv 2606.12171, which leaves such a loss open"
     needs_mix = True
