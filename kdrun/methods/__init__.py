@@ -1,13 +1,18 @@
 """The algorithms, one per file; importing this package registers them."""
 
 from kdrun.methods import (
+    dho,
     distill,
     fixmatch,
     kd_fixmatch,
     mixup_distill,
     peer_distill,
+    sho,
     supervised,
     uncertainty_distill,
 )
 
-__all__ = ["distill", "fixmatch", "kd_fixmatch", "mixup_distill", "peer_distill", "supervised", "uncertainty_distill"]
+__all__ = [
+    "dho", "distill", "fixmatch", "kd_fixmatch", "mixup_distill", "peer_distill", "sho", "supervised",
+    "uncertainty_distill",
+]  # fmt: skip

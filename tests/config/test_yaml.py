@@ -41,6 +41,7 @@ NEEDS = {
     "teacher=file": ["teacher.model.name=resnet10t", f"teacher.path={__file__}"],
     "teacher=ensemble": [MEMBERS],
     "dataset=imagefolder": None,
+    **{f"method/variant={name}": ["method=dho"] for name in ("paper", "code", "code_low_shot")},
     "method=peer_distill": ["students=[resnet8,resnet14]"],
     **{f"method/uncertainty={name}": [WEIGHTED] for name in ("none", "entropy", "max_prob", "mc_dropout")},
     "method/uncertainty=deep_ensemble": [WEIGHTED, "teacher=ensemble", MEMBERS],
@@ -52,6 +53,7 @@ NEEDS = {
 GROUPS = [
     "method",
     "method/uncertainty",
+    "method/variant",
     "dataset",
     "teacher",
     "student",
