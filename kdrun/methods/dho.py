@@ -20,6 +20,7 @@ from kdrun.errors import ConfigError
 from kdrun.losses.term import width
 from kdrun.method import Predictor, Setup
 from kdrun.methods.sho import FEATURE, SHO, SHOConfig
+from kdrun.models.heads import make_head
 from kdrun.models.network import Output
 from kdrun.registry import lookup, register
 from kdrun.seeding import subseed
@@ -173,27 +174,6 @@ def best_combination(
         found.append(torch.stack([right, F.nll_loss(logs, target)]))
     values = torch.stack(found).tolist()
     return max(zip(grid, values, strict=True), key=lambda item: (item[1][0], -item[1][1]))[0]
-
-
-class CosineHead(nn.Module):
-    """cos(z, w_c) / zeta."""
-
-    def __init__(self, dim: int, classes: int, zeta: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(classes, dim) / dim**0.5)
-        self.zeta = zeta
-
-    def forward(self, features: Tensor) -> Tensor:
-        return F.linear(F.normalize(features), F.normalize(self.weight)) / self.zeta
-
-
-def make_head(kind: str, dim: int, classes: int, zeta: float) -> nn.Module:
-    """The KD head, of (B, dim)."""
-    if kind == "cosine":
-        return CosineHead(dim, classes, zeta)
-    if kind == "mlp":
-        return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, classes))
-    return nn.Linear(dim, classes)
 
 
 @torch.no_grad()
