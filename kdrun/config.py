@@ -346,12 +346,15 @@ class RunConfig(Schema):
         return lookup("method", self.method.name, "method.name")
 
     @property
+    def sides(self) -> set[str]:
+        """What the loss terms work against: target, teacher."""
+        terms = self.losses.items()
+        return {lookup("loss", term.name, f"loss.{label}.name").works_against(term) for label, term in terms}
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether the method or one of the loss terms asks a teacher."""
-        against = [
-            lookup("loss", term.name, f"loss.{label}.name").works_against(term) for label, term in self.losses.items()
-        ]
-        return bool(self.method_class.always_teacher or "teacher" in against)
+        return bool(self.method_class.always_teacher or "teacher" in self.sides)
 
     @property
     def split_seed(self) -> int:

@@ -101,6 +101,8 @@ class Teacher:
         self._network = frozen
         self.dims: dict[str, int] = frozen.dims
         self.name: str = frozen.name
+        self.class_embeddings: Tensor | None = getattr(frozen, "class_embeddings", None)
+        """(classes, D), of the names of the classes, where the network has a text encoder."""
 
     @torch.no_grad()
     def __call__(self, view: View | Tensor, features: tuple[str, ...] = ()) -> Output:
@@ -251,6 +253,11 @@ class Method(nn.Module):
         return False
 
     @classmethod
+    def needs_validation(cls, config: RunConfig) -> str | None:
+        """What follows validation images, as a message begins: `method.search: needs`. None: nothing."""
+        return None
+
+    @classmethod
     def artifacts(
         cls, config: RunConfig, required: Mapping[str, Path], pool: Pool
     ) -> dict[str, tuple[Tensor, dict[str, Any]]]:
@@ -265,6 +272,33 @@ class Method(nn.Module):
     def batch_sizes(cls, config: RunConfig) -> dict[str, int]:
         """Images a step, by stream."""
         return dict.fromkeys(cls.streams, config.schedule.batch_size)
+
+    def parts(self, student: str) -> list[nn.Module]:
+        """Modules beside a student's network that are trained as it is: with its learning rate and its clipping."""
+        return [self.loss_sets[student]]
+
+    def backward(self, losses: Mapping[str, Tensor], scale: Callable[[Tensor], Tensor]) -> None:
+        """Fill the gradients, which are None before.
+
+        Args:
+            losses: what `step` gave.
+            scale: the factor of fp16, to be put on what is differentiated.
+        """
+        scale(torch.stack(list(losses.values())).sum()).backward()
+
+    def settle(self, logits: dict[tuple[str, str], Tensor], val_target: Tensor | None) -> dict[tuple[str, str], Tensor]:
+        """Called at each evaluation: choose by the validation images, in buffers, and give the predictions after that.
+
+        Args:
+            logits: (split, network) -> (M, classes), as the predictors gave them.
+            val_target: (M,) int64 labels of the validation images, None where there are none. The test images' labels
+                are not given: they choose nothing.
+        """
+        return logits
+
+    def choices(self) -> dict[str, float]:
+        """What `settle` chose, as metrics `val/<net>/<name>`."""
+        return {}
 
     # -- what it may use
 
@@ -465,14 +499,14 @@ def _supervised_run(
 def parameter_groups(method: Method) -> list[dict[str, Any]]:
     """One group for each student and kind of parameter, with the student's learning rate.
 
-    Parameters of its loss terms (a regressor, an embedding) belong to the student's group. A frozen parameter is left
-    out.
+    Parameters of its loss terms (a regressor, an embedding) and its other `parts` belong to the student's group. A
+    frozen parameter is left out.
     """
     schedule = method.config.schedule
     groups: list[dict[str, Any]] = []
     for (name, network), model in zip(method.students.items(), method.config.students, strict=True):
         lr = schedule.lr_for.get(model.name, schedule.lr) * model.lr_scale
-        parameters = [p for m in (network, method.loss_sets[name]) for p in m.parameters() if p.requires_grad]
+        parameters = [p for m in (network, *method.parts(name)) for p in m.parameters() if p.requires_grad]
         spared = schedule.weight_decay_on == "kernels"
         bare = [p for p in parameters if spared and p.ndim <= 1]
         kernels = [p for p in parameters if not (spared and p.ndim <= 1)]

@@ -139,6 +139,9 @@ def check(config: RunConfig) -> None:
         raise ConfigError(
             "schedule.decay: plateau follows the validation score, and this split has no validation images"
         )
+    what = config.method_class.needs_validation(config)
+    if what is not None and not len(split.val):
+        raise ConfigError(f"{what} validation images, and this split has none; give dataset.val_fraction")
     adaptive = [name for name, ramp in config.ramps.items() if ramp.kind == "adaptive"]
     if adaptive and not len(split.val):
         raise ConfigError(
@@ -278,7 +281,7 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
         logits = loop.final_logits()
         if teacher is not None:
             logits.update(evaluator.logits({"teacher": lambda view: teacher(view).logits}))
-        metrics = evaluator.final_metrics(logits)
+        metrics = {**evaluator.final_metrics(logits), **method.choices()}
         for line in method.findings(logits, {name: parts[2] for name, parts in evaluator.splits.items()}):
             _warn(record, line)
         lock.require()

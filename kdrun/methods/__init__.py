@@ -1,23 +1,19 @@
 """The algorithms, one per file; importing this package registers them."""
 
 from kdrun.methods import (
+    dho,
     distill,
     fixmatch,
     kd_fixmatch,
     mixup_distill,
     peer_distill,
     peer_fixmatch,
+    sho,
     supervised,
     uncertainty_distill,
 )
 
 __all__ = [
-    "distill",
-    "fixmatch",
-    "kd_fixmatch",
-    "mixup_distill",
-    "peer_distill",
-    "peer_fixmatch",
-    "supervised",
+    "dho", "distill", "fixmatch", "kd_fixmatch", "mixup_distill", "peer_distill", "peer_fixmatch", "sho", "supervised",
     "uncertainty_distill",
-]
+]  # fmt: skip
