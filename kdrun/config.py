@@ -20,6 +20,7 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from kdrun.errors import ConfigError, allowed
 from kdrun.files import read_npz
+from kdrun.prompts import templates
 from kdrun.registry import load_plugins, lookup, plugin_hashes
 from kdrun.schedule import RampConfig, ScheduleConfig
 from kdrun.schema import FileContent, OutsideKey, Schema, build, marker
@@ -82,12 +83,21 @@ class MixConfig(Schema):
 class TeacherConfig(Schema):
     """Where the teacher comes from."""
 
-    source: Literal["none", "train", "timm", "file", "ensemble"] = "none"
+    source: Literal["none", "train", "timm", "file", "ensemble", "open_clip"] = "none"
     """train: an ordinary supervised run of `model`, built once and shared; timm: published weights; file: weights from
-    `path`; ensemble: `members` together."""
+    `path`; ensemble: `members` together; open_clip: a CLIP that tells classes by their names."""
     model: ModelConfig | None = None
-    path: Annotated[str | None, FileContent()] = None
-    """Weights of a file teacher: safetensors, or a PyTorch file of plain tensors."""
+    path: Annotated[str | None, FileContent(whole=True)] = None
+    """Weights of a file teacher: safetensors, or a PyTorch file of plain tensors. Of an open_clip teacher also a folder
+    as open_clip saves it (open_clip_config.json and weights), which needs no `model`."""
+    pretrained: str | None = None
+    """open_clip: the tag of published weights; beside `path`, the tag whose preprocessing the file expects.
+    `local-dir:<folder>` is `path`."""
+    prompts: list[str] | str | None = None
+    """open_clip: templates with {} for the class name, or the name of a set of kdrun/prompts.py; null: the dataset's
+    set, else "a photo of a {}."."""
+    zeta: float | None = Field(None, gt=0)
+    """open_clip: logits are cosines divided by it; null: the network's own, exp(-logit_scale), .01 of OpenAI's."""
     strip_prefix: str = ""
     """Taken off the names in `path`, e.g. "module."."""
     rename: dict[str, str] = Field(default_factory=dict)
@@ -105,10 +115,29 @@ class TeacherConfig(Schema):
     mix: MixConfig = Field(default_factory=MixConfig)
     """Mixed images in the teacher's own training; `views.mix` is for the student's."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def local_dir(cls, node: Any) -> Any:
+        """`pretrained: local-dir:<folder>`, as open_clip writes it, is a path."""
+        given = node.get("pretrained") if isinstance(node, Mapping) else None
+        if not isinstance(given, str) or not given.startswith("local-dir:"):
+            return node
+        return {**node, "pretrained": None, "path": given.removeprefix("local-dir:")}
+
     @model_validator(mode="after")
     def consistent(self) -> Self:
-        if self.source not in ("none", "ensemble") and self.model is None:
+        if self.source == "open_clip":
+            if self.path is None and (self.model is None or self.pretrained is None):
+                raise ValueError(
+                    "open_clip needs teacher.model.name and teacher.pretrained (a published tag), or teacher.path"
+                )
+        elif self.source not in ("none", "ensemble") and self.model is None:
             raise ValueError("teacher.model is missing")
+        for template in self.prompts if isinstance(self.prompts, list) else []:
+            if template.count("{}") != 1:
+                raise ValueError(f"teacher.prompts: {template!r} must hold {{}} once, where the class name goes")
+        if self.prompts == []:
+            raise ValueError("teacher.prompts: no template; give one, or null")
         if self.source == "ensemble" and len(self.members) < 2:
             raise ValueError(f"an ensemble needs two teacher.members or more, got {len(self.members)}")
         if self.source != "ensemble" and self.members:
@@ -123,10 +152,15 @@ class TeacherConfig(Schema):
 
     @property
     def models(self) -> list[ModelConfig]:
-        """All networks of this teacher."""
+        """All networks of timm in this teacher."""
         if self.source == "ensemble":
             return [model for member in self.members for model in member.models]
-        return [] if self.model is None else [self.model]
+        return [] if self.model is None or self.source == "open_clip" else [self.model]
+
+    @property
+    def reads_names(self) -> bool:
+        """Whether it depends on the names of the classes."""
+        return self.source == "open_clip" or any(member.reads_names for member in self.members)
 
 
 class DatasetConfig(Schema):
@@ -144,11 +178,25 @@ class DatasetConfig(Schema):
     """An .npz file with index arrays labeled (and unlabeled, val), instead of a draw."""
     unlabeled: Annotated[str | None, FileContent()] = None
     """Another unlabeled pool than the training images: a folder of images, or an .npz with an array `images`."""
+    class_names: list[str] | None = Field(None, min_length=2)
+    """Names of the classes for a teacher that reads them, in the order of the labels; or a text file with one a line;
+    null: the dataset's own."""
     mirror: bool = True
     """Whether a mirrored image keeps its class (false for digits)."""
     mean: list[float] | None = None
     """Per channel, of pixels scaled to [0, 1]; null: the dataset's own."""
     std: list[Annotated[float, Field(gt=0)]] | None = None
+
+    @field_validator("class_names", mode="before")
+    @classmethod
+    def listed(cls, given: Any) -> Any:
+        """The lines of a file."""
+        if not isinstance(given, str):
+            return given
+        try:
+            return [line.strip() for line in Path(given).expanduser().read_text().splitlines() if line.strip()]
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{given}: not a readable text file with a name on each line ({error})") from None
 
 
 class WeakConfig(Schema):
@@ -433,7 +481,7 @@ def effective(config: RunConfig) -> RunConfig:
     if errors := _contradictions(config):
         raise ConfigError(*errors)
     config = config.replace(
-        teacher=_effective_teacher(config.teacher) if config.needs_teacher else TeacherConfig(),
+        teacher=_effective_teacher(config) if config.needs_teacher else TeacherConfig(),
         views=config.views.replace(mix=config.views.mix.effective()),
     )
     present = {model.name for model in (*config.students, *config.teacher.models)}
@@ -448,14 +496,20 @@ def effective(config: RunConfig) -> RunConfig:
         dataset = dataset.replace(unlabeled=None)
     if dataset.split_file is not None and dataset.num_labels is None:
         dataset = dataset.replace(num_labels=_num_listed(dataset.split_file))
+    if not config.teacher.reads_names:
+        dataset = dataset.replace(class_names=None)
     if (dataset.num_labels is None or dataset.split_file is not None) and dataset.split_seed is not None:
         dataset = dataset.replace(split_seed=None)  # nothing is drawn
     return config.replace(dataset=dataset)
 
 
-def _effective_teacher(teacher: TeacherConfig) -> TeacherConfig:
-    members = [_effective_teacher(member) for member in teacher.members]
-    return teacher.replace(mix=teacher.mix.effective(), members=members)
+def _effective_teacher(config: RunConfig, teacher: TeacherConfig | None = None) -> TeacherConfig:
+    teacher = config.teacher if teacher is None else teacher
+    members = [_effective_teacher(config, member) for member in teacher.members]
+    prompts = None
+    if teacher.source == "open_clip":  # written out: another default some day is another run
+        prompts = templates(teacher.prompts, config.dataset.name)
+    return teacher.replace(mix=teacher.mix.effective(), members=members, prompts=prompts)
 
 
 def _contradictions(config: RunConfig) -> list[str]:
@@ -592,7 +646,8 @@ def _content(value: Any, key: str = "") -> Any:
                 not field.is_required() and item == field.get_default(call_default_factory=True)
             ):
                 continue
-            out[name] = file_hash(item, where) if marker(field, FileContent) else _content(item, where)
+            content = marker(field, FileContent)
+            out[name] = file_hash(item, where, content.whole) if content else _content(item, where)
         return out
     if isinstance(value, Mapping):
         return {str(k): _content(v, f"{key}.{k}") for k, v in value.items()}
@@ -601,16 +656,22 @@ def _content(value: Any, key: str = "") -> Any:
     return value
 
 
-def file_hash(path: str, key: str) -> str:
+def file_hash(path: str, key: str, whole: bool = False) -> str:
     """sha256 of a file's content, remembered while its size and time stay; `key` is blamed when it is absent.
 
-    Of a folder: of the names and sizes of all files in it. A file that was there in the check and is gone when its run
-    begins keeps its hash: the run keeps its directory, and reading the file says what is wrong.
+    Of a folder: of the names and sizes of all files in it, with `whole` of the names and contents. A file that was
+    there in the check and is gone when its run begins keeps its hash: the run keeps its directory, and reading the file
+    says what is wrong.
     """
     try:
         place = Path(path).expanduser()
         stat = place.stat()
-        _LAST[path] = _file_hash(str(place), stat.st_size, stat.st_mtime_ns)
+        if whole and place.is_dir():
+            files = sorted(_files_in(place, ()))
+            listing = "".join(f"{p.relative_to(place).as_posix()}\0{file_hash(str(p), key)}\n" for p in files)
+            _LAST[path] = hashlib.sha256(os.fsencode(listing)).hexdigest()
+        else:
+            _LAST[path] = _file_hash(str(place), stat.st_size, stat.st_mtime_ns)
     except RuntimeError:
         raise ConfigError(f"{key}: {path}: no such home directory; write the path out") from None
     except OSError as error:

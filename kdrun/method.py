@@ -95,6 +95,12 @@ class Teacher:
         return self._network(view, features)  # type: ignore[no-any-return]
 
     @property
+    def class_embeddings(self) -> Tensor | None:
+        """(C, D) float32 of length 1, on the teacher's device: the classes in the space of a CLIP; None of others."""
+        found: Tensor | None = getattr(self._network, "class_embeddings", None)
+        return found
+
+    @property
     def has_dropout(self) -> bool:
         return bool(self._dropouts())
 
@@ -142,6 +148,8 @@ class Setup:
     train_target: Tensor
     """(N,) int64, -1 where the label is hidden from the run."""
     teacher: Teacher | None = None
+    class_names: tuple[str, ...] = ()
+    """In words, in the order of the labels; empty where the dataset has none."""
 
     def network(self, model: ModelConfig, seed: int, role: str = "") -> Network:
         """A new network for this dataset."""

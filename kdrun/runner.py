@@ -221,7 +221,7 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
 
     seed_everything(config.seed)
     setup = setup_of(config, arrays, split)
-    frozen = make_teacher(config.teacher, setup, required)
+    frozen = make_teacher(config.teacher, setup, required, outputs=_outputs(directory))
     teacher = None if frozen is None else Teacher(to_device(frozen, config, device))
     method: Method = to_device(config.method_class(config, replace(setup, teacher=teacher)), config, device)
     if config.schedule.compile is not None:

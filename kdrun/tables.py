@@ -244,7 +244,7 @@ def _given_teacher(record: Record, metric: str) -> dict[str, float]:
     if value is None:
         return {}
     teacher = record["config"]["teacher"]
-    model = teacher["model"]["name"] if teacher["model"] else "ensemble"
+    model = teacher["model"]["name"] if teacher["model"] else teacher["path"] or "ensemble"
     return {f"{model} ({record['requires'].get('teacher', teacher['source'])})": value}
 
 

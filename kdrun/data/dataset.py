@@ -33,6 +33,8 @@ class Arrays:
     """Training images from `dataset.unlabeled`, the last ones; their label is -1."""
     source: str = "dataset"
     """What to blame for what is wrong with them: the key and the file or folder."""
+    named: bool = True
+    """False: `class_names` are mere numbers, because nobody gave names."""
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
@@ -72,8 +74,9 @@ def load_dataset(config: DatasetConfig) -> Arrays:
     """The dataset's arrays, kept for the next run of this process. Split settings do not matter here."""
     # Runs of a sweep differ in labels and seeds, not in images.
     plain = config.replace(
-        num_labels=None, split_seed=None, split_file=None, val_seed=0, val_fraction=0.0, mean=None, std=None
-    )
+        num_labels=None, split_seed=None, split_file=None, val_seed=0, val_fraction=0.0, mean=None, std=None,
+        class_names=None,
+    )  # fmt: skip
     fields = type(config).model_fields.items()
     files = [(name, getattr(plain, name)) for name, field in fields if marker(field, FileContent)]
     contents = tuple(file_hash(path, f"dataset.{name}") for name, path in files if path is not None)
@@ -82,11 +85,15 @@ def load_dataset(config: DatasetConfig) -> Arrays:
     for name, given in (("mean", config.mean), ("std", config.std)):
         if given is not None and len(given) != channels:
             raise ConfigError(f"dataset.{name}: expected {channels} numbers, one for each channel, got {given}")
-    if config.mean is None and config.std is None:
-        return arrays
-    mean = arrays.mean if config.mean is None else tuple(config.mean)
-    std = arrays.std if config.std is None else tuple(config.std)
-    return dataclasses.replace(arrays, mean=mean, std=std)
+    names = config.class_names
+    if names is not None and len(names) != arrays.num_classes:
+        missing = f"; the dataset's own: {', '.join(arrays.class_names[:12])}" if arrays.named else ""
+        raise ConfigError(f"dataset.class_names: {len(names)} names for {arrays.num_classes} classes{missing}")
+    asked = {name: getattr(config, name) for name in ("mean", "std", "class_names")}
+    changes: dict[str, Any] = {name: tuple(value) for name, value in asked.items() if value is not None}
+    if names is not None:
+        changes["named"] = True
+    return dataclasses.replace(arrays, **changes) if changes else arrays
 
 
 @lru_cache(maxsize=2)

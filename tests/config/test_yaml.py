@@ -40,6 +40,7 @@ NEEDS = {
     "teacher=timm": ["teacher.model.name=resnet10t"],
     "teacher=file": ["teacher.model.name=resnet10t", f"teacher.path={__file__}"],
     "teacher=ensemble": [MEMBERS],
+    "teacher=open_clip": ["teacher.model.name=RN50", "teacher.pretrained=openai"],
     "dataset=imagefolder": None,
     "method=peer_distill": ["students=[resnet8,resnet14]"],
     **{f"method/uncertainty={name}": [WEIGHTED] for name in ("none", "entropy", "max_prob", "mc_dropout")},
