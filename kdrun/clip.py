@@ -23,7 +23,7 @@ from kdrun.data.views import View
 from kdrun.errors import ConfigError, DataError, KdrunError, allowed
 from kdrun.files import write_bytes, write_json
 from kdrun.method import Setup
-from kdrun.models.network import Output, offline_where_there_is_no_network
+from kdrun.models.network import Network, Output, load_network, offline_where_there_is_no_network
 from kdrun.teachers import check_state, read_state
 
 VERSION = 1  # raise it when the text features of the same words change: it is part of the artifact's name
@@ -129,6 +129,36 @@ def teacher(
     return ZeroShot(net, embeddings, scale, mean, std, size, found.name, resize)
 
 
+def trained_teacher(spec: TeacherConfig, setup: Setup, run: Path, outputs: Path | None = None) -> ZeroShot:
+    """The teacher of source clip, from the run of method=contrastive that trained it."""
+    path = run / "student.safetensors"
+    return _of_kdrun(load_network(path), spec, setup, {"weights": file_hash(str(path), "teacher")}, outputs)
+
+
+def untrained_teacher(spec: TeacherConfig, setup: Setup) -> ZeroShot:
+    """The network of source clip without anything that it learned."""
+    if spec.model is None:
+        raise ConfigError("teacher.model: missing; a value is required")
+    class_words(setup)
+    return _of_kdrun(setup.network(spec.model, seed=0, role="teacher"), spec, setup)
+
+
+def _of_kdrun(
+    network: Network, spec: TeacherConfig, setup: Setup, identity: dict[str, Any] | None = None,
+    outputs: Path | None = None,
+) -> ZeroShot:  # fmt: skip
+    net: Any = network.net.clip
+    side = net.visual.image_size
+    size = (side, side) if isinstance(side, int) else tuple(side)
+    embeddings, scale = network.net.class_embeddings, 1.0
+    if identity is not None:
+        tokenizer = open_clip().SimpleTokenizer(context_length=net.context_length)
+        prompts = spec.prompts if isinstance(spec.prompts, list) else []
+        embeddings = text_features(net, tokenizer, class_words(setup), prompts, identity, outputs)
+        scale = 1 / spec.zeta if spec.zeta is not None else net.logit_scale.exp().item()
+    return ZeroShot(net, embeddings, scale, network.spec.mean, network.spec.std, size, network.name)
+
+
 def class_words(setup: Setup) -> list[str]:
     """The names of the classes. Raises ConfigError where one is missing."""
     if len(setup.class_names) != setup.num_classes or not all(name.strip() for name in setup.class_names):
@@ -148,15 +178,16 @@ def text_features(
     Args:
         identity: what tells these weights from others.
     """
+    tokens = class_tokens(tokenizer, words, prompts).to(net.logit_scale.device)
     if outputs is None:
-        return class_features(net, tokenizer, words, prompts)
+        return class_features(net, tokens)
     spec = {"version": VERSION, **identity, "prompts": prompts, "class_names": words}
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
 
     def build(folder: Path) -> None:
         from safetensors.torch import save
 
-        features = class_features(net, tokenizer, words, prompts)
+        features = class_features(net, tokens)
         write_bytes(folder / "features.safetensors", save({"class_embeddings": features}))
         write_json(folder / "spec.json", spec)
 
@@ -169,16 +200,20 @@ def text_features(
     return ensure_readable(outputs / "artifacts" / "text_features" / digest, build, read)
 
 
+def class_tokens(tokenizer: Tokenizer, words: Sequence[str], prompts: Sequence[str]) -> Tensor:
+    """(C, templates, length) int64: every class name in every template."""
+    return torch.stack([tokenizer([prompt.format(word) for prompt in prompts]) for word in words])
+
+
 @torch.no_grad()
-def class_features(net: Any, tokenizer: Tokenizer, words: Sequence[str], prompts: Sequence[str]) -> Tensor:
-    """(C, D) float32: of each class the mean over templates of text features of length 1, of length 1 itself."""
-    device = net.logit_scale.device
-    rows = []
-    for word in words:
-        tokens = tokenizer([prompt.format(word) for prompt in prompts]).to(device)
-        text = F.normalize(net.encode_text(tokens).float(), dim=1)
-        rows.append(F.normalize(text.mean(0), dim=0))
-    return torch.stack(rows).cpu()
+def class_features(net: Any, tokens: Tensor) -> Tensor:
+    """(C, D) float32: of each class the mean over templates of text features of length 1, of length 1 itself.
+
+    Args:
+        tokens: (C, templates, length).
+    """
+    texts = [F.normalize(net.encode_text(of_class).float(), dim=1) for of_class in tokens]
+    return torch.stack([F.normalize(text.mean(0), dim=0) for text in texts])
 
 
 # ---------------------------------------------------------------------------------------------- what a spec means

@@ -83,9 +83,10 @@ class MixConfig(Schema):
 class TeacherConfig(Schema):
     """Where the teacher comes from."""
 
-    source: Literal["none", "train", "timm", "file", "ensemble", "open_clip"] = "none"
+    source: Literal["none", "train", "timm", "file", "ensemble", "open_clip", "clip"] = "none"
     """train: an ordinary supervised run of `model`, built once and shared; timm: published weights; file: weights from
-    `path`; ensemble: `members` together; open_clip: a CLIP that tells classes by their names."""
+    `path`; ensemble: `members` together; open_clip: a published CLIP, which tells classes by their names; clip: a CLIP
+    trained by a run of method=contrastive on the upstream part of the dataset."""
     model: ModelConfig | None = None
     path: Annotated[str | None, FileContent(whole=True)] = None
     """Weights of a file teacher: safetensors, or a PyTorch file of plain tensors. Of an open_clip teacher also a folder
@@ -94,10 +95,10 @@ class TeacherConfig(Schema):
     """open_clip: the tag of published weights; beside `path`, the tag whose preprocessing the file expects.
     `local-dir:<folder>` is `path`."""
     prompts: list[str] | str | None = None
-    """open_clip: templates with {} for the class name, or the name of a set of kdrun/prompts.py; null: the dataset's
+    """CLIPs: templates with {} for the class name, or the name of a set of kdrun/prompts.py; null: the dataset's
     set, else "a photo of a {}."."""
     zeta: float | None = Field(None, gt=0)
-    """open_clip: logits are cosines divided by it; null: the network's own, exp(-logit_scale), .01 of OpenAI's."""
+    """CLIPs: logits are cosines divided by it; null: the network's own, exp(-logit_scale), .01 of OpenAI's."""
     strip_prefix: str = ""
     """Taken off the names in `path`, e.g. "module."."""
     rename: dict[str, str] = Field(default_factory=dict)
@@ -160,7 +161,7 @@ class TeacherConfig(Schema):
     @property
     def reads_names(self) -> bool:
         """Whether it depends on the names of the classes."""
-        return self.source == "open_clip" or any(member.reads_names for member in self.members)
+        return self.source in ("open_clip", "clip") or any(member.reads_names for member in self.members)
 
 
 class DatasetConfig(Schema):
@@ -174,6 +175,11 @@ class DatasetConfig(Schema):
     val_seed: int = Field(0, ge=0)
     split_seed: int | None = Field(None, ge=0)
     """Seed of the labeled draw; null: the run's seed, so that a spread over seeds contains the draw."""
+    upstream: float = Field(0.0, ge=0, lt=1)
+    """Share of the training images that validation leaves, stratified, which is set apart for a teacher of source=clip;
+    runs on the downstream part see none of them."""
+    part: Literal["downstream", "upstream"] = "downstream"
+    """Which of the two parts this run sees."""
     split_file: Annotated[str | None, FileContent()] = None
     """An .npz file with index arrays labeled (and unlabeled, val), instead of a draw."""
     unlabeled: Annotated[str | None, FileContent()] = None
@@ -496,7 +502,7 @@ def effective(config: RunConfig) -> RunConfig:
         dataset = dataset.replace(unlabeled=None)
     if dataset.split_file is not None and dataset.num_labels is None:
         dataset = dataset.replace(num_labels=_num_listed(dataset.split_file))
-    if not config.teacher.reads_names:
+    if not config.teacher.reads_names and not config.method_class.reads_names:
         dataset = dataset.replace(class_names=None)
     if (dataset.num_labels is None or dataset.split_file is not None) and dataset.split_seed is not None:
         dataset = dataset.replace(split_seed=None)  # nothing is drawn
@@ -507,7 +513,7 @@ def _effective_teacher(config: RunConfig, teacher: TeacherConfig | None = None) 
     teacher = config.teacher if teacher is None else teacher
     members = [_effective_teacher(config, member) for member in teacher.members]
     prompts = None
-    if teacher.source == "open_clip":  # written out: another default some day is another run
+    if teacher.source in ("open_clip", "clip"):  # written out: another default some day is another run
         prompts = templates(teacher.prompts, config.dataset.name)
     return teacher.replace(mix=teacher.mix.effective(), members=members, prompts=prompts)
 
@@ -550,6 +556,16 @@ def _contradictions(config: RunConfig) -> list[str]:
     errors += _unfit_ramps(config)
     if config.schedule.decay.name == "plateau" and not config.schedule.evaluates_more_than_once:
         errors.append("schedule.decay: plateau needs evaluations; give schedule.eval_every_steps or _epochs")
+    if config.dataset.part == "upstream" and not config.dataset.upstream:
+        errors.append("dataset.part: the upstream part is empty; give dataset.upstream, the share that is set apart")
+    if config.dataset.split_file is not None and config.dataset.upstream:
+        errors.append("dataset.upstream: the images are those of dataset.split_file; set it to 0")
+    for spec in (config.teacher, *config.teacher.members):
+        if spec.source == "clip" and spec.model is not None and spec.model.name != "clip":
+            errors.append(
+                f"teacher.model.name: source=clip trains a network named clip, got {spec.model.name}; choose "
+                "teacher=digits_clip or its like"
+            )
     if config.dataset.split_file is not None and config.teacher.num_labels is not None:
         errors.append("teacher.num_labels: the labels are those of dataset.split_file; set it to null")
     errors += [

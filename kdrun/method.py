@@ -15,13 +15,14 @@ import torch
 from torch import Generator, Tensor, nn
 
 from kdrun.artifacts import Pool
-from kdrun.config import MethodConfig, ModelConfig, RunConfig, TeacherConfig, effective, plugged_classes
+from kdrun.config import MethodConfig, MixConfig, ModelConfig, RunConfig, TeacherConfig, effective, plugged_classes
 from kdrun.data.views import Batch, View
 from kdrun.device import send
 from kdrun.errors import ConfigError
 from kdrun.losses.term import LossSet, Pair, TermSpec
 from kdrun.models.network import Network, Output, build_network
 from kdrun.registry import lookup, plugin_hashes
+from kdrun.schedule import ScheduleConfig
 from kdrun.seeding import generator, subseed
 
 Predictor = Callable[[View], Tensor]
@@ -194,6 +195,8 @@ class Method(nn.Module):
     """Whether a teacher is needed even when no loss term asks for one."""
     mixes: ClassVar[bool] = False
     """Whether the images of its streams may be mixed (views.mix): it must take labels (B, classes) then."""
+    reads_names: ClassVar[bool] = False
+    """Whether it depends on the names of the classes."""
     role: ClassVar[str] = ""
     """Part of the seed of the initialisation, where two networks of one name must differ."""
 
@@ -358,6 +361,8 @@ def teacher_runs(config: RunConfig, spec: TeacherConfig, role: str = "teacher") 
     """The runs that make the teacher, by role: `teacher`, and `teacher_1` ... of an ensemble."""
     if spec.source == "train":
         return {role: teacher_run(config, spec)}
+    if spec.source == "clip":
+        return {role: clip_run(config, spec)}
     members = enumerate(spec.members, start=1)
     return {r: run for i, member in members for r, run in teacher_runs(config, member, f"{role}_{i}").items()}
 
@@ -385,6 +390,36 @@ def teacher_run(config: RunConfig, spec: TeacherConfig) -> RunConfig:
         views=config.views.replace(mix=spec.mix),
         seed=spec.seed,
     )
+    own = plugin_hashes(plugged_classes(run))
+    return effective(run.replace(plugins=config.plugins if own else []))
+
+
+def clip_run(config: RunConfig, spec: TeacherConfig) -> RunConfig:
+    """The run of method=contrastive that trains the CLIP of `config`, on the upstream part of its dataset.
+
+    Its recipe is its own (ours), so that students of any schedule share it.
+    """
+    contrastive, ce = lookup("method", "contrastive", "teacher"), lookup("loss", "ce", "teacher")
+    length: dict[str, Any] = {"epochs": spec.epochs} if spec.epochs is not None else {"steps": spec.steps or 600}
+    dataset = config.dataset
+    run = config.replace(
+        method=contrastive.Config(name="contrastive"),
+        losses={"ce": ce.Config(name="ce")},
+        ramps={},
+        students=[spec.model],
+        teacher=TeacherConfig(),
+        schedule=ScheduleConfig(
+            **length, batch_size=64, optimizer="adamw", lr=1e-3, weight_decay=0.1, weight_decay_on="kernels",
+            decay=lookup("decay", "cosine", "teacher").Config(name="cosine"), warmup_steps=50, clip_norm=1.0,
+        ),
+        dataset=dataset.replace(
+            num_labels=spec.num_labels,
+            split_seed=None if spec.num_labels is None else config.split_seed,
+            part="upstream" if dataset.upstream else "downstream",
+        ),
+        views=config.views.replace(mix=MixConfig()),
+        seed=spec.seed,
+    )  # fmt: skip
     own = plugin_hashes(plugged_classes(run))
     return effective(run.replace(plugins=config.plugins if own else []))
 

@@ -57,9 +57,11 @@ def make_teacher(
         return Ensemble([member for member in members if member is not None])
     if spec.source == "train":
         return load_network(runs[role] / "student.safetensors")
-    if spec.source == "open_clip":
+    if spec.source in ("open_clip", "clip"):
         from kdrun import clip
 
+        if spec.source == "clip":
+            return clip.trained_teacher(spec, setup, runs[role], outputs)
         return clip.teacher(spec, setup, outputs=outputs)
     return untrained_teacher(spec, setup, pretrained=True)
 
@@ -73,9 +75,11 @@ def untrained_teacher(spec: TeacherConfig, setup: Setup, pretrained: bool = Fals
     if spec.source == "ensemble":
         members = enumerate(spec.members)
         return Ensemble([untrained_teacher(member, setup, key=f"{key}.members.{i}") for i, member in members])
-    if spec.source == "open_clip":
+    if spec.source in ("open_clip", "clip"):
         from kdrun import clip
 
+        if spec.source == "clip":
+            return clip.untrained_teacher(spec, setup)
         return clip.teacher(spec, setup, key, weights=False)
     if spec.model is None:
         raise ConfigError(f"{key}.model: missing; a value is required")

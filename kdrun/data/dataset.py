@@ -75,7 +75,7 @@ def load_dataset(config: DatasetConfig) -> Arrays:
     # Runs of a sweep differ in labels and seeds, not in images.
     plain = config.replace(
         num_labels=None, split_seed=None, split_file=None, val_seed=0, val_fraction=0.0, mean=None, std=None,
-        class_names=None,
+        class_names=None, upstream=0.0, part="downstream",
     )  # fmt: skip
     fields = type(config).model_fields.items()
     files = [(name, getattr(plain, name)) for name, field in fields if marker(field, FileContent)]

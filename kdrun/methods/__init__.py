@@ -1,6 +1,7 @@
 """The algorithms, one per file; importing this package registers them."""
 
 from kdrun.methods import (
+    contrastive,
     distill,
     fixmatch,
     kd_fixmatch,
@@ -10,4 +11,13 @@ from kdrun.methods import (
     uncertainty_distill,
 )
 
-__all__ = ["distill", "fixmatch", "kd_fixmatch", "mixup_distill", "peer_distill", "supervised", "uncertainty_distill"]
+__all__ = [
+    "contrastive",
+    "distill",
+    "fixmatch",
+    "kd_fixmatch",
+    "mixup_distill",
+    "peer_distill",
+    "supervised",
+    "uncertainty_distill",
+]

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,9 +14,11 @@ from kdrun.config import TeacherConfig, from_nodes, run_key
 from kdrun.errors import ConfigError, DataError
 from kdrun.method import Setup, Teacher
 from kdrun.plan import Composer
+from kdrun.prompts import CAPTIONS, TEMPLATES, captions
 from kdrun.schema import build
 from kdrun.teachers import make_teacher, untrained_teacher
 from tests.conftest import FAST
+from tests.contract.test_methods import ctx, fit, make
 
 CFG = {
     "embed_dim": 16,
@@ -275,3 +278,113 @@ def test_a_run_with_a_clip_teacher(folder, train, outputs, capsys):
     import kdrun.finished
 
     assert "teacher" in kdrun.finished.FinishedRun.open(path.parent).rebuild().predictors
+
+
+TINY = (
+    "{embed_dim: 16, vision_cfg: {image_size: 8, layers: 1, width: 16, patch_size: 4, head_width: 8}, "
+    "text_cfg: {context_length: 16, vocab_size: 49408, width: 8, heads: 2, layers: 1}}"
+)
+
+
+@pytest.fixture
+def contrastive(monkeypatch):
+    """Config, method, loader and labels of a tiny CLIP; the same at each call."""
+    plain = [override for override in FAST if not override.startswith("student.args")]
+    monkeypatch.setattr("tests.contract.test_methods.FAST", plain)
+    line = [
+        "student=digits_clip",
+        f"student.args={TINY}",
+        "schedule=clip",
+        "schedule.steps=20",
+        "schedule.batch_size=16",
+    ]
+    return lambda: make("contrastive", *line)
+
+
+def test_captions_say_the_class_and_never_a_template_of_the_teacher():
+    names = [str(k) for k in range(10)]
+    said = captions(None, "digits", names)
+    assert "a thin zero" in said[0][0]
+    assert "a bold zero" in said[0][1]
+    assert not {"a bold zero", "a heavy nought"} & set(said[0][0])
+    everything = [sentence for one in said for tone in one for sentence in tone]
+    assert len(everything) == len(set(everything)) + sum(
+        len(set(a) & set(b)) for a, b in said
+    )  # no class says another's
+    held_out = {template.format(word) for template in TEMPLATES["digits"] for word in names}
+    assert not held_out & set(everything)
+    assert captions(None, "cifar10", ["cat", "dog"])[1][1][0] == "a photo of a dog"
+    with pytest.raises(ConfigError, match="digits has words for 10 classes, the dataset has 2"):
+        captions("digits", "npz", ["cat", "dog"])
+    with pytest.raises(ConfigError, match="no set of captions 'digit'; nearest: digits"):
+        captions("digit", "npz", names)
+    assert set(CAPTIONS) == {"any", "digits"}
+
+
+def test_contrastive_training_learns_resumes_and_moves_everything(contrastive):
+    config, method, loader, _ = contrastive()
+    out = method(loader.batch(0), ctx(config, 0))
+    out.losses["ce"].backward()
+    assert [name for name, p in method.named_parameters() if p.grad is None] == []
+    method.zero_grad()
+    from kdrun.loop import make_optimizer
+
+    losses = fit(config, method, loader, 0, 20)
+    assert losses[-1] < losses[0]
+    _, first, loader, _ = contrastive()
+    optimizer = make_optimizer(first)
+    head = fit(config, first, loader, 0, 10, optimizer)
+    _, second, loader, _ = contrastive()
+    second.load_state_dict(first.state_dict())
+    other = make_optimizer(second)
+    other.load_state_dict(optimizer.state_dict())
+    assert head + fit(config, second, loader, 10, 20, other) == losses
+    method.eval()
+    view = loader.batch(0)["labeled"].views["weak"]
+    assert method.predictors()["student"](view).shape == (16, 10)
+    torch.testing.assert_close(method.students["student"].net.class_embeddings.norm(dim=1), torch.ones(10))
+
+
+def test_equal_captions_share_their_images(contrastive):
+    config, method, loader, _ = contrastive()
+    batch = loader.batch(0)
+    method.tokens[:] = method.tokens[0, 0, 0]  # everything says the same
+    logits = method(batch, ctx(config, 0)).losses["ce"].item()
+    assert logits == pytest.approx(torch.tensor(16.0).log().item(), abs=0.5)
+
+
+def test_a_student_of_a_clip_that_kdrun_trained_on_other_images(train, outputs):
+    line = [*FAST, "dataset.upstream=0.5", "teacher=digits_clip", f"teacher.model.args={TINY}", "teacher.steps=3"]
+    assert train(*line, "dataset.num_labels=20") == 0
+    assert train(*line, "dataset.num_labels=30", "schedule.lr=0.1") == 0
+    [clip] = outputs.glob("runs/contrastive/digits/nall/*/record.json")  # one for both
+    [one, _] = sorted(outputs.glob("runs/distill/digits/*/*/record.json"))
+    clip, one = json.loads(clip.read_text()), json.loads(one.read_text())
+    assert one["requires"]["teacher"] == clip["key"]
+    assert "test/teacher/top1" in one["metrics"]
+    assert one["metrics"]["test/teacher/top1"] == pytest.approx(clip["metrics"]["test/student/top1"])
+    parts = {}
+    for name, record in {"clip": clip, "student": one}.items():
+        with np.load(outputs / "artifacts" / "split" / record["split"]["hash"] / "split.npz") as file:
+            parts[name] = {key: set(file[key].tolist()) for key in file.files}
+    assert parts["clip"]["labeled"] == parts["clip"]["unlabeled"]
+    assert not parts["clip"]["unlabeled"] & parts["student"]["unlabeled"]
+    assert len(parts["clip"]["unlabeled"] | parts["student"]["unlabeled"]) == 1257
+    assert parts["clip"]["val"] == parts["student"]["val"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["method=contrastive", "student=resnet8"], "trains a CLIP, got resnet8"),
+        (["method=contrastive", "loss=evidential"], r"loss\.evidential: method=contrastive"),
+        (["method=contrastive", "dataset.part=upstream"], "the upstream part is empty"),
+        (
+            ["teacher=digits_clip", "student@teacher.model=resnet8"],
+            "source=clip trains a network named clip, got resnet8",
+        ),
+    ],
+)
+def test_unfit_ways_to_train_a_clip(line, message):
+    with Composer() as composer, pytest.raises(ConfigError, match=message):
+        composer.typed(line)
