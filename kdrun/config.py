@@ -80,6 +80,30 @@ class MixConfig(Schema):
         return self if self.mixes else MixConfig(kind=self.kind, share=1.0 if self.kind == "none" else 0.0)
 
 
+class CacheConfig(Schema):
+    """Logits of the teacher that are computed once and shared by runs, students and seeds."""
+
+    mode: Literal["off", "clean", "views"] = "off"
+    """off: the teacher sees every view afresh; clean: images themselves, where views.weak has no randomness; views:
+    every image has `num_views` weak views, the same in all runs, which students see too, one in each epoch."""
+    num_views: int = Field(8, ge=1)
+    """K of mode=views."""
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def word(cls, value: Any) -> Any:
+        return "off" if value is False else value  # what YAML makes of a bare off
+
+    @property
+    def draws(self) -> int:
+        """Stored views of each image; 0: none."""
+        return {"off": 0, "clean": 1, "views": self.num_views}[self.mode]
+
+    def effective(self) -> "CacheConfig":
+        """Without what has no effect."""
+        return self if self.mode == "views" else CacheConfig(mode=self.mode)
+
+
 class TeacherConfig(Schema):
     """Where the teacher comes from."""
 
@@ -115,6 +139,7 @@ class TeacherConfig(Schema):
     """Labeled images that the teacher sees; null: all that validation leaves (or that dataset.split_file names)."""
     mix: MixConfig = Field(default_factory=MixConfig)
     """Mixed images in the teacher's own training; `views.mix` is for the student's."""
+    cache: CacheConfig = Field(default_factory=CacheConfig)
 
     @model_validator(mode="before")
     @classmethod
@@ -147,6 +172,8 @@ class TeacherConfig(Schema):
             raise ValueError("teacher.path is missing: the file with the teacher's weights")
         if self.steps is not None and self.epochs is not None:
             raise ValueError("give teacher.steps or teacher.epochs, not both")
+        if any(member.cache.mode != "off" for member in self.members):
+            raise ValueError("teacher.members.*.cache: the ensemble is kept as one; set teacher.cache instead")
         if self.mix.mixes and self.source != "train":
             raise ValueError("teacher.mix is for source=train")
         return self
@@ -515,7 +542,9 @@ def _effective_teacher(config: RunConfig, teacher: TeacherConfig | None = None) 
     prompts = None
     if teacher.source in ("open_clip", "clip"):  # written out: another default some day is another run
         prompts = templates(teacher.prompts, config.dataset.name)
-    return teacher.replace(mix=teacher.mix.effective(), members=members, prompts=prompts)
+    return teacher.replace(
+        mix=teacher.mix.effective(), members=members, prompts=prompts, cache=teacher.cache.effective()
+    )
 
 
 def _contradictions(config: RunConfig) -> list[str]:
@@ -556,6 +585,11 @@ def _contradictions(config: RunConfig) -> list[str]:
     errors += _unfit_ramps(config)
     if config.schedule.decay.name == "plateau" and not config.schedule.evaluates_more_than_once:
         errors.append("schedule.decay: plateau needs evaluations; give schedule.eval_every_steps or _epochs")
+    if config.teacher.cache.mode != "off" and mix.mixes and config.needs_teacher:
+        errors.append(
+            f"teacher.cache.mode: {config.teacher.cache.mode}, but mixed images (views.mix.kind={mix.kind}) are never "
+            "the same twice; set one of them to off or none"
+        )
     if config.dataset.part == "upstream" and not config.dataset.upstream:
         errors.append("dataset.part: the upstream part is empty; give dataset.upstream, the share that is set apart")
     if config.dataset.split_file is not None and config.dataset.upstream:

@@ -13,7 +13,7 @@ from kdrun.config import MixConfig
 from kdrun.data.dataset import Arrays
 from kdrun.data.mix import Mix
 from kdrun.data.splits import Split
-from kdrun.data.views import Batch, Recipe, Samples, View, join
+from kdrun.data.views import Batch, Recipe, Samples, StoredViews, View, join
 from kdrun.device import send
 from kdrun.errors import ConfigError, allowed
 from kdrun.seeding import generator
@@ -29,12 +29,13 @@ class Stream:
         recipes: view name -> recipe.
         extra: artifacts by name, (N, ...) on the training device, looked up for each image.
         mix: how the images of a batch are mixed, all views alike; None: they are not.
+        stored: where the weak views come from, one after the other epoch by epoch; None: they are drawn afresh.
     """
 
     def __init__(
         self, name: str, images: Tensor, targets: Tensor | None, index: Tensor, batch_size: int,
         recipes: Mapping[str, Recipe], seed: int, extra: Mapping[str, Tensor] | None = None,
-        mix: Mix | None = None,
+        mix: Mix | None = None, stored: StoredViews | None = None,
     ) -> None:  # fmt: skip
         self.name = name
         self.images = images
@@ -45,6 +46,7 @@ class Stream:
         self.seed = seed
         self.extra = dict(extra or {})
         self.mix = mix
+        self.stored = stored
         self._orders: dict[int, Tensor] = {}
 
     def batch(self, step: int) -> Samples:
@@ -54,7 +56,8 @@ class Stream:
     def batches(self, steps: range) -> list[Samples]:
         """The samples of several steps, their views made in one go: on an accelerator one set of kernels for all."""
         device = self.images.device
-        index = send(torch.cat([self.positions(step) for step in steps]), device)
+        positions = torch.cat([self.positions(step) for step in steps])
+        index = send(positions, device)
         parts: dict[str, tuple[Tensor, ...]] = {"index": index.split(self.batch_size)}
         mixture = None
         if self.mix is not None:
@@ -64,17 +67,30 @@ class Stream:
             target = self.targets[index]
             target = target if mixture is None else mixture.labels(target)
             parts["target"] = target.split(self.batch_size)
+        replay: tuple[Tensor, ...] | None = None
         for name, recipe in self.recipes.items():
-            drawn = [
-                recipe.draw(generator(self.seed, "views", self.name, name, step), self.batch_size) for step in steps
-            ]
-            pixels = recipe.apply(self.images, index, join(drawn))
+            if self.stored is not None and name == self.stored.NAME:
+                which = torch.cat([self.epochs(step) for step in steps]) % self.stored.count
+                replay = send(which, device).split(self.batch_size)
+                params = self.stored.params(positions, which)
+            else:
+                params = join([
+                    recipe.draw(generator(self.seed, "views", self.name, name, step), self.batch_size) for step in steps
+                ])  # fmt: skip
+            pixels = recipe.apply(self.images, index, params)
             pixels = pixels if mixture is None else mixture.images(pixels)
             parts[f"view {name}"] = pixels.split(self.batch_size)
         extra = {name: values[index].split(self.batch_size) for name, values in self.extra.items()}
         return [
             Samples(
-                {name: View(parts[f"view {name}"][k], parts["index"][k]) for name in self.recipes},
+                {
+                    name: View(
+                        parts[f"view {name}"][k],
+                        parts["index"][k],
+                        replay[k] if replay is not None and name == StoredViews.NAME else None,
+                    )
+                    for name in self.recipes
+                },
                 parts["target"][k] if "target" in parts else None,
                 {name: values[k] for name, values in extra.items()},
             )
@@ -88,6 +104,10 @@ class Stream:
         first, last = step * self.batch_size // size, ((step + 1) * self.batch_size - 1) // size
         parts = [self._order(epoch)[ticket[ticket // size == epoch] % size] for epoch in range(first, last + 1)]
         return torch.cat(parts)
+
+    def epochs(self, step: int) -> Tensor:
+        """(B,) int64: the how-manieth pass over the stream's images each of the step is in."""
+        return torch.arange(step * self.batch_size, (step + 1) * self.batch_size) // len(self.index)
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
@@ -163,7 +183,7 @@ def check_streams(wanted: Mapping[str, tuple[str, ...]], recipes: Mapping[str, R
 def make_loader(
     wanted: Mapping[str, tuple[str, ...]], arrays: Arrays, split: Split, images: Tensor, batch_sizes: Mapping[str, int],
     recipes: Mapping[str, Recipe], seed: int, extra: Mapping[str, Tensor] | None = None,
-    total_steps: int | None = None, mix: MixConfig | None = None,
+    total_steps: int | None = None, mix: MixConfig | None = None, stored: StoredViews | None = None,
 ) -> Loader:  # fmt: skip
     """Build the streams that a method declares. Only the labeled stream has targets, and only of labeled images."""
     streams = {}
@@ -178,5 +198,5 @@ def make_loader(
             targets[index] = torch.from_numpy(arrays.train_labels)[index]
             targets = targets.to(images.device)
         chosen = {view: recipes[view] for view in views}
-        streams[name] = Stream(name, images, targets, index, batch_sizes[name], chosen, seed, extra, mixed)
+        streams[name] = Stream(name, images, targets, index, batch_sizes[name], chosen, seed, extra, mixed, stored)
     return Loader(streams, total_steps)

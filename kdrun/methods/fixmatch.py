@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kdrun.config import MethodConfig, RunConfig
-from kdrun.data.views import Batch, Samples, View
+from kdrun.data.views import Batch, Samples, together
 from kdrun.losses import Pair, cross_entropy
 from kdrun.method import Context, Guesses, Method, Step
 from kdrun.registry import register
@@ -45,7 +45,7 @@ class FixMatch(Method):
         labeled, unlabeled = batch["labeled"], batch["unlabeled"]
         views = [labeled.views["weak"], unlabeled.views["weak"], unlabeled.views["strong"]]
         # One forward pass of all three, so that batch normalisation sees them together.
-        joint = View(torch.cat([v.pixels for v in views]), torch.cat([v.index for v in views]))
+        joint = together(views)
         losses = self.losses()
         out = self.students["student"](joint, losses.features())
         known, weak, strong = out.split([len(v.index) for v in views])
