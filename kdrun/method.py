@@ -101,12 +101,24 @@ class Teacher:
         self._network = frozen
         self.dims: dict[str, int] = frozen.dims
         self.name: str = frozen.name
-        self.class_embeddings: Tensor | None = getattr(frozen, "class_embeddings", None)
-        """(classes, D), of the names of the classes, where the network has a text encoder."""
+        self.kept: Callable[[Tensor, Tensor], Tensor] | None = None
+        """(index, replay) -> logits (B, C) of stored views, which the network need not see; see `teacher.cache`."""
 
     @torch.no_grad()
     def __call__(self, view: View | Tensor, features: tuple[str, ...] = ()) -> Output:
+        if self.kept is not None and isinstance(view, View) and view.replay is not None:
+            if features:
+                raise ConfigError(
+                    f"teacher.cache.mode: only logits are kept, and {features[0]} is asked; set it to off"
+                )
+            return Output(self.kept(view.index, view.replay), {})
         return self._network(view, features)  # type: ignore[no-any-return]
+
+    @property
+    def class_embeddings(self) -> Tensor | None:
+        """(C, D) float32 of length 1, on the teacher's device: the classes in the space of a CLIP; None of others."""
+        found: Tensor | None = getattr(self._network, "class_embeddings", None)
+        return found
 
     @property
     def has_dropout(self) -> bool:
@@ -156,6 +168,8 @@ class Setup:
     train_target: Tensor
     """(N,) int64, -1 where the label is hidden from the run."""
     teacher: Teacher | None = None
+    class_names: tuple[str, ...] = ()
+    """In words, in the order of the labels; empty where the dataset has none."""
 
     def network(self, model: ModelConfig, seed: int, role: str = "") -> Network:
         """A new network for this dataset."""
@@ -200,6 +214,8 @@ class Method(nn.Module):
     """Whether a teacher is needed even when no loss term asks for one."""
     mixes: ClassVar[bool] = False
     """Whether the images of its streams may be mixed (views.mix): it must take labels (B, classes) then."""
+    reads_names: ClassVar[bool] = False
+    """Whether it depends on the names of the classes."""
     role: ClassVar[str] = ""
     """Part of the seed of the initialisation, where two networks of one name must differ."""
 
@@ -361,6 +377,11 @@ class Method(nn.Module):
             raise TypeError("loss_sets holds LossSet only")
         return found
 
+    def teacher_features(self) -> tuple[str, ...]:
+        """What `step` asks the teacher for beside its logits."""
+        wanted = (name for k in range(len(self.students)) for name in self.losses(k).features("teacher"))
+        return tuple(dict.fromkeys(wanted))
+
     def pair(self, batch: Batch, ctx: Context, stream: str = "labeled", view: str = "weak", k: int = 0) -> Pair:
         """The k-th student, and the teacher if there is one, on one view of a stream."""
         samples = batch[stream]
@@ -430,6 +451,8 @@ def teacher_runs(config: RunConfig, spec: TeacherConfig, role: str = "teacher") 
     """The runs that make the teacher, by role: `teacher`, and `teacher_1` ... of an ensemble."""
     if spec.source == "train":
         return {role: teacher_run(config, spec)}
+    if spec.source == "clip":
+        return {role: clip_run(config, spec)}
     members = enumerate(spec.members, start=1)
     return {r: run for i, member in members for r, run in teacher_runs(config, member, f"{role}_{i}").items()}
 
@@ -494,6 +517,36 @@ def _supervised_run(
     )
     plugged = plugin_hashes(plugged_classes(run))
     return effective(run.replace(plugins=config.plugins if plugged else []))
+
+
+def clip_run(config: RunConfig, spec: TeacherConfig) -> RunConfig:
+    """The run of method=contrastive that trains the CLIP of `config`, on the upstream part of its dataset.
+
+    Its recipe is its own (ours), so that students of any schedule share it.
+    """
+    contrastive, ce = lookup("method", "contrastive", "teacher"), lookup("loss", "ce", "teacher")
+    length: dict[str, Any] = {"epochs": spec.epochs} if spec.epochs is not None else {"steps": spec.steps or 600}
+    dataset = config.dataset
+    run = config.replace(
+        method=contrastive.Config(name="contrastive"),
+        losses={"ce": ce.Config(name="ce")},
+        ramps={},
+        students=[spec.model],
+        teacher=TeacherConfig(),
+        schedule=ScheduleConfig(
+            **length, batch_size=64, optimizer="adamw", lr=1e-3, weight_decay=0.1, weight_decay_on="kernels",
+            decay=lookup("decay", "cosine", "teacher").Config(name="cosine"), warmup_steps=50, clip_norm=1.0,
+        ),
+        dataset=dataset.replace(
+            num_labels=spec.num_labels,
+            split_seed=None if spec.num_labels is None else config.split_seed,
+            part="upstream" if dataset.upstream else "downstream",
+        ),
+        views=config.views.replace(mix=MixConfig()),
+        seed=spec.seed,
+    )  # fmt: skip
+    own = plugin_hashes(plugged_classes(run))
+    return effective(run.replace(plugins=config.plugins if own else []))
 
 
 def parameter_groups(method: Method) -> list[dict[str, Any]]:

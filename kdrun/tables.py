@@ -274,7 +274,7 @@ def _given_teacher(record: Record, metric: str) -> dict[str, float]:
     if value is None:
         return {}
     teacher = record["config"]["teacher"]
-    model = teacher["model"]["name"] if teacher["model"] else "ensemble"
+    model = teacher["model"]["name"] if teacher["model"] else Path(teacher["path"] or "ensemble").name
     at = "" if teacher.get("temperature", 1) == 1 else f" at T = {teacher['temperature']:g}"
     return {f"{model}{at} ({record['requires'].get('teacher', teacher['source'])})": value}
 

@@ -1,6 +1,7 @@
 """The algorithms, one per file; importing this package registers them."""
 
 from kdrun.methods import (
+    contrastive,
     dho,
     distill,
     fixmatch,
@@ -14,6 +15,6 @@ from kdrun.methods import (
 )
 
 __all__ = [
-    "dho", "distill", "fixmatch", "kd_fixmatch", "mixup_distill", "peer_distill", "peer_fixmatch", "sho", "supervised",
-    "uncertainty_distill",
+    "contrastive", "dho", "distill", "fixmatch", "kd_fixmatch", "mixup_distill", "peer_distill", "peer_fixmatch", "sho",
+    "supervised", "uncertainty_distill",
 ]  # fmt: skip

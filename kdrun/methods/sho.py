@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kdrun.config import MethodConfig, RunConfig
-from kdrun.data.views import Batch, View
+from kdrun.data.views import Batch, together
 from kdrun.errors import KdrunError
 from kdrun.gradients import backward_with_surgery, conflict
 from kdrun.losses import Pair
@@ -73,7 +73,7 @@ class SHO(Method):
         labeled, unlabeled = batch["labeled"], batch["unlabeled"]
         views = [labeled.views["weak"], unlabeled.views["weak"]]
         sizes = [len(view.index) for view in views]
-        joint = View(torch.cat([v.pixels for v in views]), torch.cat([v.index for v in views]))
+        joint = together(views)
         losses, student = self.losses(), self.networks()["student"]
         wanted = tuple(dict.fromkeys([*losses.features(), *([FEATURE] if FEATURE in student.dims else [])]))
         taught = self.teacher(joint, losses.features("teacher")).split(sizes)

@@ -42,6 +42,7 @@ NEEDS = {
     "teacher=timm": ["teacher.model.name=resnet10t"],
     "teacher=file": ["teacher.model.name=resnet10t", f"teacher.path={__file__}"],
     "teacher=ensemble": [MEMBERS],
+    "teacher=open_clip": ["teacher.model.name=RN50", "teacher.pretrained=openai"],
     "dataset=imagefolder": None,
     **{f"method/variant={name}": ["method=dho"] for name in ("paper", "code", "code_low_shot")},
     "method=peer_distill": ["students=[resnet8,resnet14]"],
