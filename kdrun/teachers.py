@@ -75,9 +75,7 @@ def make_teacher(
     return network if spec.temperature == 1 else Tempered(network, spec.temperature)
 
 
-def _made(
-    spec: TeacherConfig, setup: Setup, runs: Mapping[str, Path], role: str, outputs: Path | None
-) -> nn.Module:
+def _made(spec: TeacherConfig, setup: Setup, runs: Mapping[str, Path], role: str, outputs: Path | None) -> nn.Module:
     if spec.source == "ensemble":
         members = [
             make_teacher(member, setup, runs, f"{role}_{i + 1}", outputs) for i, member in enumerate(spec.members)
