@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from kdrun.config import TeacherConfig, from_nodes, run_key
+from kdrun.data.views import View, clean
 from kdrun.errors import ConfigError, DataError
+from kdrun.finished import FinishedRun
+from kdrun.kept import Kept
 from kdrun.method import Setup, Teacher
 from kdrun.plan import Composer
 from kdrun.prompts import CAPTIONS, TEMPLATES, captions
@@ -371,6 +374,29 @@ def test_a_student_of_a_clip_that_kdrun_trained_on_other_images(train, outputs):
     assert not parts["clip"]["unlabeled"] & parts["student"]["unlabeled"]
     assert len(parts["clip"]["unlabeled"] | parts["student"]["unlabeled"]) == 1257
     assert parts["clip"]["val"] == parts["student"]["val"]
+
+
+def test_dho_learns_from_kept_logits_of_a_clip_and_is_opened_again(train, outputs, monkeypatch):
+    asked = []
+    plain = Kept.__call__
+    monkeypatch.setattr(Kept, "__call__", lambda *args: asked.append(len(args[1])) or plain(*args))
+    line = [
+        *FAST, "method=dho", "method.language_aware_init=both", "dataset.upstream=0.5", "teacher=digits_clip",
+        f"teacher.model.args={TINY}", "teacher.steps=3", "teacher.temperature=2", "teacher.cache.mode=views",
+        "teacher.cache.num_views=2", "schedule.steps=4",
+    ]  # fmt: skip
+    assert train(*line) == 0
+    assert asked == [32] * 4  # labeled and unlabeled images together, in every step
+    [path] = outputs.glob("runs/dho/digits/*/*/record.json")
+    record = json.loads(path.read_text())
+    assert record["artifacts"]["teacher_outputs"]["images"] == record["split"]["unlabeled"]
+    run = FinishedRun.open(path.parent)
+    rebuilt = run.rebuild()
+    images, index = torch.from_numpy(rebuilt.arrays.test_images), torch.arange(400)
+    with torch.no_grad():
+        for name in ("teacher", "combined"):
+            again = rebuilt.predictors[name](View(clean(images, index), index))
+            torch.testing.assert_close(again, run.predictions("test", name)[0], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

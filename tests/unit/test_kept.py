@@ -7,16 +7,18 @@ import torch
 
 from kdrun.config import ModelConfig
 from kdrun.data.streams import Stream
-from kdrun.data.views import StoredViews, View, Weak, together
+from kdrun.data.views import Crop, StoredViews, View, Weak, together
 from kdrun.errors import ConfigError
-from kdrun.kept import fingerprint, keep
+from kdrun.kept import fingerprint, keep, stored_views
 from kdrun.method import Setup, Teacher
 from kdrun.plan import Composer
+from kdrun.teachers import Ensemble, Tempered
 from tests.conftest import FAST, TEACHER
 
 IMAGES = torch.randint(0, 256, (12, 8, 8, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 INDEX = torch.tensor([0, 2, 3, 5, 7, 11])
 RECIPE = Weak(1, False, True)
+CROP = Crop((8, 8), 6, (0.3, 1.0), (0.75, 1.33), "bilinear", True)
 
 
 def network(seed=0):
@@ -24,20 +26,22 @@ def network(seed=0):
     return made.eval()
 
 
-def kept(outputs, net=None, count=3, images=IMAGES):
+def kept(outputs, net=None, count=3, images=IMAGES, recipe=RECIPE):
     net = net or network()
     teacher = Teacher(net)
-    views = StoredViews(RECIPE, len(images), count)
+    views = StoredViews(recipe, len(images), count)
     teacher.kept, figures = keep(net, views, images, INDEX, 10, images.device, 4, "fp32", outputs)
     return teacher, views, figures
 
 
 def stream(views, seed=0, index=INDEX):
-    return Stream("labeled", IMAGES, torch.zeros(12, dtype=torch.int64), index, 4, {"weak": RECIPE}, seed, stored=views)
+    target = torch.zeros(12, dtype=torch.int64)
+    return Stream("labeled", IMAGES, target, index, 4, {"weak": views.recipe}, seed, stored=views)
 
 
-def test_what_is_kept_is_what_the_teacher_says_of_the_same_crops(tmp_path):
-    teacher, views, _ = kept(tmp_path)
+@pytest.mark.parametrize("recipe", [RECIPE, CROP])
+def test_what_is_kept_is_what_the_teacher_says_of_the_same_crops(tmp_path, recipe):
+    teacher, views, _ = kept(tmp_path, recipe=recipe)
     fresh = Teacher(network())
     for step in range(6):
         view = stream(views).batch(step).views["weak"]
@@ -87,6 +91,17 @@ def test_another_teacher_image_or_count_is_another_artifact(tmp_path):
     assert fingerprint(other) != fingerprint(network())
 
 
+def test_temperatures_share_what_is_kept_and_members_do_not(tmp_path):
+    plain, views, first = kept(tmp_path)
+    tempered, _, second = kept(tmp_path, Tempered(network(), 4.0).eval())
+    assert first["key"] == second["key"]
+    view = stream(views).batch(0).views["weak"]
+    assert torch.equal(tempered(view).logits, plain(view).logits / 4)
+    torch.testing.assert_close(tempered(view).logits, tempered(view.pixels).logits, atol=1e-3, rtol=2e-3)
+    one, other = (Ensemble([Tempered(network(), temperature), network(1)]) for temperature in (2.0, 3.0))
+    assert fingerprint(one) != fingerprint(other)
+
+
 @pytest.mark.parametrize("damage", [lambda b: b[:-5], lambda b: b[:-3] + b"abc", lambda b: b"no array"])
 def test_a_damaged_file_is_made_anew_and_said(tmp_path, caplog, damage):
     teacher, views, figures = kept(tmp_path)
@@ -124,14 +139,32 @@ def test_runs_with_kept_logits_say_so_and_are_nearly_those_without(train, output
     assert len(list(outputs.glob("artifacts/teacher_outputs/*/logits.npy"))) == 2
 
 
+ONE = "{source: train, model: {name: resnet8}, steps: 5}"
+MEMBERS = [
+    "method=uncertainty_distill", "method/uncertainty=deep_ensemble", "teacher=ensemble", f"teacher.members=[{ONE}, {ONE}]",
+]  # fmt: skip
+
+
 def test_what_cannot_be_kept_is_refused(train, capsys):
-    with Composer() as composer, pytest.raises(ConfigError, match=r"teacher\.cache\.mode: views, but mixed images"):
-        composer.typed(["teacher=resnet8", "teacher.cache.mode=views", "views.mix.kind=mixup"])
+    with Composer() as composer:
+        with pytest.raises(ConfigError, match=r"teacher\.cache\.mode: views, but mixed images"):
+            composer.typed(["teacher=resnet8", "teacher.cache.mode=views", "views.mix.kind=mixup"])
+        clean = composer.typed(["teacher=resnet8", "teacher.cache.mode=clean"])
+    with pytest.raises(ConfigError, match=r"views\.weak has crops at random scales .*; choose mode=views"):
+        stored_views(clean, CROP, 12)
     for line, message in {
-        ("teacher.cache.mode=clean",): "clean is for views without randomness, and views.weak has pad=1, flip=false",
-        ("teacher.cache.mode=views", "loss=fitnet"): "only logits are kept, and the teacher's stage2 is asked for",
+        (
+            *TEACHER,
+            "teacher.cache.mode=clean",
+        ): "clean is for views without randomness, and views.weak has pad=1, flip=false",
+        (
+            *TEACHER,
+            "teacher.cache.mode=views",
+            "loss=fitnet",
+        ): "only logits are kept, and the teacher's stage2 is asked for",
+        (*MEMBERS, "teacher.cache.mode=views"): "only logits are kept, and the teacher's members is asked for",
     }.items():
-        assert train(*FAST, *TEACHER, *line) == 2
+        assert train(*FAST, *line) == 2
         assert message in capsys.readouterr().err
 
 
