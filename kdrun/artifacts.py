@@ -1,18 +1,22 @@
 """What is made once before training and then shared: a folder named by its content, built under a lock."""
 
+import logging
 import os
 import shutil
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from kdrun.data.views import Center
+from kdrun.errors import DataError
 from kdrun.lock import Lock
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,3 +61,18 @@ def ensure(folder: Path, build: Callable[[Path], None]) -> Path:
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+T = TypeVar("T")
+
+
+def ensure_readable(folder: Path, build: Callable[[Path], None], read: Callable[[Path], T]) -> T:
+    """What `read` makes of the folder that `ensure` gives. A damaged one (DataError) is said and built anew, once."""
+    ensure(folder, build)
+    try:
+        return read(folder)
+    except DataError as error:
+        log.warning("%s; it is built anew", error)
+        with Lock(folder.with_name(f"{folder.name}.lock")):
+            shutil.rmtree(folder, ignore_errors=True)
+    return read(ensure(folder, build))

@@ -49,7 +49,8 @@ def setup_of(config: RunConfig, arrays: Arrays, split: Split) -> Setup:
         mean = tuple(for_channels(config.views.mean, in_chans))
     if config.views.std is not None and config.dataset.std is None:
         std = tuple(for_channels(config.views.std, in_chans))
-    return Setup(arrays.num_classes, in_chans, mean, std, visible_targets(arrays, split))
+    names = tuple(name.replace("_", " ") for name in arrays.class_names) if arrays.named else ()
+    return Setup(arrays.num_classes, in_chans, mean, std, visible_targets(arrays, split), class_names=names)
 
 
 def visible_targets(arrays: Arrays, split: Split) -> Tensor:

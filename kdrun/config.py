@@ -20,6 +20,7 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from kdrun.errors import ConfigError, allowed
 from kdrun.files import read_npz
+from kdrun.prompts import templates
 from kdrun.registry import load_plugins, lookup, plugin_hashes
 from kdrun.schedule import RampConfig, ScheduleConfig
 from kdrun.schema import FileContent, OutsideKey, S, Schema, build, marker
@@ -93,15 +94,49 @@ class MixConfig(Schema):
         return self if self.mixes else MixConfig(kind=self.kind, share=1.0 if self.kind == "none" else 0.0)
 
 
+class CacheConfig(Schema):
+    """Logits of the teacher that are computed once and shared by runs, students and seeds."""
+
+    mode: Literal["off", "clean", "views"] = "off"
+    """off: the teacher sees every view afresh; clean: images themselves, where views.weak has no randomness; views:
+    every image has `num_views` weak views, the same in all runs, which students see too, one in each epoch."""
+    num_views: int = Field(8, ge=1)
+    """K of mode=views."""
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def word(cls, value: Any) -> Any:
+        return "off" if value is False else value  # what YAML makes of a bare off
+
+    @property
+    def draws(self) -> int:
+        """Stored views of each image; 0: none."""
+        return {"off": 0, "clean": 1, "views": self.num_views}[self.mode]
+
+    def effective(self) -> "CacheConfig":
+        """Without what has no effect."""
+        return self if self.mode == "views" else CacheConfig(mode=self.mode)
+
+
 class TeacherConfig(Schema):
     """Where the teacher comes from."""
 
-    source: Literal["none", "train", "timm", "file", "ensemble"] = "none"
+    source: Literal["none", "train", "timm", "file", "ensemble", "open_clip", "clip"] = "none"
     """train: an ordinary supervised run of `model`, built once and shared; timm: published weights; file: weights from
-    `path`; ensemble: `members` together."""
+    `path`; ensemble: `members` together; open_clip: a published CLIP, which tells classes by their names; clip: a CLIP
+    trained by a run of method=contrastive on the upstream part of the dataset."""
     model: ModelConfig | None = None
-    path: Annotated[str | None, FileContent()] = None
-    """Weights of a file teacher: safetensors, or a PyTorch file of plain tensors."""
+    path: Annotated[str | None, FileContent(whole=True)] = None
+    """Weights of a file teacher: safetensors, or a PyTorch file of plain tensors. Of an open_clip teacher also a folder
+    as open_clip saves it (open_clip_config.json and weights), which needs no `model`."""
+    pretrained: str | None = None
+    """open_clip: the tag of published weights; beside `path`, the tag whose preprocessing the file expects.
+    `local-dir:<folder>` is `path`."""
+    prompts: list[str] | str | None = None
+    """CLIPs: templates with {} for the class name, or the name of a set of kdrun/prompts.py; null: the dataset's
+    set, else "a photo of a {}."."""
+    zeta: float | None = Field(None, gt=0)
+    """CLIPs: logits are cosines divided by it; null: the network's own, exp(-logit_scale), .01 of OpenAI's."""
     strip_prefix: str = ""
     """Taken off the names in `path`, e.g. "module."."""
     rename: dict[str, str] = Field(default_factory=dict)
@@ -123,11 +158,31 @@ class TeacherConfig(Schema):
     temperature: float = Field(1.0, gt=0)
     """What the frozen teacher's logits are divided by wherever it is asked: above 1 it is less confident, below 1 more,
     as accurate as before. Its own training knows nothing of it; a loss term's temperature comes on top."""
+    cache: CacheConfig = Field(default_factory=CacheConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def local_dir(cls, node: Any) -> Any:
+        """`pretrained: local-dir:<folder>`, as open_clip writes it, is a path."""
+        given = node.get("pretrained") if isinstance(node, Mapping) else None
+        if not isinstance(given, str) or not given.startswith("local-dir:"):
+            return node
+        return {**node, "pretrained": None, "path": given.removeprefix("local-dir:")}
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
-        if self.source not in ("none", "ensemble") and self.model is None:
+        if self.source == "open_clip":
+            if self.path is None and (self.model is None or self.pretrained is None):
+                raise ValueError(
+                    "open_clip needs teacher.model.name and teacher.pretrained (a published tag), or teacher.path"
+                )
+        elif self.source not in ("none", "ensemble") and self.model is None:
             raise ValueError("teacher.model is missing")
+        for template in self.prompts if isinstance(self.prompts, list) else []:
+            if template.count("{}") != 1:
+                raise ValueError(f"teacher.prompts: {template!r} must hold {{}} once, where the class name goes")
+        if self.prompts == []:
+            raise ValueError("teacher.prompts: no template; give one, or null")
         if self.source == "ensemble" and len(self.members) < 2:
             raise ValueError(f"an ensemble needs two teacher.members or more, got {len(self.members)}")
         if self.source != "ensemble" and self.members:
@@ -136,6 +191,8 @@ class TeacherConfig(Schema):
             raise ValueError("teacher.path is missing: the file with the teacher's weights")
         if self.steps is not None and self.epochs is not None:
             raise ValueError("give teacher.steps or teacher.epochs, not both")
+        if any(member.cache.mode != "off" for member in self.members):
+            raise ValueError("teacher.members.*.cache: the ensemble is kept as one; set teacher.cache instead")
         if self.mix.mixes and self.source != "train":
             raise ValueError("teacher.mix is for source=train")
         if self.schedule is not None and self.source != "train":
@@ -144,14 +201,21 @@ class TeacherConfig(Schema):
             raise ValueError("teacher.schedule has a length of its own; leave teacher.steps and teacher.epochs null")
         if self.source == "timm" and self.model is not None and self.model.head != "linear":
             raise ValueError("teacher.model.head: timm's published weights are of a linear head; set it to linear")
+        if self.source == "open_clip" and self.model is not None and self.model.head != "linear":
+            raise ValueError("teacher.model.head: a CLIP has none; leave it linear")
         return self
 
     @property
     def models(self) -> list[ModelConfig]:
-        """All networks of this teacher."""
+        """All networks of timm in this teacher."""
         if self.source == "ensemble":
             return [model for member in self.members for model in member.models]
-        return [] if self.model is None else [self.model]
+        return [] if self.model is None or self.source == "open_clip" else [self.model]
+
+    @property
+    def reads_names(self) -> bool:
+        """Whether it depends on the names of the classes."""
+        return self.source in ("open_clip", "clip") or any(member.reads_names for member in self.members)
 
 
 class DatasetConfig(Schema):
@@ -165,10 +229,18 @@ class DatasetConfig(Schema):
     val_seed: int = Field(0, ge=0)
     split_seed: int | None = Field(None, ge=0)
     """Seed of the labeled draw; null: the run's seed, so that a spread over seeds contains the draw."""
+    upstream: float = Field(0.0, ge=0, lt=1)
+    """Share of the training images that validation leaves, stratified, which is set apart for a teacher of source=clip;
+    runs on the downstream part see none of them."""
+    part: Literal["downstream", "upstream"] = "downstream"
+    """Which of the two parts this run sees."""
     split_file: Annotated[str | None, FileContent()] = None
     """An .npz file with index arrays labeled (and unlabeled, val), instead of a draw."""
     unlabeled: Annotated[str | None, FileContent()] = None
     """Another unlabeled pool than the training images: a folder of images, or an .npz with an array `images`."""
+    class_names: list[str] | None = Field(None, min_length=2)
+    """Names of the classes for a teacher that reads them, in the order of the labels; or a text file with one a line;
+    null: the dataset's own."""
     mirror: bool = True
     """Whether a mirrored image keeps its class (false for digits)."""
     mean: list[float] | None = None
@@ -200,6 +272,17 @@ class FilesConfig(DatasetConfig):
     """A split_zhou_<Dataset>.json of CoOp (Zhou et al. 2022, arXiv 2109.01134): its train, val and test images."""
     val: Literal["drawn", "official"] = "drawn"
     """drawn: `val_fraction` of the training images, official validation images among them; official: those alone."""
+
+    @field_validator("class_names", mode="before")
+    @classmethod
+    def listed(cls, given: Any) -> Any:
+        """The lines of a file."""
+        if not isinstance(given, str):
+            return given
+        try:
+            return [line.strip() for line in Path(given).expanduser().read_text().splitlines() if line.strip()]
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{given}: not a readable text file with a name on each line ({error})") from None
 
 
 class WeakConfig(Schema):
@@ -346,12 +429,15 @@ class RunConfig(Schema):
         return lookup("method", self.method.name, "method.name")
 
     @property
+    def sides(self) -> set[str]:
+        """What the loss terms work against: target, teacher."""
+        terms = self.losses.items()
+        return {lookup("loss", term.name, f"loss.{label}.name").works_against(term) for label, term in terms}
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether the method or one of the loss terms asks a teacher."""
-        against = [
-            lookup("loss", term.name, f"loss.{label}.name").works_against(term) for label, term in self.losses.items()
-        ]
-        return bool(self.method_class.always_teacher or "teacher" in against)
+        return bool(self.method_class.always_teacher or "teacher" in self.sides)
 
     @property
     def split_seed(self) -> int:
@@ -515,7 +601,7 @@ def effective(config: RunConfig) -> RunConfig:
     if errors := _contradictions(config):
         raise ConfigError(*errors)
     config = config.replace(
-        teacher=_effective_teacher(config.teacher) if config.needs_teacher else TeacherConfig(),
+        teacher=_effective_teacher(config) if config.needs_teacher else TeacherConfig(),
         views=config.views.replace(mix=config.views.mix.effective()),
     )
     present = {model.name for model in (*config.students, *config.teacher.models)}
@@ -534,6 +620,8 @@ def effective(config: RunConfig) -> RunConfig:
         dataset = dataset.replace(unlabeled=None)
     if dataset.split_file is not None and dataset.num_labels is None:
         dataset = dataset.replace(num_labels=_num_listed(dataset.split_file))
+    if not config.teacher.reads_names and not config.method_class.reads_names:
+        dataset = dataset.replace(class_names=None)
     if (dataset.num_labels is None or dataset.split_file is not None) and dataset.split_seed is not None:
         dataset = dataset.replace(split_seed=None)  # nothing is drawn
     if isinstance(dataset, FilesConfig):
@@ -545,11 +633,17 @@ def effective(config: RunConfig) -> RunConfig:
     return config.replace(dataset=dataset)
 
 
-def _effective_teacher(teacher: TeacherConfig) -> TeacherConfig:
-    if teacher.source != "train" and teacher.model is not None:  # it is not trained
+def _effective_teacher(config: RunConfig, teacher: TeacherConfig | None = None) -> TeacherConfig:
+    teacher = config.teacher if teacher is None else teacher
+    if teacher.source not in ("train", "clip") and teacher.model is not None:  # it is not trained
         teacher = teacher.replace(model=teacher.model.replace(trainable="all", head_warmup=None))
-    members = [_effective_teacher(member) for member in teacher.members]
-    return teacher.replace(mix=teacher.mix.effective(), members=members)
+    members = [_effective_teacher(config, member) for member in teacher.members]
+    prompts = None
+    if teacher.source in ("open_clip", "clip"):  # written out: another default some day is another run
+        prompts = templates(teacher.prompts, config.dataset.name)
+    return teacher.replace(
+        mix=teacher.mix.effective(), members=members, prompts=prompts, cache=teacher.cache.effective()
+    )
 
 
 def _contradictions(config: RunConfig) -> list[str]:
@@ -599,6 +693,21 @@ def _contradictions(config: RunConfig) -> list[str]:
     errors += _unfit_ramps(config)
     if config.schedule.decay.name == "plateau" and not config.schedule.evaluates_more_than_once:
         errors.append("schedule.decay: plateau needs evaluations; give schedule.eval_every_steps or _epochs")
+    if config.teacher.cache.mode != "off" and mix.mixes and config.needs_teacher:
+        errors.append(
+            f"teacher.cache.mode: {config.teacher.cache.mode}, but mixed images (views.mix.kind={mix.kind}) are never "
+            "the same twice; set one of them to off or none"
+        )
+    if config.dataset.part == "upstream" and not config.dataset.upstream:
+        errors.append("dataset.part: the upstream part is empty; give dataset.upstream, the share that is set apart")
+    if config.dataset.split_file is not None and config.dataset.upstream:
+        errors.append("dataset.upstream: the images are those of dataset.split_file; set it to 0")
+    for spec in (config.teacher, *config.teacher.members):
+        if spec.source == "clip" and spec.model is not None and spec.model.name != "clip":
+            errors.append(
+                f"teacher.model.name: source=clip trains a network named clip, got {spec.model.name}; choose "
+                "teacher=digits_clip or its like"
+            )
     if config.dataset.split_file is not None and config.teacher.num_labels is not None:
         errors.append("teacher.num_labels: the labels are those of dataset.split_file; set it to null")
     errors += [
@@ -695,7 +804,8 @@ def _content(value: Any, key: str = "") -> Any:
                 not field.is_required() and item == field.get_default(call_default_factory=True)
             ):
                 continue
-            content = file_hash(item, where) if marker(field, FileContent) else _content(item, where)
+            file = marker(field, FileContent)
+            content = file_hash(item, where, file.whole) if file else _content(item, where)
             # a node may differ from its default in nothing that counts
             if content != {} or field.is_required() or not isinstance(item, Schema):
                 out[name] = content
@@ -707,16 +817,22 @@ def _content(value: Any, key: str = "") -> Any:
     return value
 
 
-def file_hash(path: str, key: str) -> str:
+def file_hash(path: str, key: str, whole: bool = False) -> str:
     """sha256 of a file's content, remembered while its size and time stay; `key` is blamed when it is absent.
 
-    Of a folder: of the names and sizes of all files in it. A file that was there in the check and is gone when its run
-    begins keeps its hash: the run keeps its directory, and reading the file says what is wrong.
+    Of a folder: of the names and sizes of all files in it, with `whole` of the names and contents. A file that was
+    there in the check and is gone when its run begins keeps its hash: the run keeps its directory, and reading the file
+    says what is wrong.
     """
     try:
         place = Path(path).expanduser()
         stat = place.stat()
-        _LAST[path] = _file_hash(str(place), stat.st_size, stat.st_mtime_ns)
+        if whole and place.is_dir():
+            files = sorted(_files_in(place, ()))
+            listing = "".join(f"{p.relative_to(place).as_posix()}\0{file_hash(str(p), key)}\n" for p in files)
+            _LAST[path] = hashlib.sha256(os.fsencode(listing)).hexdigest()
+        else:
+            _LAST[path] = _file_hash(str(place), stat.st_size, stat.st_mtime_ns)
     except RuntimeError:
         raise ConfigError(f"{key}: {path}: no such home directory; write the path out") from None
     except OSError as error:

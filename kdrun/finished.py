@@ -107,7 +107,7 @@ class FinishedRun:
             )
         setup = setup_of(config, arrays, split)
         roles = {role: self.required(role) for role in self.record["requires"] if role.startswith("teacher")}
-        frozen = make_teacher(config.teacher, setup, roles)
+        frozen = make_teacher(config.teacher, setup, roles, outputs=self.outputs)
         teacher = None if frozen is None else Teacher(to_device(frozen, config, device))
         bare = config.replace(students=[model.replace(pretrained=False) for model in config.students], losses={})
         method = config.method_class(bare, replace(setup, teacher=teacher))

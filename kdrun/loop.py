@@ -184,9 +184,8 @@ class Loop:
             torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave may be overwritten
         with autocast(self.device, self.schedule.precision):
             out: Step = self.method(batch, ctx)
-        total = torch.stack(list(out.losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(total).backward()
+        self.method.backward(out.losses, self.scaler.scale)
         if clip:
             self.scaler.unscale_(self.optimizer)
         for parameters in clip.values():
@@ -219,7 +218,7 @@ class Loop:
 
     def _evaluate(self) -> None:
         logits = self._logits()
-        metrics = self.evaluator.metrics(logits)
+        metrics = {**self.evaluator.metrics(logits), **self.method.choices()}
         progress = self.progress
         if progress.step == self.clock.total_steps:
             self._last = logits
@@ -252,14 +251,18 @@ class Loop:
         """With an EMA, `<net>` has the averaged weights and `<net>_raw` the live ones."""
         self.method.eval()
         try:
-            predictors = self.method.predictors()
             if self.ema is None:
-                return self.evaluator.logits(predictors)
-            live = self.evaluator.logits({f"{name}_raw": predictor for name, predictor in predictors.items()})
-            with self.ema.applied():
-                return {**self.evaluator.logits(predictors), **live}
+                return self._settled()
+            live = self._settled()
+            with self.ema.applied():  # the last one: what the method chooses now stays
+                return {**self._settled(), **{(split, f"{net}_raw"): values for (split, net), values in live.items()}}
         finally:
             self.method.train()
+
+    def _settled(self) -> dict[tuple[str, str], Tensor]:
+        logits = self.evaluator.logits(self.method.predictors())
+        val = self.evaluator.splits.get("val")
+        return self.method.settle(logits, None if val is None else val[2])
 
     # ------------------------------------------------------------------------------------------ logged values
 
@@ -299,7 +302,7 @@ class Loop:
 
     def _flush(self) -> None:
         self._check_finite()
-        means = torch.stack(self._window).cpu().double().mean(0).tolist()
+        means = torch.stack(self._window).cpu().double().nanmean(0).tolist()  # NaN: not measured in that step
         self._window.clear()
         values = dict(zip(self._names, means, strict=True))
         known, right = values.pop(f"train/{KNOWN}", 0.0), values.pop(f"train/{RIGHT}", 0.0)

@@ -101,10 +101,24 @@ class Teacher:
         self._network = frozen
         self.dims: dict[str, int] = frozen.dims
         self.name: str = frozen.name
+        self.kept: Callable[[Tensor, Tensor], Tensor] | None = None
+        """(index, replay) -> logits (B, C) of stored views, which the network need not see; see `teacher.cache`."""
 
     @torch.no_grad()
     def __call__(self, view: View | Tensor, features: tuple[str, ...] = ()) -> Output:
+        if self.kept is not None and isinstance(view, View) and view.replay is not None:
+            if features:
+                raise ConfigError(
+                    f"teacher.cache.mode: only logits are kept, and {features[0]} is asked; set it to off"
+                )
+            return Output(self.kept(view.index, view.replay), {})
         return self._network(view, features)  # type: ignore[no-any-return]
+
+    @property
+    def class_embeddings(self) -> Tensor | None:
+        """(C, D) float32 of length 1, on the teacher's device: the classes in the space of a CLIP; None of others."""
+        found: Tensor | None = getattr(self._network, "class_embeddings", None)
+        return found
 
     @property
     def has_dropout(self) -> bool:
@@ -154,6 +168,8 @@ class Setup:
     train_target: Tensor
     """(N,) int64, -1 where the label is hidden from the run."""
     teacher: Teacher | None = None
+    class_names: tuple[str, ...] = ()
+    """In words, in the order of the labels; empty where the dataset has none."""
 
     def network(self, model: ModelConfig, seed: int, role: str = "") -> Network:
         """A new network for this dataset."""
@@ -198,6 +214,8 @@ class Method(nn.Module):
     """Whether a teacher is needed even when no loss term asks for one."""
     mixes: ClassVar[bool] = False
     """Whether the images of its streams may be mixed (views.mix): it must take labels (B, classes) then."""
+    reads_names: ClassVar[bool] = False
+    """Whether it depends on the names of the classes."""
     role: ClassVar[str] = ""
     """Part of the seed of the initialisation, where two networks of one name must differ."""
 
@@ -251,6 +269,11 @@ class Method(nn.Module):
         return False
 
     @classmethod
+    def needs_validation(cls, config: RunConfig) -> str | None:
+        """What follows validation images, as a message begins: `method.search: needs`. None: nothing."""
+        return None
+
+    @classmethod
     def artifacts(
         cls, config: RunConfig, required: Mapping[str, Path], pool: Pool
     ) -> dict[str, tuple[Tensor, dict[str, Any]]]:
@@ -265,6 +288,33 @@ class Method(nn.Module):
     def batch_sizes(cls, config: RunConfig) -> dict[str, int]:
         """Images a step, by stream."""
         return dict.fromkeys(cls.streams, config.schedule.batch_size)
+
+    def parts(self, student: str) -> list[nn.Module]:
+        """Modules beside a student's network that are trained as it is: with its learning rate and its clipping."""
+        return [self.loss_sets[student]]
+
+    def backward(self, losses: Mapping[str, Tensor], scale: Callable[[Tensor], Tensor]) -> None:
+        """Fill the gradients, which are None before.
+
+        Args:
+            losses: what `step` gave.
+            scale: the factor of fp16, to be put on what is differentiated.
+        """
+        scale(torch.stack(list(losses.values())).sum()).backward()
+
+    def settle(self, logits: dict[tuple[str, str], Tensor], val_target: Tensor | None) -> dict[tuple[str, str], Tensor]:
+        """Called at each evaluation: choose by the validation images, in buffers, and give the predictions after that.
+
+        Args:
+            logits: (split, network) -> (M, classes), as the predictors gave them.
+            val_target: (M,) int64 labels of the validation images, None where there are none. The test images' labels
+                are not given: they choose nothing.
+        """
+        return logits
+
+    def choices(self) -> dict[str, float]:
+        """What `settle` chose, as metrics `val/<net>/<name>`."""
+        return {}
 
     # -- what it may use
 
@@ -326,6 +376,11 @@ class Method(nn.Module):
         if not isinstance(found, LossSet):
             raise TypeError("loss_sets holds LossSet only")
         return found
+
+    def teacher_features(self) -> tuple[str, ...]:
+        """What `step` asks the teacher for beside its logits."""
+        wanted = (name for k in range(len(self.students)) for name in self.losses(k).features("teacher"))
+        return tuple(dict.fromkeys(wanted))
 
     def pair(self, batch: Batch, ctx: Context, stream: str = "labeled", view: str = "weak", k: int = 0) -> Pair:
         """The k-th student, and the teacher if there is one, on one view of a stream."""
@@ -396,6 +451,8 @@ def teacher_runs(config: RunConfig, spec: TeacherConfig, role: str = "teacher") 
     """The runs that make the teacher, by role: `teacher`, and `teacher_1` ... of an ensemble."""
     if spec.source == "train":
         return {role: teacher_run(config, spec)}
+    if spec.source == "clip":
+        return {role: clip_run(config, spec)}
     members = enumerate(spec.members, start=1)
     return {r: run for i, member in members for r, run in teacher_runs(config, member, f"{role}_{i}").items()}
 
@@ -462,17 +519,47 @@ def _supervised_run(
     return effective(run.replace(plugins=config.plugins if plugged else []))
 
 
+def clip_run(config: RunConfig, spec: TeacherConfig) -> RunConfig:
+    """The run of method=contrastive that trains the CLIP of `config`, on the upstream part of its dataset.
+
+    Its recipe is its own (ours), so that students of any schedule share it.
+    """
+    contrastive, ce = lookup("method", "contrastive", "teacher"), lookup("loss", "ce", "teacher")
+    length: dict[str, Any] = {"epochs": spec.epochs} if spec.epochs is not None else {"steps": spec.steps or 600}
+    dataset = config.dataset
+    run = config.replace(
+        method=contrastive.Config(name="contrastive"),
+        losses={"ce": ce.Config(name="ce")},
+        ramps={},
+        students=[spec.model],
+        teacher=TeacherConfig(),
+        schedule=ScheduleConfig(
+            **length, batch_size=64, optimizer="adamw", lr=1e-3, weight_decay=0.1, weight_decay_on="kernels",
+            decay=lookup("decay", "cosine", "teacher").Config(name="cosine"), warmup_steps=50, clip_norm=1.0,
+        ),
+        dataset=dataset.replace(
+            num_labels=spec.num_labels,
+            split_seed=None if spec.num_labels is None else config.split_seed,
+            part="upstream" if dataset.upstream else "downstream",
+        ),
+        views=config.views.replace(mix=MixConfig()),
+        seed=spec.seed,
+    )  # fmt: skip
+    own = plugin_hashes(plugged_classes(run))
+    return effective(run.replace(plugins=config.plugins if own else []))
+
+
 def parameter_groups(method: Method) -> list[dict[str, Any]]:
     """One group for each student and kind of parameter, with the student's learning rate.
 
-    Parameters of its loss terms (a regressor, an embedding) belong to the student's group. A frozen parameter is left
-    out.
+    Parameters of its loss terms (a regressor, an embedding) and its other `parts` belong to the student's group. A
+    frozen parameter is left out.
     """
     schedule = method.config.schedule
     groups: list[dict[str, Any]] = []
     for (name, network), model in zip(method.students.items(), method.config.students, strict=True):
         lr = schedule.lr_for.get(model.name, schedule.lr) * model.lr_scale
-        parameters = [p for m in (network, method.loss_sets[name]) for p in m.parameters() if p.requires_grad]
+        parameters = [p for m in (network, *method.parts(name)) for p in m.parameters() if p.requires_grad]
         spared = schedule.weight_decay_on == "kernels"
         bare = [p for p in parameters if spared and p.ndim <= 1]
         kernels = [p for p in parameters if not (spared and p.ndim <= 1)]

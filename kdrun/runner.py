@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor
@@ -29,6 +30,7 @@ from kdrun.errors import ConfigError, KdrunError
 from kdrun.evaluation import Evaluator
 from kdrun.files import write_bytes, write_json, write_text
 from kdrun.finished import FinishedRun, finished, run_lock
+from kdrun.kept import keep, refuse_features, stored_views
 from kdrun.lock import Lock
 from kdrun.loop import Loop, make_optimizer
 from kdrun.method import Method, Setup, Teacher
@@ -139,6 +141,9 @@ def check(config: RunConfig) -> None:
         raise ConfigError(
             "schedule.decay: plateau follows the validation score, and this split has no validation images"
         )
+    what = config.method_class.needs_validation(config)
+    if what is not None and not len(split.val):
+        raise ConfigError(f"{what} validation images, and this split has none; give dataset.val_fraction")
     adaptive = [name for name, ramp in config.ramps.items() if ramp.kind == "adaptive"]
     if adaptive and not len(split.val):
         raise ConfigError(
@@ -164,7 +169,9 @@ def _require_weights(model: str, setup: Setup) -> None:
 
 def _build_without_memory(config: RunConfig, arrays: Arrays, split: Split) -> None:
     wanted = config.method_class.streams
-    check_streams(wanted, recipes_of(config, arrays))
+    recipes = recipes_of(config, arrays)
+    check_streams(wanted, recipes)
+    stored_views(config, recipes["weak"], len(arrays.train_images))
     if set(config.method_class.batch_sizes(config)) != set(wanted):
         raise ConfigError(f"method={config.method.name}: batch_sizes must name the streams {', '.join(wanted)}")
     try:
@@ -196,6 +203,7 @@ def _build_on_meta(config: RunConfig, arrays: Arrays, split: Split) -> None:
                 size = "x".join(map(str, pixels.shape[-2:]))
                 unfit = f"{name}: {network.name} does not take images of {size}"
                 raise ConfigError(f"{unfit}: {error}; see student.size") from None
+    refuse_features(config, method)
     make_optimizer(method)
     LearningRate(config.schedule, config.schedule.clock(len(split.labeled)))
 
@@ -224,7 +232,7 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
 
     seed_everything(config.seed)
     setup = setup_of(config, arrays, split)
-    frozen = make_teacher(config.teacher, setup, required)
+    frozen = make_teacher(config.teacher, setup, required, outputs=_outputs(directory))
     teacher = None if frozen is None else Teacher(to_device(frozen, config, device))
     method: Method = to_device(config.method_class(config, replace(setup, teacher=teacher)), config, device)
     method.start(required)
@@ -232,11 +240,21 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
         compile_networks([*method.networks().values(), *([frozen] if frozen else [])], config.schedule.compile)
     recipes = recipes_of(config, arrays)
     extra = _artifacts(config, required, record, arrays, split, train_images, device)
+    refuse_features(config, method)
+    stored = stored_views(config, recipes["weak"], len(train_images))
+    if stored is not None and teacher is not None and frozen is not None:
+        streams = {"labeled": split.labeled, "unlabeled": split.unlabeled}
+        shown = np.unique(np.concatenate([streams[name] for name in method.streams]))
+        teacher.kept, record["artifacts"]["teacher_outputs"] = keep(
+            frozen, stored, train_images, torch.from_numpy(shown), arrays.num_classes, device,
+            config.execution.eval_batch_size, config.schedule.precision, _outputs(directory),
+        )  # fmt: skip
+        log.info("the teacher's logits of stored views: %s", record["artifacts"]["teacher_outputs"])
     clock = config.schedule.clock(len(split.labeled))
     seed = subseed(config.seed, "streams", method.role) if method.role else config.seed
     loader = make_loader(
         method.streams, arrays, split, train_images, type(method).batch_sizes(config), recipes, seed, extra,
-        clock.total_steps, config.views.mix, device, view_size(config, arrays),
+        clock.total_steps, config.views.mix, device, view_size(config, arrays), stored,
     )  # fmt: skip
     labels, everything = torch.from_numpy(arrays.train_labels), torch.arange(len(test_images), device=device)
     val = torch.from_numpy(split.val)
@@ -278,7 +296,7 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
         logits = loop.final_logits()
         if teacher is not None:
             logits.update(evaluator.logits({"teacher": lambda view: teacher(view).logits}))
-        metrics = evaluator.final_metrics(logits)
+        metrics = {**evaluator.final_metrics(logits), **method.choices()}
         for line in method.findings(logits, {name: parts[2] for name, parts in evaluator.splits.items()}):
             _warn(record, line)
         lock.require()

@@ -30,7 +30,13 @@ class OutsideKey:
 
 
 class FileContent:
-    """Marks a path that stands in the run key as the hash of the file's content."""
+    """Marks a path that stands in the run key as the hash of the file's content.
+
+    Of a folder: of the names and sizes of its files, or with `whole` of their content.
+    """
+
+    def __init__(self, whole: bool = False) -> None:
+        self.whole = whole
 
 
 def build(schema: type[S], node: Any, key: str, strict: bool | None = None) -> S:
@@ -110,6 +116,9 @@ def _schema_of(annotation: Any) -> type[BaseModel] | None:
     return next((found for found in map(_schema_of, get_args(annotation)) if found), None)
 
 
-def marker(field: FieldInfo, kind: type) -> bool:
-    """Whether a field carries a marker such as `OutsideKey`."""
-    return any(isinstance(item, kind) for item in field.metadata)
+M = TypeVar("M")
+
+
+def marker(field: FieldInfo, kind: type[M]) -> M | None:
+    """The marker that a field carries, such as `OutsideKey`."""
+    return next((item for item in field.metadata if isinstance(item, kind)), None)

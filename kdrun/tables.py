@@ -246,7 +246,7 @@ def _filled(runs: Sequence[RunConfig], metric: str, protocol: str) -> Cell:
     for one in runs:
         own = read_record(one.directory)
         cell.add(one.seed, own, metric, protocol)
-        if own is not None and one.teacher.source not in ("none", "train"):
+        if own is not None and one.teacher.source not in ("none", "train", "clip"):
             cell.teachers.update(_given_teacher(own, metric))
         for role, required in one.method_class.requires(one).items():
             record = read_record(required.directory)
@@ -260,7 +260,7 @@ def _filled(runs: Sequence[RunConfig], metric: str, protocol: str) -> Cell:
 
 def _of_teacher(record: Record, student: Record | None, spec: TeacherConfig, metric: str) -> float | None:
     """The metric of a teacher, from its own run where that has it and tells the same, else from its student's."""
-    if spec.temperature == 1:
+    if spec.source == "train" and spec.temperature == 1:  # a CLIP may have been asked with other prompts
         with suppress(KdrunError):  # what only a student has, or what was measured with it
             return value_of(record, _own(metric), "last")
     split, _, name = _own(metric).partition("/")
@@ -274,7 +274,7 @@ def _given_teacher(record: Record, metric: str) -> dict[str, float]:
     if value is None:
         return {}
     teacher = record["config"]["teacher"]
-    model = teacher["model"]["name"] if teacher["model"] else "ensemble"
+    model = teacher["model"]["name"] if teacher["model"] else Path(teacher["path"] or "ensemble").name
     at = "" if teacher.get("temperature", 1) == 1 else f" at T = {teacher['temperature']:g}"
     return {f"{model}{at} ({record['requires'].get('teacher', teacher['source'])})": value}
 

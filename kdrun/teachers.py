@@ -13,7 +13,7 @@ from kdrun.data.views import View
 from kdrun.errors import ConfigError, DataError
 from kdrun.losses import mean_of_probabilities
 from kdrun.method import Setup
-from kdrun.models.network import Network, Output, load_network
+from kdrun.models.network import Output, load_network
 
 
 class Ensemble(nn.Module):
@@ -45,18 +45,25 @@ class Tempered(nn.Module):
         self.dims = network.dims
         self.name = network.name
 
+    @property
+    def class_embeddings(self) -> Tensor | None:
+        """The network's own, of a CLIP."""
+        found: Tensor | None = getattr(self.network, "class_embeddings", None)
+        return found
+
     def forward(self, view: View | Tensor, features: Sequence[str] = ()) -> Output:
         out: Output = self.network(view, features)
         return Output(out.logits / self.temperature, out.features)
 
 
 def make_teacher(
-    spec: TeacherConfig, setup: Setup, runs: Mapping[str, Path], role: str = "teacher"
+    spec: TeacherConfig, setup: Setup, runs: Mapping[str, Path], role: str = "teacher", outputs: Path | None = None
 ) -> nn.Module | None:
     """The network of a teacher, at its temperature.
 
     Args:
         runs: role -> directory of the finished run, as `teacher_runs` names them.
+        outputs: folder whose `artifacts` keep what is made once for a teacher; None: nothing is kept.
 
     Raises:
         ConfigError: weights that do not fit the dataset or the network.
@@ -64,16 +71,24 @@ def make_teacher(
     """
     if spec.source == "none":
         return None
-    network = _made(spec, setup, runs, role)
+    network = _made(spec, setup, runs, role, outputs)
     return network if spec.temperature == 1 else Tempered(network, spec.temperature)
 
 
-def _made(spec: TeacherConfig, setup: Setup, runs: Mapping[str, Path], role: str) -> nn.Module:
+def _made(spec: TeacherConfig, setup: Setup, runs: Mapping[str, Path], role: str, outputs: Path | None) -> nn.Module:
     if spec.source == "ensemble":
-        members = [make_teacher(member, setup, runs, f"{role}_{i + 1}") for i, member in enumerate(spec.members)]
+        members = [
+            make_teacher(member, setup, runs, f"{role}_{i + 1}", outputs) for i, member in enumerate(spec.members)
+        ]
         return Ensemble([member for member in members if member is not None])
     if spec.source == "train":
         return load_network(runs[role] / "student.safetensors")
+    if spec.source in ("open_clip", "clip"):
+        from kdrun import clip
+
+        if spec.source == "clip":
+            return clip.trained_teacher(spec, setup, runs[role], outputs)
+        return clip.teacher(spec, setup, outputs=outputs)
     return untrained_teacher(spec, setup, pretrained=True)
 
 
@@ -86,6 +101,12 @@ def untrained_teacher(spec: TeacherConfig, setup: Setup, pretrained: bool = Fals
     if spec.source == "ensemble":
         members = enumerate(spec.members)
         return Ensemble([untrained_teacher(member, setup, key=f"{key}.members.{i}") for i, member in members])
+    if spec.source in ("open_clip", "clip"):
+        from kdrun import clip
+
+        if spec.source == "clip":
+            return clip.untrained_teacher(spec, setup)
+        return clip.teacher(spec, setup, key, weights=False)
     if spec.model is None:
         raise ConfigError(f"{key}.model: missing; a value is required")
     if spec.source == "timm":
@@ -108,7 +129,7 @@ def untrained_teacher(spec: TeacherConfig, setup: Setup, pretrained: bool = Fals
             raise ConfigError(f"{key}.path: missing; give the file with the teacher's weights")
         where = f"{key}.path: {spec.path}"
         state = renamed(read_state(Path(spec.path), where), spec.strip_prefix, spec.rename, where)
-        check_state(network, state, where)
+        check_state(network.net, network.name, state, where)
         if pretrained:
             network.net.load_state_dict(state)
     return network
@@ -182,30 +203,30 @@ def renamed(state: Mapping[str, Tensor], strip_prefix: str, rename: Mapping[str,
     return out
 
 
-def check_state(network: Network, state: Mapping[str, Tensor], where: str) -> None:
+def check_state(net: nn.Module, name: str, state: Mapping[str, Tensor], where: str, hint: str = HINT) -> None:
     """Refuse weights that do not fit, naming the first difference. Any precision of floating-point numbers fits."""
-    own = network.net.state_dict()
-    unfit = f"{where} does not fit {network.name}"
+    own = net.state_dict()
+    unfit = f"{where} does not fit {name}"
     # Counters of batches are missing in old files and change nothing in evaluation.
-    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
-    extra = [name for name in state if name not in own]
+    missing = [part for part in own if part not in state and not part.endswith("num_batches_tracked")]
+    extra = [part for part in state if part not in own]
     if missing or extra:
         parts = [
             f"{len(names)} {what}, e.g. {names[0]}"
             for names, what in ((missing, "missing"), (extra, "too many"))
             if names
         ]
-        raise ConfigError(f"{unfit}: {'; '.join(parts)}; {HINT}")
-    for name, value in own.items():
-        if name not in state:
+        raise ConfigError(f"{unfit}: {'; '.join(parts)}; {hint}")
+    for key, value in own.items():
+        if key not in state:
             continue
-        given = state[name]
+        given = state[key]
         if given.shape != value.shape:
             shapes = f"is {tuple(given.shape)}, the network for this dataset has {tuple(value.shape)}"
-            raise ConfigError(f"{unfit}: {name} {shapes}; {HINT}")
+            raise ConfigError(f"{unfit}: {key} {shapes}; {hint}")
         dense = given.layout == torch.strided and not given.is_meta
         if not dense or (value.is_floating_point() and not given.is_floating_point()):
             kind = "without content" if given.is_meta else given.dtype if dense else given.layout
-            raise DataError(f"{where}: {name} is {kind}, expected dense floating-point numbers")
+            raise DataError(f"{where}: {key} is {kind}, expected dense floating-point numbers")
         if given.is_floating_point() and given.isnan().any():
-            raise DataError(f"{where}: {name} holds values that are not numbers (NaN)")
+            raise DataError(f"{where}: {key} holds values that are not numbers (NaN)")

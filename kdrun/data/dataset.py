@@ -41,6 +41,8 @@ class Arrays:
     """(V,) positions in `train_images` of the official validation images; None: a part is drawn."""
     warnings: tuple[str, ...] = ()
     """What the record should say about them."""
+    named: bool = True
+    """False: `class_names` are mere numbers, because nobody gave names."""
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
@@ -98,7 +100,7 @@ def load_dataset(config: DatasetConfig, outputs: Path = OUTPUTS, pixels: bool = 
     # Runs of a sweep differ in labels and seeds, not in images.
     plain = config.replace(
         num_labels=None, split_seed=None, split_file=None, val_seed=0, val_fraction=0.0, mean=None, std=None,
-        resident="auto",
+        class_names=None, upstream=0.0, part="downstream", resident="auto",
     )  # fmt: skip
     fields = type(config).model_fields.items()
     files = [(name, getattr(plain, name)) for name, field in fields if marker(field, FileContent)]
@@ -111,11 +113,15 @@ def load_dataset(config: DatasetConfig, outputs: Path = OUTPUTS, pixels: bool = 
     for name, given in (("mean", config.mean), ("std", config.std)):
         if given is not None and len(given) != channels:
             raise ConfigError(f"dataset.{name}: expected {channels} numbers, one for each channel, got {given}")
-    if config.mean is None and config.std is None:
-        return arrays
-    mean = arrays.mean if config.mean is None else tuple(config.mean)
-    std = arrays.std if config.std is None else tuple(config.std)
-    return dataclasses.replace(arrays, mean=mean, std=std)
+    names = config.class_names
+    if names is not None and len(names) != arrays.num_classes:
+        missing = f"; the dataset's own: {', '.join(arrays.class_names[:12])}" if arrays.named else ""
+        raise ConfigError(f"dataset.class_names: {len(names)} names for {arrays.num_classes} classes{missing}")
+    asked = {name: getattr(config, name) for name in ("mean", "std", "class_names")}
+    changes: dict[str, Any] = {name: tuple(value) for name, value in asked.items() if value is not None}
+    if names is not None:
+        changes["named"] = True
+    return dataclasses.replace(arrays, **changes) if changes else arrays
 
 
 @lru_cache(maxsize=2)

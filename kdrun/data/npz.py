@@ -41,6 +41,7 @@ class Npz:
                 f"dataset.path: {path}: training images are {train.shape[1:]}, test images {test.shape[1:]}"
             )
         names = content.get("class_names")
+        named = names is not None
         if names is not None and names.ndim != 1:
             raise DataError(f"dataset.path: {path}: class_names: expected a list of names, got shape {names.shape}")
         # Without names a class is known by its images: there cannot be more classes than images.
@@ -53,7 +54,7 @@ class Npz:
         mean, std = channel_statistics(train)
         return Arrays(
             train, train_labels, test, test_labels, class_names=tuple(map(str, names)), mean=mean, std=std,
-            source=f"dataset.path: {path}",
+            source=f"dataset.path: {path}", named=named,
         )  # fmt: skip
 
 

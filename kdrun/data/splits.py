@@ -72,6 +72,9 @@ def _chosen(config: RunConfig, labels: Labels, num_classes: int, num_test: int, 
     if val is None:
         val = _stratified(labels, num_classes, dataset.val_fraction, dataset.val_seed)
     pool = np.setdiff1d(np.arange(len(labels)), val)
+    if dataset.upstream:
+        apart = pool[_stratified(labels[pool], num_classes, dataset.upstream, subseed(dataset.val_seed, "upstream"))]
+        pool = apart if dataset.part == "upstream" else np.setdiff1d(pool, apart)
     count = len(pool) if dataset.num_labels is None else dataset.num_labels
     if count < num_classes:
         raise ConfigError(

@@ -14,7 +14,7 @@ from kdrun.config import MixConfig
 from kdrun.data.dataset import Arrays
 from kdrun.data.mix import Mix
 from kdrun.data.splits import Split
-from kdrun.data.views import Batch, Recipe, Samples, Unmixed, View, join, rows
+from kdrun.data.views import Batch, Recipe, Samples, StoredViews, Unmixed, View, join, rows
 from kdrun.device import send
 from kdrun.errors import ConfigError, allowed
 from kdrun.seeding import generator
@@ -31,12 +31,13 @@ class Stream:
         extra: artifacts by name, (N, ...) on the training device, looked up for each image.
         mix: how the images of a batch are mixed, all views alike; None: they are not.
         device: the training device; None: that of the images.
+        stored: where the weak views come from, one after the other epoch by epoch; None: they are drawn afresh.
     """
 
     def __init__(
         self, name: str, images: Tensor, targets: Tensor | None, index: Tensor, batch_size: int,
         recipes: Mapping[str, Recipe], seed: int, extra: Mapping[str, Tensor] | None = None,
-        mix: Mix | None = None, device: torch.device | None = None,
+        mix: Mix | None = None, device: torch.device | None = None, stored: StoredViews | None = None,
     ) -> None:  # fmt: skip
         self.name = name
         self.device = images.device if device is None else device
@@ -48,6 +49,7 @@ class Stream:
         self.seed = seed
         self.extra = dict(extra or {})
         self.mix = mix
+        self.stored = stored
         self._orders: dict[int, Tensor] = {}
 
     def batch(self, step: int) -> Samples:
@@ -71,10 +73,15 @@ class Stream:
             target = target if mixture is None else mixture.labels(target)
             parts["target"] = target.split(self.batch_size)
         for name, recipe in self.recipes.items():
-            drawn = [
-                recipe.draw(generator(self.seed, "views", self.name, name, step), self.batch_size) for step in steps
-            ]
-            pixels = recipe.apply(images, at, join(drawn))
+            if self.stored is not None and name == self.stored.NAME:
+                which = torch.cat([self.epochs(step) for step in steps]) % self.stored.count
+                parts[f"replay {name}"] = send(which, device).split(self.batch_size)
+                params = self.stored.params(positions, which)
+            else:
+                params = join([
+                    recipe.draw(generator(self.seed, "views", self.name, name, step), self.batch_size) for step in steps
+                ])  # fmt: skip
+            pixels = recipe.apply(images, at, params)
             if mixture is not None:
                 parts[f"unmixed {name}"] = pixels.split(self.batch_size)
                 pixels = mixture.images(pixels)
@@ -84,7 +91,8 @@ class Stream:
 
         def view(name: str, k: int) -> View:
             unmixed = None if mixtures is None else Unmixed(parts[f"unmixed {name}"][k], *mixtures[k])
-            return View(parts[f"view {name}"][k], parts["index"][k], unmixed=unmixed)
+            replay = parts.get(f"replay {name}")
+            return View(parts[f"view {name}"][k], parts["index"][k], None if replay is None else replay[k], unmixed)
 
         return [
             Samples(
@@ -102,6 +110,10 @@ class Stream:
         first, last = step * self.batch_size // size, ((step + 1) * self.batch_size - 1) // size
         parts = [self._order(epoch)[ticket[ticket // size == epoch] % size] for epoch in range(first, last + 1)]
         return torch.cat(parts)
+
+    def epochs(self, step: int) -> Tensor:
+        """(B,) int64: the how-manieth pass over the stream's images each of the step is in."""
+        return torch.arange(step * self.batch_size, (step + 1) * self.batch_size) // len(self.index)
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
@@ -179,13 +191,14 @@ def make_loader(
     wanted: Mapping[str, tuple[str, ...]], arrays: Arrays, split: Split, images: Tensor, batch_sizes: Mapping[str, int],
     recipes: Mapping[str, Recipe], seed: int, extra: Mapping[str, Tensor] | None = None,
     total_steps: int | None = None, mix: MixConfig | None = None, device: torch.device | None = None,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, int] | None = None, stored: StoredViews | None = None,
 ) -> Loader:  # fmt: skip
     """Build the streams that a method declares. Only the labeled stream has targets, and only of labeled images.
 
     Args:
         device: the training device; None: that of the images.
         size: of the views; None: that of the images.
+        stored: where the weak views come from; None: they are drawn afresh.
     """
     streams = {}
     device = images.device if device is None else device
@@ -200,5 +213,7 @@ def make_loader(
             targets[index] = torch.from_numpy(arrays.train_labels)[index]
             targets = targets.to(device)
         chosen = {view: recipes[view] for view in views}
-        streams[name] = Stream(name, images, targets, index, batch_sizes[name], chosen, seed, extra, mixed, device)
+        streams[name] = Stream(
+            name, images, targets, index, batch_sizes[name], chosen, seed, extra, mixed, device, stored
+        )  # fmt: skip
     return Loader(streams, total_steps)

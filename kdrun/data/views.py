@@ -17,6 +17,7 @@ from kdrun.data.randaugment import StrongParams, StrongRecipe, apply_strong, dra
 from kdrun.data.resample import resize, resize_boxes
 from kdrun.device import send
 from kdrun.errors import ConfigError
+from kdrun.seeding import generator
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,54 @@ class Recipe(Protocol):
         """
 
 
+def together(views: Sequence[View]) -> View:
+    """Several views as one batch."""
+    replays = [view.replay for view in views if view.replay is not None]
+    return View(
+        torch.cat([view.pixels for view in views]),
+        torch.cat([view.index for view in views]),
+        torch.cat(replays) if len(replays) == len(views) else None,
+    )
+
+
 def join(params: Sequence[Any]) -> Any:
     """What was drawn for several batches, as if drawn for one."""
     first = params[0]
     if isinstance(first, Tensor):
         return torch.cat(list(params))
     return type(first)(**{f.name: join([getattr(p, f.name) for p in params]) for f in fields(first)})
+
+
+def take(params: Any, rows: Tensor) -> Any:
+    """What was drawn for some of the views.
+
+    Args:
+        rows: (B,) int64.
+    """
+    if isinstance(params, Tensor):
+        return params[rows]
+    return type(params)(**{f.name: take(getattr(params, f.name), rows) for f in fields(params)})
+
+
+class StoredViews:
+    """K weak views of every training image, the same in all runs: a fixed draw for each image and number.
+
+    Args:
+        count: K.
+    """
+
+    NAME = "weak"
+
+    def __init__(self, recipe: Recipe, num_train: int, count: int) -> None:
+        self.recipe = recipe
+        self.num_train = num_train
+        self.count = count
+        drawn = [recipe.draw(generator(0, "stored views", self.NAME, k), num_train) for k in range(count)]
+        self._params = join(drawn)
+
+    def params(self, index: Tensor, replay: Tensor) -> Any:
+        """What was drawn for the views `replay` of the images `index`, both (B,) int64 on the CPU."""
+        return take(self._params, replay * self.num_train + index)
 
 
 @dataclass(frozen=True)

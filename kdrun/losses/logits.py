@@ -173,16 +173,21 @@ class KD(_Softening):
 
     class Config(LogitConfig):
         temperature: float = Field(4.0, gt=0)
+        scale: Literal["temperature_squared", "none"] = "temperature_squared"
+        """none: the plain divergence, whose gradient shrinks with the temperature."""
 
     def order(self) -> float:
         return 1 / float(self.config.temperature)
 
     def forward(self, pair: Pair) -> Tensor:
-        return kd(*self.logits(pair), self.config.temperature)
+        value = kd(*self.logits(pair), self.config.temperature)
+        return value if self.config.scale == "temperature_squared" else value / self.config.temperature**2
 
     @classmethod
     def remarks(cls, config: Any, ce_weight: float) -> list[str]:
         t = config.temperature
+        if config.scale == "none":
+            return ["scale none takes the temperature^2 out of the term"]
         lines = [squared_temperature(config)]
         if ce_weight and config.standardize == "none":
             lines.append(

@@ -171,6 +171,10 @@ class LossSet(nn.Module):
         for term in self._terms(None).values():
             term.after_step(pair)
 
+    def labels_of(self, against: str) -> set[str]:
+        """Labels of the terms that work against the target, or against the teacher."""
+        return set(self._terms(against))
+
     def _terms(self, against: str | None) -> dict[str, Term]:
         terms: dict[str, Any] = dict(self.terms.items())
         return {label: term for label, term in terms.items() if against in (None, _side(term))}

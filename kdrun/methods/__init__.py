@@ -1,23 +1,20 @@
 """The algorithms, one per file; importing this package registers them."""
 
 from kdrun.methods import (
+    contrastive,
+    dho,
     distill,
     fixmatch,
     kd_fixmatch,
     mixup_distill,
     peer_distill,
     peer_fixmatch,
+    sho,
     supervised,
     uncertainty_distill,
 )
 
 __all__ = [
-    "distill",
-    "fixmatch",
-    "kd_fixmatch",
-    "mixup_distill",
-    "peer_distill",
-    "peer_fixmatch",
-    "supervised",
-    "uncertainty_distill",
-]
+    "contrastive", "dho", "distill", "fixmatch", "kd_fixmatch", "mixup_distill", "peer_distill", "peer_fixmatch", "sho",
+    "supervised", "uncertainty_distill",
+]  # fmt: skip

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kdrun.config import MethodConfig, RunConfig
-from kdrun.data.views import Batch, Samples, View
+from kdrun.data.views import Batch, Samples, together
 from kdrun.losses import Pair, cross_entropy
 from kdrun.method import Context, Guesses, Method, Step
 from kdrun.models.network import Output
@@ -63,8 +63,7 @@ class FixMatch(Method):
         """
         labeled, unlabeled = batch["labeled"].views, batch["unlabeled"].views
         views = [labeled["weak"], unlabeled["weak"], unlabeled["strong"]]
-        joint = View(torch.cat([v.pixels for v in views]), torch.cat([v.index for v in views]))
-        out: Output = list(self.students.values())[k](joint, self.losses(k).features())
+        out: Output = list(self.students.values())[k](together(views), self.losses(k).features())
         return out.split([len(v.index) for v in views])
 
     def unlabeled(self, pair: Pair, used: Tensor, ctx: Context, k: int = 0) -> dict[str, Tensor]:

@@ -43,7 +43,7 @@ class PeerFixMatch(PeerDistill, FixMatch):
                 f"method.labeler: both shares by how sure the teacher is, which method/uncertainty={uncertainty} does "
                 "not tell; choose another uncertainty, or labeler peers or teacher"
             )
-        if not any(lookup("loss", term.name, "loss").against == "target" for term in config.losses.values()):
+        if "target" not in config.sides:
             errors.append(
                 "loss: no term works against labels, so unlabeled images would teach nothing; add one, e.g. "
                 "loss=kd_40_40, or choose method=peer_distill"

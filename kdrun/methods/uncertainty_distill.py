@@ -79,16 +79,16 @@ class UncertaintyDistill(Method):
         outputs = [student(view, self.losses(k).features()) for k, student in enumerate(self.students.values())]
         return self.beside(batch["labeled"], outputs, teacher, ctx), weight, metrics
 
+    def teacher_features(self) -> tuple[str, ...]:
+        own = () if self.uncertainty is None else self.uncertainty.features
+        return tuple(dict.fromkeys((*own, *super().teacher_features())))
+
     def ask(self, view: View, ctx: Context) -> tuple[Output | None, Tensor | None, dict[str, Tensor]]:
         """The teacher's pass; the weight (B,) of each image; what to log."""
         teacher = weight = None
         metrics = {}
         if self.teacher is not None and self.uncertainty is not None:
-            wanted = [
-                self.uncertainty.features,
-                *(self.losses(k).features("teacher") for k in range(len(self.students))),
-            ]
-            teacher = self.teacher(view, tuple(dict.fromkeys(name for names in wanted for name in names)))
+            teacher = self.teacher(view, self.teacher_features())
             if self.uncertainty.weighs:
                 weight = self.uncertainty.weight(view, teacher, ctx)
                 metrics["teacher_weight"] = weight.mean()

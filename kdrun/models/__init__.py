@@ -6,6 +6,7 @@ from kdrun.models import (  # noqa: F401  (each registers its networks)
     cifar_shufflenet,
     cifar_vgg,
     cifar_wideresnet,
+    clip,
 )
 from kdrun.models.network import Network, Output, build_network
 

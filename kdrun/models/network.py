@@ -75,7 +75,8 @@ class Network(nn.Module):
         missing: list[str] = []
         unfit = f"{model.name}: the network cannot be built with args {model.args}"
         try:
-            with _offline_where_there_is_no_network(model), _missing_weights(missing):
+            fetches = model.pretrained and model.file is None
+            with offline_where_there_is_no_network(fetches), _missing_weights(missing):
                 self.net: Any = timm.create_model(
                     model.name, num_classes=spec.num_classes, in_chans=spec.in_chans, **weights, **model.args
                 )
@@ -239,12 +240,12 @@ def _missing_weights(names: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _offline_where_there_is_no_network(model: ModelConfig) -> Iterator[None]:
+def offline_where_there_is_no_network(fetches: bool = True) -> Iterator[None]:
     """The hub's client takes what it has stored, or gives up, at once; left alone it tries for 45 seconds."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
-    if model.pretrained and model.file is None and not before:
+    if fetches and not before:
         try:
             urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=10).close()
         except urllib.error.HTTPError:  # an answer

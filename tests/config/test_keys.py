@@ -196,6 +196,7 @@ def remake() -> None:
         "method=mixup_distill",
         "method=mixup_distill loss=kd_mixup views.mix.kind=cutmix views.mix.alpha=0.2 views.mix.per=batch",
         "method=supervised views.mix.kind=mixup views.mix.share=0.5", "method=mixup_distill teacher.mix.kind=mixup",
+        "method=dho", "method=dho method/variant=code", "method=sho method.pcgrad=true", "loss=kd loss.kd.scale=none",
     ]  # fmt: skip
     with Composer() as made:
         FROZEN.write_text(json.dumps({line: key(made, *line.split()) for line in lines}, indent=1) + "\n")

@@ -42,7 +42,9 @@ NEEDS = {
     "teacher=timm": ["teacher.model.name=resnet10t"],
     "teacher=file": ["teacher.model.name=resnet10t", f"teacher.path={__file__}"],
     "teacher=ensemble": [MEMBERS],
+    "teacher=open_clip": ["teacher.model.name=RN50", "teacher.pretrained=openai"],
     "dataset=imagefolder": None,
+    **{f"method/variant={name}": ["method=dho"] for name in ("paper", "code", "code_low_shot")},
     "method=peer_distill": ["students=[resnet8,resnet14]"],
     "method=peer_fixmatch": ["students=[resnet8,resnet14]"],
     **{f"method/uncertainty={name}": [WEIGHTED] for name in ("none", "entropy", "max_prob", "mc_dropout")},
@@ -57,6 +59,7 @@ NEEDS = {
 GROUPS = [
     "method",
     "method/uncertainty",
+    "method/variant",
     "dataset",
     "teacher",
     "student",

@@ -1,0 +1,364 @@
+"""CLIP as a teacher (Radford et al. 2021, arXiv 2103.00020), through open_clip: classes are told by their names.
+
+p = softmax(cos(f_X(x), f_T(t_c)) / zeta), where f_T(t_c) is the mean over templates of the text features of class c,
+each of length 1, brought to length 1 again (DHO, arXiv 2505.07675, section 3).
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdrun.artifacts import ensure_readable
+from kdrun.config import TeacherConfig, file_hash
+from kdrun.data.views import View
+from kdrun.errors import ConfigError, DataError, KdrunError, allowed
+from kdrun.files import write_bytes, write_json
+from kdrun.method import Setup
+from kdrun.models.network import Network, Output, load_network, offline_where_there_is_no_network
+from kdrun.teachers import check_state, read_state
+
+VERSION = 1  # raise it when the text features of the same words change: it is part of the artifact's name
+Tokenizer = Callable[[list[str]], Tensor]
+FORCE = ("force_image_size", "force_quick_gelu", "force_custom_text", "force_patch_dropout", "force_context_length")
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+class ZeroShot(nn.Module):
+    """A CLIP and the text features of the classes, as a network of kdrun.
+
+    Its one feature is `prelogits`, (B, D): the image features, of length 1.
+
+    Args:
+        class_embeddings: (C, D), rows of length 1.
+        scale: 1 / zeta.
+        resize: bicubic or bilinear, how images come to `size`.
+        mean, std: per channel, of pixels in [0, 1].
+    """
+
+    class_embeddings: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, clip: nn.Module, class_embeddings: Tensor, scale: float, mean: Sequence[float], std: Sequence[float],
+        size: tuple[int, int], name: str, resize: str = "bicubic",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.clip: Any = clip
+        self.scale = scale
+        self.size = size
+        self.resize = resize
+        self.name = name
+        self.dims = {"prelogits": class_embeddings.shape[1]}
+        self.register_buffer("class_embeddings", class_embeddings)
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def adapt(self, pixels: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 or float in [0, 1] -> normalised float32 of the CLIP's size, gray as color."""
+        x = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
+        if x.shape[1] not in (1, 3):
+            raise KdrunError(f"{self.name} takes images of 1 or 3 channels, got pixels {tuple(pixels.shape)}")
+        x = x.expand(-1, 3, -1, -1)
+        if x.shape[-2:] != self.size:
+            x = F.interpolate(x, self.size, mode=self.resize, antialias=True).clamp(0, 1)
+        return (x - self.mean) / self.std
+
+    def forward(self, view: View | Tensor, features: Sequence[str] = ()) -> Output:
+        if unknown := [name for name in features if name != "prelogits"]:
+            raise ConfigError(f"{self.name} has no feature {unknown[0]!r}; it has prelogits")
+        x = self.adapt(view.pixels if isinstance(view, View) else view)
+        image = self.clip.encode_image(x)
+        kind = "cpu" if image.is_meta else image.device.type
+        with torch.autocast(kind, enabled=False):  # in bfloat16 a cosine times 100 is off by 0.4
+            image = F.normalize(image.float(), dim=1)
+            logits = self.scale * image @ self.class_embeddings.T
+        return Output(logits, {"prelogits": image} if features else {})
+
+
+def teacher(
+    spec: TeacherConfig, setup: Setup, key: str = "teacher", weights: bool = True, outputs: Path | None = None
+) -> ZeroShot:
+    """The teacher of source open_clip.
+
+    Args:
+        key: where `spec` stands in the configuration, for messages.
+        weights: False: the network and its files are checked against each other, and nothing is filled or computed.
+        outputs: folder whose `artifacts/text_features` keeps the text features; None: they are not kept.
+
+    Raises:
+        ConfigError, DataError: no open_clip; weights that cannot be had or do not fit; classes without names.
+    """
+    words = class_words(setup)
+    found = _find(spec, key)
+    device = torch.get_default_device()  # meta where a run is checked
+    net = found.build(device)
+    if found.weights is not None:
+        state = _converted(read_state(found.weights, found.where), net, found.args)
+        check_state(net, found.name, state, found.where, hint="another model or another image size?")
+        if weights:
+            net.load_state_dict(state)
+    size = net.visual.image_size
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    asked = None if spec.model is None else spec.model.size
+    if asked is not None and size != (asked, asked):
+        raise ConfigError(
+            f"{key}.model.size: {asked}, but {found.name} takes images of {size[0]} (its positional embedding has no "
+            f"other); leave it out, or stretch the embedding with {key}.model.args.force_image_size={asked}"
+        )
+    own = {**net.visual.preprocess_cfg, **found.preprocess}
+    mean, std = (
+        _three(getattr(spec.model, name, None) or own[name], f"{key}.model.{name}") for name in ("mean", "std")
+    )
+    resize = "bilinear" if own.get("interpolation") == "bilinear" else "bicubic"
+    if not weights:
+        return ZeroShot(net, torch.zeros(setup.num_classes, found.width), 1.0, mean, std, size, found.name, resize)
+    net.eval()
+    prompts = spec.prompts if isinstance(spec.prompts, list) else []
+    embeddings = text_features(net, found.tokenizer(), words, prompts, found.identity, outputs)
+    scale = 1 / spec.zeta if spec.zeta is not None else net.logit_scale.exp().item()
+    return ZeroShot(net, embeddings, scale, mean, std, size, found.name, resize)
+
+
+def trained_teacher(spec: TeacherConfig, setup: Setup, run: Path, outputs: Path | None = None) -> ZeroShot:
+    """The teacher of source clip, from the run of method=contrastive that trained it."""
+    path = run / "student.safetensors"
+    return _of_kdrun(load_network(path), spec, setup, {"weights": file_hash(str(path), "teacher")}, outputs)
+
+
+def untrained_teacher(spec: TeacherConfig, setup: Setup) -> ZeroShot:
+    """The network of source clip without anything that it learned."""
+    if spec.model is None:
+        raise ConfigError("teacher.model: missing; a value is required")
+    class_words(setup)
+    return _of_kdrun(setup.network(spec.model, seed=0, role="teacher"), spec, setup)
+
+
+def _of_kdrun(
+    network: Network, spec: TeacherConfig, setup: Setup, identity: dict[str, Any] | None = None,
+    outputs: Path | None = None,
+) -> ZeroShot:  # fmt: skip
+    net: Any = network.net.clip
+    side = net.visual.image_size
+    size = (side, side) if isinstance(side, int) else tuple(side)
+    embeddings, scale = network.net.class_embeddings, 1.0
+    if identity is not None:
+        tokenizer = open_clip().SimpleTokenizer(context_length=net.context_length)
+        prompts = spec.prompts if isinstance(spec.prompts, list) else []
+        embeddings = text_features(net, tokenizer, class_words(setup), prompts, identity, outputs)
+        scale = 1 / spec.zeta if spec.zeta is not None else net.logit_scale.exp().item()
+    return ZeroShot(net, embeddings, scale, network.spec.mean, network.spec.std, size, network.name)
+
+
+def class_words(setup: Setup) -> list[str]:
+    """The names of the classes. Raises ConfigError where one is missing."""
+    if len(setup.class_names) != setup.num_classes or not all(name.strip() for name in setup.class_names):
+        absent = [str(k) for k, name in enumerate(setup.class_names) if not name.strip()]
+        raise ConfigError(
+            f"dataset.class_names: no name for class {', '.join(absent) or f'0 to {setup.num_classes - 1}'}, and a "
+            "teacher that reads names needs all; give a list, or a text file with one a line"
+        )
+    return list(setup.class_names)
+
+
+def text_features(
+    net: Any, tokenizer: Tokenizer, words: list[str], prompts: list[str], identity: dict[str, Any], outputs: Path | None
+) -> Tensor:
+    """The text features of the classes (C, D) of length 1, from outputs/artifacts/text_features if they are there.
+
+    Args:
+        identity: what tells these weights from others.
+    """
+    tokens = class_tokens(tokenizer, words, prompts).to(net.logit_scale.device)
+    if outputs is None:
+        return class_features(net, tokens)
+    spec = {"version": VERSION, **identity, "prompts": prompts, "class_names": words}
+    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
+
+    def build(folder: Path) -> None:
+        from safetensors.torch import save
+
+        features = class_features(net, tokens)
+        write_bytes(folder / "features.safetensors", save({"class_embeddings": features}))
+        write_json(folder / "spec.json", spec)
+
+    def read(folder: Path) -> Tensor:
+        found = read_state(folder / "features.safetensors", str(folder / "features.safetensors"))
+        if "class_embeddings" not in found or len(found["class_embeddings"]) != len(words):
+            raise DataError(f"{folder}: does not hold the features of {len(words)} classes")
+        return found["class_embeddings"].clone()  # not a view into a file that others may replace
+
+    return ensure_readable(outputs / "artifacts" / "text_features" / digest, build, read)
+
+
+def class_tokens(tokenizer: Tokenizer, words: Sequence[str], prompts: Sequence[str]) -> Tensor:
+    """(C, templates, length) int64: every class name in every template."""
+    return torch.stack([tokenizer([prompt.format(word) for prompt in prompts]) for word in words])
+
+
+@torch.no_grad()
+def class_features(net: Any, tokens: Tensor) -> Tensor:
+    """(C, D) float32: of each class the mean over templates of text features of length 1, of length 1 itself.
+
+    Args:
+        tokens: (C, templates, length).
+    """
+    texts = [F.normalize(net.encode_text(of_class).float(), dim=1) for of_class in tokens]
+    return torch.stack([F.normalize(text.mean(0), dim=0) for text in texts])
+
+
+# ---------------------------------------------------------------------------------------------- what a spec means
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Which network, and where its weights are."""
+
+    name: str
+    build: Callable[[torch.device], Any]
+    tokenizer: Callable[[], Tokenizer]
+    width: int
+    """D."""
+    weights: Path | None
+    where: str
+    """What to blame for the weights."""
+    preprocess: dict[str, Any]
+    """mean and std, where they are not the architecture's."""
+    args: dict[str, Any]
+    identity: dict[str, Any]
+
+
+def open_clip() -> Any:
+    """The package. Raises ConfigError where it is not installed."""
+    try:
+        import open_clip as package
+    except ImportError as error:
+        raise ConfigError(f"teacher.source: open_clip cannot be imported ({error}); pip install kdrun[clip]") from None
+    return package
+
+
+def _find(spec: TeacherConfig, key: str) -> _Found:
+    package = open_clip()
+    args = {} if spec.model is None else dict(spec.model.args)
+    if unknown := [name for name in args if name not in FORCE]:
+        raise ConfigError(f"{key}.model.args.{unknown[0]}: not for open_clip; {allowed(unknown[0], FORCE)}")
+    folder = None if spec.path is None else Path(spec.path).expanduser()
+    preprocess: dict[str, Any] = {}
+    if folder is not None and folder.is_dir():
+        content = _folder_config(folder, f"{key}.path: {folder}")
+        name, identifier, model_cfg = folder.name, f"local-dir:{folder}", content["model_cfg"]
+        weights = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
+        if weights is None:
+            raise DataError(f"{key}.path: {folder}: no weights; expected {WEIGHTS[0]} beside open_clip_config.json")
+        where = f"{key}.path: {weights}"
+    elif spec.model is None:
+        raise DataError(f"{key}.path: {folder}: no such folder; of a file of weights {key}.model.name must tell whose")
+    else:
+        name = identifier = spec.model.name
+        known = package.list_models()
+        if name not in known:
+            raise ConfigError(f"{key}.model.name: open_clip knows no model {name!r}; {allowed(name, known, most=0)}")
+        model_cfg = package.get_model_config(name)
+        if spec.pretrained is not None:
+            preprocess = _published(package, name, spec.pretrained, key)
+            if preprocess.get("quick_gelu") and not model_cfg.get("quick_gelu"):
+                args.setdefault("force_quick_gelu", True)  # else the weights work with another activation, and worse
+        weights = folder if folder is not None else _downloaded(package, name, str(spec.pretrained), preprocess, key)
+        where = f"{key}.path: {weights}" if folder is not None else f"{key}.pretrained: {weights}"
+
+    def build(device: torch.device) -> Any:
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)  # it warns that the weights are random; they come afterwards
+        try:
+            return package.create_model(identifier, load_weights=False, pretrained_text=False, device=device, **args)
+        except Exception as error:  # whatever an architecture makes of its arguments, or a missing package
+            why = shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
+            raise ConfigError(f"{key}.model: {name} cannot be built with args {args}: {why}") from error
+        finally:
+            logging.disable(before)
+
+    def tokenizer() -> Tokenizer:
+        try:
+            with offline_where_there_is_no_network("hf_tokenizer_name" in model_cfg.get("text_cfg", {})):
+                made: Tokenizer = package.get_tokenizer(identifier)
+        except Exception as error:  # hubs raise many kinds
+            why = shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
+            raise DataError(f"{key}.model: the tokenizer of {name} cannot be had ({why})") from error
+        return made
+
+    content_hash = None if spec.path is None else file_hash(spec.path, f"{key}.path", whole=True)
+    identity = {"model": name if folder is None or folder.is_file() else None, "args": args}
+    identity |= {"weights": content_hash or f"{name}/{spec.pretrained}"}
+    return _Found(name, build, tokenizer, int(model_cfg["embed_dim"]), weights, where, preprocess, args, identity)
+
+
+def _folder_config(folder: Path, where: str) -> dict[str, Any]:
+    path = folder / "open_clip_config.json"
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        content["model_cfg"]["embed_dim"]
+    except FileNotFoundError:
+        raise DataError(f"{where}: no open_clip_config.json; expected it beside {WEIGHTS[0]}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a configuration of open_clip with model_cfg.embed_dim ({error})") from None
+    return content
+
+
+def _published(package: Any, name: str, tag: str, key: str) -> dict[str, Any]:
+    tags = package.list_pretrained_tags_by_model(name)
+    found: dict[str, Any] = package.get_pretrained_cfg(name, tag)
+    if not found:
+        raise ConfigError(f"{key}.pretrained: open_clip has no weights {tag!r} of {name}; {allowed(tag, tags)}")
+    return found
+
+
+def _downloaded(package: Any, name: str, tag: str, published: dict[str, Any], key: str) -> Path:
+    """The file of published weights, from the hub or its cache; without a network this fails at once."""
+    try:
+        with offline_where_there_is_no_network():
+            return Path(package.download_pretrained(published))
+    except Exception as error:  # hubs raise many kinds
+        hub, url = str(published.get("hf_hub") or "").rstrip("/"), published.get("url")
+        file = f"{WEIGHTS[0]} (or open_clip_pytorch_model.bin) of {hub} on the Hugging Face hub" if hub else url
+        why = f"{type(error).__name__}: {shorten(str(error), 160, placeholder=' ...')}"
+        raise DataError(
+            f"{key}.pretrained: {tag} of {name} cannot be had ({why}); fetch {file} where there is a network and name "
+            f"the file in {key}.path"
+        ) from error
+
+
+def _converted(state: dict[str, Tensor], net: Any, args: dict[str, Any]) -> dict[str, Tensor]:
+    """Weights under the network's names: as open_clip's own reader takes older and foreign files."""
+    from open_clip.convert import convert_state_dict
+    from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
+
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    state = convert_state_dict(net, state)
+    if "positional_embedding" in state and not hasattr(net, "positional_embedding"):
+        state = convert_to_custom_text_state_dict(state)
+    for name in ("logit_scale", "logit_bias"):
+        own = getattr(net, name, None)
+        if own is not None and name in state and state[name].numel() == own.numel():
+            state[name] = state[name].reshape(own.shape)
+    state.pop("text.transformer.embeddings.position_ids", None)
+    for name in ("input_resolution", "context_length", "vocab_size"):  # of OpenAI's files
+        state.pop(name, None)
+    if "force_image_size" in args:
+        resize_pos_embed(state, net)
+    return state
+
+
+def _three(values: Sequence[float], key: str) -> list[float]:
+    if len(values) not in (1, 3):
+        raise ConfigError(f"{key}: expected 3 numbers, one for each channel, got {list(values)}")
+    return list(values) * (3 // len(values))

@@ -1,0 +1,58 @@
+"""Two losses that pull at the same parameters: how far apart they pull, and gradients without what cancels."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def conflict(first: Tensor, second: Tensor, at: Tensor, rows: int) -> Tensor:
+    """Cosine of the gradients of two losses at the first `rows` rows of a tensor; NaN where one of them has none.
+
+    Args:
+        first: () loss; its graph and that of `second` stay for the backward pass.
+        second: () loss.
+        at: (B, D), what both losses were computed from.
+        rows: images on which both losses depend.
+
+    Returns:
+        () float32 in [-1, 1], detached; below 0 the losses conflict.
+    """
+    grads = [
+        torch.autograd.grad(loss, at, retain_graph=True, allow_unused=True)[0] if loss.requires_grad else None
+        for loss in (first, second)
+    ]
+    if grads[0] is None or grads[1] is None:
+        return at.new_full((), torch.nan, dtype=torch.float32)
+    one, other = (grad[:rows].flatten().float() for grad in grads if grad is not None)
+    return F.cosine_similarity(one, other, dim=0, eps=torch.finfo(torch.float32).tiny)
+
+
+def pcgrad(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Sum of two gradients, each without its part against the other (PCGrad: Yu et al. 2020, arXiv 2001.06782).
+
+    g_1 - min(g_1.g_2, 0) / |g_2|^2 g_2 + g_2 - min(g_1.g_2, 0) / |g_1|^2 g_1, products over all parameters that both
+    losses have a gradient at; the gradients of the others are added up as they are.
+    """
+    both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    if not both:
+        return [a if b is None else b for a, b in zip(first, second, strict=True)]
+
+    def product(k: int, m: int) -> Tensor:
+        return torch.stack([(pair[k].float() * pair[m].float()).sum() for pair in both]).sum()
+
+    against, tiny = product(0, 1).clamp(max=0), torch.finfo(torch.float32).tiny
+    of_first, of_second = (1 - against / product(k, k).clamp(min=tiny) for k in (0, 1))
+    return [
+        a if b is None else b if a is None else of_first.to(a) * a + of_second.to(b) * b
+        for a, b in zip(first, second, strict=True)
+    ]
+
+
+def backward_with_surgery(first: Tensor, second: Tensor, parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Fill the gradients of `parameters` with `pcgrad` of two () losses. Takes two backward passes."""
+    one = torch.autograd.grad(first, parameters, retain_graph=True, allow_unused=True)
+    other = torch.autograd.grad(second, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, pcgrad(one, other), strict=True):
+        parameter.grad = gradient

@@ -1,0 +1,25 @@
+"""Heads beside a network's own classifier: features (B, dim) to logits (B, classes)."""
+
+from torch import Tensor, nn, randn
+from torch.nn import functional as F
+
+
+class CosineHead(nn.Module):
+    """cos(z, w_c) / zeta."""
+
+    def __init__(self, dim: int, classes: int, zeta: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(randn(classes, dim) / dim**0.5)
+        self.zeta = zeta
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.linear(F.normalize(features), F.normalize(self.weight)) / self.zeta
+
+
+def make_head(kind: str, dim: int, classes: int, zeta: float) -> nn.Module:
+    """The KD head, of (B, dim)."""
+    if kind == "cosine":
+        return CosineHead(dim, classes, zeta)
+    if kind == "mlp":
+        return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, classes))
+    return nn.Linear(dim, classes)
