@@ -194,12 +194,29 @@ class FilesConfig(DatasetConfig):
     size: int = Field(224, gt=0)
     """Side in pixels. What is packed has `pack.size`; the run key knows the size, not where the pixels are kept."""
     pack: PackConfig = Field(default_factory=PackConfig)
+    stream: bool = False
+    """Neither packed nor held in memory: the files of each batch are decoded for it, by `execution.workers`. Crops at
+    random scales are then cut out of the file's own pixels, else all is as if the files were packed."""
     skip_unreadable: bool = False
     """Go on without files that cannot be decoded; the record says how many."""
     coop_split: Annotated[str | None, FileContent()] = None
     """A split_zhou_<Dataset>.json of CoOp (Zhou et al. 2022, arXiv 2109.01134): its train, val and test images."""
     val: Literal["drawn", "official"] = "drawn"
     """drawn: `val_fraction` of the training images, official validation images among them; official: those alone."""
+
+    @property
+    def pixels(self) -> int:
+        """Side in pixels, packed or not."""
+        return self.pack.size or self.size
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if self.stream and self.skip_unreadable:
+            raise ValueError(
+                "skip_unreadable: which files are unreadable is not known before they are streamed; set it or stream "
+                "to false"
+            )
+        return self
 
 
 class WeakConfig(Schema):
@@ -296,6 +313,9 @@ class ExecutionConfig(Schema):
     """auto (cuda where there is one, else cpu), cpu, cuda, cuda:<n> or mps."""
     threads: int | None = Field(None, gt=0)
     """Threads of torch on the CPU; null: torch's choice."""
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes that decode streamed images ahead of the training; 0: none, the run does it itself; auto: a core each
+    but one, at most 16."""
     outputs: str = Field("outputs", min_length=1)
     progress: bool | None = None
     """Progress bar; null: only on a terminal."""
@@ -537,7 +557,7 @@ def effective(config: RunConfig) -> RunConfig:
     if (dataset.num_labels is None or dataset.split_file is not None) and dataset.split_seed is not None:
         dataset = dataset.replace(split_seed=None)  # nothing is drawn
     if isinstance(dataset, FilesConfig):
-        dataset = dataset.replace(size=dataset.pack.size or dataset.size)
+        dataset = dataset.replace(size=dataset.pixels)
         if dataset.val == "official":
             dataset = dataset.replace(
                 **{n: type(dataset).model_fields[n].default for n in ("val_fraction", "val_seed")}
@@ -675,6 +695,8 @@ def run_key(config: RunConfig) -> str:
             content["schedule"].pop(cadence, None)
     if config.dataset.split_seed == config.seed:  # the same draw as null
         content["dataset"].pop("split_seed", None)
+    if config.views.weak.scale is None:  # the same pixels, streamed or not
+        content["dataset"].pop("stream", None)
     plugins = plugin_hashes(plugged_classes(config)) if config.plugins else []
     text = json.dumps({"version": KEY_VERSION, "config": content, "plugins": plugins}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

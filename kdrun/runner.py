@@ -24,6 +24,7 @@ from kdrun.data.dataset import Arrays, load_dataset
 from kdrun.data.residency import place
 from kdrun.data.splits import Split, write_split
 from kdrun.data.streams import check_streams, make_loader
+from kdrun.data.views import Source
 from kdrun.device import compile_networks, device_of, require_compiler, use_machine
 from kdrun.errors import ConfigError, KdrunError
 from kdrun.evaluation import Evaluator
@@ -220,7 +221,7 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
     _warn(record, *arrays.warnings)
     split = split_of(config, arrays)
     _keep_split(split, directory, record, arrays)
-    train_images, test_images = place(arrays, device, config.dataset.resident)
+    train_images, test_images = place(arrays, device, config.dataset.resident, config.execution.workers)
 
     seed_everything(config.seed)
     setup = setup_of(config, arrays, split)
@@ -325,7 +326,7 @@ def _with_corruptions(config: RunConfig, folder: str) -> Record:
 
 
 def _artifacts(
-    config: RunConfig, required: dict[str, Path], record: Record, arrays: Arrays, split: Split, images: Tensor,
+    config: RunConfig, required: dict[str, Path], record: Record, arrays: Arrays, split: Split, images: Source,
     device: torch.device,
 ) -> dict[str, Tensor]:  # fmt: skip
     """What the method makes of the pool before training; its figures go into the record."""

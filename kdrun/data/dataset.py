@@ -16,6 +16,7 @@ from kdrun.schema import FileContent, marker
 
 if TYPE_CHECKING:
     from kdrun.data.listing import Listing
+    from kdrun.data.streamed import ImageFiles
 
 Images = npt.NDArray[np.uint8]  # (N, H, W, C)
 Labels = npt.NDArray[np.int64]  # (N,)
@@ -41,6 +42,8 @@ class Arrays:
     """(V,) positions in `train_images` of the official validation images; None: a part is drawn."""
     warnings: tuple[str, ...] = ()
     """What the record should say about them."""
+    files: "tuple[ImageFiles, ImageFiles] | None" = None
+    """Training and test images that are streamed; the arrays have their shapes, and black pixels."""
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
