@@ -304,6 +304,10 @@ class EvaluateConfig(Schema):
 
     corruptions: str | None = Field(None, min_length=1)
     """A folder as CIFAR-10-C or CIFAR-100-C, of the dataset's test images; null: none."""
+    sets: list[Literal["imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r"]] = Field(default_factory=list)
+    """Other test sets, of networks that were trained on ImageNet or on some of its classes."""
+    root: str = Field("data", min_length=1)
+    """What holds the folders of `sets`, called as their authors' archives."""
 
 
 class ExecutionConfig(Schema):
@@ -717,7 +721,8 @@ def _content(value: Any, key: str = "") -> Any:
                 not field.is_required() and item == field.get_default(call_default_factory=True)
             ):
                 continue
-            content = file_hash(item, where) if marker(field, FileContent) else _content(item, where)
+            file = marker(field, FileContent)
+            content = content_hash(item, where, file) if file else _content(item, where)
             # a node may differ from its default in nothing that counts
             if content != {} or field.is_required() or not isinstance(item, Schema):
                 out[name] = content
@@ -727,6 +732,11 @@ def _content(value: Any, key: str = "") -> Any:
     if isinstance(value, list):
         return [_content(v, f"{key}.{i}") for i, v in enumerate(value)]
     return value
+
+
+def content_hash(path: str, key: str, file: FileContent) -> str:
+    """What stands in the run key for a field that is marked so."""
+    return path if file.or_name and not os.path.exists(os.path.expanduser(path)) else file_hash(path, key)
 
 
 def file_hash(path: str, key: str) -> str:

@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 from kdrun.errors import ConfigError, allowed
 
 S = TypeVar("S", bound="Schema")
+M = TypeVar("M")
 
 
 class Schema(BaseModel):
@@ -30,7 +31,14 @@ class OutsideKey:
 
 
 class FileContent:
-    """Marks a path that stands in the run key as the hash of the file's content."""
+    """Marks a path that stands in the run key as the hash of the file's content.
+
+    Args:
+        or_name: what is no path here is a name of something elsewhere, and stands for itself.
+    """
+
+    def __init__(self, or_name: bool = False) -> None:
+        self.or_name = or_name
 
 
 def build(schema: type[S], node: Any, key: str, strict: bool | None = None) -> S:
@@ -110,6 +118,6 @@ def _schema_of(annotation: Any) -> type[BaseModel] | None:
     return next((found for found in map(_schema_of, get_args(annotation)) if found), None)
 
 
-def marker(field: FieldInfo, kind: type) -> bool:
-    """Whether a field carries a marker such as `OutsideKey`."""
-    return any(isinstance(item, kind) for item in field.metadata)
+def marker(field: FieldInfo, kind: type[M]) -> M | None:
+    """The marker of a field, such as an `OutsideKey`; None: it has none."""
+    return next((item for item in field.metadata if isinstance(item, kind)), None)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kdrun.config import DatasetConfig, FilesConfig, file_hash
+from kdrun.config import DatasetConfig, FilesConfig, content_hash
 from kdrun.errors import ConfigError, DataError
 from kdrun.registry import lookup
 from kdrun.schema import FileContent, marker
@@ -104,8 +104,8 @@ def load_dataset(config: DatasetConfig, outputs: Path = OUTPUTS, pixels: bool = 
         resident="auto",
     )  # fmt: skip
     fields = type(config).model_fields.items()
-    files = [(name, getattr(plain, name)) for name, field in fields if marker(field, FileContent)]
-    contents = tuple(file_hash(path, f"dataset.{name}") for name, path in files if path is not None)
+    files = [(name, getattr(plain, name), file) for name, field in fields if (file := marker(field, FileContent))]
+    contents = tuple(content_hash(path, f"dataset.{name}", file) for name, path, file in files if path is not None)
     if pixels or not isinstance(config, FilesConfig) or config.pack.size is None:
         arrays = _load(type(config), plain.model_dump_json(), contents, outputs)
     else:
