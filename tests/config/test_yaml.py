@@ -43,6 +43,7 @@ NEEDS = {
     "teacher=file": ["teacher.model.name=resnet10t", f"teacher.path={__file__}"],
     "teacher=ensemble": [MEMBERS],
     "dataset=imagefolder": None,
+    "dataset=hf": None,
     "method=peer_distill": ["students=[resnet8,resnet14]"],
     "method=peer_fixmatch": ["students=[resnet8,resnet14]"],
     **{f"method/uncertainty={name}": [WEIGHTED] for name in ("none", "entropy", "max_prob", "mc_dropout")},
