@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from kdrun.data.views import Center
+from kdrun.data.views import Center, Source
 from kdrun.errors import DataError
 from kdrun.lock import Lock
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 class Pool:
     """The unlabeled images of a run, for what a method makes of them before training. Without their hidden labels."""
 
-    images: Tensor
+    images: Source
     """(N, H, W, C) uint8: the whole train array."""
     index: Tensor
     """(M,) int64 on the CPU, positions of the pool."""

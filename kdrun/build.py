@@ -9,7 +9,7 @@ from torch import Tensor
 from kdrun.config import RunConfig
 from kdrun.data.dataset import Arrays
 from kdrun.data.splits import Split, make_split
-from kdrun.data.views import Center, Crop, Recipe, Strong, Weak
+from kdrun.data.views import Center, Crop, FileCrop, Recipe, Strong, Weak
 from kdrun.method import Setup, for_channels
 
 
@@ -21,8 +21,9 @@ def split_of(config: RunConfig, arrays: Arrays) -> Split:
 def recipes_of(config: RunConfig, arrays: Arrays) -> dict[str, Recipe]:
     """The views that a method may ask for, for images of this size."""
     size, mirror = _size(arrays), config.dataset.mirror
-    crops = config.views.weak.scale is not None
-    weak = Crop.of(config.views, size, mirror) if crops else Weak.of(config.views.weak, size, mirror)
+    weak: Weak | Crop = Weak.of(config.views.weak, size, mirror)
+    if config.views.weak.scale is not None:
+        weak = (Crop if arrays.files is None else FileCrop).of(config.views, size, mirror)
     return {"weak": weak, "strong": Strong.of(config.views.strong, weak, view_size(config, arrays))}
 
 

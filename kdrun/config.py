@@ -266,6 +266,9 @@ class FilesConfig(DatasetConfig):
     size: int = Field(224, gt=0)
     """Side in pixels. What is packed has `pack.size`; the run key knows the size, not where the pixels are kept."""
     pack: PackConfig = Field(default_factory=PackConfig)
+    stream: bool = False
+    """Neither packed nor held in memory: the files of each batch are decoded for it, by `execution.workers`. Crops at
+    random scales are then cut out of the file's own pixels, else all is as if the files were packed."""
     skip_unreadable: bool = False
     """Go on without files that cannot be decoded; the record says how many."""
     coop_split: Annotated[str | None, FileContent()] = None
@@ -283,6 +286,20 @@ class FilesConfig(DatasetConfig):
             return [line.strip() for line in Path(given).expanduser().read_text().splitlines() if line.strip()]
         except (OSError, ValueError) as error:
             raise ValueError(f"{given}: not a readable text file with a name on each line ({error})") from None
+
+    @property
+    def pixels(self) -> int:
+        """Side in pixels, packed or not."""
+        return self.pack.size or self.size
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if self.stream and self.skip_unreadable:
+            raise ValueError(
+                "skip_unreadable: which files are unreadable is not known before they are streamed; set it or stream "
+                "to false"
+            )
+        return self
 
 
 class WeakConfig(Schema):
@@ -370,6 +387,10 @@ class EvaluateConfig(Schema):
 
     corruptions: str | None = Field(None, min_length=1)
     """A folder as CIFAR-10-C or CIFAR-100-C, of the dataset's test images; null: none."""
+    sets: list[Literal["imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r"]] = Field(default_factory=list)
+    """Other test sets, of networks that were trained on ImageNet or on some of its classes."""
+    root: str = Field("data", min_length=1)
+    """What holds the folders of `sets`, called as their authors' archives."""
 
 
 class ExecutionConfig(Schema):
@@ -379,6 +400,9 @@ class ExecutionConfig(Schema):
     """auto (cuda where there is one, else cpu), cpu, cuda, cuda:<n> or mps."""
     threads: int | None = Field(None, gt=0)
     """Threads of torch on the CPU; null: torch's choice."""
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes that decode streamed images ahead of the training; 0: none, the run does it itself; auto: a core each
+    but one, at most 16."""
     outputs: str = Field("outputs", min_length=1)
     progress: bool | None = None
     """Progress bar; null: only on a terminal."""
@@ -625,7 +649,7 @@ def effective(config: RunConfig) -> RunConfig:
     if (dataset.num_labels is None or dataset.split_file is not None) and dataset.split_seed is not None:
         dataset = dataset.replace(split_seed=None)  # nothing is drawn
     if isinstance(dataset, FilesConfig):
-        dataset = dataset.replace(size=dataset.pack.size or dataset.size)
+        dataset = dataset.replace(size=dataset.pixels)
         if dataset.val == "official":
             dataset = dataset.replace(
                 **{n: type(dataset).model_fields[n].default for n in ("val_fraction", "val_seed")}
@@ -697,6 +721,11 @@ def _contradictions(config: RunConfig) -> list[str]:
         errors.append(
             f"teacher.cache.mode: {config.teacher.cache.mode}, but mixed images (views.mix.kind={mix.kind}) are never "
             "the same twice; set one of them to off or none"
+        )
+    if config.teacher.cache.mode != "off" and getattr(config.dataset, "stream", False) and config.needs_teacher:
+        errors.append(
+            f"teacher.cache.mode: {config.teacher.cache.mode}, but dataset.stream=true crops each image anew from its file; "
+            "pack the images (dataset.stream=false, dataset.pack.size), or set teacher.cache.mode=off"
         )
     if config.dataset.part == "upstream" and not config.dataset.upstream:
         errors.append("dataset.part: the upstream part is empty; give dataset.upstream, the share that is set apart")
@@ -784,6 +813,8 @@ def run_key(config: RunConfig) -> str:
             content["schedule"].pop(cadence, None)
     if config.dataset.split_seed == config.seed:  # the same draw as null
         content["dataset"].pop("split_seed", None)
+    if config.views.weak.scale is None:  # the same pixels, streamed or not
+        content["dataset"].pop("stream", None)
     plugins = plugin_hashes(plugged_classes(config)) if config.plugins else []
     text = json.dumps({"version": KEY_VERSION, "config": content, "plugins": plugins}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -805,7 +836,7 @@ def _content(value: Any, key: str = "") -> Any:
             ):
                 continue
             file = marker(field, FileContent)
-            content = file_hash(item, where, file.whole) if file else _content(item, where)
+            content = content_hash(item, where, file) if file else _content(item, where)
             # a node may differ from its default in nothing that counts
             if content != {} or field.is_required() or not isinstance(item, Schema):
                 out[name] = content
@@ -815,6 +846,13 @@ def _content(value: Any, key: str = "") -> Any:
     if isinstance(value, list):
         return [_content(v, f"{key}.{i}") for i, v in enumerate(value)]
     return value
+
+
+def content_hash(path: str, key: str, file: FileContent) -> str:
+    """What stands in the run key for a field that is marked so."""
+    if file.or_name and not os.path.exists(os.path.expanduser(path)):
+        return path
+    return file_hash(path, key, file.whole)
 
 
 def file_hash(path: str, key: str, whole: bool = False) -> str:

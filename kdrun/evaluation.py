@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdrun.data.views import Center, View, clean
+from kdrun.data.views import Center, Source, View, clean_batches
 from kdrun.device import autocast, eager
 from kdrun.files import atomic_path
 from kdrun.method import Predictor
@@ -26,7 +26,7 @@ class Evaluator:
     """
 
     def __init__(
-        self, splits: Mapping[str, tuple[Tensor, Tensor, Tensor]], batch_size: int, precision: str = "fp32",
+        self, splits: Mapping[str, tuple[Source, Tensor, Tensor]], batch_size: int, precision: str = "fp32",
         compiled: bool = False, center: Center | None = None,
     ) -> None:  # fmt: skip
         self.splits = {name: parts for name, parts in splits.items() if len(parts[1])}
@@ -45,8 +45,8 @@ class Evaluator:
         out: dict[tuple[str, str], Tensor] = {}
         for split, (images, index, _) in self.splits.items():
             parts: dict[str, list[Tensor]] = {net: [] for net in predictors}
-            for chunk in index.split(self.batch_size):
-                view = View(clean(images, chunk, self.center), chunk)
+            for chunk, pixels in clean_batches(images, index, self.batch_size, self.center):
+                view = View(pixels, chunk)
                 with autocast(index.device, self.precision):
                     for net, predictor in predictors.items():
                         parts[net].append(predictor(view))

@@ -92,7 +92,7 @@ def keep(
     """
     temperature = 1.0
     if isinstance(network, Tempered):
-        network, temperature = network.network, network.temperature
+        network, temperature = network.network, float(network.temperature)  # type: ignore[arg-type]
     shape = (len(index), views.count, num_classes + 1)
     size = 2 * math.prod(shape)
     if device.type != "cpu" and size > SHARE * free_memory(device):

@@ -171,6 +171,9 @@ class Loop:
                     raise Interrupted(f"stopped by {stop.received}; no checkpoint: {error}") from error
                 raise
         clock_in()
+        waited, trained = progress.seconds["data"], progress.seconds["train"]
+        share = waited / max(waited + trained, 1e-9)
+        log.info("trained for %.1f s, of which %.0f %% waiting for data", waited + trained, 100 * share)
         return progress
 
     def _optimize(self, step: int, batch: Batch, clip: Mapping[str, list[Tensor]]) -> Step:

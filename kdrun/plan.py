@@ -218,7 +218,7 @@ def parser() -> ArgumentParser:
 def _check(jobs: list[Job]) -> list[tuple[tuple[str, ...], str]]:
     """What only the data, the disk and the machine can tell, for the jobs that are not done yet."""
     from kdrun.finished import finished
-    from kdrun.runner import check
+    from kdrun.runner import check, check_measurements
 
     errors = []
     for outputs in {job.config.execution.outputs for job in jobs}:
@@ -228,6 +228,8 @@ def _check(jobs: list[Job]) -> list[tuple[tuple[str, ...], str]]:
         try:
             if finished(job.directory) is None:
                 check(job.config)
+            else:
+                check_measurements(job.config)
         except KdrunError as error:
             errors += [(job.overrides, line) for line in str(error).splitlines()]
     return errors

@@ -23,8 +23,10 @@ from kdrun.corruptions import Corruptions
 from kdrun.corruptions import summary as summary_of_corruptions
 from kdrun.data.dataset import Arrays, load_dataset
 from kdrun.data.residency import place
+from kdrun.data.shifted import ShiftedSet
 from kdrun.data.splits import Split, write_split
 from kdrun.data.streams import check_streams, make_loader
+from kdrun.data.views import Source
 from kdrun.device import compile_networks, device_of, require_compiler, use_machine
 from kdrun.errors import ConfigError, KdrunError
 from kdrun.evaluation import Evaluator
@@ -56,8 +58,11 @@ def run(config: RunConfig, overrides: Iterable[str] = (), job_type: str = "train
         KeyboardInterrupt: stopped by a signal; the same call goes on from the checkpoint.
     """
     record = _trained(config, overrides, job_type)
-    if record["status"] == "done" and config.evaluate.corruptions is not None and job_type == "train":
-        return _with_corruptions(config, config.evaluate.corruptions)
+    if record["status"] == "done" and job_type == "train":
+        if config.evaluate.corruptions is not None:
+            record = _with_corruptions(config, config.evaluate.corruptions)
+        if config.evaluate.sets:
+            record = _with_sets(config)
     return record
 
 
@@ -129,8 +134,7 @@ def check(config: RunConfig) -> None:
         require_compiler()
     arrays = load_dataset(config.dataset, _outputs(config.directory), pixels=False)
     split = split_of(config, arrays)
-    if config.evaluate.corruptions is not None:
-        _corruptions(config.evaluate.corruptions, arrays)
+    check_measurements(config)
     # seeds and labels change neither networks nor optimizer
     shape = config.replace(seed=0, dataset=config.dataset.replace(num_labels=None, split_seed=None, split_file=None))
     key = run_key(shape)
@@ -157,6 +161,16 @@ def check(config: RunConfig) -> None:
             check(required)
         except ConfigError as error:
             raise ConfigError(*(f"{role}: {line}" for line in error.lines)) from None
+
+
+def check_measurements(config: RunConfig) -> None:
+    """Refuse what `evaluate` asks for where its files are missing or do not fit the dataset."""
+    if config.evaluate.corruptions is None and not config.evaluate.sets:
+        return
+    arrays = load_dataset(config.dataset, _outputs(config.directory), pixels=False)
+    if config.evaluate.corruptions is not None:
+        _corruptions(config.evaluate.corruptions, arrays)
+    _sets(config, arrays)
 
 
 def _require_weights(model: str, setup: Setup) -> None:
@@ -228,7 +242,7 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
     _warn(record, *arrays.warnings)
     split = split_of(config, arrays)
     _keep_split(split, directory, record, arrays)
-    train_images, test_images = place(arrays, device, config.dataset.resident)
+    train_images, test_images = place(arrays, device, config.dataset.resident, config.execution.workers)
 
     seed_everything(config.seed)
     setup = setup_of(config, arrays, split)
@@ -242,7 +256,7 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
     extra = _artifacts(config, required, record, arrays, split, train_images, device)
     refuse_features(config, method)
     stored = stored_views(config, recipes["weak"], len(train_images))
-    if stored is not None and teacher is not None and frozen is not None:
+    if stored is not None and teacher is not None and frozen is not None and isinstance(train_images, Tensor):
         streams = {"labeled": split.labeled, "unlabeled": split.unlabeled}
         shown = np.unique(np.concatenate([streams[name] for name in method.streams]))
         teacher.kept, record["artifacts"]["teacher_outputs"] = keep(
@@ -342,8 +356,37 @@ def _with_corruptions(config: RunConfig, folder: str) -> Record:
     return record
 
 
+def _sets(config: RunConfig, arrays: Arrays) -> list[ShiftedSet]:
+    root = Path(config.evaluate.root).expanduser()
+    return [ShiftedSet(name, root, config.dataset, arrays.class_names) for name in dict.fromkeys(config.evaluate.sets)]
+
+
+def _with_sets(config: RunConfig) -> Record:
+    """The record of a finished run with what its networks and its teacher do on other test sets."""
+    arrays = load_dataset(config.dataset, _outputs(config.directory), pixels=False)
+    run = FinishedRun.open(config.directory)
+    with run.amended() as record:
+        known = record.get("sets") or {}
+        missing = [part for part in _sets(config, arrays) if known.get(part.name) != part.hash]
+        if not missing:
+            return record
+        rebuilt = run.rebuild(config.execution)
+        for part in missing:
+            record["metrics"] |= finite(part.evaluate(
+                rebuilt.predictors, rebuilt.device,
+                batch_size=config.execution.eval_batch_size, precision=config.schedule.precision,
+                center=rebuilt.center,
+            ))  # fmt: skip
+            record["sets"] = {**(record.get("sets") or {}), part.name: part.hash}
+            log.info(
+                "%s: %d images of %d classes, top1 %.4f", part.name, len(part.files), len(part.classes),
+                record["metrics"][f"{part.name}/{record['headline']}/top1"],
+            )  # fmt: skip
+    return record
+
+
 def _artifacts(
-    config: RunConfig, required: dict[str, Path], record: Record, arrays: Arrays, split: Split, images: Tensor,
+    config: RunConfig, required: dict[str, Path], record: Record, arrays: Arrays, split: Split, images: Source,
     device: torch.device,
 ) -> dict[str, Tensor]:  # fmt: skip
     """What the method makes of the pool before training; its figures go into the record."""
@@ -442,6 +485,7 @@ def _new_record(config: RunConfig, directory: Path, overrides: list[str]) -> Rec
         "metrics": {},
         "best_on_val": None,
         "corruptions": None,
+        "sets": {},
         "warnings": [],
         "error": None,
     }

@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 from kdrun.errors import ConfigError, allowed
 
 S = TypeVar("S", bound="Schema")
+M = TypeVar("M")
 
 
 class Schema(BaseModel):
@@ -33,10 +34,14 @@ class FileContent:
     """Marks a path that stands in the run key as the hash of the file's content.
 
     Of a folder: of the names and sizes of its files, or with `whole` of their content.
+
+    Args:
+        or_name: what is no path here is a name of something elsewhere, and stands for itself.
     """
 
-    def __init__(self, whole: bool = False) -> None:
+    def __init__(self, whole: bool = False, or_name: bool = False) -> None:
         self.whole = whole
+        self.or_name = or_name
 
 
 def build(schema: type[S], node: Any, key: str, strict: bool | None = None) -> S:
@@ -116,9 +121,6 @@ def _schema_of(annotation: Any) -> type[BaseModel] | None:
     return next((found for found in map(_schema_of, get_args(annotation)) if found), None)
 
 
-M = TypeVar("M")
-
-
 def marker(field: FieldInfo, kind: type[M]) -> M | None:
-    """The marker that a field carries, such as `OutsideKey`."""
+    """The marker of a field, such as an `OutsideKey`; None: it has none."""
     return next((item for item in field.metadata if isinstance(item, kind)), None)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdrun.artifacts import Pool, ensure
 from kdrun.clustering import ClusteringConfig, Unclusterable, dec, kmeans, match_classes
-from kdrun.data.views import View, clean
+from kdrun.data.views import View, clean_batches
 from kdrun.device import autocast
 from kdrun.errors import DataError
 from kdrun.files import write_bytes, write_json
@@ -131,9 +131,9 @@ def predict(network: Network, pool: Pool) -> tuple[Tensor, Tensor, Tensor]:
     device = pool.device
     network.to(device).eval()
     parts = []
-    for chunk in pool.index.to(device).split(pool.batch_size):
+    for chunk, pixels in clean_batches(pool.images, pool.index.to(device), pool.batch_size, pool.center):
         with autocast(device, pool.precision):
-            out = network(View(clean(pool.images, chunk, pool.center), chunk), ("prelogits",))
+            out = network(View(pixels, chunk), ("prelogits",))
         best = out.logits.softmax(1).max(1)
         parts.append((best.values.cpu(), best.indices.cpu(), out.features["prelogits"].float().cpu()))
     confidence, label, features = (torch.cat(column) for column in zip(*parts, strict=True))

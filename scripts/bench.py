@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,13 @@ def seconds_of(call: Callable[[], Any], times: int) -> float:
 
 
 class LoopBench:
-    """kdrun's loop on random images of CIFAR's size, built as a run builds it, from overrides."""
+    """kdrun's loop on random images of CIFAR's size, built as a run builds it, from overrides.
 
-    def __init__(self, *overrides: str, steps: int) -> None:
+    Args:
+        data: other images: overrides of `dataset`.
+    """
+
+    def __init__(self, *overrides: str, steps: int, data: Sequence[str] = ()) -> None:
         from kdrun.build import visible_targets
         from kdrun.data.dataset import load_dataset
         from kdrun.data.splits import make_split
@@ -57,19 +61,22 @@ class LoopBench:
 
         self.steps = steps
         self._folder = tempfile.TemporaryDirectory()
-        path = f"{self._folder.name}/d.npz"
-        rng = np.random.default_rng(0)
-        pixels, labels = rng.integers(0, 256, (5000, 32, 32, 3), dtype=np.uint8), np.arange(5000) % 100
-        np.savez(
-            path, train_images=pixels, train_labels=labels, test_images=pixels[:100], test_labels=labels[:100],
-        )  # fmt: skip
+        if not data:
+            path = f"{self._folder.name}/d.npz"
+            rng = np.random.default_rng(0)
+            pixels, labels = rng.integers(0, 256, (5000, 32, 32, 3), dtype=np.uint8), np.arange(5000) % 100
+            np.savez(
+                path, train_images=pixels, train_labels=labels, test_images=pixels[:100], test_labels=labels[:100],
+            )  # fmt: skip
+            data = ["dataset=npz", f"dataset.path={path}"]
         with Composer() as composer:
             self.config = composer.typed([
-                "dataset=npz", f"dataset.path={path}", "tracker=none", f"schedule.steps={steps}",
+                *data, "tracker=none", f"schedule.steps={steps}",
                 "schedule.eval_every_steps=null", "execution.progress=false", "dataset.val_fraction=0", *overrides,
             ])  # fmt: skip
-        self.arrays = load_dataset(self.config.dataset)
-        self.split = make_split(self.config, self.arrays.train_labels, self.arrays.num_classes, 100)
+        self.arrays = load_dataset(self.config.dataset, Path(self._folder.name))
+        num_test = len(self.arrays.test_labels)
+        self.split = make_split(self.config, self.arrays.train_labels, self.arrays.num_classes, num_test)
         target = visible_targets(self.arrays, self.split)
         self.setup = Setup(self.arrays.num_classes, 3, self.arrays.mean, self.arrays.std, target)
         self.evaluator = Evaluator({}, 1000)
@@ -89,6 +96,7 @@ class LoopBench:
             prebuilt: a batch for all steps; None: they are made from the dataset.
         """
         from kdrun.build import recipes_of
+        from kdrun.data.residency import place
         from kdrun.data.streams import make_loader
         from kdrun.loop import Loop
         from kdrun.tracking import Tracker
@@ -97,7 +105,7 @@ class LoopBench:
         method = config.method_class(config, self.setup).to(memory_format=torch.channels_last)
         clock = config.schedule.clock(len(self.split.labeled))
         loader = Prebuilt(prebuilt) if prebuilt else make_loader(
-            method.streams, self.arrays, self.split, torch.from_numpy(self.arrays.train_images),
+            method.streams, self.arrays, self.split, place(self.arrays, torch.device("cpu"), "auto")[0],
             type(method).batch_sizes(config), recipes_of(config, self.arrays), 0, total_steps=clock.total_steps,
         )  # fmt: skip
         directory = Path(tempfile.mkdtemp(dir=self._folder.name))
@@ -599,9 +607,121 @@ def bench_metrics(images: int = 10_000) -> None:
     report("  metrics / evaluation", [100 * b / (a + b) for a, b in pairs], "%")
 
 
+def write_photos(folder: Path, count: int) -> None:
+    """JPEG files of 500x375 pixels in two classes, with the edges and the noise that make decoding work."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:375, :500]
+    for split, number in (("train", count), ("test", 2)):
+        for k in range(number):
+            wave = 127 + 90 * np.sin(rng.uniform(0, 6, 3) + (y[..., None] * rng.uniform(1, 9) + x[..., None]) / 40)
+            wave[100:200, 50:300] = rng.integers(0, 256, 3)
+            path = folder / split / f"class{k % 2}" / f"{k}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.clip(wave + rng.normal(0, 12, wave.shape), 0, 255).astype(np.uint8)).save(path)
+
+
+def bench_data(images: int = 192) -> None:
+    """Packed images beside decoding, streamed ones beside a bare DataLoader, the loop with packed images of 64 px."""
+    from torch.utils.data import DataLoader
+    from torchvision import datasets, transforms
+
+    from kdrun.build import recipes_of
+    from kdrun.data.dataset import load_dataset
+    from kdrun.data.residency import place
+    from kdrun.data.splits import make_split
+    from kdrun.data.streams import make_loader
+    from kdrun.data.views import rows
+    from kdrun.plan import Composer
+
+    cpu, batch, workers = torch.device("cpu"), 32, 2
+    with tempfile.TemporaryDirectory() as folder:
+        tree, outputs = Path(folder) / "tree", Path(folder) / "outputs"
+        write_photos(tree, images)
+        given = ["dataset=imagefolder", f"dataset.path={tree}", "dataset.val_fraction=0", "dataset.pack.size=256"]
+        with Composer() as composer:
+            packed, streamed = (
+                composer.typed([
+                    *given, "views=imagenet", "method=supervised", "teacher=none", f"dataset.stream={stream}",
+                    f"schedule.batch_size={batch}",
+                ])
+                for stream in ("false", "true")
+            )  # fmt: skip
+        order = torch.randperm(images, generator=torch.Generator().manual_seed(0))
+        pixels, _ = place(load_dataset(packed.dataset, outputs), cpu, "auto")
+        arrays = load_dataset(streamed.dataset, outputs)
+        files, _ = place(arrays, cpu, "auto", workers)
+        times = [
+            [seconds_of(lambda source=source: [rows(source, at, cpu) for at in order.split(batch)], 1)
+             for source in (pixels, files)]
+            for _ in range(ROUNDS)
+        ]  # fmt: skip
+        report("decoding 500x375 -> 256 px, all cores", [images / b for _, b in times], "images/s")
+        report("  packed, in random order", [images / a for a, _ in times], "images/s")
+        report("  packed / decoding", [b / a for a, b in times], "")
+
+        split = make_split(streamed, arrays.train_labels, 2, len(arrays.test_labels))
+        recipes = {"weak": recipes_of(streamed, arrays)["weak"]}
+        steps = images // batch
+
+        def ours(total: int) -> float:
+            loader = make_loader(
+                {"labeled": ("weak",)}, arrays, split, files, {"labeled": batch}, recipes, 0, None, total, device=cpu
+            )
+            return timed(map(loader.batch, range(total)), loader.close)
+
+        bare_set = datasets.ImageFolder(
+            str(tree / "train"), transforms.Compose([transforms.RandomResizedCrop(224), transforms.PILToTensor()])
+        )
+
+        def bare(total: int) -> float:
+            loader = DataLoader(
+                bare_set, batch, sampler=torch.randint(images, (total * batch,)).tolist(), num_workers=workers
+            )
+            return timed(iter(loader), lambda: None)
+
+        def timed(batches: Any, close: Callable[[], None]) -> float:
+            """Seconds a batch, once workers are there."""
+            next(batches)
+            started, count = time.perf_counter(), 0
+            for _ in batches:
+                count += 1
+            took = (time.perf_counter() - started) / count
+            close()
+            return took
+
+        pairs = [(ours(4 * steps), bare(4 * steps)) for _ in range(ROUNDS)]
+        report(f"bare DataLoader, crops of 224 px, {workers} workers", [batch / b for _, b in pairs], "images/s")
+        report("  streamed", [batch / a for a, _ in pairs], "images/s")
+        report("  streamed / bare DataLoader, seconds", [a / b for a, b in pairs], "")
+
+        small = [*given[:3], "dataset.pack.size=64", "method=supervised", "teacher=none"]
+        bench = LoopBench(
+            "student=timm",
+            "student.name=resnet18",
+            f"schedule.batch_size={batch}",
+            "schedule.lr=0.01",
+            steps=6,
+            data=small,
+        )
+        tensor, wanted = torch.randn(batch, 3, 64, 64).to(memory_format=torch.channels_last), torch.arange(batch) % 2
+
+        def bare_step() -> float:
+            student = bench.setup.network(bench.config.students[0], 0).net.to(memory_format=torch.channels_last).train()
+            optimizer = bench.optimizer(student)
+            started = time.perf_counter()
+            for _ in range(bench.steps):
+                loss = F.cross_entropy(student(tensor), wanted)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+            return (time.perf_counter() - started) / bench.steps
+
+        report_pairs("resnet18, packed images of 64 px, batch 32", bench.seconds, bare_step)
+
+
 BENCHES: dict[str, Callable[[], None]] = {
     "start": bench_start, "views": bench_views, "loop": bench_loop, "fixmatch": bench_fixmatch, "peers": bench_peers,
-    "losses": bench_losses, "metrics": bench_metrics, "memory": bench_memory, "sweep": bench_sweep,
+    "losses": bench_losses, "metrics": bench_metrics, "memory": bench_memory, "sweep": bench_sweep, "data": bench_data,
 }  # fmt: skip
 
 if __name__ == "__main__":

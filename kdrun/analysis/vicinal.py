@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from kdrun.config import MixConfig
 from kdrun.data.mix import Mix
 from kdrun.data.residency import place
-from kdrun.data.views import Center, View, clean
+from kdrun.data.views import Center, Source, View, clean
 from kdrun.errors import KdrunError
 from kdrun.files import write_json
 from kdrun.finished import FinishedRun, Rebuilt
@@ -173,7 +173,7 @@ def measured(answers: Mapping[str, Answers], pairs: Pairs) -> dict[str, Findings
 
 @torch.no_grad()
 def ask(
-    predictors: Mapping[str, Predictor], images: Tensor, index: Tensor, target: Tensor, options: Options,
+    predictors: Mapping[str, Predictor], images: Source, index: Tensor, target: Tensor, options: Options,
     device: torch.device | None = None, center: Center | None = None,
 ) -> tuple[dict[str, Answers], Pairs]:  # fmt: skip
     """The predictors' answers on clean and on mixed images, and the pairs, on the CPU.
@@ -245,7 +245,7 @@ def vicinal(run: FinishedRun, options: Options) -> str:
     return "\n".join([f"{run.directory}: {_stated(protocol)}", *_rows(found), told(files)])
 
 
-def images_of(rebuilt: Rebuilt, split: str) -> tuple[Tensor, Tensor, Tensor]:
+def images_of(rebuilt: Rebuilt, split: str) -> tuple[Source, Tensor, Tensor]:
     """Images (M, H, W, C) uint8, which of them make the split (N,), and labels (M,), also those hidden from the run."""
     arrays = rebuilt.arrays
     images, test_images = place(arrays, rebuilt.device, rebuilt.config.dataset.resident)

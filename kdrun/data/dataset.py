@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kdrun.config import DatasetConfig, FilesConfig, file_hash
+from kdrun.config import DatasetConfig, FilesConfig, content_hash
 from kdrun.errors import ConfigError, DataError
 from kdrun.registry import lookup
 from kdrun.schema import FileContent, marker
 
 if TYPE_CHECKING:
     from kdrun.data.listing import Listing
+    from kdrun.data.streamed import ImageFiles
 
 Images = npt.NDArray[np.uint8]  # (N, H, W, C)
 Labels = npt.NDArray[np.int64]  # (N,)
@@ -43,6 +44,8 @@ class Arrays:
     """What the record should say about them."""
     named: bool = True
     """False: `class_names` are mere numbers, because nobody gave names."""
+    files: "tuple[ImageFiles, ImageFiles] | None" = None
+    """Training and test images that are streamed; the arrays have their shapes, and black pixels."""
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
@@ -103,8 +106,8 @@ def load_dataset(config: DatasetConfig, outputs: Path = OUTPUTS, pixels: bool = 
         class_names=None, upstream=0.0, part="downstream", resident="auto",
     )  # fmt: skip
     fields = type(config).model_fields.items()
-    files = [(name, getattr(plain, name)) for name, field in fields if marker(field, FileContent)]
-    contents = tuple(file_hash(path, f"dataset.{name}") for name, path in files if path is not None)
+    files = [(name, getattr(plain, name), file) for name, field in fields if (file := marker(field, FileContent))]
+    contents = tuple(content_hash(path, f"dataset.{name}", file) for name, path, file in files if path is not None)
     if pixels or not isinstance(config, FilesConfig) or config.pack.size is None:
         arrays = _load(type(config), plain.model_dump_json(), contents, outputs)
     else:

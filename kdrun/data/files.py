@@ -180,18 +180,25 @@ def decode(paths: Sequence[Path], size: int, crop: str = "center") -> tuple[Imag
     return out[: len(paths) - len(unreadable)], unreadable
 
 
-def decoded(paths: Sequence[Path], size: int, crop: str = "center") -> Iterator[Images | str]:
-    """Each image in turn as (size, size, 3) uint8, or `path (what is wrong)`; as many threads as cores work ahead."""
-    workers = cores()
+def decoded(
+    paths: Sequence[Path], size: int, crop: str = "center", workers: int = 0, ahead: int = 0
+) -> Iterator[Images | str]:
+    """Each image in turn as (size, size, 3) uint8, or `path (what is wrong)`; threads work ahead.
+
+    Args:
+        workers: threads; 0: as many as cores.
+        ahead: images that are decoded before they are asked for, at the least.
+    """
+    workers = workers or cores()
     pool = ThreadPoolExecutor(workers, "decode")
     try:
-        ahead: deque[Future[Images | str]] = deque()
+        queue: deque[Future[Images | str]] = deque()
         for path in paths:
-            ahead.append(pool.submit(_decoded, path, size, crop))
-            if len(ahead) > 8 * workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+            queue.append(pool.submit(_decoded, path, size, crop))
+            if len(queue) > max(8 * workers, ahead):
+                yield queue.popleft().result()
+        while queue:
+            yield queue.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -202,7 +209,12 @@ def cores() -> int:
 
 
 def _decoded(path: Path, size: int, crop: str) -> Images | str:
-    """center: short side resized (bicubic, antialiased), then the center square; square: both sides resized.
+    rgb = read_rgb(path)
+    return rgb if isinstance(rgb, str) else fit(rgb, size, crop)
+
+
+def read_rgb(path: Path) -> "Image | str":
+    """All of an image, or `path (what is wrong)`.
 
     Of an animation the first frame; 16 bits are scaled to 8; gray, palettes, CMYK and transparency become RGB.
     """
@@ -210,11 +222,17 @@ def _decoded(path: Path, size: int, crop: str) -> Images | str:
 
     try:
         with Image.open(path) as image:
-            rgb = _rgb(image)
+            return _rgb(image)
     except UnidentifiedImageError:
         return f"{path} (not an image)"
     except Exception as error:  # a damaged file may raise anything
         return f"{path} ({getattr(error, 'strerror', None) or error or type(error).__name__})"
+
+
+def fit(rgb: "Image", size: int, crop: str) -> Images:
+    """center: short side resized (bicubic, antialiased), then the center square; square: both sides resized."""
+    from PIL import Image
+
     if crop == "square":
         return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
     scale = size / min(rgb.size)

@@ -11,6 +11,7 @@ from kdrun.config import FilesConfig
 from kdrun.data.dataset import Arrays, Images
 from kdrun.data.files import decode, list_images
 from kdrun.data.packed import Pack, absent
+from kdrun.data.streamed import ImageFiles
 from kdrun.errors import ConfigError, DataError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -37,7 +38,8 @@ def read_files(listing: Listing, config: FilesConfig, outputs: Path, pixels: boo
     """The arrays of a listing. Training images: its own, the official validation images, the unlabeled ones.
 
     Args:
-        pixels: false: where images have yet to be packed, black ones that take no memory stand for them.
+        pixels: false: where images have yet to be packed, black ones that take no memory stand for them, as they
+            always do where the files are streamed.
     """
     key = listing.key
     if config.val == "official" and not listing.val:
@@ -48,6 +50,7 @@ def read_files(listing: Listing, config: FilesConfig, outputs: Path, pixels: boo
     files = [*listing.train, *listing.val, *more, *listing.test]
     paths, labels = [path for path, _ in files], np.asarray([label for _, label in files], np.int64)
     images, unreadable = _pixels(paths, listing, config, outputs, pixels)
+    streamed = ImageFiles.of(paths, config.pixels, config.pack.crop) if config.stream else None
     ends = np.cumsum([len(listing.train), len(listing.val), len(more)])
     warnings: tuple[str, ...] = ()
     if unreadable:
@@ -65,6 +68,7 @@ def read_files(listing: Listing, config: FilesConfig, outputs: Path, pixels: boo
     arrays = Arrays(
         images[:cut], labels[:cut], images[cut:], labels[cut:], tuple(listing.class_names), IMAGENET_MEAN,
         IMAGENET_STD, num_unlabeled=cut - val, source=f"{key}: {listing.folder}", warnings=warnings,
+        files=None if streamed is None else (streamed[:cut], streamed[cut:]),
     )  # fmt: skip
     return replace(arrays, val=np.arange(train, val)) if config.val == "official" else arrays
 
@@ -73,7 +77,9 @@ def _pixels(
     paths: list[Path], listing: Listing, config: FilesConfig, outputs: Path, pixels: bool
 ) -> tuple[Images, dict[int, str]]:
     size, crop = config.size, config.pack.crop
-    pack = Pack(paths, listing.folder, size, crop, outputs, listing.key)
+    pack = Pack(paths, listing.folder, size, crop, outputs, listing.key)  # refuses files that are not there
+    if config.stream:
+        return np.broadcast_to(np.uint8(0), (len(paths), config.pixels, config.pixels, 3)), {}
     if config.pack.size is None:
         return decode(paths, size, crop)
     packed = pack.build() if pixels else pack.open()
@@ -88,11 +94,10 @@ def _unlabeled(config: FilesConfig) -> Files:
         return []
     folder = Path(config.unlabeled).expanduser()
     if not folder.is_dir():
-        if config.pack.size is None:
+        if config.pack.size is None and not config.stream:
             return []  # an array, which is read and added like any other dataset's
-        raise DataError(
-            f"dataset.unlabeled: {folder}: not a folder, and only image files can be packed with the others"
-        )
+        how = "streamed" if config.stream else "packed"
+        raise DataError(f"dataset.unlabeled: {folder}: not a folder, and only image files can be {how} with the others")
     return [(path, -1) for path in list_images(folder, "dataset.unlabeled")]
 
 

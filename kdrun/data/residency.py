@@ -2,26 +2,37 @@
 
 import logging
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kdrun.data.dataset import Arrays, Images
+from kdrun.data.streamed import num_workers
+from kdrun.data.views import Source
 
 log = logging.getLogger(__name__)
 
 SHARE = 0.5  # of a device's free memory that images may take; the rest is for networks
 
 
-def place(arrays: Arrays, device: torch.device, wanted: bool | str) -> tuple[Tensor, Tensor]:
-    """Training and test images (N, H, W, C) uint8 as tensors, on the device or on the host.
+def place(
+    arrays: Arrays, device: torch.device, wanted: bool | str, workers: int | str = "auto"
+) -> tuple[Source, Source]:
+    """Training and test images (N, H, W, C) uint8 as tensors, on the device or on the host; or as streamed files.
 
     On a CPU a packed file stays mapped: the system keeps in memory what fits.
 
     Args:
         wanted: `dataset.resident`.
+        workers: `execution.workers`.
     """
+    if arrays.files is not None:
+        workers = num_workers(workers)
+        log.info("%d image files, decoded for each batch by %d workers", sum(map(len, arrays.files)), workers)
+        train_files, test_files = (replace(files, workers=workers) for files in arrays.files)
+        return train_files, test_files
     both = (arrays.train_images, arrays.test_images)
     if device.type == "cpu":
         train, test = (_tensor(np.array(images) if wanted is True else images) for images in both)

@@ -5,19 +5,25 @@ normalised: every network normalises its own input.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from kdrun.config import StrongConfig, ViewsConfig, WeakConfig
+from kdrun.data.dataset import Images
 from kdrun.data.randaugment import StrongParams, StrongRecipe, apply_strong, draw_strong
 from kdrun.data.resample import resize, resize_boxes
+from kdrun.data.streamed import ImageFiles
 from kdrun.device import send
 from kdrun.errors import ConfigError
 from kdrun.seeding import generator
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ class Samples:
 
 
 Batch = dict[str, Samples]
+Source = Tensor | ImageFiles  # (N, H, W, C) uint8
 
 
 class Recipe(Protocol):
@@ -211,11 +218,20 @@ class Crop:
         side = min(size) if config.size is None else config.size
         return cls(size, side, (low, high), (weak.ratio[0], weak.ratio[1]), weak.interpolation, weak.flip and mirror)
 
-    def draw(self, generator: Generator, n: int) -> CropParams:
-        height, width = self.source
-        area, shape = torch.rand(2, n, self.TRIES, generator=generator, dtype=torch.float64)
+    def draw(self, generator: Generator, n: int) -> Any:
+        tries, place, flip = self.numbers(generator, n)
+        return CropParams(self.boxes(tries, place, self.source), flip)
+
+    def numbers(self, generator: Generator, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Uniform numbers for the area and the shape of each try (2, n, TRIES) and for the place (2, n); flips (n,)."""
+        tries = torch.rand(2, n, self.TRIES, generator=generator, dtype=torch.float64)
         place = torch.rand(2, n, generator=generator, dtype=torch.float64)
         flip = torch.rand(n, generator=generator) < 0.5 if self.flip else torch.zeros(n, dtype=torch.bool)
+        return tries, place, flip
+
+    def boxes(self, tries: Tensor, place: Tensor, source: tuple[int, int]) -> Tensor:
+        """(n, 4) int64 boxes within images of height and width `source`, by the numbers that `numbers` drew."""
+        (height, width), (area, shape), n = source, tries, len(place[0])
         (least, most), (low, high) = self.scale, map(math.log, self.ratio)
         area = height * width * (least + (most - least) * area)
         shape = (low + (high - low) * shape).exp()
@@ -225,12 +241,10 @@ class Crop:
         first = fits.int().argmax(1).expand(2, n)
         side = side.gather(2, first[..., None]).squeeze(2)
         start = (place * (room[..., 0] - side + 1)).long()
-        box = torch.where(fits.any(1)[:, None], torch.cat([start, side]).T, self._fallback())
-        return CropParams(box, flip)
+        return torch.where(fits.any(1)[:, None], torch.cat([start, side]).T, self._fallback(height, width))
 
-    def _fallback(self) -> Tensor:
+    def _fallback(self, height: int, width: int) -> Tensor:
         """The largest box of an allowed shape, in the center."""
-        height, width = self.source
         high = min(height, round(width / self.ratio[0]))
         wide = min(width, round(height * self.ratio[1]))
         return torch.tensor([(height - high) // 2, (width - wide) // 2, high, wide])
@@ -238,12 +252,54 @@ class Crop:
     def apply(self, images: Tensor, index: Tensor, params: CropParams) -> Tensor:
         return self.gather(images, index, params).permute(0, 3, 1, 2)
 
-    def gather(self, images: Tensor, index: Tensor, params: CropParams) -> Tensor:
+    def gather(self, images: Tensor, index: Tensor, params: Any) -> Tensor:
         """As `apply`, but (B, size, size, C)."""
         out = resize_boxes(images.index_select(0, index), params.box, self.size, self.mode)
-        turned = send(params.flip.nonzero().squeeze(1), images.device)
-        out[turned] = out[turned].flip(2)
-        return out
+        return mirrored(out, params.flip)
+
+
+@dataclass(frozen=True)
+class FileCropParams:
+    """Drawn numbers of crops of files, whose sizes are not known yet."""
+
+    tries: Tensor
+    """(n, 2, TRIES) float64, uniform: for area and shape."""
+    place: Tensor
+    """(n, 2) float64, uniform."""
+    flip: Tensor
+    """(n,) bool."""
+
+
+@dataclass(frozen=True)
+class FileCrop(Crop):
+    """As `Crop`, with the same random numbers, of streamed files: each box lies in the file's own pixels.
+
+    Workers `cut` it out and resize it with Pillow, as torchvision does; what is left is mirroring.
+    """
+
+    def draw(self, generator: Generator, n: int) -> FileCropParams:
+        tries, place, flip = self.numbers(generator, n)
+        return FileCropParams(tries.transpose(0, 1), place.T, flip)
+
+    def cut(self, image: "Image", params: FileCropParams, k: int) -> Images:
+        """(size, size, 3) uint8: the k-th of `params`."""
+        from PIL.Image import Resampling
+
+        numbers = params.tries[k].unsqueeze(1), params.place[k].unsqueeze(1)
+        ((top, left, height, width),) = self.boxes(*numbers, (image.height, image.width)).tolist()
+        part = image.crop((left, top, left + width, top + height))
+        return np.asarray(part.resize((self.size, self.size), Resampling[self.mode.upper()]))
+
+    def gather(self, images: Tensor, index: Tensor, params: Any) -> Tensor:
+        """As `apply`, but (B, size, size, C), of images that have been cut."""
+        return mirrored(images.index_select(0, index), params.flip)
+
+
+def mirrored(images: Tensor, flip: Tensor) -> Tensor:
+    """(B, H, W, C), of which those that `flip` (B,) bool tells are changed in place."""
+    turned = send(flip.nonzero().squeeze(1), images.device)
+    images[turned] = images[turned].flip(2)
+    return images
 
 
 @dataclass(frozen=True)
@@ -274,7 +330,7 @@ class Center:
 class StrongViewParams:
     """Drawn numbers of strong views."""
 
-    weak: WeakParams | CropParams
+    weak: WeakParams | CropParams | FileCropParams
     strong: StrongParams
 
 
@@ -301,15 +357,30 @@ class Strong:
         return apply_strong(pixels, self.strong, params.strong).permute(0, 3, 1, 2)
 
 
-def rows(images: Tensor, index: Tensor, device: torch.device) -> Tensor:
+def rows(images: Source, index: Tensor, device: torch.device) -> Tensor:
     """`images[index]` (B, H, W, C) on `device`, wherever the images are."""
     return send(images.index_select(0, index.to(images.device)), device)
 
 
-def clean(images: Tensor, index: Tensor, center: Center | None = None) -> Tensor:
+def clean(images: Source, index: Tensor, center: Center | None = None) -> Tensor:
     """`images[index]` on the device of `index` as (B, C, H, W) uint8 in channels_last memory, or their center."""
-    found = rows(images, index, index.device)
-    return (found if center is None else center.cut(found)).permute(0, 3, 1, 2)
+    return _shown(rows(images, index, index.device), center)
+
+
+def clean_batches(
+    images: Source, index: Tensor, batch_size: int, center: Center | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each batch of `index` (M,) with its `clean` images; files of the next one are decoded meanwhile."""
+    chunks = index.split(batch_size)
+    if isinstance(images, Tensor):
+        yield from ((chunk, clean(images, chunk, center)) for chunk in chunks)
+        return
+    for chunk, found in zip(chunks, images.batches([chunk.cpu() for chunk in chunks]), strict=True):
+        yield chunk, _shown(send(found, chunk.device), center)
+
+
+def _shown(images: Tensor, center: Center | None) -> Tensor:
+    return (images if center is None else center.cut(images)).permute(0, 3, 1, 2)
 
 
 def _source(position: Tensor, shift: Tensor, size: int, reflect: bool) -> tuple[Tensor, Tensor]:

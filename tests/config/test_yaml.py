@@ -45,6 +45,7 @@ NEEDS = {
     "teacher=open_clip": ["teacher.model.name=RN50", "teacher.pretrained=openai"],
     "dataset=imagefolder": None,
     **{f"method/variant={name}": ["method=dho"] for name in ("paper", "code", "code_low_shot")},
+    "dataset=hf": None,
     "method=peer_distill": ["students=[resnet8,resnet14]"],
     "method=peer_fixmatch": ["students=[resnet8,resnet14]"],
     **{f"method/uncertainty={name}": [WEIGHTED] for name in ("none", "entropy", "max_prob", "mc_dropout")},
