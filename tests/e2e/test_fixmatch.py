@@ -174,7 +174,7 @@ def test_tables_show_figures_of_artifacts_and_curves(train, outputs, monkeypatch
         "rows: {FixMatch: [method=fixmatch], KD: [method=kd_fixmatch, method.select_threshold=0.1]}\n"
         f"columns: {{digits: {json.dumps([*SHORT, 'method.threshold=0.2'])}}}\n"
     )
-    monkeypatch.setattr("kdrun.tables.CONF_DIR", tmp_path)
+    monkeypatch.setattr("kdrun.config.CONF_DIR", tmp_path)
     assert train(*SHORT, *LOW, "method=kd_fixmatch") == 0
     asked = ["table=few", f"outputs={outputs}", "format=markdown"]
     ((_, record),) = records(outputs, "kd_fixmatch")
