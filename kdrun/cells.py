@@ -183,10 +183,10 @@ def given_teacher(record: Record, metric: str) -> dict[str, float]:
     value = (record.get("metrics") or {}).get(f"{split}/teacher/{name}")
     if value is None:
         return {}
-    teacher = record["config"]["teacher"]
-    model = teacher["model"]["name"] if teacher["model"] else teacher["path"] or "ensemble"
+    teacher = (record.get("config") or {}).get("teacher") or {}
+    model = teacher["model"]["name"] if teacher.get("model") else teacher.get("path") or "ensemble"
     at = "" if teacher.get("temperature", 1) == 1 else f" at T = {teacher['temperature']:g}"
-    return {f"{model}{at} ({record['requires'].get('teacher', teacher['source'])})": value}
+    return {f"{model}{at} ({(record.get('requires') or {}).get('teacher', teacher.get('source'))})": value}
 
 
 def run_name(directory: Path) -> str:

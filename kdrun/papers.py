@@ -37,7 +37,7 @@ class Claim(Schema):
     kind: Literal["greater", "shrinking", "ratio", "above_teacher", "follows_teacher"]
     """Of `rows` [a, b] in each column. greater: a - b > margin, and < most where that is given. shrinking: a - b falls
     from column to column. ratio: |a| > margin x |b|. Of one row: above_teacher: a - its teacher > margin;
-    follows_teacher: a has the sign of its teacher, and columns the order of their teachers."""
+    follows_teacher: a has the order of the teachers over the columns."""
     rows: list[str] = Field(min_length=1, max_length=2)
     columns: list[str] | None = None
     """null: all columns of a table."""
