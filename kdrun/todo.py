@@ -113,7 +113,7 @@ def shown(name: str, outputs: Path, overrides: Sequence[str], commands: bool) ->
         lines += ["", "needed first, each made once:"]
     for place, (role, run, cells) in todo.needed.items():
         state, shared = todo.states[place], f"{len(cells)} cell{'s' if len(cells) > 1 else ''}"
-        took = f", {_time(state.seconds)}" if state.state == "done" and state.seconds is not None else ""
+        took = f", {duration(state.seconds)}" if state.state == "done" and state.seconds is not None else ""
         also = ", a run of the table itself" if place in own else ""
         lines.append(f"  {role} {run.net} ({run_name(Path(place))}): {state.state}{took}, for {shared}{also}")
     lines += ["", *_cost(todo)]
@@ -150,12 +150,12 @@ def _cost(todo: Todo) -> list[str]:
     if not count:
         return ["nothing is missing"]
     devices = sorted({s.device for s in todo.states.values() if s.state == "done" and s.device})
-    known = f"about {_time(total)} one after the other, as finished runs took on {', '.join(devices)}"
+    known = f"about {duration(total)} one after the other, as finished runs took on {', '.join(devices)}"
     rest = f"{unknown} of them without an estimate (no finished run of the kind)" if unknown else ""
     return [f"{count} runs to make: {'; '.join(filter(None, [known if unknown < count else '', rest]))}"]
 
 
-def _time(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
     if seconds is None:
         return "?"
     minutes = round(seconds / 60)
