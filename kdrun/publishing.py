@@ -1,4 +1,4 @@
-"""outputs/published/<table>: the records behind a table and its text, from which it can be made again without the runs."""
+"""outputs/published/<table>: the records behind a table and its text, which can be made again without the runs."""
 
 import json
 import re
@@ -109,9 +109,8 @@ def _behind(name: str, outputs: Path) -> Iterator[Record]:
                     )
                 yield record
 
-    found = [
-        record for cell in plan_of(name, table_spec(name), outputs).cells for run in cell.runs for record in each(run)
-    ]
+    cells = plan_of(name, table_spec(name), outputs).cells
+    found = [record for cell in cells for run in cell.runs for record in each(run)]
     if not any(record["status"] == "done" for record in found):
         raise KdrunError(f"table={name}: none of its runs is done in {outputs}")
     yield from found
@@ -152,15 +151,21 @@ def _differences(name: str, place: Path, readme: Path, options: Options) -> list
         (place / "table.md", (BEGIN, END), texts[0]),
         (readme, _marks(name), texts[2]),
     ):
-        if path.is_file() and begin in path.read_text() and _replaced(path, begin, end, text) != path.read_text():
-            wrong.append(
-                f"{path}: table={name} is not what {place / 'records.jsonl'} makes; scripts/publish.py table={name}"
-            )
-    if not (place / "table.json").is_file() or (place / "table.json").read_text() != texts[1] + "\n":
-        wrong.append(
-            f"{place / 'table.json'}: is not what {place / 'records.jsonl'} makes; scripts/publish.py table={name}"
-        )
-    return wrong
+        old = path.read_text() if path.is_file() else ""
+        if begin in old and _lines(_replaced(path, begin, end, text)) != _lines(old):
+            wrong.append(path)
+    path = place / "table.json"
+    if not path.is_file() or path.read_text() != texts[1] + "\n":
+        wrong.append(path)
+    remedy = (
+        f"is not what {place / 'records.jsonl'} makes; run scripts/publish.py table={name} and look at what changes"
+    )
+    return [f"{path}: table={name} {remedy}" for path in wrong]
+
+
+def _lines(text: str) -> list[str]:
+    """Without the spaces at the ends of lines, which editors take away."""
+    return [line.rstrip() for line in text.splitlines()]
 
 
 def _replaced(path: Path, begin: str, end: str, text: str) -> str:

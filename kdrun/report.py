@@ -119,7 +119,7 @@ def svg(draw: Callable[[list[Path]], None], title: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
     # matplotlib's glyphs and clips have the same ids in all pictures, not always the same content
-    mark = f"f{zlib.crc32(text.encode()):08x}"
+    mark = f"f{zlib.crc32(f'{title}{text}'.encode()):08x}"
     text = re.sub(r'id="([^"]+)"', rf'id="{mark}-\1"', text)
     text = re.sub(r'(href="#|url\(#)', rf"\1{mark}-", text)
     return f"<figure>{text}<figcaption>{escape(title)}</figcaption></figure>"

@@ -1,6 +1,6 @@
 """Evaluate a finished run again, without training; into <run>/evaluations/<name>.json, the record stays as it is.
 
-python scripts/evaluate.py run=outputs/runs/...                          today's metrics, from the predictions that it kept
+python scripts/evaluate.py run=outputs/runs/...                         today's metrics, from its kept predictions
 python scripts/evaluate.py run=... amend=true                            and into its record what that does not have yet
 python scripts/evaluate.py run=... dataset=svhn dataset.root=data        its networks on other test images
 python scripts/evaluate.py run=... evaluate.corruptions=CIFAR-10-C       on corrupted ones

@@ -2,9 +2,9 @@
 
 python scripts/publish.py table=demo                           from outputs/runs
 python scripts/publish.py table=demo metric=test/top1 metric=test/ece outputs=outputs
-python scripts/publish.py table=demo check=true                from the published records; exit code 1 where a text would change
+python scripts/publish.py table=demo check=true                made again from the published records; exit 1: changed
 python scripts/publish.py check=true                           all published tables that have a table.json
-The markers are <!-- table demo --> and <!-- /table demo --> in the README, <!-- tables --> and <!-- /tables --> in table.md.
+Markers: <!-- table demo --> and <!-- /table demo --> in the README, <!-- tables --> and <!-- /tables --> in table.md.
 """
 
 import sys
