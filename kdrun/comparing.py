@@ -64,11 +64,11 @@ def _images(a: FinishedRun, b: FinishedRun, options: Options) -> list[str]:
     for run in (a, b):
         name = options.net or run.record["headline"]
         path = run.directory / "predictions" / f"{options.split}-{name}.npz"
-        logits, target = run.predictions(options.split, name)
+        logits, labels = run.predictions(options.split, name)
         with np.load(path, allow_pickle=False) as file:
             index = file["index"]
         order = np.argsort(index)
-        found.append((index[order], target.numpy()[order], logits.argmax(1).numpy()[order]))
+        found.append((index[order], labels.numpy()[order], logits.argmax(1).numpy()[order]))
     (index, target, x), (other_index, other_target, y) = found
     if not np.array_equal(index, other_index) or not np.array_equal(target, other_target):
         raise KdrunError(f"their predictions of split={options.split} are of other images; images are not compared")

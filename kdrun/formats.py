@@ -71,6 +71,11 @@ def to_json(table: Table) -> str:
     claims = [
         {"name": v.claim.name, "verdict": v.verdict, "detail": v.detail, "tag": v.claim.tag} for v in table.claims
     ]
-    told = {"title": table.title, "metric": table.metric, "protocol": table.protocol, "rows": table.rows}
+    told: dict[str, Any] = {
+        "title": table.title,
+        "metric": table.metric,
+        "protocol": table.protocol,
+        "rows": table.rows,
+    }
     told |= {"columns": table.columns, "cells": cells_of(table), "claims": claims, "footer": table.footer()}
     return json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False)

@@ -102,7 +102,8 @@ def plan_of(name: str, spec: TableConfig, outputs: Path) -> TablePlan:
 
 def make_plan(name: str, spec: TableConfig) -> TablePlan:
     """As `plan_of`, composed now."""
-    cells, files = [], {}
+    cells: list[PlannedCell] = []
+    files: dict[str, str] = {}
     for row, column, overrides, runs, picked in _composed(name, spec):
         planned = [_planned(run) for run in runs]
         first = runs[0].teacher

@@ -5,6 +5,7 @@ import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -131,15 +132,15 @@ def _labels(table: Table) -> str:
     for (row, _), cell in table.cells.items():
         record = next(iter(cell.records.values()), None)
         if cell.values and record is not None and record.get("num_labels"):
-            rows = found.setdefault(str(record.get("dataset")), {}).setdefault(row, {})
-            rows.setdefault(record["num_labels"], []).extend(scaled(cell.values.values(), table.percent))
+            points = found.setdefault(str(record.get("dataset")), {}).setdefault(row, {})
+            points.setdefault(record["num_labels"], []).extend(scaled(cell.values.values(), table.percent))
     out = []
     for dataset, rows in found.items():
         if len({count for points in rows.values() for count in points}) > 1:
             from kdrun.plots import labels
 
             title = f"{dataset}: {table.metric}; mean, least and greatest over seeds"
-            out.append(svg(lambda paths, rows=rows: labels.draw(rows, table.metric, paths), title))  # type: ignore[misc]
+            out.append(svg(partial(labels.draw, rows, table.metric), title))
     return "".join(out)
 
 
@@ -158,13 +159,13 @@ def _curves(table: Table, outputs: Path) -> str:
                 bands[row] = curves.band(logged, "range")
         if bands:
             title = f"{column}: mean, least and greatest over seeds"
-            out.append(svg(lambda paths, bands=bands: curves.draw(bands, table.metric, paths), title))  # type: ignore[misc]
+            out.append(svg(partial(curves.draw, bands, table.metric), title))
     return "".join(out)
 
 
 def _reliability(table: Table, outputs: Path) -> str:
     """Of the first finished seed of each cell that has kept its predictions."""
-    drawn = []
+    drawn: list[str] = []
     for row, column, place in _with_predictions(table, outputs):
         if len(drawn) == MOST_DIAGRAMS:
             drawn.append(f'<p class="note">The first {MOST_DIAGRAMS} cells; scripts/plot.py draws any run.</p>')
@@ -177,7 +178,7 @@ def _reliability(table: Table, outputs: Path) -> str:
         networks = _quietly(judged, run, RunOptions(run=str(run.directory)))
         if networks:
             title = f"{row}, {column}: {place}"
-            drawn.append(svg(lambda paths, n=networks: reliability.draw(n, paths), title))  # type: ignore[misc]
+            drawn.append(svg(partial(reliability.draw, networks), title))
     return "".join(drawn)
 
 
