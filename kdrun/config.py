@@ -724,8 +724,8 @@ def _contradictions(config: RunConfig) -> list[str]:
         )
     if config.teacher.cache.mode != "off" and getattr(config.dataset, "stream", False) and config.needs_teacher:
         errors.append(
-            f"teacher.cache.mode: {config.teacher.cache.mode}, but dataset.stream=true crops each image anew from its file; "
-            "pack the images (dataset.stream=false, dataset.pack.size), or set teacher.cache.mode=off"
+            f"teacher.cache.mode: {config.teacher.cache.mode}, but dataset.stream=true crops each image anew from its "
+            "file; pack the images (dataset.stream=false, dataset.pack.size), or set teacher.cache.mode=off"
         )
     if config.dataset.part == "upstream" and not config.dataset.upstream:
         errors.append("dataset.part: the upstream part is empty; give dataset.upstream, the share that is set apart")

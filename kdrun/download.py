@@ -19,8 +19,8 @@ from kdrun.data.packed import readable
 from kdrun.data.shifted import FOLDERS
 from kdrun.errors import ConfigError, KdrunError
 from kdrun.plan import Composer
+from kdrun.planned import TableConfig
 from kdrun.registry import lookup
-from kdrun.tables import TableConfig
 
 log = logging.getLogger(__name__)
 

@@ -34,6 +34,19 @@ class Interrupted(KeyboardInterrupt):
     """Training was stopped by a signal after a checkpoint was written. Stops a whole sweep, as Ctrl-C does."""
 
 
+class Unfinished(KdrunError):
+    """What was asked for is done only in part, or did not come out as it should: exit code 1, not 2.
+
+    Args:
+        text: what is printed nevertheless.
+        lines: what is wrong, one line each.
+    """
+
+    def __init__(self, text: str, *lines: str) -> None:
+        self.text = text
+        super().__init__("\n".join(lines))
+
+
 def allowed(value: object, names: Iterable[str], most: int = 12) -> str:
     """`nearest: kd (allowed: ce, kd, ttm, wttm)` for an unknown name."""
     names = sorted(names)

@@ -173,5 +173,16 @@ class Lock:
                 log.warning("heartbeat of %s missed: %s", self.path, error)
 
 
+def held(path: Path) -> bool:
+    """Whether a living process holds the lock, as far as one look tells: one elsewhere lives if its heartbeat is fresh
+    by our own clock."""
+    lock = Lock(path)
+    try:
+        silent = time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return not lock._dead(lock._read(), silent)
+
+
 def _name(owner: dict[str, object]) -> str:
     return f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"

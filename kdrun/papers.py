@@ -1,4 +1,4 @@
-"""Published numbers, as conf/paper/<name>.yaml holds them, printed beside ours, never mixed with them."""
+"""Published numbers and claims, as conf/paper/<name>.yaml holds them, printed beside ours, never mixed with them."""
 
 from typing import Literal, Self
 
@@ -30,12 +30,40 @@ class PaperCell(Schema):
     """digest: known second hand; code: from files beside the authors' code."""
 
 
+class Claim(Schema):
+    """What a paper says of its table, to be held against ours. Figures are in percent where tables show percent."""
+
+    name: str
+    kind: Literal["greater", "shrinking", "ratio", "above_teacher", "follows_teacher"]
+    """Of `rows` [a, b] in each column. greater: a - b > margin, and < most where that is given. shrinking: a - b falls
+    from column to column. ratio: |a| > margin x |b|. Of one row: above_teacher: a - its teacher > margin;
+    follows_teacher: a has the order of the teachers over the columns."""
+    rows: list[str] = Field(min_length=1, max_length=2)
+    columns: list[str] | None = None
+    """null: all columns of a table."""
+    metric: str = "test/top1"
+    """As in tables; cost: seconds of a run and of what it needs, teachers aside."""
+    margin: float = 0.0
+    most: float | None = None
+    tag: Literal["paper", "digest", "code"]
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        wanted = 1 if self.kind.endswith("_teacher") else 2
+        if len(self.rows) != wanted:
+            raise ValueError(f"claim {self.name!r}: kind={self.kind} is about {wanted} rows, got {len(self.rows)}")
+        if self.kind == "shrinking" and len(self.columns or []) == 1:
+            raise ValueError(f"claim {self.name!r}: kind=shrinking needs two columns or more")
+        return self
+
+
 class Paper(Schema):
     """conf/paper/<name>.yaml."""
 
     source: str
     unit: Literal["percent"]
     cells: list[PaperCell] = Field(min_length=1)
+    claims: list[Claim] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
@@ -47,7 +75,15 @@ class Paper(Schema):
             seen.add(place)
             if cell.mean is None and (cell.std, cell.n) != (None, None):
                 raise ValueError(f"cells: {', '.join(place)} has no mean, but std or n")
+        names = [claim.name for claim in self.claims]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"claims: {twice[0]} is there twice")
         return self
+
+    def cell(self, row: str, column: str, metric: str) -> PaperCell | None:
+        """The number of a place in our tables; None where the paper has none, or several tables with different ones."""
+        found = [c for c in self.cells if (c.row, c.column, c.metric) == (row, column, metric)]
+        return found[0] if len({(c.mean, c.std, c.n) for c in found}) == 1 else None
 
     def teacher(self, column: str) -> float | None:
         """The accuracy of the teacher behind a column, in percent."""

@@ -72,6 +72,25 @@ class Composer:
         """The typed config of one job."""
         return to_config(self.compose(overrides))
 
+    def typed_seeds(self, overrides: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+        """The typed config for each seed, as `seed=<seed>` behind the overrides gives it; composed once."""
+        composed = self.compose(overrides)
+
+        def typed(seed: int) -> RunConfig:
+            composed.seed = seed
+            return to_config(composed)
+
+        out = [typed(seed) for seed in seeds[:2]]
+        if out == [out[0].replace(seed=seed) for seed in seeds[:2]]:  # nothing else follows the seed
+            return [*out, *(out[0].replace(seed=seed) for seed in seeds[2:])]
+        return [*out, *(typed(seed) for seed in seeds[2:])]
+
+    def files(self, overrides: Sequence[str]) -> list[Path]:
+        """The YAML files that these overrides pick, in the order of merging."""
+        loader = self.hydra.config_loader
+        defaults: Any = loader.compute_defaults_list(self.config_name, list(overrides), RunMode.RUN)
+        return [CONF_DIR / f"{part.config_path}.yaml" for part in defaults.defaults]
+
     def expand(self, overrides: Sequence[str], multirun: bool) -> list[tuple[str, ...]] | None:
         """The overrides of every job; None where a sweeper other than Hydra's basic one decides as it goes."""
         try:

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +32,8 @@ def read_record(directory: Path) -> Record | None:
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         found = record.get("schema") if isinstance(record, dict) else None
         raise KdrunError(f"{path}: record schema {found!r}; this kdrun reads schema {SCHEMA}")
+    if not isinstance(record.get("status"), str):
+        raise KdrunError(f"{path}: not a whole record (it has no status); delete it to run this anew")
     return record
 
 
@@ -39,16 +41,27 @@ def write_record(directory: Path, record: Record) -> None:
     write_json(directory / "record.json", finite(record))
 
 
-def find_records(outputs: Path) -> Iterator[tuple[Path, Record]]:
-    """All records below `outputs`/runs, in the order of their paths; damaged ones are named in the log and left out."""
+def find_records(outputs: Path, every: Callable[[Record], bool] | None = None) -> Iterator[tuple[Path, Record]]:
+    """All records below `outputs`/runs, in the order of their paths; damaged ones are named in the log and left out.
+
+    Args:
+        every: records of which it is true come first.
+    """
+    later = []
     for path in sorted((outputs / "runs").glob("*/*/*/*/record.json")):
         try:
             record = read_record(path.parent)
         except KdrunError as error:
             log.warning("left out: %s", error)
             continue
-        if record is not None:
+        if record is not None and (every is None or every(record)):
             yield path.parent, record
+        elif record is not None:
+            later.append(path.parent)  # not the record: there may be thousands
+    for directory in later:
+        record = read_record(directory)
+        if record is not None:
+            yield directory, record
 
 
 def finite(value: Any) -> Any:

@@ -1,182 +1,97 @@
 """Tables of mean and spread over seeds, from records: planned in conf/table, or of whatever runs there are."""
 
-import json
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from kdrun.config import RunConfig, TeacherConfig, effective, read_conf
+from kdrun.cells import Cell, Place, curve_of, given_teacher, is_percent, own_metric, run_name, scaled, value_of
+from kdrun.claims import Verdict, judge
 from kdrun.errors import ConfigError, KdrunError, allowed
-from kdrun.papers import Paper, read_paper
-from kdrun.plan import Composer
-from kdrun.record import MetricsLog, Record, find_records, read_record
+from kdrun.files import write_text
+from kdrun.formats import to_csv, to_json, to_latex
+from kdrun.found import found_table
+from kdrun.papers import TEACHER, Paper, read_paper
+from kdrun.planned import PlannedCell, PlannedRun, Protocol, plan_of, table_spec
+from kdrun.record import Record, read_record
 from kdrun.schema import Schema, from_arguments
+from kdrun.table import EXTRAS, Table, compared, two_rows
 
-PERCENT = (
-    "top1", "top5", "ece", "ece_equal_mass", "ece_classwise", "overconfidence", "confidence", "confidence_gap",
-    "teacher_agreement", "precision", "coverage", "mask_rate", "pseudo_label_accuracy",
-)  # fmt: skip
-TEACHER_TOLERANCE = 0.7  # points of top-1 between our teacher and the paper's before a table warns
+Reader = Callable[[str], Record | None]
+"""Directory below the outputs folder -> record; None: there is none. Raises KdrunError for a damaged one."""
 
 
-class TableConfig(Schema):
-    """conf/table/<name>.yaml."""
+def reader(outputs: Path) -> Reader:
+    """Records below an outputs folder, each read once."""
+    kept: dict[str, Record | None] = {}
 
-    metric: str = "test/top1"
-    """<split>/<metric> of the headline network, or <split>/<net>/<metric>."""
-    protocol: Literal["last", "best_on_val"] = "last"
-    seeds: list[int] = Field(min_length=1)
-    rows: dict[str, list[str]] = Field(min_length=1)
-    columns: dict[str, list[str]] = Field(min_length=1)
-    paper: str | None = None
-    """A file of conf/paper whose teachers stand behind columns of the same names."""
+    def read(place: str) -> Record | None:
+        if place not in kept:
+            kept[place] = read_record(outputs / place)
+        return kept[place]
 
-
-@dataclass
-class Cell:
-    """The values of one cell over its seeds."""
-
-    values: dict[str, float] = field(default_factory=dict)
-    """Run key -> value."""
-    missing: list[int] = field(default_factory=list)
-    failed: list[int] = field(default_factory=list)
-    without: list[str] = field(default_factory=list)
-    """Why finished runs have no such figure."""
-    teachers: dict[str, float] = field(default_factory=dict)
-    """Directory -> the same metric of the teachers behind this cell."""
-
-    def add(self, seed: int, record: Record | None, metric: str, protocol: str) -> None:
-        """Take in one seed's record; None: there is none."""
-        if record is not None and record["status"] == "failed":
-            self.failed.append(seed)
-        elif record is None or record["status"] != "done":
-            self.missing.append(seed)
-        else:
-            try:
-                self.values[record["key"]] = value_of(record, metric, protocol)
-            except KdrunError as error:
-                if metric.partition("/")[0] in ("val", "test"):
-                    raise
-                self.without.append(str(error))  # a figure that only some methods have
-
-    def text(self, percent: bool) -> str:
-        """`91.67 ± 1.38 (n=3/3)`, standard deviation with ddof 1; what is missing is said, not averaged away."""
-        planned = len(self.values) + len(self.missing) + len(self.failed)
-        if not self.values:
-            return f"failed (0/{planned})" if self.failed else f"missing (0/{planned})" if planned else ""
-        scale, digits = (100, 2) if percent else (1, 4)
-        values = [v * scale for v in self.values.values()]
-        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-        count = f"n={len(values)}" + (f"/{planned}" if planned > len(values) else "")
-        return f"{statistics.mean(values):.{digits}f}{spread} ({count})"
+    return read
 
 
-@dataclass
-class Table:
-    """Rows by columns of cells."""
+def planned_table(
+    name: str, outputs: Path, metric: str | None = None, protocol: str | None = None, read: Reader | None = None
+) -> Table:
+    """The table that conf/table/<name>.yaml plans, filled with the records that there are.
 
-    title: str
-    metric: str
-    rows: list[str]
-    columns: list[str]
-    cells: dict[tuple[str, str], Cell]
-    paper: Paper | None = None
-
-    @property
-    def percent(self) -> bool:
-        return is_percent(self.metric)
-
-    def grid(self) -> list[list[str]]:
-        """All texts, header row first."""
-        header = ["", *self.columns]
-        empty = Cell()
-        return [header] + [
-            [row, *(self.cells.get((row, column), empty).text(self.percent) for column in self.columns)]
-            for row in self.rows
-        ]
-
-    def footer(self) -> list[str]:
-        """Teachers behind the table, and the seeds that failed."""
-        lines = [f"{self.metric}{' in %' if self.percent else ''}, mean ± std over seeds (ddof 1)"]
-        scale, digits = (100, 2) if self.percent else (1, 4)
-        teachers = {name: value for cell in self.cells.values() for name, value in cell.teachers.items()}
-        lines += [f"teacher {name}: {value * scale:.{digits}f}" for name, value in sorted(teachers.items())]
-        lines += self._other_teachers()
-        for (row, column), cell in self.cells.items():
-            if cell.failed:
-                lines.append(f"failed: {row}, {column}: seed {', '.join(map(str, cell.failed))}")
-        return lines
-
-    def _other_teachers(self) -> list[str]:
-        """A warning for each column whose teacher is not as good, or as bad, as the paper's."""
-        if self.paper is None or self.metric != "test/top1":
-            return []
-        lines = []
-        for column in self.columns:
-            theirs = self.paper.teacher(column)
-            teachers = {k: v for row in self.rows for k, v in self.cells[row, column].teachers.items()}
-            for name, value in sorted(teachers.items()):
-                if theirs is not None and round(abs(100 * value - theirs), 2) > TEACHER_TOLERANCE:
-                    ours = f"teacher {name} has {100 * value:.2f}, the paper's {theirs:.2f}"
-                    lines.append(f"warning: {column}: {ours} ({self.paper.source})")
-        return lines
-
-    def to_text(self) -> str:
-        grid = self.grid()
-        widths = [max(len(line[i]) for line in grid) for i in range(len(grid[0]))]
-        lines = [
-            "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in grid
-        ]
-        rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-        return "\n".join([self.title, rule, lines[0], rule, *lines[1:], rule, *self.footer()])
-
-    def to_markdown(self) -> str:
-        grid = [[text.replace("|", "\\|") for text in line] for line in self.grid()]
-        lines = ["| " + " | ".join(line) + " |" for line in grid]
-        lines.insert(1, "|" + "---|" * len(grid[0]))
-        return "\n".join([f"**{self.title}**", "", *lines, "", *(f"{line}  " for line in self.footer())])
-
-
-def is_percent(metric: str) -> bool:
-    """Whether a metric is a fraction that is shown in percent."""
-    return metric.rsplit("/", 1)[-1].removeprefix("scaled_") in PERCENT
-
-
-def value_of(record: Record, metric: str, protocol: str = "last") -> float:
-    """The metric of a done record, or a figure of one of its artifacts (`trusted_label/precision`).
-
-    Raises KdrunError when the record does not have it.
+    Args:
+        read: where records come from; None: from below `outputs`.
     """
-    split, _, name = metric.partition("/")
-    artifact = record.get("artifacts", {}).get(split, {})
-    if isinstance(artifact.get(name), int | float):
-        return float(artifact[name])
-    key = metric if "/" in name else f"{split}/{record['headline']}/{name}"
-    metrics = record["metrics"] if protocol == "last" else (record["best_on_val"] or {}).get("metrics", {})
-    value = metrics.get(key)
-    if value is None:
-        raise KdrunError(f"run {record['key']} has no {key} ({protocol}); {allowed(key, metrics)}")
-    return float(value)
-
-
-def planned_table(name: str, outputs: Path, metric: str | None = None, protocol: str | None = None) -> Table:
-    """The table that conf/table/<name>.yaml plans, filled with the records that there are."""
-    spec = _spec(name)
+    spec = table_spec(name)
     paper = None if spec.paper is None else read_paper(spec.paper)
     metric, protocol = metric or spec.metric, protocol or spec.protocol
-    cells: dict[tuple[str, str], Cell] = {}
-    for row, column, runs in _planned(spec, outputs):
-        cells[row, column] = _filled(runs, metric, protocol)
+    read = read or reader(outputs)
+    cells: dict[Place, Cell] = {}
+    for planned in plan_of(name, spec, outputs).cells:
+        cells[planned.row, planned.column] = _filled(planned, metric, protocol, read, outputs)
     if not any(cell.values for cell in cells.values()):  # then it is no figure of another row's method
         for cell in cells.values():
             if cell.without:
                 raise KdrunError(cell.without[0])
-    return Table(name, metric, list(spec.rows), list(spec.columns), cells, paper)
+    table = Table(name, metric, list(spec.rows), list(spec.columns), cells, paper, protocol)
+    claimed = read_paper(spec.claims) if spec.claims else paper
+    table.claims = _judged(claimed, table, read)
+    return table
+
+
+def _judged(paper: Paper | None, table: Table, read: Reader) -> list[Verdict]:
+    """Of the claims about rows that the table has, once a run is done."""
+    if paper is None or not any(cell.values for cell in table.cells.values()):
+        return []
+
+    def values(row: str, column: str, metric: str) -> list[float]:
+        cell = table.cells.get((row.removeprefix(f"{TEACHER} of "), column), Cell())
+        done = [record for record in cell.records.values() if record["status"] == "done"]
+        if metric == "cost":
+            if len(cell.origins.get("device", ())) > 1:
+                return []
+            costs = [_cost(run, read) for seed, run in cell.runs.items() if seed in cell.records]
+            return [cost for cost in costs if cost is not None]
+        key = metric
+        if row.startswith(f"{TEACHER} of "):
+            split, _, name = metric.partition("/")
+            key = f"{split}/teacher/{name}"
+        found: list[float] = []
+        for record in done:
+            with suppress(KdrunError):
+                found.append(value_of(record, key, table.protocol if table.protocol == "best_on_val" else "last"))
+        return scaled(found, is_percent(metric))
+
+    return [judge(claim, table.columns, values) for claim in paper.claims if set(claim.rows) <= set(table.rows)]
+
+
+def _cost(run: PlannedRun, read: Reader) -> float | None:
+    """Seconds of a run and of the runs that it needs, teachers aside; None: one of them is not there."""
+    record = read(run.place)
+    parts = [(record or {}).get("seconds", {}).get("total")]
+    parts += [_cost(other, read) for role, other in run.needs.items() if not role.startswith("teacher")]
+    return None if None in parts else sum(parts)
 
 
 def curve_table(name: str, outputs: Path, metric: str, points: int) -> Table:
@@ -199,156 +114,61 @@ def planned_curves(name: str, outputs: Path, metric: str) -> dict[str, list[dict
     Raises:
         KdrunError: none has.
     """
-    spec = _spec(name)
+    spec = table_spec(name)
     curves = {}
-    for row, column, runs in _planned(spec, outputs):
-        seeds = [curve for run in runs if (curve := curve_of(run.directory, metric))]
+    for cell in plan_of(name, spec, outputs).cells:
+        seeds = [curve for run in cell.runs if (curve := curve_of(outputs / run.place, metric))]
         if seeds:
-            curves[row if len(spec.columns) == 1 else f"{row}, {column}"] = seeds
+            curves[cell.row if len(spec.columns) == 1 else f"{cell.row}, {cell.column}"] = seeds
     if not curves:
         raise KdrunError(f"table={name}: no run has logged {metric}")
     return curves
 
 
-def curve_of(directory: Path, metric: str) -> dict[int, float]:
-    """Step -> value, of what the run has logged."""
-    record = read_record(directory)
-    if record is None:
-        return {}
-    split, _, name = metric.partition("/")
-    keys = (metric, f"{split}/{record.get('headline')}/{name}")
-    lines = MetricsLog(directory / "metrics.jsonl").lines()
-    return {line["step"]: line[key] for line in lines for key in keys if line.get(key) is not None}
-
-
 def planned_records(name: str, outputs: Path) -> Iterator[tuple[str, str, list[Record | None]]]:
     """(row, column, one record for each seed) of each cell of conf/table/<name>.yaml; None: there is none."""
-    for row, column, runs in _planned(_spec(name), outputs):
-        yield row, column, [read_record(run.directory) for run in runs]
+    read = reader(outputs)
+    for cell in plan_of(name, table_spec(name), outputs).cells:
+        yield cell.row, cell.column, [read(run.place) for run in cell.runs]
 
 
-def _spec(name: str) -> TableConfig:
-    return read_conf("table", name, TableConfig)
-
-
-def _planned(spec: TableConfig, outputs: Path) -> Iterator[tuple[str, str, list[RunConfig]]]:
-    """(row, column, one run for each seed) of each cell."""
-    with Composer() as composer:
-        for row, row_overrides in spec.rows.items():
-            for column, column_overrides in spec.columns.items():
-                config = composer.typed([*column_overrides, *row_overrides])
-                place = config.execution.replace(outputs=str(outputs))
-                yield row, column, [effective(config.replace(seed=seed, execution=place)) for seed in spec.seeds]
-
-
-def _filled(runs: Sequence[RunConfig], metric: str, protocol: str) -> Cell:
-    cell = Cell()
-    for one in runs:
-        own = read_record(one.directory)
-        cell.add(one.seed, own, metric, protocol)
-        if own is not None and one.teacher.source not in ("none", "train", "clip"):
-            cell.teachers.update(_given_teacher(own, metric))
-        for role, required in one.method_class.requires(one).items():
-            record = read_record(required.directory)
-            if role == "teacher" and record is not None and record["status"] == "done":
-                value = _of_teacher(record, own, one.teacher, metric)
+def _filled(planned: PlannedCell, metric: str, protocol: str, read: Reader, outputs: Path) -> Cell:
+    cell = Cell(deviations=planned.deviations)
+    for run in planned.runs:
+        cell.runs[run.seed] = run
+        own = _undamaged(run.place, read, cell)
+        if own is not None:
+            cell.records[run.seed] = own
+        cell.add(run.seed, own, metric, protocol, outputs / run.place)
+        if own is not None and planned.given_teacher:
+            cell.teachers.update(given_teacher(own, metric))
+        for role, required in run.needs.items():
+            record = _undamaged(required.place, read, cell) if role == "teacher" else None
+            if record is not None and record["status"] == "done":
+                value = _of_teacher(record, own, planned.teacher_as_trained, metric)
                 if value is not None:
-                    at = "" if one.teacher.temperature == 1 else f" at T = {one.teacher.temperature:g}"
-                    cell.teachers[f"{required.students[0].name}{at} ({run_name(required.directory)})"] = value
+                    at = "" if planned.teacher_temperature == 1 else f" at T = {planned.teacher_temperature:g}"
+                    cell.teachers[f"{required.net}{at} ({run_name(Path(required.place))})"] = value
     return cell
 
 
-def _of_teacher(record: Record, student: Record | None, spec: TeacherConfig, metric: str) -> float | None:
+def _undamaged(place: str, read: Reader, cell: Cell) -> Record | None:
+    """The record; None where there is none, or none that can be read, which the cell then tells."""
+    try:
+        return read(place)
+    except KdrunError as error:
+        if str(error) not in cell.damaged:
+            cell.damaged.append(str(error))
+        return None
+
+
+def _of_teacher(record: Record, student: Record | None, as_trained: bool, metric: str) -> float | None:
     """The metric of a teacher, from its own run where that has it and tells the same, else from its student's."""
-    if spec.source == "train" and spec.temperature == 1:  # a CLIP may have been asked with other prompts
+    if as_trained:
         with suppress(KdrunError):  # what only a student has, or what was measured with it
-            return value_of(record, _own(metric), "last")
-    split, _, name = _own(metric).partition("/")
-    return None if student is None else student["metrics"].get(f"{split}/teacher/{name}")
-
-
-def _given_teacher(record: Record, metric: str) -> dict[str, float]:
-    """Name -> the same metric of the teacher, as a student's record holds it."""
-    split, _, name = _own(metric).partition("/")
-    value = record["metrics"].get(f"{split}/teacher/{name}")
-    if value is None:
-        return {}
-    teacher = record["config"]["teacher"]
-    model = teacher["model"]["name"] if teacher["model"] else Path(teacher["path"] or "ensemble").name
-    at = "" if teacher.get("temperature", 1) == 1 else f" at T = {teacher['temperature']:g}"
-    return {f"{model}{at} ({record['requires'].get('teacher', teacher['source'])})": value}
-
-
-def run_name(directory: Path) -> str:
-    """`supervised/digits/nall/s0-...`."""
-    return "/".join(directory.parts[-4:])
-
-
-def _own(metric: str) -> str:
-    """The metric for another run's headline network."""
-    parts = metric.split("/")
-    return f"{parts[0]}/{parts[-1]}"
-
-
-def found_table(outputs: Path, metric: str = "test/top1", protocol: str = "last") -> Table:
-    """One row for each distinct configuration among the records, one column for each dataset and number of labels."""
-    groups: dict[str, tuple[dict[str, Any], dict[str, Cell]]] = {}
-    columns: dict[tuple[str, int], str] = {}  # in the order of dataset and number of labels
-    for _, record in find_records(outputs):
-        flat = _distinguishing(record)
-        count = record["num_labels"]
-        column = f"{record['dataset']}, {'all' if count is None else count} labels"
-        columns[record["dataset"], count or 10**9] = column
-        _, cells = groups.setdefault(json.dumps(flat, sort_keys=True), (flat, {}))
-        cell = cells.setdefault(column, Cell())
-        cell.add(record["seed"], record, metric, protocol)
-        cell.teachers.update(_given_teacher(record, metric))
-    if not groups:
-        raise KdrunError(f"{outputs}: no runs there; start one with python -m kdrun.train")
-    labels = _labels([flat for flat, _ in groups.values()])
-    rows = zip(labels, (row for _, row in groups.values()), strict=True)
-    filled = {(label, column): cell for label, row in rows for column, cell in row.items()}
-    return Table(f"runs in {outputs}", metric, labels, [columns[key] for key in sorted(columns)], filled)
-
-
-def _distinguishing(record: Record) -> dict[str, Any]:
-    """The flat config without what a cell or its seeds share."""
-    config = record["config"]
-    flat = _flatten(
-        {k: v for k, v in config.items() if k not in ("seed", "execution", "evaluate", "tracker", "plugins")}
-    )
-    for key in ("dataset.num_labels", "dataset.name"):
-        flat.pop(key, None)
-    if flat.get("dataset.split_seed") == record["seed"]:
-        flat["dataset.split_seed"] = None
-    return {**flat, **{f"plugins.{name}": digest[:8] for name, digest in record["plugins"].items()}}
-
-
-def _labels(flats: list[dict[str, Any]]) -> list[str]:
-    """`distill kd resnet8`, and where that is not unique the keys that differ."""
-    base = []
-    for flat in flats:
-        terms = [key.split(".")[1] for key in flat if key.startswith("loss.") and key.endswith(".name")]
-        named = [t for t in terms if t != "ce"] or terms
-        base.append(f"{flat['method.name']} {'+'.join(named)} {flat.get('students.0.name', '')}".strip())
-    out = []
-    for label, flat in zip(base, flats, strict=True):
-        alike = [other for other, name in zip(flats, base, strict=True) if name == label]
-        differing = sorted(
-            k for k in {k for other in alike for k in other} if len({json.dumps(o.get(k)) for o in alike}) > 1
-        )
-        out.append(" ".join([label, *(f"{key}={flat[key]}" for key in differing if key in flat)]))
-    return out
-
-
-def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else None
-    if items is None:
-        return {prefix: node}
-    out: dict[str, Any] = {}
-    for key, value in items:
-        out.update(_flatten(value, f"{prefix}.{key}" if prefix else str(key)))
-    return out
+            return value_of(record, own_metric(metric), "last")
+    split, _, name = own_metric(metric).partition("/")
+    return None if student is None else (student.get("metrics") or {}).get(f"{split}/teacher/{name}")
 
 
 class TableOptions(Schema):
@@ -357,22 +177,80 @@ class TableOptions(Schema):
     table: str | None = None
     outputs: str = "outputs"
     metric: str | None = None
-    protocol: Literal["last", "best_on_val"] | None = None
-    format: Literal["text", "markdown"] = "text"
+    protocol: Protocol | None = None
+    format: Literal["text", "markdown", "latex", "csv", "json", "html"] = "text"
+    out: str | None = None
+    """A file for it; null: printed, but html goes to <outputs>/reports/<table>.html."""
     curve: int | None = Field(None, gt=0)
     """Show the metric over training, at about so many steps."""
+    spread: Literal["std", "minmax"] = "std"
+    """minmax: the least and the greatest value too."""
+    columns: str = ""
+    """Further columns: params,seconds,images_per_second,steps,teacher or metrics."""
+    compare: str | None = None
+    """Two rows, rowA,rowB: their difference over the same seeds."""
+    plan: bool = False
+    """Show what is done, missing, needed first, and what it will take."""
+    dry: bool = False
+    """With the commands that make what is missing."""
+    execute: bool = False
+    """Make what is missing."""
+    override: list[str] = Field(default_factory=list)
+    """More of the command line for what is made (a launcher, a device, threads); what changes run keys is refused."""
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if self.table is None:
+            for name in ("plan", "dry", "execute", "compare", "columns", "curve"):
+                if getattr(self, name):
+                    raise ValueError(f"{name}: give table=<name> too")
+            if self.format == "html":
+                raise ValueError("format=html: give table=<name> too")
+        if self.curve is not None and self.metric is None:
+            raise ValueError("curve: give metric=<what metrics.jsonl has, e.g. train/mask_rate> too")
+        if self.override and not (self.dry or self.execute):
+            raise ValueError("override: goes with dry=true or execute=true")
+        return self
 
 
 def main(arguments: Sequence[str]) -> str:
-    """The printed table for `key=value` arguments."""
+    """The printed table for `key=value` arguments.
+
+    Raises:
+        Unfinished: after execute=true, runs that are not done.
+    """
     options = from_arguments(TableOptions, arguments)
     outputs = Path(options.outputs)
-    if options.curve is not None:
-        if options.table is None or options.metric is None:
-            raise ConfigError("curve: give table=<name> and metric=<what metrics.jsonl has, e.g. train/mask_rate> too")
-        table = curve_table(options.table, outputs, options.metric, options.curve)
-    elif options.table is not None:
-        table = planned_table(options.table, outputs, options.metric, options.protocol)
-    else:
+    extras = [name.strip() for name in options.columns.split(",") if name.strip()]
+    for name in extras:
+        if name not in EXTRAS and "/" not in name:
+            raise ConfigError(f"columns: {name}: no such column; {allowed(name, EXTRAS)}, or a metric such as test/ece")
+    if options.plan or options.dry or options.execute:
+        from kdrun.todo import carry_out, shown
+
+        if options.execute:
+            carry_out(options.table or "", outputs, options.override)
+        else:
+            return shown(options.table or "", outputs, options.override, commands=options.dry)
+    if options.table is None:
         table = found_table(outputs, options.metric or "test/top1", options.protocol or "last")
-    return table.to_markdown() if options.format == "markdown" else table.to_text()
+    elif options.curve is not None:
+        table = curve_table(options.table, outputs, options.metric or "", options.curve)
+    else:
+        table = planned_table(options.table, outputs, options.metric, options.protocol)
+        table.extras = extras
+        if options.compare is not None:
+            table.notes += compared(table, *two_rows(options.compare, table.rows))
+    table.minmax = options.spread == "minmax"
+    if options.format == "html":
+        from kdrun.report import html
+
+        path = Path(options.out) if options.out else outputs / "reports" / f"{options.table}.html"
+        write_text(path, html(table, outputs))
+        return f"wrote {path}"
+    writers = {"markdown": Table.to_markdown, "latex": to_latex, "csv": to_csv, "json": to_json}
+    text = writers.get(options.format, Table.to_text)(table)
+    if options.out is None:
+        return text
+    write_text(Path(options.out), text + "\n")
+    return f"wrote {options.out}"

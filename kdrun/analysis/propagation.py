@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+from kdrun.cells import value_of
 from kdrun.errors import KdrunError
 from kdrun.plots.figure import GRAY, color, drawn, legend, legend_height, marker, panels, places, told
 from kdrun.plots.points import Points, TableOptions
-from kdrun.tables import planned_records, value_of
+from kdrun.tables import planned_records
 
 
 class Options(TableOptions):

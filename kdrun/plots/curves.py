@@ -8,11 +8,11 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from kdrun.cells import curve_of, is_percent, run_name
 from kdrun.errors import KdrunError
-from kdrun.finished import FinishedRun
 from kdrun.plots.figure import COLORS, color, drawn, legend, legend_height, marker, panels, places, told
 from kdrun.schema import Schema
-from kdrun.tables import curve_of, is_percent, planned_curves, run_name
+from kdrun.tables import planned_curves
 
 
 class Options(Schema):
@@ -65,6 +65,8 @@ def band(curves: Sequence[Curve], kind: str) -> Band:
 
 
 def report(options: Options) -> str:
+    from kdrun.finished import FinishedRun  # torch; a table's curves need none
+
     name = f"curves-{options.metric.replace('/', '-')}"
     curves: dict[str, list[dict[int, float]]] = {}
     if options.table is not None:

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
+from kdrun.cells import is_percent, value_of
 from kdrun.errors import KdrunError
 from kdrun.schema import Schema
-from kdrun.tables import is_percent, planned_records, value_of
+from kdrun.tables import planned_records
 
 Points = list[tuple[float, float]]
 NAMES = {"top1": "accuracy", "ece": "ECE", "nll": "NLL", "brier": "Brier score"}

@@ -8,16 +8,18 @@ import torch
 import yaml
 
 from kdrun import tables
+from kdrun.cells import Cell
 from kdrun.config import CONF_DIR, dump, run_key
 from kdrun.errors import ConfigError
 from kdrun.method import Setup, parameter_groups
 from kdrun.papers import Paper, read_paper
 from kdrun.plan import Composer
+from kdrun.planned import TableConfig
 from kdrun.record import write_record
 from kdrun.registry import lookup
 from kdrun.runner import check
 from kdrun.schema import build
-from kdrun.tables import Cell, Table
+from kdrun.table import Table
 
 # teacher, student: gamma, then weight of TTM, of WTTM (arXiv 2402.11148, tables 8 and 9); accuracy of the teacher
 PAIRS = {
@@ -331,7 +333,7 @@ def test_a_planned_table_finds_the_teacher_and_its_paper(composer, tmp_path, mon
         teacher = config.method_class.requires(config)["teacher"]
         write_record(teacher.directory, {**record, "metrics": {"test/student/top1": 0.5}})
     content = {"paper": "ttm", "seeds": [0], "rows": {"KD": ["loss=kd"]}, "columns": {"r56-r20": column}}
-    monkeypatch.setattr(tables, "_spec", lambda name: build(tables.TableConfig, content, name))
+    monkeypatch.setattr(tables, "table_spec", lambda name: build(TableConfig, content, name))
     [line] = [line for line in tables.planned_table("one", tmp_path).footer() if line.startswith("warning")]
     assert f"({source})" in line or "supervised/digits" in line
     assert "has 50.00, the paper's 72.34" in line

@@ -19,10 +19,10 @@ from kdrun.config import (
 )
 from kdrun.papers import read_paper
 from kdrun.plan import Composer
+from kdrun.planned import TableConfig
 from kdrun.registry import lookup
 from kdrun.schedule import ScheduleConfig
 from kdrun.schema import build
-from kdrun.tables import TableConfig
 
 
 def options(group: str) -> list[str]:

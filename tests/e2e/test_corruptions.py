@@ -9,9 +9,9 @@ import torch
 import kdrun
 from kdrun.corruptions import CORRUPTIONS, EXTRA, METRICS, Corruptions
 from kdrun.errors import DataError
+from kdrun.found import found_table
 from kdrun.metrics import evaluate_logits
 from kdrun.record import find_records
-from kdrun.tables import found_table
 from tests.conftest import FAST, TEACHER
 
 N = 6

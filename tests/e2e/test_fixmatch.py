@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from kdrun.errors import KdrunError
 from kdrun.record import find_records
+from kdrun.schema import build
 from kdrun.tables import main as table_main
 from tests.conftest import FAST
 
@@ -168,13 +170,15 @@ def test_a_pool_of_other_shape_is_refused(train, tmp_path, capsys):
 
 
 def test_tables_show_figures_of_artifacts_and_curves(train, outputs, monkeypatch, tmp_path):
-    (tmp_path / "table").mkdir()
-    (tmp_path / "table" / "few.yaml").write_text(
+    path = tmp_path / "few.yaml"
+    path.write_text(
         "metric: test/top1\nseeds: [0]\n"
         "rows: {FixMatch: [method=fixmatch], KD: [method=kd_fixmatch, method.select_threshold=0.1]}\n"
         f"columns: {{digits: {json.dumps([*SHORT, 'method.threshold=0.2'])}}}\n"
     )
-    monkeypatch.setattr("kdrun.config.CONF_DIR", tmp_path)
+    monkeypatch.setattr(
+        "kdrun.planned.read_conf", lambda _, name, cls: build(cls, yaml.safe_load(path.read_text()), name)
+    )
     assert train(*SHORT, *LOW, "method=kd_fixmatch") == 0
     asked = ["table=few", f"outputs={outputs}", "format=markdown"]
     ((_, record),) = records(outputs, "kd_fixmatch")

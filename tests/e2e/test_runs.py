@@ -10,8 +10,8 @@ import torch
 
 import kdrun
 from kdrun.errors import KdrunError
+from kdrun.found import found_table
 from kdrun.record import find_records
-from kdrun.tables import found_table
 from kdrun.tables import main as table_main
 from tests.conftest import FAST, TEACHER
 

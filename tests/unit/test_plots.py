@@ -16,11 +16,11 @@ from kdrun.analysis import main as analyze
 from kdrun.analysis.propagation import fit
 from kdrun.errors import ConfigError, KdrunError
 from kdrun.finished import FinishedRun
+from kdrun.planned import configs_of, table_spec
 from kdrun.plots import main
 from kdrun.plots.curves import band
 from kdrun.plots.figure import legend_columns, legend_height
 from kdrun.plots.judged import RunOptions, judged
-from kdrun.tables import _planned, _spec
 from tests.conftest import ROOT
 
 
@@ -38,7 +38,7 @@ TEACHER_GAPS = {"KD": -0.1, "TTM": 0.0, "WTTM": 0.3}
 def demo(tmp_path_factory) -> Path:
     """conf/table/demo.yaml: CE without a teacher; gap of a student = 0.02 + 0.5 x its teacher's + 0.01 (seed - 1)."""
     outputs = tmp_path_factory.mktemp("demo") / "outputs"
-    for row, _, runs in _planned(_spec("demo"), outputs):
+    for row, _, runs in configs_of("demo", table_spec("demo"), outputs):
         for config in runs:
             noise = 0.01 * (config.seed - 1)
             metrics = {"test/student/top1": 0.9 + noise, "test/student/confidence": 0.92, "test/student/ece": 0.05}

@@ -1,0 +1,81 @@
+"""Tables for other programs: LaTeX (booktabs), CSV, JSON."""
+
+import csv
+import io
+import json
+import re
+import statistics
+from typing import Any
+
+from kdrun.cells import scaled
+from kdrun.table import Table
+
+LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
+    "^": r"\^{}", "~": r"\~{}", "±": r"$\pm$", "→": r"$\to$", "|": r"$|$", "<": r"$<$", ">": r"$>$",
+}  # fmt: skip
+
+
+def latex_text(text: str) -> str:
+    return re.sub("|".join(map(re.escape, LATEX)), lambda match: LATEX[match[0]], text)
+
+
+def to_latex(table: Table) -> str:
+    """A `tabular` for booktabs; what stands below the table becomes comments."""
+    header, *rows = [[latex_text(text) for text in line] for line in table.grid()]
+    lines = [" & ".join(line) + r" \\" for line in rows]
+    comments = [f"% {line}" for line in (table.title, *table.footer())]
+    columns = "l" + "r" * (len(header) - 1)
+    body = [r"\toprule", " & ".join(header) + r" \\", r"\midrule", *lines, r"\bottomrule"]
+    return "\n".join([*comments, rf"\begin{{tabular}}{{{columns}}}", *body, r"\end{tabular}"])
+
+
+def cells_of(table: Table) -> list[dict[str, Any]]:
+    """Each cell as plain values, in percent where the table shows percent."""
+    out = []
+    for (row, column), cell in table.cells.items():
+        values = scaled(cell.values.values(), table.percent)
+        theirs = table.theirs(row, column)
+        against = None if theirs is None else cell.against(theirs)
+        interval = None if against is None else against.interval
+        out.append(
+            {
+                "row": row, "column": column, "metric": table.metric, "protocol": table.protocol,
+                "percent": table.percent, "n": len(values), "planned": cell.planned,
+                "mean": statistics.mean(values) if values else None,
+                "std": statistics.stdev(values) if len(values) > 1 else None,
+                "min": min(values, default=None), "max": max(values, default=None),
+                "missing": cell.missing, "failed": cell.failed, "lacking": cell.lacking,
+                "paper_mean": theirs and theirs.mean, "paper_std": theirs and theirs.std,
+                "paper_n": theirs and theirs.n,
+                "difference": against and against.difference, "low": interval and interval.low,
+                "high": interval and interval.high, "verdict": against and against.verdict,
+                "runs": dict(zip(cell.values, values, strict=True)),
+            }
+        )  # fmt: skip
+    return out
+
+
+def to_csv(table: Table) -> str:
+    """A line for each cell; lists are separated by spaces."""
+    cells = cells_of(table)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(cells[0]) if cells else ["row"], lineterminator="\n")
+    writer.writeheader()
+    for cell in cells:
+        writer.writerow({k: " ".join(map(str, v)) if isinstance(v, list | dict) else v for k, v in cell.items()})
+    return file.getvalue().rstrip("\n")
+
+
+def to_json(table: Table) -> str:
+    claims = [
+        {"name": v.claim.name, "verdict": v.verdict, "detail": v.detail, "tag": v.claim.tag} for v in table.claims
+    ]
+    told: dict[str, Any] = {
+        "title": table.title,
+        "metric": table.metric,
+        "protocol": table.protocol,
+        "rows": table.rows,
+    }
+    told |= {"columns": table.columns, "cells": cells_of(table), "claims": claims, "footer": table.footer()}
+    return json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,206 @@
+"""The plan of a table: the runs behind each cell of conf/table/<name>.yaml.
+
+Composing takes seconds and torch, so a plan is kept in `<outputs>/.cache/tables` for as long as conf/, the code and the
+files that it names stay as they are. A kept plan that cannot be read, or is not whole, is made anew.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from kdrun.config import CONF_DIR, HERE, RunConfig, file_hash, read_conf, run_dir
+from kdrun.errors import ConfigError
+from kdrun.files import write_text
+from kdrun.schema import FileContent, Schema, build, marker
+
+log = logging.getLogger(__name__)
+Protocol = Literal["last", "best_on_val", "median20"]
+
+
+class TableConfig(Schema):
+    """conf/table/<name>.yaml."""
+
+    metric: str = "test/top1"
+    """<split>/<metric> of the headline network, or <split>/<net>/<metric>."""
+    protocol: Protocol = "last"
+    seeds: list[int] = Field(min_length=1)
+    rows: dict[str, list[str]] = Field(min_length=1)
+    columns: dict[str, list[str]] = Field(min_length=1)
+    paper: str | None = None
+    """A file of conf/paper whose numbers belong to rows and columns of the same names."""
+    claims: str | None = None
+    """A file of conf/paper whose claims are tested though its numbers are of other columns; null: those of `paper`."""
+
+
+class PlannedRun(Schema):
+    """One run of a plan."""
+
+    seed: int
+    place: str
+    """Its directory below `execution.outputs`."""
+    net: str
+    """Its first student."""
+    needs: dict[str, "PlannedRun"]
+    """Role -> run that must be finished first."""
+
+
+class PlannedCell(Schema):
+    """A cell and its runs, one for each seed."""
+
+    row: str
+    column: str
+    overrides: list[str]
+    """Of `python -m kdrun.train`, without the seed."""
+    given_teacher: bool
+    """Whether the teacher is there already: published weights, a file, an ensemble."""
+    teacher_temperature: float
+    teacher_as_trained: bool
+    """Whether it tells what its own run measured: not at another temperature, and no CLIP, which prompts change."""
+    deviations: list[str]
+    """What `# deviates:` says in the YAML files that these overrides pick."""
+    runs: list[PlannedRun]
+
+
+class TablePlan(Schema):
+    """All cells, row by row."""
+
+    cells: list[PlannedCell]
+    files: dict[str, str] = Field(default_factory=dict)
+    """File or folder that a run key contains -> hash of its content."""
+
+
+def table_spec(name: str) -> TableConfig:
+    return read_conf("table", name, TableConfig)
+
+
+def plan_of(name: str, spec: TableConfig, outputs: Path) -> TablePlan:
+    """The plan of a table, kept or made now.
+
+    Raises:
+        ConfigError: a cell cannot be composed; names it.
+    """
+    if any("plugins" in word for word in chain(*spec.rows.values(), *spec.columns.values())):
+        return make_plan(name, spec)  # of whose code we know nothing
+    path, digest = outputs / ".cache" / "tables" / f"{name}.json", _digest(spec)
+    kept = _kept(path, digest)
+    if kept is not None:
+        return kept
+    made = make_plan(name, spec)
+    if outputs.is_dir():
+        content = json.dumps(made.model_dump(), ensure_ascii=False)
+        try:
+            write_text(path, f"{digest} {_sha(content.encode())}\n{content}\n")
+        except OSError as error:
+            log.info("%s: the plan is not kept (%s)", path, error.strerror)
+    return made
+
+
+def make_plan(name: str, spec: TableConfig) -> TablePlan:
+    """As `plan_of`, composed now."""
+    cells: list[PlannedCell] = []
+    files: dict[str, str] = {}
+    for row, column, overrides, runs, picked in _composed(name, spec):
+        planned = [_planned(run) for run in runs]
+        first = runs[0].teacher
+        given = first.source not in ("none", "train", "clip")
+        deviations = list(dict.fromkeys(line for path in picked for line in deviations_in(path)))
+        cells.append(
+            PlannedCell(
+                row=row, column=column, overrides=overrides, given_teacher=given, runs=planned,
+                teacher_temperature=first.temperature, deviations=deviations,
+                teacher_as_trained=first.source == "train" and first.temperature == 1,
+            )
+        )  # fmt: skip
+        files |= {path: file_hash(path, f"table={name}") for run in runs for path in _named_files(run)}
+    return TablePlan(cells=cells, files=files)
+
+
+def configs_of(name: str, spec: TableConfig, outputs: Path) -> Iterator[tuple[str, str, list[RunConfig]]]:
+    """(row, column, typed config for each seed) of each cell, with this outputs folder; composed now."""
+    for row, column, _, runs, _ in _composed(name, spec):
+        yield row, column, [r.replace(execution=r.execution.replace(outputs=str(outputs))) for r in runs]
+
+
+def _composed(name: str, spec: TableConfig) -> Iterator[tuple[str, str, list[str], list[RunConfig], list[Path]]]:
+    from kdrun.plan import Composer
+
+    with Composer() as composer:
+        for row, row_overrides in spec.rows.items():
+            for column, column_overrides in spec.columns.items():
+                overrides = [*column_overrides, *row_overrides]
+                try:
+                    runs = composer.typed_seeds(overrides, spec.seeds)
+                except ConfigError as error:
+                    raise ConfigError(*(f"table={name}: {row}, {column}: {line}" for line in error.lines)) from None
+                yield row, column, overrides, runs, composer.files(overrides)
+
+
+def _planned(run: RunConfig) -> PlannedRun:
+    needs = {role: _planned(other) for role, other in run.method_class.requires(run).items()}
+    return PlannedRun(seed=run.seed, place=run_dir(run), net=run.students[0].name, needs=needs)
+
+
+def deviations_in(path: Path) -> list[str]:
+    """The text behind each `# deviates:` of a YAML file; lines that begin with `#` and two spaces go on."""
+    out: list[str] = []
+    open_note = False
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        _, found, text = line.partition("deviates: ")
+        if found and line.startswith("#"):
+            out.append(text.strip())
+        elif open_note and line.startswith("#   "):
+            out[-1] += f" {line[1:].strip()}"
+        open_note = line.startswith("#") and (bool(found) or (open_note and line.startswith("#   ")))
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------- the cache
+
+
+def _kept(path: Path, digest: str) -> TablePlan | None:
+    try:
+        head, _, content = path.read_text().rstrip("\n").partition("\n")
+        if head != f"{digest} {_sha(content.encode())}":
+            return None
+        plan = build(TablePlan, json.loads(content), str(path))
+        return plan if all(file_hash(name, "") == known for name, known in plan.files.items()) else None
+    except (OSError, ValueError, ConfigError) as error:
+        log.debug("%s: %s", path, error)
+        return None
+
+
+def _digest(spec: TableConfig) -> str:
+    """Of everything that a plan follows from, but the files that it names itself."""
+    whole = hashlib.sha256(spec.model_dump_json().encode())
+    for folder, pattern in ((CONF_DIR, "*.yaml"), (HERE, "*.py")):
+        for path in sorted(folder.rglob(pattern)):
+            content = path.read_bytes()
+            whole.update(f"{path.relative_to(folder)}\0{len(content)}\0".encode() + content)
+    for package in ("hydra-core", "omegaconf", "pydantic", "timm"):
+        whole.update(metadata.version(package).encode() + b"\0")
+    return whole.hexdigest()
+
+
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _named_files(value: Any) -> Iterator[str]:
+    """The files and folders whose content a run key contains."""
+    if isinstance(value, Schema):
+        for name, field in type(value).model_fields.items():
+            item = getattr(value, name)
+            if not marker(field, FileContent):
+                yield from _named_files(item)
+            elif isinstance(item, str):
+                yield item
+    elif isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _named_files(item)

@@ -1,0 +1,232 @@
+"""What of a table is not done yet: states, prerequisites, cost, the commands that make it, and carrying them out."""
+
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+
+from kdrun.cells import run_name
+from kdrun.config import run_dir
+from kdrun.errors import ConfigError, KdrunError, Unfinished
+from kdrun.lock import held
+from kdrun.planned import PlannedCell, PlannedRun, TablePlan, plan_of, table_spec
+from kdrun.record import read_record
+
+STATES = ("done", "running", "stopped", "failed", "missing", "damaged")
+"""stopped: its record says running, but nobody works on it; the same command goes on from its checkpoint."""
+
+
+@dataclass
+class State:
+    """Where one run stands."""
+
+    state: str
+    why: str = ""
+    seconds: float | None = None
+    device: str | None = None
+
+
+def state_of(directory: Path) -> State:
+    try:
+        record = read_record(directory)
+    except KdrunError as error:
+        return State("damaged", str(error))
+    if record is None:
+        return State("missing")
+    if record["status"] == "running":
+        return State("running" if held(directory.with_name(directory.name + ".lock")) else "stopped")
+    why = (record.get("error") or {}).get("message", "")
+    return State(record["status"], why, (record.get("seconds") or {}).get("total"), record.get("device"))
+
+
+@dataclass
+class Todo:
+    """A plan with the states of its runs; each prerequisite once, those of others first."""
+
+    plan: TablePlan
+    states: dict[str, State]
+    """By place."""
+    needed: dict[str, tuple[str, PlannedRun, list[PlannedCell]]] = field(default_factory=dict)
+    """Place -> role, run, the cells that need it."""
+
+    @classmethod
+    def of(cls, plan: TablePlan, outputs: Path) -> "Todo":
+        todo = cls(plan, {})
+        for cell in plan.cells:
+            for run in cell.runs:
+                for role, other in _prerequisites(run):
+                    _, _, cells = todo.needed.setdefault(other.place, (role, other, []))
+                    if cell not in cells:
+                        cells.append(cell)
+        places = [*todo.needed, *(run.place for cell in plan.cells for run in cell.runs)]
+        todo.states = {place: state_of(outputs / place) for place in dict.fromkeys(places)}
+        return todo
+
+    def undone(self, cell: PlannedCell) -> list[PlannedRun]:
+        """Runs of a cell that nobody has made and nobody is making."""
+        return [run for run in cell.runs if self.states[run.place].state not in ("done", "running")]
+
+    def wanted(self) -> list[PlannedRun]:
+        """Prerequisites that undone runs need and that are no cell's own run, in the order of building."""
+        own = {run.place for cell in self.plan.cells for run in cell.runs}
+        needs = {
+            other.place for cell in self.plan.cells for run in self.undone(cell) for _, other in _prerequisites(run)
+        }
+        return [
+            run
+            for place, (_, run, _) in self.needed.items()
+            if place in needs - own and self.states[place].state not in ("done", "running")
+        ]
+
+    def estimate(self, cell: PlannedCell) -> float | None:
+        """Seconds of one run: the mean of the cell's finished ones, else of its row's; None: there are none."""
+        for cells in ([cell], [other for other in self.plan.cells if other.row == cell.row]):
+            done = [self.states[run.place] for other in cells for run in other.runs]
+            known = [state.seconds for state in done if state.state == "done" and state.seconds is not None]
+            if known:
+                return mean(known)
+        return None
+
+    def estimate_needed(self, place: str) -> float | None:
+        """As `estimate`, from finished prerequisites of the same role and network."""
+        role, run, _ = self.needed[place]
+        alike = [self.states[p] for p, (r, other, _) in self.needed.items() if (r, other.net) == (role, run.net)]
+        known = [state.seconds for state in alike if state.state == "done" and state.seconds is not None]
+        return mean(known) if known else None
+
+
+def _prerequisites(run: PlannedRun) -> Iterator[tuple[str, PlannedRun]]:
+    """Everything that a run needs, what others need first."""
+    for role, other in run.needs.items():
+        yield from _prerequisites(other)
+        yield role, other
+
+
+def shown(name: str, outputs: Path, overrides: Sequence[str], commands: bool) -> str:
+    """The plan of a table in words, with the commands that make what is missing if `commands`."""
+    todo = Todo.of(plan_of(name, table_spec(name), outputs), outputs)
+    lines = [f"plan of table={name}, in {outputs}", *_cells(todo)]
+    own = {run.place for cell in todo.plan.cells for run in cell.runs}
+    if todo.needed:
+        lines += ["", "needed first, each made once:"]
+    for place, (role, run, cells) in todo.needed.items():
+        state, shared = todo.states[place], f"{len(cells)} cell{'s' if len(cells) > 1 else ''}"
+        took = f", {duration(state.seconds)}" if state.state == "done" and state.seconds is not None else ""
+        also = ", a run of the table itself" if place in own else ""
+        lines.append(f"  {role} {run.net} ({run_name(Path(place))}): {state.state}{took}, for {shared}{also}")
+    lines += ["", *_cost(todo)]
+    lines += [f"{s.state}: {outputs / place}: {s.why}" for place, s in todo.states.items() if s.why]
+    if commands:
+        made = commands_of(todo, outputs, overrides)
+        lines += ["", *(made or ["# nothing is missing"])]
+    return "\n".join(lines)
+
+
+def _cells(todo: Todo) -> list[str]:
+    rows = list(dict.fromkeys(cell.row for cell in todo.plan.cells))
+    columns = list(dict.fromkeys(cell.column for cell in todo.plan.cells))
+    texts = {}
+    for cell in todo.plan.cells:
+        states = [todo.states[run.place].state for run in cell.runs]
+        rest = [f"{states.count(name)} {name}" for name in STATES[1:] if name in states]
+        texts[cell.row, cell.column] = ", ".join([f"{states.count('done')}/{len(states)} done", *rest])
+    grid = [["", *columns], *([row, *(texts[row, column] for column in columns)] for row in rows)]
+    widths = [max(len(line[i]) for line in grid) for i in range(len(grid[0]))]
+    return ["  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)).rstrip() for line in grid]
+
+
+def _cost(todo: Todo) -> list[str]:
+    """Estimated time of what is missing, from finished runs alone."""
+    total, unknown, count = 0.0, 0, 0
+    for cell in todo.plan.cells:
+        for _ in todo.undone(cell):
+            seconds, count = todo.estimate(cell), count + 1
+            total, unknown = total + (seconds or 0.0), unknown + (seconds is None)
+    for run in todo.wanted():
+        seconds, count = todo.estimate_needed(run.place), count + 1
+        total, unknown = total + (seconds or 0.0), unknown + (seconds is None)
+    if not count:
+        return ["nothing is missing"]
+    devices = sorted({s.device for s in todo.states.values() if s.state == "done" and s.device})
+    known = f"about {duration(total)} one after the other, as finished runs took on {', '.join(devices)}"
+    rest = f"{unknown} of them without an estimate (no finished run of the kind)" if unknown else ""
+    return [f"{count} runs to make: {'; '.join(filter(None, [known if unknown < count else '', rest]))}"]
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes} min" if minutes < 100 else f"{seconds / 3600:.1f} h"
+
+
+def commands_of(todo: Todo, outputs: Path, extra: Sequence[str]) -> list[str]:
+    """The command lines that make what is missing, one for each set of overrides, its seeds as a sweep."""
+    return [shlex.join(["python", "-m", "kdrun.train", *arguments]) for arguments in arguments_of(todo, outputs, extra)]
+
+
+def arguments_of(todo: Todo, outputs: Path, extra: Sequence[str]) -> list[list[str]]:
+    """Cells whose runs others of the table need (outer runs, say) come first."""
+    needed = set(todo.needed)
+    out = []
+    for cell in sorted(todo.plan.cells, key=lambda cell: not any(run.place in needed for run in cell.runs)):
+        seeds = [run.seed for run in todo.undone(cell)]
+        if not seeds:
+            continue
+        place = [] if outputs == Path("outputs") else [f"execution.outputs={outputs}"]
+        words = [*cell.overrides, f"seed={','.join(map(str, seeds))}", *place, *extra]
+        out.append([*(["-m"] if len(seeds) > 1 or extra else []), *words])
+    return out
+
+
+def carry_out(name: str, outputs: Path, extra: Sequence[str]) -> None:
+    """Make what is missing: prerequisites first, then each command of `commands_of`, by the same launcher as a sweep.
+
+    All of it is composed and checked before anything runs. A failure stops nothing else.
+
+    Raises:
+        ConfigError: one line for each mistake; or an override changes what the table plans.
+        Unfinished: names what is not done.
+    """
+    from kdrun.plan import Composer, ordered, plan
+    from kdrun.runner import run
+    from kdrun.train import main as train
+
+    spec = table_spec(name)
+    todo = Todo.of(plan_of(name, spec, outputs), outputs)
+    commands = arguments_of(todo, outputs, extra)
+    planned = {run.place for cell in todo.plan.cells for run in cell.runs}
+    for arguments in commands:
+        for job in plan(ordered(arguments)) or []:
+            if run_dir(job.config) not in planned:
+                raise ConfigError(
+                    f"override: {' '.join(extra)}: makes {job.directory}, which table={name} does not plan"
+                )
+    wanted = {run.place for run in todo.wanted()}
+    with Composer() as composer:
+        for cell in todo.plan.cells:
+            seeds = [run.seed for run in todo.undone(cell)]
+            plain = [word for word in extra if not word.lstrip("+").startswith("hydra/")]
+            if not wanted or not seeds:
+                continue
+            configs = composer.typed_seeds([*cell.overrides, f"execution.outputs={outputs}", *plain], seeds)
+            for config in configs:
+                for role, other in config.method_class.requires(config).items():
+                    if run_dir(other) in wanted:
+                        wanted.discard(run_dir(other))
+                        print(f"first its {role}: {other.directory}", file=sys.stderr)
+                        run(other, job_type=role)
+    for arguments in commands:
+        print(shlex.join(["python", "-m", "kdrun.train", *arguments]), file=sys.stderr)
+        if train(arguments) == 130:
+            raise KeyboardInterrupt
+    left = Todo.of(todo.plan, outputs)
+    bad = [
+        f"{state.state}: {outputs / place}{': ' + state.why if state.why else ''}"
+        for place, state in left.states.items()
+        if state.state not in ("done", "running")
+    ]
+    if bad:
+        raise Unfinished(shown(name, outputs, extra, commands=False), *bad)

@@ -1,0 +1,68 @@
+"""scripts/table.py execute=true from nothing to a table; then a run of it evaluated again."""
+
+import json
+
+import pytest
+import yaml
+
+from kdrun.errors import ConfigError, Unfinished
+from kdrun.evaluating import main as evaluate
+from kdrun.found import unique_records
+from kdrun.schema import build
+from kdrun.tables import main as table
+from tests.conftest import FAST, TEACHER
+
+
+@pytest.fixture
+def asked(tmp_path, outputs, monkeypatch):
+    path = tmp_path / "few.yaml"
+    columns = json.dumps([*FAST, *TEACHER])
+    path.write_text(f"seeds: [0, 1]\nrows: {{CE: [loss=ce], KD: [loss=kd]}}\ncolumns: {{digits: {columns}}}\n")
+    monkeypatch.setattr(
+        "kdrun.planned.read_conf", lambda _, name, cls: build(cls, yaml.safe_load(path.read_text()), name)
+    )
+    return ["table=few", f"outputs={outputs}"]
+
+
+@pytest.mark.usefixtures("train")
+def test_what_is_missing_is_made_once_prerequisites_first(asked, outputs, capsys):
+    dry = table([*asked, "dry=true"])
+    assert "teacher resnet8 (supervised/digits/nall/s0-" in dry
+    assert "5 runs to make: 5 of them without an estimate" in dry
+    assert f"schedule.eval_every_steps=10 {' '.join(FAST[7:])} {' '.join(TEACHER)} loss=kd seed=0,1" in dry
+    with pytest.raises(ConfigError, match=r"override: schedule\.steps=21: makes .* does not plan"):
+        table([*asked, "execute=true", "override=schedule.steps=21"])
+    assert not list(outputs.glob("runs"))
+
+    text = table([*asked, "execute=true", "columns=params,teacher"])
+    assert text.count("(n=2)") == 2
+    told = capsys.readouterr().err.splitlines()
+    first = next(i for i, line in enumerate(told) if line.startswith("first its teacher: "))
+    assert first < next(i for i, line in enumerate(told) if line.startswith("python -m kdrun.train"))
+    runs = {record["key"]: directory for directory, record in unique_records(outputs)[0]}
+    assert len(runs) == 5
+    stamps = {path: path.stat().st_mtime_ns for path in outputs.rglob("record.json")}
+    assert table([*asked, "execute=true"]).count("(n=2)") == 2
+    assert {path: path.stat().st_mtime_ns for path in outputs.rglob("record.json")} == stamps
+    assert table([*asked, "dry=true"]).endswith("nothing is missing")
+
+    run = next(d for d, r in unique_records(outputs)[0] if r["method"] == "distill" and r["requires"])
+    record = json.loads((run / "record.json").read_text())
+    evaluate([f"run={run}", "dataset=digits", "name=again"])
+    again = json.loads((run / "evaluations" / "again.json").read_text())["metrics"]
+    for key in ("test/student/top1", "test/student/nll", "test/teacher/ece"):
+        assert again[key] == pytest.approx(record["metrics"][key], rel=1e-6)
+    with pytest.raises(ConfigError, match=r"method\.nam: unknown key"):
+        evaluate([f"run={run}", "method.nam=1"])
+
+
+@pytest.mark.usefixtures("train")
+def test_what_failed_is_named_and_the_rest_is_done(asked, tmp_path, outputs):
+    path = tmp_path / "few.yaml"
+    path.write_text(
+        path.read_text().replace("KD: [loss=kd]", "KD: [loss=ce, schedule.lr=1e30]").replace("[0, 1]", "[0]")
+    )
+    with pytest.raises(Unfinished, match=r"failed: .*became nan") as caught:
+        table([*asked, "execute=true"])
+    assert "CE  1/1 done" in caught.value.text
+    assert "failed (0/1)" in table(asked)

@@ -1,0 +1,116 @@
+"""The plan of a table: composed once, kept, and the same with and without what was kept."""
+
+import subprocess
+import sys
+
+import pytest
+
+from kdrun import planned
+from kdrun.config import run_dir
+from kdrun.errors import ConfigError
+from kdrun.plan import Composer
+from kdrun.planned import TableConfig, deviations_in, make_plan, plan_of
+from kdrun.schema import build
+from kdrun.tables import main
+from tests.conftest import ROOT
+
+SMALL = {"seeds": [0, 1, 2], "rows": {"CE": ["loss=ce"], "KD": ["loss=kd"]}, "columns": {"d": ["experiment=demo"]}}
+
+
+@pytest.fixture(scope="module")
+def spec() -> TableConfig:
+    return build(TableConfig, SMALL, "table")
+
+
+@pytest.fixture(scope="module")
+def made(spec):
+    return make_plan("small", spec)
+
+
+def test_a_planned_run_is_the_one_that_its_command_makes(made):
+    cell = made.cells[1]
+    with Composer() as composer:
+        config = composer.typed([*cell.overrides, "seed=2"])
+    assert (cell.row, cell.column, cell.runs[2].seed, cell.runs[2].place) == ("KD", "d", 2, run_dir(config))
+    assert cell.runs[2].needs["teacher"].place == run_dir(config.method_class.requires(config)["teacher"])
+    assert len({run.needs["teacher"].place for run in cell.runs}) == 1
+    assert made.cells[0].runs[0].needs == {}
+
+
+def test_what_follows_the_seed_follows_it_in_the_plan_too():
+    overrides = ["experiment=kd_fixmatch/cifar10", "dataset.split_seed=${seed}", "student.pretrained=false"]
+    with Composer() as composer:
+        for config in composer.typed_seeds(overrides, [3, 4, 5]):
+            assert config.dataset.split_seed == config.seed
+            assert config == composer.typed([*overrides, f"seed={config.seed}"])
+
+
+def test_a_kept_plan_is_the_made_one_and_a_spoiled_one_is_made_anew(tmp_path, spec, made, monkeypatch):
+    path = tmp_path / ".cache" / "tables" / "small.json"
+    calls = []
+
+    def counted(name, given):
+        calls.append(name)
+        return made
+
+    monkeypatch.setattr(planned, "make_plan", counted)
+    assert plan_of("small", spec, tmp_path / "nowhere") == made
+    assert not (tmp_path / "nowhere").exists()
+    assert plan_of("small", spec, tmp_path) == plan_of("small", spec, tmp_path) == made
+    assert len(calls) == 2
+    whole = path.read_text()
+    for spoiled in ("", whole[:-40], whole.replace('"seed": 0', '"seed": 1'), "\0" * 99, whole.replace("\n", "", 1)):
+        path.write_text(spoiled)
+        calls.clear()
+        assert plan_of("small", spec, tmp_path) == made
+        assert calls == ["small"]
+        assert path.read_text() == whole
+    path.write_bytes(b"\xff\xfe")
+    assert plan_of("small", spec, tmp_path) == made
+    calls.clear()
+    plan_of("small", spec.replace(seeds=[0]), tmp_path)
+    assert calls == ["small"], "another spec is another plan"
+
+
+def test_a_file_that_a_run_key_contains_is_looked_at_again(tmp_path, made, spec, monkeypatch):
+    weights = tmp_path / "weights.th"
+    weights.write_bytes(b"1")
+    plan = made.replace(files={str(weights): planned.file_hash(str(weights), "")})
+    calls = []
+    monkeypatch.setattr(planned, "make_plan", lambda *_: calls.append(1) or plan)
+    for _ in range(2):
+        plan_of("small", spec, tmp_path)
+    assert len(calls) == 1
+    weights.write_bytes(b"23")
+    plan_of("small", spec, tmp_path)
+    assert len(calls) == 2
+
+
+def test_with_a_kept_plan_nothing_imports_torch(tmp_path, made, monkeypatch):
+    demo = planned.table_spec("demo")
+    monkeypatch.setattr(planned, "make_plan", lambda *_: made)
+    plan_of("demo", demo, tmp_path)
+    code = (
+        "import sys; from kdrun.tables import main; "
+        f"print(main(['table=demo', 'outputs={tmp_path}', 'plan=true'])); assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "0/3 done, 3 missing" in done.stdout
+
+
+def test_a_cell_that_cannot_be_composed_is_named(spec):
+    with pytest.raises(ConfigError, match="table=small: CE, d: experiment=demi: no such option; nearest: demo"):
+        make_plan("small", spec.replace(columns={"d": ["experiment=demi"]}))
+    with pytest.raises(ConfigError, match="plan: give table=<name> too"):
+        main(["plan=true"])
+
+
+def test_deviations_are_read_with_their_next_lines(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "# What it is.\n# deviates: they pad, we\n#   do not.\n#   python -m x\n# Ours. deviates: one line.\n"
+        "a: 1\n#   not a note\n"
+    )
+    assert deviations_in(path) == ["they pad, we do not. python -m x", "one line."]
+    assert deviations_in(tmp_path / "none.yaml") == []

@@ -1,0 +1,202 @@
+"""scripts/status.py, compare.py, evaluate.py, publish.py and the HTML report, on records that are written by hand."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdrun import publishing, tables
+from kdrun.comparing import main as compare
+from kdrun.errors import ConfigError, KdrunError, Unfinished
+from kdrun.evaluating import main as evaluate
+from kdrun.planned import PlannedCell, PlannedRun, TableConfig, TablePlan
+from kdrun.record import read_record, write_record
+from kdrun.schema import build
+from kdrun.status import main as status
+from kdrun.tables import main as table_main
+
+
+def record(key: str, seed: int, **changes) -> dict:
+    return {
+        "schema": 1, "status": "done", "key": key, "seed": seed, "dataset": "digits", "num_labels": 20, "method": "distill",
+        "headline": "student", "metrics": {"test/student/top1": 0.5 + seed / 10}, "requires": {}, "device": "cpu",
+        "seconds": {"total": 100.0 - seed}, "nets": {}, "best_on_val": None, "warnings": [],
+        "config": {
+            "method": {"name": "distill"}, "dataset": {"name": "digits"}, "students": [{"name": "resnet8"}],
+            "loss": {"kd": {"name": "kd", "temperature": 4.0}}, "execution": {"outputs": "outputs"},
+        },
+        **changes,
+    }  # fmt: skip
+
+
+def write(outputs: Path, key: str, seed: int, **changes) -> Path:
+    directory = outputs / "runs" / "distill" / "digits" / "n20" / f"s{seed}-{key}"
+    write_record(directory, record(key, seed, **changes))
+    return directory
+
+
+def predictions(directory: Path, predicted: list[int], target: list[int], order: list[int]) -> None:
+    (directory / "predictions").mkdir()
+    logits = np.eye(3, dtype=np.float32)[predicted] * 5
+    arrays = {"index": np.array(order), "target": np.array(target)[order], "logits": logits[order]}
+    np.savez(directory / "predictions" / "test-student.npz", **arrays)
+
+
+def test_status_filters_sorts_and_tells_why(tmp_path):
+    write(tmp_path, "a", 0)
+    warm = {**record("b", 1)["config"], "loss": {"kd": {"name": "kd", "temperature": 2.0}}}
+    write(tmp_path, "b", 1, config=warm)
+    failed = write(
+        tmp_path, "c", 2, status="failed", metrics={}, error={"type": "NonFiniteLoss", "message": "loss.kd is NaN"}
+    )
+    (failed / "log.txt").write_text(
+        "1\n2\n3 failed: loss.kd is NaN\nTraceback\n  File x\nkdrun.errors.NonFiniteLoss: loss.kd is NaN\n"
+    )
+    write(tmp_path, "d", 3, status="running", metrics={})
+    (tmp_path / "runs/distill/digits/n20/s4-e").mkdir()
+    (tmp_path / "runs/distill/digits/n20/s4-e/record.json").write_text('{"schema": 1,')
+    text = status([f"outputs={tmp_path}"])
+    assert text.endswith(f"4 runs in {tmp_path}: 2 done, 1 failed, 1 stopped")
+    assert "    NonFiniteLoss: loss.kd is NaN\n    Traceback\n    File x\n" in text
+    lines = status([f"outputs={tmp_path}", "sort=metric", "reverse=true", "status=done"]).splitlines()
+    assert [line.split()[:3] for line in lines[1:3]] == [
+        ["distill/digits/n20/s1-b", "done", "60.00"], ["distill/digits/n20/s0-a", "done", "50.00"],
+    ]  # fmt: skip
+    for given, count in (("loss.kd.temperature=2", 1), ("loss.kd.temperature=4.0", 3), ("dataset.name=svhn", 0)):
+        assert f"\n{count} runs in" in "\n" + status([f"outputs={tmp_path}", given])
+    with pytest.raises(ConfigError, match=r"loss\.kd\.temprature: no run has this key; nearest: loss\.kd\.temperature"):
+        status([f"outputs={tmp_path}", "loss.kd.temprature=2"])
+
+
+def test_compare_aligns_images_and_names_those_that_flipped(tmp_path):
+    a, b = write(tmp_path, "a", 0), write(tmp_path, "b", 1)
+    target = [0, 0, 1, 1, 2]
+    predictions(a, [0, 1, 1, 1, 0], target, [0, 1, 2, 3, 4])
+    predictions(b, [0, 0, 2, 1, 1], target, [4, 2, 0, 3, 1])
+    text = compare([f"run={a}", f"run={b}"])
+    assert "seed" not in text.split("\n\n")[1], "the record's config of this test has none"
+    assert "test/student/top1      50.00    60.00    +10.00" in text
+    assert "5 test images: both right 2, only A 1, only B 1, neither 1; another prediction for 3; p = 1.000" in text
+    assert "     0       2   50.00  100.00  +50.00" in text
+    assert "only B is right: image (class: A -> B) 1 (0: 1 -> 0)" in text
+    assert "only A is right: image (class: A -> B) 2 (1: 1 -> 2)" in text
+    c = write(tmp_path, "c", 2)
+    predictions(c, [0], [0], [0])
+    with pytest.raises(KdrunError, match="are of other images"):
+        compare([f"run={a}", f"run={c}"])
+
+
+def test_stored_predictions_give_today_s_metrics_to_an_older_record(tmp_path):
+    run = write(tmp_path, "a", 0)
+    predictions(run, [0, 1, 1, 1, 0], [0, 0, 1, 1, 2], [0, 1, 2, 3, 4])
+    before = (run / "record.json").read_text()
+    text = evaluate([f"run={run}"])
+    assert "test/student/top1 0.6000" in text
+    assert (run / "record.json").read_text() == before
+    found = json.loads((run / "evaluations" / "stored.json").read_text())
+    assert found["key"] == "a"
+    assert found["metrics"]["test/student/ece"] == pytest.approx(
+        abs(0.6 - float(np.exp(5) / (np.exp(5) + 2))), abs=1e-6
+    )
+    with pytest.raises(ConfigError, match="stored predictions need no machine"):
+        evaluate([f"run={run}", "execution.device=cpu"])
+    with pytest.raises(ConfigError, match="amend: dataset=svhn"):
+        evaluate([f"run={run}", "dataset=svhn", "amend=true"])
+    with pytest.raises(KdrunError, match="kept no predictions"):
+        evaluate([f"run={write(tmp_path, 'b', 1)}"])
+    assert "metrics that it did not have" in evaluate([f"run={run}", "amend=true"])
+    metrics = read_record(run)["metrics"]
+    assert metrics["test/student/top1"] == 0.5, "what the record has stays"
+    assert metrics["test/student/nll"] == found["metrics"]["test/student/nll"]
+
+
+# ------------------------------------------------------------------------------------------- reports, publishing
+
+EVIL = "<script>alert('x')</script>"
+
+
+@pytest.fixture
+def planned(tmp_path, monkeypatch) -> Path:
+    """A table of two rows, one with a name that is markup, over two numbers of labels."""
+    cells, outputs = [], tmp_path / "outputs"
+    for i, row in enumerate(("KD", EVIL)):
+        for column in ("20", "40"):
+            keys = [f"{i}{column}{seed}" for seed in (0, 1)]
+            for seed, key in enumerate(keys):
+                run = write(outputs, key, seed, num_labels=int(column))
+                (run / "metrics.jsonl").write_text(
+                    '{"step": 5, "test/student/top1": 0.4}\n{"step": 9, "test/student/top1": 0.5}\n'
+                )
+            runs = [
+                PlannedRun(seed=s, place=f"runs/distill/digits/n20/s{s}-{key}", net="resnet8", needs={})
+                for s, key in enumerate(keys)
+            ]
+            cells.append(
+                PlannedCell(
+                    row=row,
+                    column=column,
+                    overrides=[],
+                    given_teacher=False,
+                    teacher_temperature=1,
+                    teacher_as_trained=True,
+                    deviations=[],
+                    runs=runs,
+                )
+            )
+    spec = {"seeds": [0, 1], "rows": {"KD": [], EVIL: []}, "columns": {"20": [], "40": []}}
+    for module in (tables, publishing):
+        monkeypatch.setattr(module, "table_spec", lambda name: build(TableConfig, spec, name))
+        monkeypatch.setattr(module, "plan_of", lambda *_: TablePlan(cells=cells))
+    return outputs
+
+
+def test_a_report_is_one_file_that_asks_for_nothing_and_escapes_everything(planned):
+    [run] = planned.glob("runs/distill/digits/n20/s0-0200")
+    predictions(run, [0, 1, 1], [0, 1, 2], [0, 1, 2])
+    assert table_main(["table=t", f"outputs={planned}", "format=html"]) == f"wrote {planned}/reports/t.html"
+    text = (planned / "reports" / "t.html").read_text()
+    HTMLParser().feed(text)
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    assert not re.findall(r'(?:src|href)="(?!#)', text)
+    for section in ("By number of labels", "Learning curves", "Reliability", "Cost", "Environment"):
+        assert f"<h2>{section}</h2>" in text
+    assert text.count("<svg") == 4  # labels, two columns of curves, one diagram
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(set(ids)) == len(ids)
+    assert set(re.findall(r'href="#([^"]+)"', text)) <= set(ids)
+
+
+def test_publishing_and_its_check(planned, tmp_path):
+    folder, readme = tmp_path / "published", tmp_path / "README.md"
+    readme.write_text("before\n<!-- table t -->\nold\n<!-- /table t -->\nafter\n")
+    asked = ["table=t", f"outputs={planned}", f"published={folder}", f"readme={readme}"]
+    assert publishing.main(asked).startswith(f"wrote {folder}/t: 8 records")
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- table t -->\n**t**\n")
+    assert text.endswith("\n<!-- /table t -->\nafter\n")
+    (folder / "t" / "table.md").write_text("Notes.\n" + (folder / "t" / "table.md").read_text() + "More.\n")
+    publishing.main(asked)
+    assert (folder / "t" / "table.md").read_text().startswith("Notes.\n<!-- tables -->\n**t**")
+    for path in planned.rglob("record.json"):
+        path.unlink()  # the published records are enough
+    check = [f"outputs={planned}", f"published={folder}", f"readme={readme}", "check=true"]
+    assert publishing.main(check) == "as their records make them: t"
+    readme.write_text(text.replace("55.00", "56.00"))
+    with pytest.raises(Unfinished, match=r"README\.md: table=t is not what .*records\.jsonl makes"):
+        publishing.main(check)
+    (folder / "t" / "records.jsonl").write_text('{"schema": 1}\n')
+    with pytest.raises(KdrunError, match="line 1 is no record"):
+        publishing.main(check)
+
+
+@pytest.mark.parametrize("path", ["/data/resnet56.th", "~/weights.th", "C:\\data", "--x=/data"])
+def test_records_with_a_path_of_the_machine_are_refused(planned, tmp_path, path):
+    [run] = planned.glob("runs/distill/digits/n20/s0-0200")
+    write_record(run, record("0200", 0, overrides=[f"teacher.path={path}"]))
+    with pytest.raises(KdrunError, match=r"holds a path of this machine, overrides\.0: teacher\.path="):
+        publishing.main(["table=t", f"outputs={planned}", f"published={tmp_path / 'p'}"])
+    assert not (tmp_path / "p").exists()

@@ -1,0 +1,216 @@
+"""Tables from fixed records, against a text that was checked by hand; what is missing, failed, doubled or damaged."""
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from kdrun import tables
+from kdrun.claims import judge, of_paper
+from kdrun.errors import ConfigError, KdrunError
+from kdrun.found import found_table
+from kdrun.intervals import paired, welch
+from kdrun.papers import Claim, Paper, read_paper
+from kdrun.planned import PlannedCell, PlannedRun, TableConfig, TablePlan
+from kdrun.record import write_record
+from kdrun.schema import build
+from kdrun.table import two_rows
+from kdrun.tables import main
+from kdrun.todo import Todo, commands_of
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "table.txt"
+ROWS = {"KD": ["loss=kd"], "a|b, c": ["loss=ttm"]}
+SPEC = {"paper": "it", "seeds": [0, 1, 2], "rows": ROWS, "columns": {"r56": ["x=1"], "20%": ["x=2"]}}
+CELL = {"table": "1", "protocol": "last", "tag": "paper"}
+PAPER = {
+    "source": "arXiv 0000.00000",
+    "unit": "percent",
+    "cells": [
+        {**CELL, "row": "Teacher", "column": "r56", "mean": 80.0},
+        {**CELL, "row": "KD", "column": "r56", "mean": 71.5, "std": 0.5, "n": 5},
+        {**CELL, "row": "a|b, c", "column": "r56", "mean": 73.0},
+        {**CELL, "row": "a|b, c", "column": "20%", "mean": None},
+    ],
+    "claims": [
+        {"name": "a|b, c > KD", "kind": "greater", "rows": ["a|b, c", "KD"], "tag": "paper"},
+        {"name": "dear", "kind": "ratio", "rows": ["a|b, c", "KD"], "columns": ["r56"], "metric": "cost", "margin": 1.5, "tag": "paper"},
+    ],
+}  # fmt: skip
+
+
+def record(key: str, seed: int, top1: float | None, **changes) -> dict:
+    status = {"status": "failed", "error": {"message": "NaN"}} if top1 is None else {"status": "done"}
+    metrics = {} if top1 is None else {"test/student/top1": top1, "test/teacher/top1": 0.8}
+    return {
+        "schema": 1, "key": key, "seed": seed, "dataset": "digits", "num_labels": 20, "method": "distill",
+        "headline": "student", "metrics": metrics, "requires": {}, "device": "cpu", "precision": "fp32",
+        "code": {"version": "0.1.0", "commit": "a" * 40, "dirty": False}, "seconds": {"total": 100.0, "train": 80.0},
+        "steps": 40, "nets": {"student": {"model": "resnet8", "num_params": 5142}},
+        "config": {"method": {"name": "distill"}, "loss": {"kd": {"name": "kd"}}, "schedule": {"batch_size": 64}},
+        **status, **changes,
+    }  # fmt: skip
+
+
+def planned(row: str, column: str) -> PlannedCell:
+    teacher = PlannedRun(seed=0, place="runs/supervised/d/nall/s0-t", net="resnet56", needs={})
+    runs = [
+        PlannedRun(seed=s, place=f"runs/distill/{row[:1]}/{column}/s{s}", net="resnet8", needs={"teacher": teacher})
+        for s in range(3)
+    ]
+    notes = ["they crop, we do not."] if column == "r56" else []
+    overrides = [*SPEC["columns"][column], *ROWS[row]]
+    return PlannedCell(
+        row=row, column=column, overrides=overrides, given_teacher=False, teacher_temperature=1, teacher_as_trained=True,
+        deviations=notes, runs=runs,
+    )  # fmt: skip
+
+
+PLAN = TablePlan(cells=[planned(row, column) for row in ROWS for column in SPEC["columns"]])
+
+
+@pytest.fixture
+def outputs(tmp_path, monkeypatch) -> Path:
+    """KD, r56: three seeds, one on another device; KD, 20%: one done, one failed, one damaged; a|b: two and one."""
+    out = tmp_path / "outputs"
+    places = {(c.row, c.column, r.seed): out / r.place for c in PLAN.cells for r in c.runs}
+    for seed, top1 in enumerate((0.70, 0.71, 0.72)):
+        device = "NVIDIA H200" if seed == 2 else "cpu"
+        write_record(places["KD", "r56", seed], record(f"k{seed}", seed, top1, device=device))
+    write_record(places["KD", "20%", 0], record("l0", 0, 0.5))
+    write_record(places["KD", "20%", 1], record("l1", 1, None))
+    places["KD", "20%", 2].mkdir(parents=True)
+    (places["KD", "20%", 2] / "record.json").write_text('{"schema": 1, "status": "do')
+    for seed, top1 in ((0, 0.72), (2, 0.75)):
+        write_record(places["a|b, c", "r56", seed], record(f"m{seed}", seed, top1, seconds={"total": 200.0}))
+    write_record(out / "runs/supervised/d/nall/s0-t", record("t", 0, 0.795))
+    monkeypatch.setattr(tables, "table_spec", lambda name: build(TableConfig, SPEC, name))
+    monkeypatch.setattr(tables, "plan_of", lambda *_: PLAN)
+    monkeypatch.setattr(tables, "read_paper", lambda _: build(Paper, PAPER, "paper"))
+    return out
+
+
+def test_the_text_that_was_checked_by_hand(outputs):
+    text = main(["table=it", f"outputs={outputs}", "spread=minmax", "columns=params,seconds", "compare=a|b, c,KD"])
+    assert text.replace(str(outputs), "<outputs>") + "\n" == GOLDEN.read_text()
+
+
+def test_formats_hold_the_same_and_escape(outputs):
+    asked = ["table=it", f"outputs={outputs}"]
+    latex = main([*asked, "format=latex"])
+    assert r"a$|$b, c & 73.50 $\pm$ 2.12 (n=2/3) $|$ paper 73.00 (+0.50) & missing (0/3) \\" in latex
+    assert r" & r56 & 20\% \\" in latex
+    assert all(line.startswith("%") for line in latex.splitlines() if "deviates" in line)
+    assert r"| a\|b, c | 73.50 ± 2.12 (n=2/3) \| paper 73.00 (+0.50) | missing (0/3) |" in main(
+        [*asked, "format=markdown"]
+    )
+    whole = json.loads(main([*asked, "format=json"]))
+    lines = list(csv.DictReader(io.StringIO(main([*asked, "format=csv"]))))
+    for cell, line in zip(whole["cells"], lines, strict=True):
+        assert (line["row"], line["column"], line["n"]) == (cell["row"], cell["column"], str(cell["n"]))
+    first = whole["cells"][0]
+    assert (first["n"], first["planned"], first["min"], first["verdict"]) == (3, 3, pytest.approx(70), "within")
+    assert first["runs"] == pytest.approx({"k0": 70.0, "k1": 71.0, "k2": 72.0})
+    assert whole["cells"][1] | {"mean": 50.0, "std": None, "failed": [1], "missing": [2]} == whole["cells"][1]
+    out = outputs / "x" / "table.csv"
+    assert main([*asked, "format=csv", f"out={out}"]) == f"wrote {out}"
+    assert len(out.read_text().splitlines()) == 5
+
+
+def test_protocols(outputs):
+    place = outputs / PLAN.cells[0].runs[0].place
+    lines = [{"step": k, "test/student/top1": k / 100} for k in range(1, 31)]
+    (place / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 31, "te')
+    text = main(["table=it", f"outputs={outputs}", "protocol=median20"])
+    assert "20.50 (n=1/3) | paper 71.50 (-51.00)" in text  # the median of 11, 12, ..., 30
+    assert "without it: KD, r56: seed 1, 2: run k1 has no test/student/top1 (median20)" in text
+    with pytest.raises(KdrunError, match=r"has no test/student/top1 \(best_on_val\)"):
+        main(["table=it", f"outputs={outputs}", "protocol=best_on_val"])
+    with pytest.raises(KdrunError, match="has no test/student/top2"):
+        main(["table=it", f"outputs={outputs}", "metric=test/top2"])
+
+
+def test_what_is_not_done_and_its_commands(outputs):
+    todo = Todo.of(PLAN, outputs)
+    assert [todo.states[run.place].state for run in PLAN.cells[1].runs] == ["done", "failed", "damaged"]
+    assert todo.wanted() == []  # the teacher is there
+    assert todo.estimate(PLAN.cells[3]) == 200  # as the row's other column took
+    assert commands_of(todo, Path("outputs"), []) == [
+        "python -m kdrun.train -m x=2 loss=kd seed=1,2",
+        "python -m kdrun.train x=1 loss=ttm seed=1",
+        "python -m kdrun.train -m x=2 loss=ttm seed=0,1,2",
+    ]
+    (outputs / "runs/supervised/d/nall/s0-t/record.json").unlink()
+    todo = Todo.of(PLAN, outputs)
+    assert [run.net for run in todo.wanted()] == ["resnet56"]
+    assert todo.estimate_needed("runs/supervised/d/nall/s0-t") is None
+
+
+def test_a_running_record_of_a_dead_process_is_stopped(outputs):
+    place = outputs / PLAN.cells[3].runs[0].place
+    write_record(place, {"schema": 1, "status": "running", "key": "r"})
+    assert Todo.of(PLAN, outputs).states[PLAN.cells[3].runs[0].place].state == "stopped"
+
+
+def test_found_tables_count_a_key_once_and_name_what_is_odd(tmp_path):
+    runs = tmp_path / "runs" / "distill" / "digits" / "n20"
+    write_record(runs / "s0-a", record("a", 0, None))
+    write_record(runs / "s0-b", record("a", 0, 0.5))
+    write_record(runs / "s1-c", record("c", 1, 0.7))
+    write_record(runs / "s2-d", {"schema": 1, "status": "done", "key": "d"})
+    write_record(runs / "s2-e", {"schema": 0, "status": "done", "key": "e"})
+    (runs / "s3-f").mkdir()
+    (runs / "s3-f" / "record.json").write_text("[]")
+    text = found_table(tmp_path).to_text()
+    assert "60.00 ± 14.14 (n=2)" in text
+    assert (
+        "two records of one key: distill/digits/n20/s0-b (done) counts, distill/digits/n20/s0-a (failed) does" in text
+    )
+    assert "left out: distill/digits/n20/s2-d: its record has no seed" in text
+
+
+def test_arguments_that_do_not_go_together(outputs):
+    for arguments, message in (
+        (["columns=parms", "table=it"], "columns: parms: no such column; nearest: params"),
+        (["table=it", "override=a=1"], "override: goes with dry=true or execute=true"),
+        (["format=html"], "format=html: give table=<name> too"),
+        (["table=it", "compare=KD"], "compare: KD: write two rows, rowA,rowB"),
+        (["table=it", "protocol=median"], "'median' is not allowed"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            main([*arguments, f"outputs={outputs}"])
+    assert two_rows("A, b,C", ["A, b", "C"]) == ("A, b", "C")
+
+
+def test_intervals_by_hand():
+    """Welch: variances .01/4 and .04/4; df = .0125^2 / (.0025^2/3 + .01^2/3); t(.975, 4.4118) = 2.6763."""
+    found = welch(1.0, 0.1, 4, 0.8, 0.2, 4)
+    assert found.df == pytest.approx(4.411765)
+    assert (found.low, found.high) == pytest.approx(
+        (0.2 - 2.6763 * math.sqrt(0.0125), 0.2 + 2.6763 * math.sqrt(0.0125)), abs=2e-3
+    )
+    assert welch(1, 0.1, 1, 0.8, 0.2, 4) is None
+    pairs = paired([1.0, 2.0, 3.0])  # t(.975, 2) = 4.302653, error 1/sqrt 3
+    assert (pairs.difference, pairs.high) == pytest.approx((2, 2 + 4.302653 / math.sqrt(3)))
+    assert pairs.p == pytest.approx(0.074180, abs=1e-5)
+    same = paired([0.5, 0.5])
+    assert (same.low, same.high, same.p) == (0.5, 0.5, 0)
+    assert paired([1.0]) is None
+
+
+def test_the_papers_own_numbers_bear_their_claims_out():
+    """But for one of the digest's, as conf/paper/dual_student.yaml says."""
+    verdicts = {}
+    for name in ("ttm", "kd_fixmatch", "dual_student", "mixup_kd"):
+        paper = read_paper(name)
+        for claim in paper.claims:
+            columns = {
+                c.column for c in paper.cells if c.row == claim.rows[0] and not c.table.startswith(("imagenet", "logs"))
+            }
+            verdicts[claim.name] = judge(claim, sorted(columns), of_paper(paper)).verdict
+    assert [name for name, v in verdicts.items() if v == "fails"] == ["weighting by uncertainty adds 0.9 to 1.0 to KD"]
+    assert sum(v == "holds" for v in verdicts.values()) == 11
+    with pytest.raises(ConfigError, match="kind=greater is about 2 rows, got 1"):
+        build(Claim, {"name": "x", "kind": "greater", "rows": ["a"], "tag": "paper"}, "claim")
