@@ -17,6 +17,7 @@ from kdrun.record import read_record, write_record
 from kdrun.schema import build
 from kdrun.status import main as status
 from kdrun.tables import main as table_main
+from tests.conftest import ROOT
 
 
 def record(key: str, seed: int, **changes) -> dict:
@@ -200,3 +201,8 @@ def test_records_with_a_path_of_the_machine_are_refused(planned, tmp_path, path)
     with pytest.raises(KdrunError, match=r"holds a path of this machine, overrides\.0: teacher\.path="):
         publishing.main(["table=t", f"outputs={planned}", f"published={tmp_path / 'p'}"])
     assert not (tmp_path / "p").exists()
+
+
+def test_published_tables_and_the_readme_are_what_their_records_make(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert publishing.main(["check=true", f"outputs={tmp_path}"]).startswith("as their records make them: demo")
