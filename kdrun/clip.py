@@ -7,6 +7,7 @@ each of length 1, brought to length 1 again (DHO, arXiv 2505.07675, section 3).
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,12 +161,17 @@ def _of_kdrun(
 
 
 def class_words(setup: Setup) -> list[str]:
-    """The names of the classes. Raises ConfigError where one is missing."""
+    """The names of the classes. Raises ConfigError where one is missing or no word."""
     if len(setup.class_names) != setup.num_classes or not all(name.strip() for name in setup.class_names):
         absent = [str(k) for k, name in enumerate(setup.class_names) if not name.strip()]
         raise ConfigError(
             f"dataset.class_names: no name for class {', '.join(absent) or f'0 to {setup.num_classes - 1}'}, and a "
             "teacher that reads names needs all; give a list, or a text file with one a line"
+        )
+    if all(re.fullmatch(r"n\d{8}", name) for name in setup.class_names):  # folders of ImageNet and its parts
+        raise ConfigError(
+            f"dataset.class_names: the classes are WordNet's numbers, e.g. {setup.class_names[0]}, and a teacher that "
+            "reads names needs words; give a list, or a text file with one a line"
         )
     return list(setup.class_names)
 

@@ -206,11 +206,18 @@ def test_mistakes(keys, message):
         untrained_teacher(spec(**keys), SETUP)
 
 
-@pytest.mark.parametrize(("names", "message"), [((), "class 0 to 2"), (("a", " ", "c"), "class 1")])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ((), "no name for class 0 to 2, "),
+        (("a", " ", "c"), "no name for class 1, "),
+        (("n01440764", "n01443537", "n01484850"), "the classes are WordNet's numbers, e.g. n01440764, "),
+    ],
+)
 def test_a_class_without_a_name(folder, names, message):
     from dataclasses import replace
 
-    with pytest.raises(ConfigError, match=rf"dataset\.class_names: no name for {message}, "):
+    with pytest.raises(ConfigError, match=rf"dataset\.class_names: {message}"):
         make_teacher(spec(path=str(folder)), replace(SETUP, class_names=names), {})
 
 
