@@ -250,6 +250,17 @@ class DatasetConfig(Schema):
     """Whether the images are kept on the training device, or fetched from the host's memory (packed ones: from their
     file, through the page cache) batch by batch; auto: on the device where they fit."""
 
+    @field_validator("class_names", mode="before")
+    @classmethod
+    def listed(cls, given: Any) -> Any:
+        """The lines of a file."""
+        if not isinstance(given, str):
+            return given
+        try:
+            return [line.strip() for line in Path(given).expanduser().read_text().splitlines() if line.strip()]
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{given}: not a readable text file with a name on each line ({error})") from None
+
 
 class PackConfig(Schema):
     """Image files, decoded once to a file of pixels that all runs share (outputs/artifacts/packed)."""
@@ -275,17 +286,6 @@ class FilesConfig(DatasetConfig):
     """A split_zhou_<Dataset>.json of CoOp (Zhou et al. 2022, arXiv 2109.01134): its train, val and test images."""
     val: Literal["drawn", "official"] = "drawn"
     """drawn: `val_fraction` of the training images, official validation images among them; official: those alone."""
-
-    @field_validator("class_names", mode="before")
-    @classmethod
-    def listed(cls, given: Any) -> Any:
-        """The lines of a file."""
-        if not isinstance(given, str):
-            return given
-        try:
-            return [line.strip() for line in Path(given).expanduser().read_text().splitlines() if line.strip()]
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{given}: not a readable text file with a name on each line ({error})") from None
 
     @property
     def pixels(self) -> int:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from kdrun.artifacts import ensure
 from kdrun.config import FilesConfig, content_hash
 from kdrun.data.files import root_folder
 from kdrun.data.listing import Listing
@@ -52,6 +51,8 @@ class HuggingFace:
         content += [config.image, config.label, config.train, config.test or ""]
         key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
         name = re.sub(r"\W+", "-", Path(config.path).name)
+        from kdrun.artifacts import ensure  # which needs views, and they this package
+
         folder = ensure(root_folder(config.root) / "hf" / f"{name}-{key}", lambda place: unpack(config, place))
         spec = json.loads((folder / "spec.json").read_text())
         train, test = (

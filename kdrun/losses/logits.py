@@ -168,7 +168,9 @@ class _Softening(LogitTerm):
 class KD(_Softening):
     """`kd` as a term."""
 
-    equation = "temperature^2 KL(softmax(z_t / temperature) || softmax(z_s / temperature))"
+    equation = (
+        "temperature^2 KL(softmax(z_t / temperature) || softmax(z_s / temperature)); scale: none leaves temperature^2 out"
+    )
     source = "Hinton et al. 2015, arXiv 1503.02531"
 
     class Config(LogitConfig):

@@ -9,7 +9,7 @@ import pytest
 from kdrun.config import read_conf
 from kdrun.download import configs_of, main, needs_of
 from kdrun.errors import ConfigError, KdrunError
-from kdrun.tables import TableConfig
+from kdrun.planned import TableConfig
 from tests.unit.test_published import write_cifar10
 from tests.unit.test_readers import write_oxford_pets
 

@@ -89,11 +89,11 @@ def short(schedule: ScheduleConfig) -> ScheduleConfig:
 
 
 def short_teacher(teacher: TeacherConfig) -> TeacherConfig:
-    """Published weights and files are not at hand: such a teacher is trained too."""
-    source = "train" if teacher.source in ("timm", "file") else teacher.source
+    """Published weights and files are not at hand: such a teacher is trained too. And open_clip takes long to import."""
+    source = "train" if teacher.source in ("timm", "file", "clip") else teacher.source
     own = teacher.schedule and short(teacher.schedule)
     return teacher.replace(
-        source=source, path=None, strip_prefix="", rename={}, steps=None, epochs=None, num_labels=None, schedule=own,
+        source=source, path=None, prompts=None, strip_prefix="", rename={}, steps=None, epochs=None, num_labels=None, schedule=own,
         model=teacher.model and small(teacher.model), members=[short_teacher(member) for member in teacher.members],
     )  # fmt: skip
 

@@ -154,9 +154,9 @@ def test_artifacts_are_looked_up_by_image():
 
 
 class Watched(Stream):
-    def batches(self, steps):
+    def batches(self, steps, decoded=None):
         self.asked = [*getattr(self, "asked", []), *steps]
-        return super().batches(steps)
+        return super().batches(steps, decoded)
 
 
 def watched():
