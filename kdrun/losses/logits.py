@@ -169,7 +169,7 @@ class KD(_Softening):
     """`kd` as a term."""
 
     equation = (
-        "temperature^2 KL(softmax(z_t / temperature) || softmax(z_s / temperature)); scale: none leaves temperature^2 out"
+        "temperature^2 KL(softmax(z_t / temperature) || softmax(z_s / temperature)); scale: none leaves out the square"
     )
     source = "Hinton et al. 2015, arXiv 1503.02531"
 
