@@ -5,6 +5,7 @@
 
 import importlib
 import sys
+from collections.abc import Collection, Sequence
 
 
 def launch(module: str, usage: str | None) -> None:
@@ -26,3 +27,23 @@ def launch(module: str, usage: str | None) -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()  # e.g. `| head`: nobody reads on
+
+
+def dispatch(package: str, names: Collection[str], kind: str, arguments: Sequence[str]) -> str:
+    """The text of `<name> key=value ...`, where `package.<name>` is a module with `Options` and `report`.
+
+    Args:
+        kind: what a name is, for messages.
+
+    Raises:
+        ConfigError: an unknown name or key, or a value that is not allowed.
+    """
+    from kdrun.errors import ConfigError, allowed
+    from kdrun.schema import from_arguments
+
+    name, *rest = arguments or [""]
+    if name not in names:
+        raise ConfigError(f"{name or 'command line'}: not {kind}; {allowed(name, names)}")
+    module = importlib.import_module(f"{package}.{name}")
+    text: str = module.report(from_arguments(module.Options, rest))
+    return text

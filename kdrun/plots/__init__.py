@@ -1,10 +1,8 @@
 """Pictures of finished runs and of tables. Each kind is a module with `Options` and `report`."""
 
 from collections.abc import Sequence
-from importlib import import_module
 
-from kdrun.errors import ConfigError, allowed
-from kdrun.schema import from_arguments
+from kdrun.command import dispatch
 
 KINDS = ("confidence", "coverage", "curves", "reliability", "tradeoff")
 
@@ -16,9 +14,4 @@ def main(arguments: Sequence[str]) -> str:
         ConfigError: an unknown kind or key, or a value that is not allowed.
         KdrunError: a directory that is no finished run, or nothing to draw.
     """
-    what, *rest = arguments or [""]
-    if what not in KINDS:
-        raise ConfigError(f"{what or 'command line'}: not a picture; {allowed(what, KINDS)}")
-    kind = import_module(f"kdrun.plots.{what}")
-    text: str = kind.report(from_arguments(kind.Options, rest))
-    return text
+    return dispatch(__name__, KINDS, "a picture", arguments)
