@@ -2,9 +2,9 @@
 
 `outputs/artifacts/packed/<key>` holds `images.bin`, the rows (H, W, C) uint8 of the readable files in their order, and
 `spec.json`: what was packed, how many rows there are, and what could not be read. The key is the hash of the size, the
-crop, and of the name (below the dataset's folder) and content of every file: a copy elsewhere shares the pixels, and what
-is exchanged or repaired is packed anew. `artifacts/contents` remembers the hash of files by their names, sizes and times,
-so that they are read for it once.
+crop, and of the name (below the dataset's folder) and content of every file: a copy elsewhere shares the pixels, and
+what is exchanged or repaired is packed anew. `artifacts/contents` remembers the hash of files by their names, sizes and
+times, so that they are read for it once.
 
 While it is built, the folder is called `<key>.partial`, and `progress.json` says how far it is; whoever comes next goes
 on from there.
@@ -89,7 +89,7 @@ class Pack:
         return self.folder
 
     def _content(self) -> tuple[str, bool]:
-        """Hash of the names and contents of all files, and whether all could be read; what could not counts as empty."""
+        """Hash of all names and contents, and whether all could be read; what could not counts as empty."""
         from tqdm import tqdm
 
         digest, whole = hashlib.sha256(), True

@@ -104,8 +104,8 @@ def num_labeled(wanted: int | str | None, labels: Labels, num_classes: int) -> i
     sizes = np.bincount(labels, minlength=num_classes)
     if shots > sizes.min():
         raise ConfigError(
-            f"dataset.num_labels: {wanted}, but class {sizes.argmin()} has {sizes.min()} images that validation leaves; "
-            f"give at most {sizes.min()}/class, or {shots * num_classes}: then a class that is used up gives way to others"
+            f"dataset.num_labels: {wanted}, but class {sizes.argmin()} has {sizes.min()} images without validation; "
+            f"give at most {sizes.min()}/class, or {shots * num_classes}: a class that is used up gives way to others"
         )
     return shots * num_classes
 

@@ -49,7 +49,7 @@ MISTAKES = {
     "more labels than images": (["dataset.num_labels=1258"], "dataset.num_labels: 1258 is more than the 1257 training images"),
     "more of a class than there are": (
         ["dataset.num_labels=160/class"],
-        "dataset.num_labels: 160/class, but class 8 has 121 images that validation leaves; give at most 121/class, or 1600",
+        "dataset.num_labels: 160/class, but class 8 has 121 images without validation; give at most 121/class, or 1600",
     ),
     "no number of labels": (
         ["dataset.num_labels=16/image"],

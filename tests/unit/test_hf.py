@@ -85,5 +85,7 @@ def test_images_and_labels_of_parquet_files(tmp_path):
         load_dataset(config_of(tmp_path / "d", tmp_path / "data", label="fine"))
     damaged = shutil.copytree(tmp_path / "d", tmp_path / "damaged")
     (damaged / "train-00001-of-00002.parquet").write_bytes(b"PAR1 cut off")
-    with pytest.raises(DataError, match=r"^dataset\.path: .*train-00001-of-00002\.parquet: damaged, or no parquet file"):
+    with pytest.raises(
+        DataError, match=r"^dataset\.path: .*train-00001-of-00002\.parquet: damaged, or no parquet file"
+    ):
         load_dataset(config_of(damaged, tmp_path / "data"))
