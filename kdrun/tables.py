@@ -123,9 +123,17 @@ def _cost(run: PlannedRun, read: Reader) -> float | None:
     return None if None in parts else sum(parts)
 
 
-def curve_table(name: str, outputs: Path, metric: str, points: int) -> Table:
-    """A metric over training: one row for each cell of conf/table/<name>.yaml that has it, one column for each step."""
-    shown = planned_curves(name, outputs, metric)
+CurveReader = Callable[[str, str], dict[int, float]]
+"""(directory below the outputs folder, metric) -> step -> value, of what a run has logged."""
+
+
+def curve_table(name: str, spec: TableConfig, plan: TablePlan, read: CurveReader, metric: str, points: int) -> Table:
+    """A metric over training: one row for each cell of a plan that has it, one column for each step.
+
+    Raises:
+        KdrunError: none has.
+    """
+    shown = _curves(name, spec, plan, read, metric)
     steps = sorted({step for seeds in shown.values() for curve in seeds for step in curve})
     every = max(len(steps) // points, 1)
     steps = steps[::-1][::every][::-1]  # the last one is always there
@@ -144,9 +152,20 @@ def planned_curves(name: str, outputs: Path, metric: str) -> dict[str, list[dict
         KdrunError: none has.
     """
     spec = table_spec(name)
+    return _curves(name, spec, plan_of(name, spec, outputs), curve_reader(outputs), metric)
+
+
+def curve_reader(outputs: Path) -> CurveReader:
+    """From metrics.jsonl below an outputs folder."""
+    return lambda place, metric: curve_of(outputs / place, metric)
+
+
+def _curves(
+    name: str, spec: TableConfig, plan: TablePlan, read: CurveReader, metric: str
+) -> dict[str, list[dict[int, float]]]:
     curves = {}
-    for cell in plan_of(name, spec, outputs).cells:
-        seeds = [curve for run in cell.runs if (curve := curve_of(outputs / run.place, metric))]
+    for cell in plan.cells:
+        seeds = [curve for run in cell.runs if (curve := read(run.place, metric))]
         if seeds:
             curves[cell.row if len(spec.columns) == 1 else f"{cell.row}, {cell.column}"] = seeds
     if not curves:
@@ -215,7 +234,7 @@ class TableOptions(Schema):
     spread: Literal["std", "minmax"] = "std"
     """minmax: the least and the greatest value too."""
     columns: str = ""
-    """Further columns: params,seconds,images_per_second,steps,teacher or metrics."""
+    """Further columns: params,flops,seconds,images_per_second,steps,teacher or metrics."""
     compare: str | None = None
     """Two rows, rowA,rowB: their difference over the same seeds."""
     plan: bool = False
@@ -242,6 +261,15 @@ class TableOptions(Schema):
         return self
 
 
+def extras_in(columns: str) -> list[str]:
+    """`params,test/ece` as names. Raises ConfigError for what is no further column."""
+    names = [name.strip() for name in columns.split(",") if name.strip()]
+    for name in names:
+        if name not in EXTRAS and "/" not in name:
+            raise ConfigError(f"columns: {name}: no such column; {allowed(name, EXTRAS)}, or a metric such as test/ece")
+    return names
+
+
 def main(arguments: Sequence[str]) -> str:
     """The printed table for `key=value` arguments.
 
@@ -250,10 +278,7 @@ def main(arguments: Sequence[str]) -> str:
     """
     options = from_arguments(TableOptions, arguments)
     outputs = Path(options.outputs)
-    extras = [name.strip() for name in options.columns.split(",") if name.strip()]
-    for name in extras:
-        if name not in EXTRAS and "/" not in name:
-            raise ConfigError(f"columns: {name}: no such column; {allowed(name, EXTRAS)}, or a metric such as test/ece")
+    extras = extras_in(options.columns)
     if options.plan or options.dry or options.execute:
         from kdrun.todo import carry_out, shown
 
@@ -264,7 +289,9 @@ def main(arguments: Sequence[str]) -> str:
     if options.table is None:
         table = found_table(outputs, options.metric or "test/top1", options.protocol or "last")
     elif options.curve is not None:
-        table = curve_table(options.table, outputs, options.metric or "", options.curve)
+        spec = table_spec(options.table)
+        plan = plan_of(options.table, spec, outputs)
+        table = curve_table(options.table, spec, plan, curve_reader(outputs), options.metric or "", options.curve)
     else:
         table = planned_table(options.table, outputs, options.metric, options.protocol)
         table.extras = extras

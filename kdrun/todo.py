@@ -94,7 +94,7 @@ class Todo:
         ]
 
     def estimate(self, cell: PlannedCell) -> tuple[float, str] | None:
-        """Seconds of one run, and whose they are: the mean of finished ones of the cell, else of its row, its column."""
+        """Seconds of one run and whose they are: the mean of finished ones of the cell, else of row, else of column."""
         alike = {
             "cell": [cell],
             "row": [other for other in self.plan.cells if other.row == cell.row],
