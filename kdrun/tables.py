@@ -19,6 +19,7 @@ from kdrun.planned import PlannedCell, PlannedRun, Protocol, TableConfig, TableP
 from kdrun.record import Record, read_record
 from kdrun.schema import Schema, from_arguments
 from kdrun.table import EXTRAS, Table, compared, two_rows
+from kdrun.tuned import settled
 
 Reader = Callable[[str], Record | None]
 """Directory below the outputs folder -> record; None: there is none. Raises KdrunError for a damaged one."""
@@ -56,7 +57,8 @@ def table_of(
     """The table of a plan, filled with the records that `read` gives."""
     metric, protocol = metric or spec.metric, protocol or spec.protocol
     cells: dict[Place, Cell] = {}
-    for planned in plan.cells:
+    settled_cells, tuned = _settled(spec, plan, read)
+    for planned in settled_cells:
         own = spec.metric_of(planned.column, metric)
         cells[planned.row, planned.column] = _filled(planned, own, protocol, read, outputs)
     if not any(cell.values for cell in cells.values()):  # then it is no figure of another row's method
@@ -73,9 +75,19 @@ def table_of(
         table.published = [row for row in absent if row not in rows_with(spec.paper)]
     table.notes += [f"{column}: {split} in place of test" for column, split in spec.splits.items()]
     table.notes += [f"{name}: the mean of {', '.join(parts)}, seed by seed" for name, parts in spec.aggregates.items()]
+    table.notes += tuned
     claimed = read_paper(spec.claims) if spec.claims else paper
     table.claims = _judged(claimed, spec, table, read)
     return table
+
+
+def _settled(spec: TableConfig, plan: TablePlan, read: Reader) -> tuple[list[PlannedCell], list[str]]:
+    def record(run: PlannedRun) -> Record | None:
+        with suppress(KdrunError):  # the cell says which cannot be read
+            return read(run.place)
+        return None
+
+    return settled(spec, plan, record)
 
 
 def _judged(paper: Paper | None, spec: TableConfig, table: Table, read: Reader) -> list[Verdict]:
@@ -167,7 +179,8 @@ def _curves(
     for cell in plan.cells:
         seeds = [curve for run in cell.runs if (curve := read(run.place, metric))]
         if seeds:
-            curves[cell.row if len(spec.columns) == 1 else f"{cell.row}, {cell.column}"] = seeds
+            words = [cell.row, *([] if len(spec.columns) == 1 else [cell.column]), *(cell.candidate or [])]
+            curves[", ".join(words)] = seeds
     if not curves:
         raise KdrunError(f"table={name}: no run has logged {metric}")
     return curves
@@ -175,8 +188,8 @@ def _curves(
 
 def planned_records(name: str, outputs: Path) -> Iterator[tuple[str, str, list[Record | None]]]:
     """(row, column, one record for each seed) of each cell of conf/table/<name>.yaml; None: there is none."""
-    read = reader(outputs)
-    for cell in plan_of(name, table_spec(name), outputs).cells:
+    read, spec = reader(outputs), table_spec(name)
+    for cell in _settled(spec, plan_of(name, spec, outputs), read)[0]:
         yield cell.row, cell.column, [read(run.place) for run in cell.runs]
 
 
