@@ -1,7 +1,7 @@
 """outputs/published/<table>: the records behind tables and their texts, which can be made again without the runs.
 
-records.jsonl holds the records, published.json the plan (which run stands in which cell), what is shown, and the points
-of learning curves; table.json and the marked part of table.md are made from these two alone.
+records.jsonl, records-2.jsonl and so on hold the records, published.json the plan (which run stands in which cell), what
+is shown, and the points of learning curves; table.json and the marked part of table.md are made from these alone.
 """
 
 import json
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str]) -> str:
     else:
         told = _new(options.table, place, options)
         found = list(_behind(options.table, told.plan, outputs))
-        write_text(place / "records.jsonl", "".join(json.dumps(finite(r), ensure_ascii=False) + "\n" for r in found))
+        _write_records(place, found)
         records = reader(outputs)
         lines.append(f"wrote {place}: {len(found)} records")
     for key, value in _paths(told.model_dump()):
@@ -176,18 +176,36 @@ def _read(place: Path) -> Published:
         raise KdrunError(f"{path}: not readable ({error}); delete it and publish anew") from None
 
 
+def _write_records(place: Path, records: Sequence[Record]) -> None:
+    """records.jsonl, and records-2.jsonl and so on where one file would be too large."""
+    parts, size = [""], 0
+    for record in records:
+        line = json.dumps(finite(record), ensure_ascii=False) + "\n"
+        size += len(line.encode())
+        if size > MOST:
+            parts.append("")
+            size = len(line.encode())
+        parts[-1] += line
+    names = ["records.jsonl", *(f"records-{k}.jsonl" for k in range(2, len(parts) + 1))]
+    for path in place.glob("records-*.jsonl"):
+        if path.name not in names:
+            path.unlink()
+    for name, text in zip(names, parts, strict=True):
+        write_text(place / name, text)
+
+
 def published_reader(place: Path) -> Reader:
-    """Records of records.jsonl, by the key in a run's directory name."""
-    path = place / "records.jsonl"
+    """Records of records.jsonl and its further parts, by the key in a run's directory name."""
     found: dict[str, Record] = {}
-    try:
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
-            record = json.loads(line)
-            if not isinstance(record, dict) or record.get("schema") != SCHEMA or "key" not in record:
-                raise ValueError(f"line {number} is no record of schema {SCHEMA}")
-            found[record["key"]] = record
-    except (OSError, ValueError) as error:
-        raise KdrunError(f"{path}: not readable ({error})") from None
+    for path in [place / "records.jsonl", *sorted(place.glob("records-*.jsonl"))]:
+        try:
+            for number, line in enumerate(path.read_text().splitlines(), start=1):
+                record = json.loads(line)
+                if not isinstance(record, dict) or record.get("schema") != SCHEMA or "key" not in record:
+                    raise ValueError(f"line {number} is no record of schema {SCHEMA}")
+                found[record["key"]] = record
+        except (OSError, ValueError) as error:
+            raise KdrunError(f"{path}: not readable ({error})") from None
     return lambda run_place: found.get(_key(run_place))
 
 

@@ -43,7 +43,7 @@ def settled(
         chosen.append(best)
         notes[place] = said
     rows, columns = list(spec.rows), list(spec.columns)
-    lines = [f"  {where(at, [*rows, ''], [*columns, ''])}: {text}" for text, at in grouped(notes).items()]
+    lines = [f"  {where(at, [*rows, ''], columns)}: {text}" for text, at in grouped(notes).items()]
     head = f"tuned: of the candidates of a row each column shows the best by val/{name}, the mean over seeds:"
     return chosen, [head, *lines] if lines else []
 

@@ -201,6 +201,23 @@ def test_publishing_and_its_check(planned, tmp_path):
         publishing.main(check)
 
 
+def test_many_records_are_published_in_several_files(planned, tmp_path, monkeypatch):
+    place = tmp_path / "published" / "t"
+    asked = ["table=t", f"outputs={planned}", f"published={place.parent}", f"readme={tmp_path / 'none'}"]
+    publishing.main(asked)
+    whole, size = (place / "records.jsonl").read_text(), (place / "records.jsonl").stat().st_size
+    monkeypatch.setattr(publishing, "MOST", size * 2 // 5)
+    publishing.main(asked)
+    names = ["records.jsonl", "records-2.jsonl", "records-3.jsonl"]
+    assert "".join((place / name).read_text() for name in names) == whole
+    assert not (place / "records-4.jsonl").exists()
+    read = publishing.published_reader(place)
+    assert all(read(f"x-{json.loads(line)['key']}") == json.loads(line) for line in whole.splitlines())
+    monkeypatch.setattr(publishing, "MOST", size)
+    publishing._write_records(place, [json.loads(line) for line in whole.splitlines()])
+    assert [path.name for path in place.glob("records*.jsonl")] == ["records.jsonl"]
+
+
 @pytest.mark.parametrize("path", ["/data/resnet56.th", "~/weights.th", "C:\\data", "--x=/data"])
 def test_records_with_a_path_of_the_machine_are_refused(planned, tmp_path, path):
     [run] = planned.glob("runs/distill/digits/n20/s0-0200")
