@@ -1,7 +1,7 @@
 """outputs/published/<table>: the records behind tables and their texts, which can be made again without the runs.
 
-records.jsonl, records-2.jsonl and so on hold the records, published.json the plan (which run stands in which cell), what
-is shown, and the points of learning curves; table.json and the marked part of table.md are made from these alone.
+records.jsonl, records-2.jsonl and so on hold the records, published.json the plan (which run stands in which cell),
+what is shown, and the points of learning curves; table.json and the marked part of table.md are made from these alone.
 """
 
 import json
