@@ -51,8 +51,8 @@ class ModelConfig(Schema):
     """Passed on to timm.create_model."""
     pretrained: bool = False
     """Published weights of timm, from the hub, its cache, or `file`."""
-    file: Annotated[str | None, FileContent()] = None
-    """A local file with the published weights (with pretrained=true)."""
+    file: Annotated[str | None, FileContent(whole=True)] = None
+    """A local file with the published weights (with pretrained=true); of open_clip also a folder as it saves it."""
     mean: list[float] | None = None
     """Normalisation of this network's input; null: the weights' own where pretrained, else the dataset's."""
     std: list[Annotated[float, Field(gt=0)]] | None = None
@@ -60,8 +60,9 @@ class ModelConfig(Schema):
     """Images are resized to this side before the network; null: as they come."""
     lr_scale: float = Field(1.0, gt=0)
     """Factor on the schedule's learning rate for this network."""
-    head: Literal["linear", "mlp"] = "linear"
-    """mlp: Dense(256, no bias), batch normalisation, ReLU, dropout 0.3, Dense(classes), as in arXiv 2606.12171."""
+    head: Literal["linear", "mlp", "hidden"] = "linear"
+    """mlp: Dense(256, no bias), batch normalisation, ReLU, dropout 0.3, Dense(classes), as in arXiv 2606.12171; hidden:
+    one hidden layer as wide as the features, ReLU, the same as method.kd_head=mlp of DHO."""
     trainable: Literal["all", "head"] = "all"
     """head: the rest stays as it is, and runs in training as in evaluation (batch statistics, dropout)."""
     head_warmup: HeadWarmupConfig | None = None
@@ -708,7 +709,8 @@ def effective(config: RunConfig) -> RunConfig:
         dataset = dataset.replace(unlabeled=None)
     if dataset.split_file is not None and dataset.num_labels is None:
         dataset = dataset.replace(num_labels=_num_listed(dataset.split_file))
-    if not config.teacher.reads_names and not config.method_class.reads_names:
+    named = any(model.name == "open_clip" for model in config.students)  # its text encoder may be asked
+    if not (named or config.teacher.reads_names or config.method_class.reads_names):
         dataset = dataset.replace(class_names=None)
     if (dataset.num_labels is None or dataset.split_file is not None) and dataset.split_seed is not None:
         dataset = dataset.replace(split_seed=None)  # nothing is drawn
@@ -840,6 +842,19 @@ def _contradictions(config: RunConfig) -> list[str]:
             errors.append(
                 f"{key}.name: timm knows no network {model.name!r}; {allowed(model.name, timm.list_models(), most=0)}"
             )
+            continue
+        if model.name == "open_clip":
+            named = [name for name in ("model", "tag") if model.args.get(name) is not None]
+            if model.file is not None and Path(model.file).expanduser().is_dir():
+                errors += [
+                    f"{key}.args.{name}: the folder in {key}.file tells which network it holds; set it to null"
+                    for name in named
+                ]
+            elif model.file is None and ("model" not in named or (model.pretrained and "tag" not in named)):
+                errors.append(
+                    f"{key}.args: open_clip needs the name of a model and the tag of its weights, e.g. "
+                    f"{{model: ViT-B-16, tag: openai}}, or {key}.file"
+                )
             continue
         try:
             published = timm.get_pretrained_cfg(model.name)

@@ -175,6 +175,10 @@ class Setup:
         """A new network for this dataset."""
         import timm
 
+        if model.name == "open_clip" and "vision_cfg" not in model.args:
+            from kdrun import clip
+
+            model = clip.student(model)
         mean, std = model.mean, model.std
         if model.pretrained and (mean is None or std is None):  # the weights expect their own
             published = timm.get_pretrained_cfg(model.name)
