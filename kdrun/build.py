@@ -18,6 +18,14 @@ def split_of(config: RunConfig, arrays: Arrays) -> Split:
     return make_split(config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels), arrays.val)
 
 
+def fitted(config: RunConfig, split: Split) -> RunConfig:
+    """With the batch size that this split allows, see `schedule.repeat_labeled`."""
+    schedule = config.schedule
+    if schedule.repeat_labeled or len(split.labeled) >= schedule.batch_size:
+        return config
+    return config.replace(schedule=schedule.replace(batch_size=len(split.labeled)))
+
+
 def recipes_of(config: RunConfig, arrays: Arrays) -> dict[str, Recipe]:
     """The views that a method may ask for, for images of this size."""
     size, mirror = _size(arrays), config.dataset.mirror
