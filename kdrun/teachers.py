@@ -69,23 +69,25 @@ def make_teacher(
         ConfigError: weights that do not fit the dataset or the network.
         DataError: a file that cannot be read.
     """
-    if spec.source == "none":
-        return None
+    return None if spec.source == "none" else _tempered(spec, setup, runs, role, outputs)
+
+
+def _tempered(
+    spec: TeacherConfig, setup: Setup, runs: Mapping[str, Path], role: str, outputs: Path | None
+) -> nn.Module:
     network = _made(spec, setup, runs, role, outputs)
     return network if spec.temperature == 1 else Tempered(network, spec.temperature)
 
 
 def _made(spec: TeacherConfig, setup: Setup, runs: Mapping[str, Path], role: str, outputs: Path | None) -> nn.Module:
     if spec.source == "ensemble":
-        members = [
-            make_teacher(member, setup, runs, f"{role}_{i + 1}", outputs) for i, member in enumerate(spec.members)
-        ]
-        return Ensemble([member for member in members if member is not None])
+        numbered = enumerate(spec.members, start=1)
+        return Ensemble([_tempered(member, setup, runs, f"{role}_{i}", outputs) for i, member in numbered])
     if spec.source == "tip_adapter":
         from kdrun import tip_adapter
 
-        clip = make_teacher(spec.members[0], setup, runs, f"{role}_1", outputs)
-        return tip_adapter.trained(clip, runs[role], setup.num_classes)  # type: ignore[arg-type]
+        inner = _tempered(spec.members[0], setup, runs, f"{role}_1", outputs)
+        return tip_adapter.trained(inner, runs[role], setup.num_classes)
     if spec.source == "train":
         return load_network(runs[role] / "student.safetensors")
     if spec.source in ("open_clip", "clip"):

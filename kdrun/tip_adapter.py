@@ -6,6 +6,7 @@ logits = scale f W^T + a exp(-b (1 - f F^T)) V, where f are image features and W
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +90,8 @@ def trained(clip: nn.Module, run: Path, num_classes: int) -> TipAdapter:
     path = run / "method.safetensors"
     state = {name.removeprefix("cache."): value for name, value in read_state(path, str(path)).items()}
     keys, target = state.get("keys"), state.get("target")
-    if keys is None or target is None or keys.shape != (len(target), clip.dims[FEATURE]):  # type: ignore[index]
+    dims: Any = clip.dims
+    if keys is None or target is None or keys.shape != (len(target), dims[FEATURE]):
         raise DataError(f"{path}: does not hold the keys of a Tip-Adapter over {clip.name}; delete {run}")
     cache = Cache(target, keys.shape[1], num_classes, 1.0, 1.0)
     cache.load_state_dict(state)
@@ -98,5 +100,5 @@ def trained(clip: nn.Module, run: Path, num_classes: int) -> TipAdapter:
 
 def untrained(clip: nn.Module, num_classes: int) -> TipAdapter:
     """A CLIP with an empty cache."""
-    dim: int = clip.dims[FEATURE]  # type: ignore[index,assignment]
-    return TipAdapter(clip, Cache(torch.zeros(0, dtype=torch.int64), dim, num_classes, 1.0, 1.0))
+    dims: Any = clip.dims
+    return TipAdapter(clip, Cache(torch.zeros(0, dtype=torch.int64), dims[FEATURE], num_classes, 1.0, 1.0))

@@ -6,8 +6,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from kdrun.analysis import main as analyze
 from kdrun.build import fitted
 from kdrun.config import AdapterConfig, run_key
 from kdrun.data.splits import Split
@@ -143,6 +145,9 @@ def test_one_cache_for_all_students_of_the_same_labels_and_a_killed_one_goes_on_
     torch.testing.assert_close(made.cache.keys.detach(), wanted, atol=1e-5, rtol=1e-5)
     assert made.cache.target.tolist() == rebuilt.arrays.train_labels[labeled.numpy()].tolist()
     assert made.cache.residual_ratio.item() == pytest.approx(1.17)
+    save_file({"cache.keys": torch.zeros(50, 7), "cache.target": made.cache.target}, place / "method.safetensors")
+    with pytest.raises(DataError, match="does not hold the keys of a Tip-Adapter over"):
+        trained(clip, place, 10)  # of another width
     (place / "method.safetensors").write_bytes(b"damaged")
     with pytest.raises(DataError, match="not a readable file of weights"):
         trained(clip, place, 10)
@@ -206,6 +211,8 @@ def test_the_teacher_alone_is_a_run_that_all_seeds_and_shots_share(folder, train
     run = FinishedRun.open(directory)
     assert run.config.students == []
     assert list(run.rebuild().predictors) == ["teacher"]
+    with pytest.raises(KdrunError, match="method=zero_shot trains no student"):
+        analyze(["linear_probe", f"run={directory}"])
 
     adapted = [*over(folder), "method=zero_shot"]
     keys = [run_key(composed(*adapted, *more)) for more in ([], ["seed=1"], ["dataset.num_labels=20"])]
