@@ -13,8 +13,8 @@ def load(run_dir: str | Path, net: str | None = None) -> "Network":
     """The trained network of a finished run, in eval mode on the CPU, with its input adapter.
 
     Args:
-        run_dir: a run directory (the one with record.json).
-        net: which network, e.g. student_2; default: the run's headline network.
+        run_dir: a run directory (the one with record.json), or a .safetensors file that kdrun wrote or exported.
+        net: which network of the run, e.g. student_2; default: the run's headline network.
 
     Returns:
         A module that takes raw pixels (B, C, H, W), uint8 or float in [0, 1], and gives `Output.logits` (B, classes).
@@ -22,6 +22,10 @@ def load(run_dir: str | Path, net: str | None = None) -> "Network":
     Raises:
         KdrunError: not a finished run, or no such network.
     """
+    if net is None and Path(run_dir).suffix == ".safetensors" and Path(run_dir).is_file():
+        from kdrun.models.network import load_network
+
+        return load_network(Path(run_dir))
     from kdrun.finished import FinishedRun
 
     return FinishedRun.open(run_dir).network(net)

@@ -14,8 +14,11 @@ from kdrun.config import ExecutionConfig
 from kdrun.errors import ConfigError
 
 
-def device_of(given: str) -> torch.device:
-    """The device that `execution.device` names; auto is cuda where there is one, else the CPU.
+def device_of(given: str, key: str = "execution.device") -> torch.device:
+    """The device that `given` names; auto is cuda where there is one, else the CPU.
+
+    Args:
+        key: what to blame.
 
     Raises:
         ConfigError: not a device, or absent on this machine.
@@ -25,7 +28,7 @@ def device_of(given: str) -> torch.device:
     kind, _, number = given.partition(":")
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
     if int(number or 0) >= count:
-        raise ConfigError(f"execution.device: {given} was asked for, but this machine has {count} {kind} devices")
+        raise ConfigError(f"{key}: {given} was asked for, but this machine has {count} {kind} devices")
     return torch.device(given)
 
 

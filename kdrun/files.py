@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import threading
 import zipfile
 import zlib
@@ -29,13 +30,43 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # or the rename may not survive a power cut
-        finally:
-            os.close(folder)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target`, gone at the end with all that `put_in_place` has not moved out of it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = target.with_name(f".{target.name}.tmp-{os.getpid()}-{threading.get_ident()}")
+    folder.mkdir()
+    try:
+        with named(target):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def put_in_place(path: Path, target: Path) -> None:
+    """Move a file or a folder out of a staged folder, in which a folder that is replaced is left."""
+    for file in [path, *path.rglob("*")]:
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+    if target.is_dir():
+        os.replace(target, path.with_name(f"{path.name}.before"))
+    os.replace(path, target)
+    _sync(target.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Else a rename may not survive a power cut."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 @contextlib.contextmanager

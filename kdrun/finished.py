@@ -1,6 +1,7 @@
 """Finished runs, opened again: their predictions, their networks, and what is added to their records."""
 
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from kdrun.data.views import Center
 from kdrun.device import use_machine
 from kdrun.errors import KdrunError, allowed
 from kdrun.lock import Lock
-from kdrun.method import Predictor, Teacher
+from kdrun.method import Method, Predictor, Setup, Teacher
 from kdrun.models.network import Network, load_network
 from kdrun.record import Record, read_record, write_record
 from kdrun.registry import load_plugins
@@ -43,6 +44,16 @@ class FinishedRun:
         if record["status"] != "done":
             raise KdrunError(f"{directory}: the run is {record['status']}, not done")
         return cls(path, record)
+
+    @classmethod
+    def find(cls, run: str, outputs: str | Path) -> "FinishedRun":
+        """As `open`, of a directory or of a run key below `outputs`."""
+        if Path(run).exists() or not re.fullmatch("[0-9a-f]{12}", run):
+            return cls.open(run)
+        found = _by_key(Path(outputs).expanduser(), run)
+        if found is None:
+            raise KdrunError(f"run: no run with the key {run} below {outputs}; give its directory, or outputs=<folder>")
+        return cls.open(found)
 
     @property
     def outputs(self) -> Path:
@@ -86,10 +97,31 @@ class FinishedRun:
     def required(self, role: str) -> Path:
         """Directory of a run that this one needed."""
         key = self.record["requires"].get(role)
-        found = next(self.outputs.glob(f"runs/*/*/*/s*-{key}/record.json"), None)
+        found = _by_key(self.outputs, key)
         if found is None:
             raise KdrunError(f"{self.directory}: its {role} (run {key}) is not below {self.outputs}")
-        return found.parent
+        return found
+
+    def method(self, setup: Setup | None = None) -> Method:
+        """Its method with the trained networks, in eval mode on the CPU; no setup: without its data and its teacher."""
+        networks = {name: self.network(name) for name in self.record["nets"]}
+        config = self.config.method_class.reopened(self.config)
+        # as they were saved, whatever they were trained from
+        config = config.replace(students=[ModelConfig.model_validate(n.spec.model) for n in networks.values()])
+        if setup is None:
+            if not networks:
+                raise KdrunError(f"{self.directory}: method={self.record['method']} trains no student")
+            spec = next(iter(networks.values())).spec
+            nothing = torch.empty(0, dtype=torch.int64)
+            setup = Setup(spec.num_classes, spec.in_chans, spec.mean, spec.std, nothing)
+        method: Method = config.method_class(config, setup)
+        method.students.update(networks)
+        own = self.directory / "method.safetensors"
+        if own.is_file():
+            from safetensors.torch import load_file
+
+            method.load_state_dict(load_file(own), strict=False)
+        return method.eval()
 
     def rebuild(self, execution: ExecutionConfig | None = None) -> "Rebuilt":
         """Its data and networks. Raises KdrunError where data, plugins or weights are gone.
@@ -109,18 +141,7 @@ class FinishedRun:
         roles = {role: self.required(role) for role in self.record["requires"] if role.startswith("teacher")}
         frozen = make_teacher(config.teacher, setup, roles, outputs=self.outputs)
         teacher = None if frozen is None else Teacher(to_device(frozen, config, device))
-        networks = {name: self.network(name) for name in self.record["nets"]}
-        # as they were saved, whatever they were trained from
-        students = [ModelConfig.model_validate(network.spec.model) for network in networks.values()]
-        bare = config.replace(students=students, losses={})
-        method = config.method_class(bare, replace(setup, teacher=teacher))
-        for name, network in networks.items():
-            method.students[name] = network
-        own = self.directory / "method.safetensors"
-        if own.is_file():
-            from safetensors.torch import load_file
-
-            method.load_state_dict(load_file(own), strict=False)
+        method = self.method(replace(setup, teacher=teacher))
         to_device(method, config, device).eval()
         predictors: dict[str, Predictor] = method.predictors()
         if teacher is not None:
@@ -153,6 +174,12 @@ class Rebuilt:
     """What the run evaluated, and `teacher` where it had one."""
     center: Center | None
     """What networks see of an image; None: all of it."""
+
+
+def _by_key(outputs: Path, key: str | None) -> Path | None:
+    """The directory of a run."""
+    found = next(outputs.glob(f"runs/*/*/*/s*-{key}/record.json"), None)
+    return None if found is None else found.parent
 
 
 def run_lock(directory: Path) -> Lock:

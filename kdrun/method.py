@@ -222,6 +222,8 @@ class Method(nn.Module):
     """Whether the images of its streams may be mixed (views.mix): it must take labels (B, classes) then."""
     reads_names: ClassVar[bool] = False
     """Whether it depends on the names of the classes."""
+    alone: ClassVar[Mapping[str, str]] = {}
+    """Predictor -> the network that it is, and nothing more, where the two have different names."""
     role: ClassVar[str] = ""
     """Part of the seed of the initialisation, where two networks of one name must differ."""
 
@@ -263,6 +265,11 @@ class Method(nn.Module):
     def requires(cls, config: RunConfig) -> dict[str, RunConfig]:
         """Other runs that must be finished first, by role."""
         return {**head_warmup_runs(config), **teacher_runs(config, config.teacher)}
+
+    @classmethod
+    def reopened(cls, config: RunConfig) -> RunConfig:
+        """The configuration of a finished run without what only its training needs."""
+        return config.replace(losses={})
 
     @classmethod
     def contradictions(cls, config: RunConfig) -> list[str]:

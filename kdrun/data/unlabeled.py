@@ -30,7 +30,7 @@ def read_unlabeled(given: str, height: int, width: int, channels: int) -> Images
         if unreadable:
             raise DataError(*(f"{KEY}: unreadable image {problem}" for problem in unreadable.values()))
         if channels == 1:
-            images = ((images @ np.array(LUMA) + 0x8000) >> 16).astype(np.uint8)[..., None]
+            images = as_gray(images)
         return images
     content = read_npz(path, KEY)
     if "images" not in content:
@@ -41,3 +41,9 @@ def read_unlabeled(given: str, height: int, width: int, channels: int) -> Images
             f"{KEY}: {path}: images are {images.shape[1:]}, the training images {(height, width, channels)}"
         )
     return images
+
+
+def as_gray(images: Images) -> Images:
+    """(..., 3) -> (..., 1), as Pillow does it."""
+    gray: Images = ((images @ np.array(LUMA) + 0x8000) >> 16).astype(np.uint8)[..., None]
+    return gray

@@ -8,7 +8,7 @@ Inference: p = alpha softmax(h_CE) + (1 - alpha) softmax(h_KD / beta).
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -68,6 +68,7 @@ class DHO(SHO):
     """() alpha in force."""
     kd_head_temperature: Tensor
     """() beta in force."""
+    alone: ClassVar = {"ce_head": "student"}
 
     class Config(DHOConfig):
         pass
@@ -84,6 +85,11 @@ class DHO(SHO):
             self._start_from_names(dim, [classifier, *([self.kd_head] if spec.language_aware_init == "both" else [])])
         self.register_buffer("ce_share", torch.tensor(spec.ce_share))
         self.register_buffer("kd_head_temperature", torch.tensor(spec.kd_head_temperature))
+
+    @classmethod
+    def reopened(cls, config: RunConfig) -> RunConfig:
+        config = super().reopened(config)
+        return config.replace(method=config.method.replace(language_aware_init="none"))
 
     @classmethod
     def contradictions(cls, config: RunConfig) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from timm.models import register_model
+from timm.models import load_pretrained, register_model
 from torch import Tensor, nn
 
 
@@ -18,6 +18,8 @@ class CifarNetwork(nn.Module):
     """
 
     fc: nn.Linear
+    pretrained_cfg: dict[str, Any]
+    """timm's: the input of exported weights; other networks have none."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -101,14 +103,25 @@ class CifarNetwork(nn.Module):
 
 
 def register(module: str, name: str, network: Callable[..., CifarNetwork], **fixed: Any) -> None:
-    """Register `network(**fixed)` with timm as `name`, an entry point of `module` (`__name__` of the caller)."""
+    """Register `network(**fixed)` with timm as `name`, an entry point of `module` (`__name__` of the caller).
 
-    def entry(pretrained: bool = False, **options: Any) -> CifarNetwork:
-        if pretrained:
-            raise ValueError("the CIFAR networks have no published weights in timm; train one, or load a file")
-        for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
+    Weights come from a folder alone that kdrun exported (`local-dir:<folder>`, or `hf-hub:<name>` once it is there).
+    """
+
+    def entry(pretrained: bool = False, pretrained_cfg: Any = None, **options: Any) -> CifarNetwork:
+        for key in ("pretrained_cfg_overlay", "pretrained_model_args", "cache_dir"):
             options.pop(key, None)
-        return network(**fixed, **options)
+        described = isinstance(pretrained_cfg, dict) and "source" in pretrained_cfg
+        if pretrained and not described:
+            raise ValueError("the CIFAR networks have no published weights in timm; train one, or load a file")
+        built = network(**fixed, **options)
+        if described:
+            built.pretrained_cfg = pretrained_cfg
+        if pretrained:
+            load_pretrained(
+                built, pretrained_cfg, num_classes=built.num_classes, in_chans=pretrained_cfg["input_size"][0]
+            )
+        return built
 
     entry.__name__ = name
     entry.__module__ = module

@@ -7,6 +7,8 @@ import torch
 
 import kdrun
 from kdrun.data.streams import Loader
+from kdrun.errors import KdrunError
+from kdrun.exporting import main as export
 from kdrun.record import find_records
 from tests.conftest import FAST
 
@@ -40,6 +42,10 @@ def test_weights_move_dropout_draws_and_a_killed_run_goes_on_bitwise(train, outp
     for net in ("student_1", "student_2", "ensemble", "teacher"):
         assert 0 <= record["metrics"][f"test/{net}/top1"] <= 1
     assert kdrun.load(directory, "student_2").name == "resnet14"
+    export([f"run={directory}", "to=safetensors", "predictor=student_2", "repeats=0"])
+    assert kdrun.load(directory / "exports" / "student_2.safetensors").name == "resnet14"
+    with pytest.raises(KdrunError, match=r"ensemble is more than .* predictor=student_1\|student_2, or to=onnx"):
+        export([f"run={directory}", "to=safetensors", "predictor=ensemble"])
 
     steps = [line for line in lines if "train/lr" in line]
     assert len(steps) == 10

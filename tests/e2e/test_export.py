@@ -1,0 +1,291 @@
+"""scripts/export.py and scripts/predict.py on two finished runs: two heads with validation, and a timm network without."""
+
+import csv
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import kdrun
+from kdrun import exports
+from kdrun.data.dataset import load_dataset
+from kdrun.errors import KdrunError, Unfinished
+from kdrun.exporting import main as export
+from kdrun.finished import FinishedRun
+from kdrun.inference import open_trained
+from kdrun.models.network import load_network
+from kdrun.predicting import main as predict
+from kdrun.record import read_record, write_record
+from tests.conftest import FAST, ROOT, TEACHER
+
+QUICK = ["repeats=0", "check=9", "threads=1"]
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from kdrun.train import main
+
+    folder = tmp_path_factory.mktemp("export") / "outputs"
+    given = [*FAST, f"execution.outputs={folder}"]
+    assert main([*given, *TEACHER, "method=dho"]) == 0
+    plain = [word for word in given if not word.startswith("student")]
+    student = ["student=timm", "student.name=test_resnet", "student.size=32"]
+    assert main([*plain, *student, "method=supervised", "loss=ce", "dataset.val_fraction=0"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def heads(outputs: Path) -> FinishedRun:
+    [path] = outputs.glob("runs/dho/*/*/*/record.json")
+    return FinishedRun.open(path.parent)
+
+
+@pytest.fixture(scope="module")
+def timm_run(outputs: Path) -> FinishedRun:
+    [path] = outputs.glob("runs/supervised/digits/n50/*/record.json")
+    return FinishedRun.open(path.parent)
+
+
+def digits_of(run: FinishedRun) -> np.ndarray:
+    return load_dataset(run.config.dataset).test_images
+
+
+def pixels_of(run: FinishedRun, count: int = 7) -> torch.Tensor:
+    return torch.from_numpy(digits_of(run)[:count]).permute(0, 3, 1, 2).contiguous()
+
+
+def test_every_predictor_is_what_was_evaluated(heads, timm_run):
+    for run in (heads, timm_run):
+        for name in ("ce_head", "kd_head", "combined") if run is heads else ("student",):
+            found = open_trained(run, name).classifier(pixels_of(run))
+            assert torch.allclose(found, run.predictions("test", name)[0][:7], atol=1e-5)
+
+
+def test_torch_export_of_two_heads(heads, tmp_path):
+    out = tmp_path / "both.pt2"
+    text = export([f"run={heads.record['key']}", f"outputs={heads.outputs}", "to=torch_export", f"out={out}", *QUICK])
+    assert "combined of dho/digits/n50/" in text
+    assert "input pixels (batch, 1, 8, 8) uint8, [0, 255]; output logits (batch, 10) float32" in text
+    assert "on 9 test images: largest difference 0 " in text
+    expected = heads.predictions("test", "combined")[0]
+    found = torch.export.load(out).module()(pixels_of(heads))
+    assert torch.allclose(found, expected[:7], atol=1e-5)
+    spec = json.loads((tmp_path / "both.pt2.json").read_text())
+    assert spec["class_names"] == list("0123456789")
+    assert spec["temperature"] == heads.record["metrics"]["val/combined/temperature"]
+    assert spec["metrics"]["test/top1"] == heads.record["metrics"]["test/combined/top1"]
+    assert (spec["run"]["key"], spec["parity"]["argmax_agreement"]) == (heads.record["key"], 1)
+    assert str(heads.outputs) not in json.dumps(spec)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["both.pt2", "both.pt2.json"]
+
+
+def test_onnx_of_two_heads(heads, tmp_path):
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package, reason=f"needs {package} (the extra onnx)")
+    runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime (the extra onnx)")
+    out = tmp_path / "both.onnx"
+    text = export([f"run={heads.directory}", "to=onnx", f"out={out}", "repeats=2", "batch=3", "threads=1"])
+    assert "same class for 100.00%" in text
+    assert "  batch 3    onnx  " in text
+    session = runtime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    [taken] = session.get_inputs()
+    assert (taken.name, taken.shape, taken.type) == ("pixels", ["batch", 1, 8, 8], "tensor(uint8)")
+    found = session.run(["logits"], {"pixels": pixels_of(heads).numpy()})[0]
+    assert np.allclose(found, heads.predictions("test", "combined")[0][:7], atol=1e-4)
+
+
+def test_log_of_sum_survives_what_underflows():
+    a, b = torch.tensor([-300.0, 0.0, -torch.inf]), torch.tensor([-301.0, 1.0, -200.0])
+    assert torch.allclose(exports._log_of_sum(a, b), torch.logaddexp(a, b))
+
+
+def test_weights_go_to_kdrun_and_to_timm(heads, timm_run, tmp_path):
+    import timm
+
+    for run, name in ((heads, "ce_head"), (timm_run, "student")):
+        out = tmp_path / f"{name}.safetensors"
+        text = export([f"run={run.directory}", "to=safetensors", f"predictor={name}", f"out={out}", *QUICK])
+        assert "largest difference 0 " in text
+        expected, pixels = run.predictions("test", name)[0][:7], pixels_of(run)
+        network = kdrun.load(out)
+        assert torch.allclose(network(pixels).logits, expected, atol=1e-5)
+
+        from safetensors.torch import load_file
+
+        spec = json.loads(Path(f"{out}.json").read_text())
+        assert spec["timm"]["import"] == ("kdrun.models" if run is heads else None)
+        net = timm.create_model(**spec["timm"]["create_model"])
+        net.load_state_dict(load_file(out))
+        assert torch.allclose(net.eval()(network.adapt(pixels)), expected, atol=1e-5)
+
+
+def test_a_folder_is_opened_by_timm(heads, timm_run, tmp_path):
+    import timm
+    from timm.data import create_transform, resolve_model_data_config
+
+    for run, name, side in ((heads, "ce_head", 8), (timm_run, "student", 32)):
+        out = tmp_path / name
+        export([f"run={run.directory}", "to=hf_dir", f"predictor={name}", f"out={out}", *QUICK])
+        net = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+        config = resolve_model_data_config(net)
+        network = run.network("student")
+        assert config["input_size"] == (1, side, side)
+        assert config["mean"] == pytest.approx(network.spec.mean)
+        found = net(network.adapt(pixels_of(run)))
+        assert torch.allclose(found, run.predictions("test", name)[0][:7], atol=1e-5)
+        assert create_transform(**config) is not None
+        card = (out / "README.md").read_text()
+        assert f"| test/top1 | {100 * run.record['metrics'][f'test/{name}/top1']:.2f} % |" in card
+        assert ("import kdrun.models" in card) == (run is heads)
+        assert sorted(path.name for path in out.iterdir()) == [
+            "README.md", "config.json", "kdrun.json", "model.safetensors",
+        ]  # fmt: skip
+    untrained = timm.create_model(f"local-dir:{out}", num_classes=3)
+    assert untrained.num_classes == 3
+
+    again = ["to=hf_dir", f"run={timm_run.directory}", f"out={out}", *QUICK]
+    with pytest.raises(KdrunError, match=r"is there already; give another name, or overwrite=true"):
+        export(again)
+    (out / "README.md").write_text("old")
+    export([*again, "overwrite=true"])
+    assert (out / "README.md").read_text() != "old"
+    (out / "kdrun.json").unlink()
+    with pytest.raises(KdrunError, match="is no export of this form, so it is not overwritten"):
+        export([*again, "overwrite=true"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ce_head", "student"]
+
+
+def test_what_differs_from_the_checkpoint_is_not_left_behind(heads, tmp_path, monkeypatch):
+    def spoiled(path):
+        network = load_network(path)
+        torch.nn.init.normal_(network.net.fc.bias)
+        return network
+
+    monkeypatch.setattr(exports, "load_network", spoiled)
+    out = tmp_path / "folder" / "x.safetensors"
+    with pytest.raises(
+        Unfinished, match=r"differs from the checkpoint by .* on 9 test images, allowed .*nothing is left"
+    ):
+        export([f"run={heads.directory}", "to=safetensors", "predictor=ce_head", f"out={out}", *QUICK])
+    assert list(out.parent.iterdir()) == []
+
+
+def test_without_its_data_a_run_is_exported_on_random_pixels(timm_run, tmp_path):
+    moved = tmp_path / "runs" / "a" / "b" / "c" / "s0"
+    shutil.copytree(timm_run.directory, moved)
+    record = read_record(moved)
+    absent = {"name": "npz", "path": str(tmp_path / "absent.npz")}
+    dataset = {**record["config"]["dataset"], **absent}
+    dataset = {key: value for key, value in dataset.items() if key != "download"}
+    write_record(moved, {**record, "config": {**record["config"], "dataset": dataset}})
+    text = export([f"run={moved}", "to=safetensors", *QUICK, "size=8"])
+    assert "on 9 images of random pixels (seed 0): " in text
+    assert "classes are numbers: the dataset is not on this machine" in text
+    assert "no temperature: the run has no validation images" in text
+    assert str(tmp_path) not in (moved / "exports" / "student.safetensors.json").read_text()
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_predictions_of_files_are_those_of_the_evaluation(heads, timm_run, tmp_path, capsys):
+    folder, out = tmp_path / "photos", tmp_path / "out.csv"
+    (folder / "größe" / "数字").mkdir(parents=True)
+    digits = digits_of(heads)[:12, ..., 0]
+    names = [f"{'größe/数字/' if k % 2 else ''}{k:02d}.png" for k in range(12)]
+    for name, image in zip(names, digits, strict=True):
+        Image.fromarray(image).save(folder / name)
+    call = [f"run={heads.directory}", f"images={folder}", f"out={out}", "device=cpu", "threads=1"]
+    text = predict([*call, "batch=5", "top=3"])
+    assert "12 images; combined: mean confidence 0." in text
+    rows = rows_of(out)
+    assert [row["path"] for row in rows] == sorted(names)
+    logits = heads.predictions("test", "combined")[0][[names.index(row["path"]) for row in rows]].double()
+    order = logits.argsort(dim=1, descending=True)
+    for k, column in enumerate(("class", "class_2", "class_3")):
+        assert [int(row[column]) for row in rows] == order[:, k].tolist()
+    temperature = heads.record["metrics"]["val/combined/temperature"]
+    for column, scale in (("confidence", 1.0), ("calibrated_confidence", temperature)):
+        expected = (logits / scale).softmax(1).amax(1).tolist()
+        assert [float(row[column]) for row in rows] == pytest.approx(expected, abs=1e-5)
+
+    with pytest.raises(KdrunError, match=r"out\.csv: is there already"):
+        predict(call)
+    wide = digits[0].astype(np.uint16) * 257
+    Image.fromarray(wide).save(folder / "a16.png")
+    Image.fromarray(digits[0]).convert("RGBA").save(folder / "rgba.png")
+    Image.fromarray(digits[0]).convert("CMYK").save(folder / "cmyk.tif")
+    (folder / "broken.jpg").write_text("no image")
+    (folder / "notes.txt").write_text("not looked at")
+    before = out.read_bytes()
+    with pytest.raises(
+        KdrunError, match=r"unreadable image .*broken.jpg \(not an image\); skip_unreadable=true goes on"
+    ):
+        predict([*call, "overwrite=true"])
+    assert out.read_bytes() == before
+    text = predict([*call, "overwrite=true", "skip_unreadable=true", "top=1"])
+    assert "15 images, 1 unreadable; combined" in text
+    assert "unreadable, left out: " in text
+    found = {row["path"]: row for row in rows_of(out)}
+    assert list(found["00.png"]) == ["path", "class", "confidence", "calibrated_confidence"]
+    for same in ("a16.png", "rgba.png"):
+        assert {**found[same], "path": "00.png"} == found["00.png"]
+
+    one = tmp_path / "one.csv"
+    text = predict([f"run={timm_run.directory}", f"images={folder / '00.png'}", f"out={one}", "device=cpu"])
+    assert "no calibrated_confidence: the run has no validation images" in text
+    [row] = rows_of(one)
+    assert (row["path"], row["calibrated_confidence"]) == ("00.png", "")
+    assert int(row["class"]) == timm_run.predictions("test", "student")[0][0].argmax()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.csv", "out.csv", "photos"]
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "line"),
+    [
+        ("export", [], "run: missing; a value is required\nerror: to: missing"),
+        ("export", ["run=RUN", "to=onxx"], "to: 'onxx' is not allowed; nearest: onnx"),
+        ("export", ["run=/nowhere", "to=onnx"], "/nowhere: not a run directory (no record.json)"),
+        ("export", ["run=0123456789ab", "to=hf_dir", "outputs=/nowhere"], "run: no run with the key 0123456789ab below /nowhere"),
+        ("export", ["run=UNFINISHED", "to=hf_dir"], "the run is running, not done"),
+        ("export", ["run=RUN", "to=hf_dir", "predictor=student_2"], "predictor: student_2: not one of"),
+        ("export", ["run=RUN", "to=hf_dir"], "combined is more than the weights of one network; choose predictor=ce_head"),
+        ("export", ["run=RUN", "to=hf_dir", "predictor=ce_head", "size=9"], "size: 9: images of dataset=digits are 8x8"),
+        ("export", ["run=RUN", "to=safetensors", "opset=18"], "opset: only of to=onnx, not of to=safetensors"),
+        ("export", ["run=RUN", "to=hf_dir", "dynamic=false"], "dynamic: to=hf_dir takes any batch"),
+        ("export", ["run=RUN", "to=onnx", "MISSING"], "to=onnx: needs onnxruntime, not installed here: pip install 'kdrun[onnx]'"),
+        ("predict", ["run=RUN", "images=EMPTY"], "no images (.bmp"),
+        ("predict", ["run=RUN", "images=/nowhere"], "images: /nowhere: no such file or folder"),
+        ("predict", ["run=RUN", "images=/nowhere", "top=0"], "top: must be greater than or equal to 1"),
+        ("predict", ["run=RUN", "images=/nowhere", "device=gpu"], "device: 'gpu' is not a device"),
+        ("predict", ["run=/nowhere", "images=FILE"], "/nowhere: not a run directory (no record.json)"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_lines_and_exit_code_2(script, arguments, line, heads, tmp_path, monkeypatch, capsys):
+    unfinished, empty, file = tmp_path / "unfinished", tmp_path / "empty", tmp_path / "x.png"
+    empty.mkdir()
+    Image.new("L", (8, 8)).save(file)
+    write_record(unfinished, {**heads.record, "status": "running"})
+    if "MISSING" in arguments:
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+        for name in ("onnx", "onnxscript"):
+            monkeypatch.setitem(sys.modules, name, sys)
+    places = {"RUN": heads.directory, "UNFINISHED": unfinished, "EMPTY": empty, "FILE": file}
+    split = [word.split("=") for word in arguments if word != "MISSING"]
+    given = [f"{key}={places.get(value, value)}" for key, value in split]
+    monkeypatch.setattr(sys, "argv", [script, *given, f"out={tmp_path / 'out'}"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "scripts" / f"{script}.py"), run_name="__main__")
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err
+    assert line in told
+    assert told.startswith("error: ")
+    assert not (tmp_path / "out").exists()
