@@ -7,11 +7,15 @@ from typing import Any
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from kdrun.build import center_of
 from kdrun.config import DatasetConfig, RunConfig
 from kdrun.corruptions import Corruptions, summary
 from kdrun.data.dataset import Arrays, load_dataset
+from kdrun.data.residency import place
+from kdrun.data.shifted import ShiftedSet
+from kdrun.data.views import Source
 from kdrun.errors import ConfigError, KdrunError, allowed
 from kdrun.evaluation import Evaluator
 from kdrun.files import write_json
@@ -83,10 +87,30 @@ def _evaluated(run: FinishedRun, asked: Sequence[str], execution: Sequence[str])
                 rebuilt.predictors, rebuilt.device, batch_size=batch, precision=precision, center=center
             )
         )
-    images, labels = (torch.from_numpy(array).to(rebuilt.device) for array in (arrays.test_images, arrays.test_labels))
-    everything = torch.arange(len(labels), device=rebuilt.device)
-    evaluator = Evaluator({"test": (images, everything, labels)}, batch, precision, center=center)
-    return evaluator.final_metrics(evaluator.logits(rebuilt.predictors))
+    if typed.evaluate.sets:
+        root, found = Path(typed.evaluate.root).expanduser(), {}
+        for name in dict.fromkeys(typed.evaluate.sets):
+            shifted = ShiftedSet(name, root, config.dataset, arrays.class_names)
+            found |= shifted.evaluate(
+                rebuilt.predictors, rebuilt.device, batch_size=batch, precision=precision, center=center
+            )
+        return found
+
+    def images(of: Arrays, split: str) -> tuple[Source, Tensor, Tensor]:
+        train, test = place(of, rebuilt.device, config.dataset.resident, typed.execution.workers)
+        index = torch.from_numpy(rebuilt.split.val) if split == "val" else torch.arange(len(of.test_labels))
+        labels = torch.from_numpy(of.train_labels if split == "val" else of.test_labels)[index]
+        return train if split == "val" else test, index.to(rebuilt.device), labels.to(rebuilt.device)
+
+    splits = {"test": images(arrays, "test")}
+    if any(a.startswith("method.") for a in asked):  # it may choose anew, on the run's own validation images
+        splits["val"] = images(rebuilt.arrays, "val")
+    evaluator = Evaluator(splits, batch, precision, center=center)
+    if "val" not in evaluator.splits:
+        return evaluator.final_metrics(evaluator.logits(rebuilt.predictors))
+    logits = evaluator.settled(rebuilt.method)
+    rest = {name: predictor for name, predictor in rebuilt.predictors.items() if ("test", name) not in logits}
+    return evaluator.final_metrics({**logits, **evaluator.logits(rest)}) | rebuilt.method.choices()
 
 
 def _composed(run: FinishedRun, asked: Sequence[str], execution: Sequence[str]) -> RunConfig:

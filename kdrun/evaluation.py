@@ -12,7 +12,7 @@ from torch import Tensor
 from kdrun.data.views import Center, Source, View, clean_batches
 from kdrun.device import autocast, eager
 from kdrun.files import atomic_path
-from kdrun.method import Predictor
+from kdrun.method import Method, Predictor
 from kdrun.metrics import compare_with_teacher, evaluate_logits, fit_temperature
 
 
@@ -52,6 +52,14 @@ class Evaluator:
                         parts[net].append(predictor(view))
             out.update({(split, net): torch.cat(chunks) for net, chunks in parts.items()})
         return out
+
+    def settled(self, method: Method) -> dict[tuple[str, str], Tensor]:
+        """As `logits` of its predictors, once the method has chosen on the validation images what it has to choose."""
+        consulted = method.consulted()
+        logits = self.logits({**method.predictors(), **consulted})
+        val = self.splits.get("val")
+        settled = method.settle(logits, None if val is None else val[2])
+        return {place: values for place, values in settled.items() if place[1] not in consulted}
 
     def metrics(self, logits: Mapping[tuple[str, str], Tensor]) -> dict[str, float]:
         """Flat `split/net/metric` of logits that `logits` gave."""

@@ -121,6 +121,7 @@ class FinishedRun:
             from safetensors.torch import load_file
 
             method.load_state_dict(load_file(own), strict=False)
+        method.fix()
         return method.eval()
 
     def rebuild(self, execution: ExecutionConfig | None = None) -> "Rebuilt":
@@ -146,7 +147,7 @@ class FinishedRun:
         predictors: dict[str, Predictor] = method.predictors()
         if teacher is not None:
             predictors["teacher"] = _predictor(teacher)
-        return Rebuilt(config, arrays, split, device, predictors, center_of(config, arrays))
+        return Rebuilt(config, arrays, split, device, method, predictors, center_of(config, arrays))
 
     @contextmanager
     def amended(self) -> Iterator[Record]:
@@ -170,6 +171,7 @@ class Rebuilt:
     arrays: Arrays
     split: Split
     device: torch.device
+    method: Method
     predictors: Mapping[str, Predictor]
     """What the run evaluated, and `teacher` where it had one."""
     center: Center | None

@@ -263,19 +263,13 @@ class Loop:
         self.method.eval()
         try:
             if self.ema is None:
-                return self._settled()
-            live = self._settled()
+                return self.evaluator.settled(self.method)
+            live = self.evaluator.settled(self.method)
+            raw = {(split, f"{net}_raw"): values for (split, net), values in live.items()}
             with self.ema.applied():  # the last one: what the method chooses now stays
-                return {**self._settled(), **{(split, f"{net}_raw"): values for (split, net), values in live.items()}}
+                return {**self.evaluator.settled(self.method), **raw}
         finally:
             self.method.train()
-
-    def _settled(self) -> dict[tuple[str, str], Tensor]:
-        consulted = self.method.consulted()
-        logits = self.evaluator.logits({**self.method.predictors(), **consulted})
-        val = self.evaluator.splits.get("val")
-        settled = self.method.settle(logits, None if val is None else val[2])
-        return {place: values for place, values in settled.items() if place[1] not in consulted}
 
     # ------------------------------------------------------------------------------------------ logged values
 

@@ -329,6 +329,9 @@ class Method(nn.Module):
         """What `settle` gets of each split beside logits, under (split, name): (M, anything). It is not evaluated."""
         return {}
 
+    def fix(self) -> None:
+        """Put the configuration's values where a finished run keeps what it chose; called when it is opened again."""
+
     def choices(self) -> dict[str, float]:
         """What `settle` chose, as metrics `val/<net>/<name>`."""
         return {}

@@ -4,7 +4,9 @@ python scripts/evaluate.py run=outputs/runs/...                         today's 
 python scripts/evaluate.py run=... amend=true                            and into its record what that does not have yet
 python scripts/evaluate.py run=... dataset=svhn dataset.root=data        its networks on other test images
 python scripts/evaluate.py run=... evaluate.corruptions=CIFAR-10-C       on corrupted ones
-python scripts/evaluate.py run=... method.<key>=<value> name=half        with another setting of the method
+python scripts/evaluate.py run=... evaluate.sets=[imagenet_v2] evaluate.root=data
+python scripts/evaluate.py run=... method.<key>=<value> name=half        with another setting of the method; what it
+                                                                         searches, it searches on validation images
 python scripts/evaluate.py run=... dataset=svhn execution.device=cuda
 """
 

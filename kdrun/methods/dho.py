@@ -199,6 +199,12 @@ class DHO(SHO):
         again = {(s, "combined"): self.combined(logits[s, "ce_head"], logits[s, "kd_head"]) for s in splits}
         return {key: again.get(key, values) for key, values in logits.items()}
 
+    def fix(self) -> None:
+        spec: DHOConfig = self.config.method  # type: ignore[assignment]
+        if spec.combination != "search":
+            self.ce_share.fill_(spec.ce_share)
+            self.kd_head_temperature.fill_(spec.kd_head_temperature)
+
     def choices(self) -> dict[str, float]:
         if self.config.method.combination != "search":  # type: ignore[attr-defined]
             return {}

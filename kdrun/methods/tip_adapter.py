@@ -127,6 +127,12 @@ class TipAdapterF(Method):
             out[split, NET] = logits[split, "zero_shot"] + self.cache.residual_ratio * votes
         return out
 
+    def fix(self) -> None:
+        spec: AdapterConfig = self.config.method  # type: ignore[assignment]
+        if not spec.search:
+            self.cache.residual_ratio.fill_(spec.residual_ratio)
+            self.cache.sharpness.fill_(spec.sharpness)
+
     def choices(self) -> dict[str, float]:
         if not self.config.method.search:  # type: ignore[attr-defined]
             return {}

@@ -9,6 +9,7 @@ import kdrun
 from kdrun.data.streams import Loader
 from kdrun.data.views import View, clean
 from kdrun.errors import KdrunError
+from kdrun.evaluating import main as evaluate
 from kdrun.finished import FinishedRun
 from kdrun.methods.dho import best_combination
 from kdrun.record import find_records
@@ -68,6 +69,20 @@ def test_choices_are_in_the_record_and_a_killed_run_goes_on_bitwise(train, outpu
     assert kdrun.load(directory, "student").name == "resnet8"
     with pytest.raises(KdrunError, match="no network 'combined'"):
         kdrun.load(directory)
+
+    # evaluated again with other choices, which the run itself does not take over
+    def again_with(*keys):
+        evaluate([f"run={directory}", "name=again", *keys])
+        return json.loads((directory / "evaluations" / "again.json").read_text())["metrics"]
+
+    for share, head in ((0.0, "kd_head"), (1.0, "ce_head")):
+        found = again_with("method.combination=fixed", f"method.ce_share={share}")
+        assert found["test/combined/top1"] == found[f"test/{head}/top1"] == pytest.approx(metrics[f"test/{head}/top1"])
+        assert found["test/teacher/top1"] == pytest.approx(metrics["test/teacher/top1"])
+        assert "val/combined/ce_share" not in found
+    found = again_with("method.ce_shares=[0.35]", "method.kd_head_temperatures=[3]")
+    assert (found["val/combined/ce_share"], found["val/combined/kd_head_temperature"]) == pytest.approx((0.35, 3))
+    assert content(directory) == whole
 
     plain = Loader.batch
 

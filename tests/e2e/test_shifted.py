@@ -11,6 +11,7 @@ from kdrun.data.dataset import load_dataset
 from kdrun.data.files import decode
 from kdrun.data.shifted import FOLDERS, ShiftedSet
 from kdrun.errors import DataError
+from kdrun.evaluating import main as evaluate
 from kdrun.metrics import evaluate_logits
 from kdrun.registry import lookup
 from kdrun.schema import build
@@ -100,6 +101,9 @@ def test_a_finished_run_is_measured_on_them(root, train, outputs, capsys):
     expected = evaluate_logits(logits[:, [1, 3]], torch.tensor([0, 0, 1, 1]))
     for metric in ("top1", "nll", "ece", "overconfidence"):
         assert record["metrics"][f"imagenet_a/student/{metric}"] == pytest.approx(expected[metric].item(), abs=1e-6)
+    evaluate([f"run={path.parent}", "evaluate.sets=[imagenet_a]", f"evaluate.root={root}", "name=a"])
+    again = json.loads((path.parent / "evaluations" / "a.json").read_text())["metrics"]
+    assert again == {key: value for key, value in record["metrics"].items() if key.startswith("imagenet_a/")}
     before = path.stat().st_mtime_ns
     capsys.readouterr()
     assert train(*arguments, *sets) == 0  # done: nothing is measured again
