@@ -102,7 +102,8 @@ def card(trained: Trained, spec: dict[str, Any]) -> str:
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))",
         "```",
         "",
-        "The network takes normalised images; their size, mean and standard deviation are in `config.json`.",
+        f"The network takes normalised images, channels {spec['input']['channels']}; their size, mean and standard "
+        "deviation are in `config.json`.",
         f"`{SPEC}` has the class names, the temperature that was fitted on the validation images, and what follows.",
         "",
         "## Metrics",

@@ -16,7 +16,6 @@ from torch import Tensor
 from kdrun.card import SPEC, card, described
 from kdrun.cells import run_name
 from kdrun.config import ExecutionConfig
-from kdrun.data.packed import readable
 from kdrun.device import use_machine
 from kdrun.errors import KdrunError, Unfinished
 from kdrun.exports import FORMS, Loaded
@@ -98,7 +97,7 @@ def main(arguments: Sequence[str]) -> str:
         put_in_place(path, target)
         if options.to != "hf_dir":
             put_in_place(folder / spec_target.name, spec_target)
-    return "\n".join([*_told(trained, spec), *times, f"wrote {target} ({readable(size)}) and {spec_target}"])
+    return "\n".join([*_told(trained, spec), *times, f"wrote {target} ({size / 1e3:,.0f} kB) and {spec_target}"])
 
 
 def _refuse_existing(target: Path, spec: Path, options: Options) -> None:

@@ -57,6 +57,7 @@ def _onnx(trained: Trained, path: Path, batch: int | None, opset: int) -> Loaded
     program = _exported(trained, batch)
     # ONNX would have log(exp(a) + exp(b)), which is -inf for two classes less likely than 1e-38
     program = program.run_decompositions({torch.ops.aten.logaddexp.default: _log_of_sum})
+    made: Any
     with _named("torch.onnx cannot write the network"), redirect_stdout(StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the exporter itself; what it made is compared below
         made = torch.onnx.export(
