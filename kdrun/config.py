@@ -53,6 +53,8 @@ class ModelConfig(Schema):
     """Published weights of timm, from the hub, its cache, or `file`."""
     file: Annotated[str | None, FileContent()] = None
     """A local file with the published weights (with pretrained=true)."""
+    new_head: bool = False
+    """Published weights without their classifier, which starts anew; so where the classes are others in any case."""
     mean: list[float] | None = None
     """Normalisation of this network's input; null: the weights' own where pretrained, else the dataset's."""
     std: list[Annotated[float, Field(gt=0)]] | None = None
@@ -199,6 +201,8 @@ class TeacherConfig(Schema):
             raise ValueError("teacher.schedule is for source=train")
         if self.schedule is not None and (self.steps, self.epochs) != (None, None):
             raise ValueError("teacher.schedule has a length of its own; leave teacher.steps and teacher.epochs null")
+        if any(model.new_head for model in self.models):
+            raise ValueError("teacher.model.new_head: a frozen teacher would have a random classifier; set it to false")
         if self.source == "timm" and self.model is not None and self.model.head != "linear":
             raise ValueError("teacher.model.head: timm's published weights are of a linear head; set it to linear")
         if self.source == "open_clip" and self.model is not None and self.model.head != "linear":
@@ -766,6 +770,8 @@ def _contradictions(config: RunConfig) -> list[str]:
             )
         if model.file is not None and not model.pretrained:
             errors.append(f"{key}.file: weights are read with pretrained=true only; set it, or leave out the file")
+        if model.new_head and not model.pretrained:
+            errors.append(f"{key}.new_head: goes with pretrained=true; without published weights every head is new")
     return errors
 
 
