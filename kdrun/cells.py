@@ -15,6 +15,8 @@ PERCENT = (
     "top1", "top5", "ece", "ece_equal_mass", "ece_classwise", "overconfidence", "confidence", "confidence_gap",
     "teacher_agreement", "precision", "coverage", "mask_rate", "pseudo_label_accuracy",
 )  # fmt: skip
+EVALUATED = ("val", "test", "imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")
+"""Splits whose figures every method has."""
 MEDIAN_OF = 20  # evaluations, FixMatch's protocol (Sohn et al. 2020, arXiv 2001.07685)
 
 
@@ -44,6 +46,12 @@ class Cell:
     """Seed -> planned run, of planned tables."""
     deviations: list[str] = field(default_factory=list)
     """What differs from the paper, by the YAML files that the cell picks."""
+    ours: list[str] = field(default_factory=list)
+    """What is no paper's, by these files."""
+    parts: list[str] = field(default_factory=list)
+    """Columns that this one averages; none: it has runs of its own."""
+    gaps: dict[int, list[str]] = field(default_factory=dict)
+    """Seed -> the parts that have no figure of it."""
 
     def add(self, seed: int, record: Record | None, metric: str, protocol: str, directory: Path | None = None) -> None:
         """Take in one seed's record; None: there is none."""
@@ -59,8 +67,25 @@ class Cell:
                 self.seeds[record["key"]] = seed
             except KdrunError as error:
                 self.without.append(str(error))
-                if metric.partition("/")[0] in ("val", "test"):  # else it is a figure that only some methods have
+                if metric.partition("/")[0] in EVALUATED:  # else it is a figure that only some methods have
                     self.lacking.append(seed)
+
+    @classmethod
+    def mean_of(cls, parts: Mapping[str, "Cell"]) -> "Cell":
+        """The mean over columns, seed by seed. A seed that one of them lacks has none."""
+        cell = cls(parts=list(parts))
+        for seed in sorted({seed for part in parts.values() for seed in (*part.runs, *part.seeds.values())}):
+            figures = {name: part.by_seed.get(seed) for name, part in parts.items()}
+            known = [value for value in figures.values() if value is not None]
+            if len(known) == len(parts):
+                cell.values[f"seed {seed}"], cell.seeds[f"seed {seed}"] = statistics.mean(known), seed
+            else:
+                cell.missing.append(seed)
+                cell.gaps[seed] = [name for name, value in figures.items() if value is None]
+        for part in parts.values():
+            for name, found in part.origins.items():
+                cell.origins.setdefault(name, set()).update(found)
+        return cell
 
     @property
     def planned(self) -> int:

@@ -14,13 +14,16 @@ from urllib.parse import urlparse
 
 import torch
 
-from kdrun.config import DatasetConfig, FilesConfig, ModelConfig, RunConfig, TeacherConfig, read_conf
+from kdrun.config import DatasetConfig, FilesConfig, ModelConfig, RunConfig, TeacherConfig
+from kdrun.data.dataset import OUTPUTS
 from kdrun.data.packed import readable
 from kdrun.data.shifted import FOLDERS
 from kdrun.errors import ConfigError, KdrunError
 from kdrun.plan import Composer
-from kdrun.planned import TableConfig
+from kdrun.planned import configs_of as planned_configs
+from kdrun.planned import table_spec
 from kdrun.registry import lookup
+from kdrun.schema import Schema, from_arguments
 
 log = logging.getLogger(__name__)
 
@@ -57,23 +60,28 @@ class Need:
         return f"{self.state:<8} {size:>9}  {self.what}{told}"
 
 
+class Options(Schema):
+    """Its own arguments; all others are `table=<name>` or a command line of `kdrun.train`."""
+
+    dry: bool = False
+    """List what is needed, and fetch nothing."""
+
+
 def main(arguments: Sequence[str]) -> str:
     """Prints the list, fetches what is missing unless `dry=true`.
 
     Raises:
         KdrunError: one line for each thing that is still missing, with what to put where.
     """
-    words = [word for word in arguments if not word.startswith("dry=")]
-    dry = {"dry=true": True, "dry=false": False}
-    if odd := [word for word in arguments if word.startswith("dry=") and word not in dry]:
-        raise ConfigError(f"{odd[0]}: allowed: true, false")
+    dry = from_arguments(Options, [word for word in arguments if word.partition("=")[0] in Options.model_fields]).dry
+    words = [word for word in arguments if word.partition("=")[0] not in Options.model_fields]
     needs = list(needs_of(configs_of(words)))
     for need in needs:
         print(need.line(), flush=True)
     missing = [need for need in needs if need.missing is not None]
     total = sum(need.size or 0.0 for need in missing if need.fetch is not None)
     said = f"{len(needs) - len(missing)} of {len(needs)} present" + (f", {readable(total)} to fetch" if total else "")
-    if any(dry[word] for word in arguments if word in dry):
+    if dry:
         return said
     failed = []
     for need in missing:
@@ -93,17 +101,17 @@ def main(arguments: Sequence[str]) -> str:
 def configs_of(words: Sequence[str]) -> list[RunConfig]:
     """The runs of `table=<name>`, or those that overrides compose (commas make several), without their seeds."""
     tables = [word.removeprefix("table=") for word in words if word.startswith("table=")]
-    with Composer() as composer:
-        if not tables:
-            jobs = composer.expand(list(words), True)
-            if jobs is None:
-                raise ConfigError("hydra/sweeper: only Hydra's basic sweeper can be composed here")
-            return [composer.typed(job) for job in jobs]
+    if tables:
         if len(tables) != len(words):
             raise ConfigError(f"table={tables[0]}: its runs are those of conf/table; leave out the other arguments")
-        specs = [read_conf("table", name, TableConfig) for name in tables]
-        cells = [[*column, *row] for spec in specs for row in spec.rows.values() for column in spec.columns.values()]
-        return [composer.typed(cell) for cell in cells]
+        specs = {name: table_spec(name) for name in tables}
+        firsts = {name: spec.replace(seeds=spec.seeds[:1]) for name, spec in specs.items()}  # seeds need the same
+        return [run for name, spec in firsts.items() for _, _, [run] in planned_configs(name, spec, OUTPUTS)]
+    with Composer() as composer:
+        jobs = composer.expand(list(words), True)
+        if jobs is None:
+            raise ConfigError("hydra/sweeper: only Hydra's basic sweeper can be composed here")
+        return [composer.typed(job) for job in jobs]
 
 
 def needs_of(configs: Sequence[RunConfig]) -> Iterator[Need]:

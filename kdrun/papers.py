@@ -1,10 +1,12 @@
 """Published numbers and claims, as conf/paper/<name>.yaml holds them, printed beside ours, never mixed with them."""
 
+from collections.abc import Sequence
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from kdrun.config import read_conf
+from kdrun.errors import ConfigError, allowed
 from kdrun.schema import Schema
 
 TEACHER = "Teacher"
@@ -28,6 +30,10 @@ class PaperCell(Schema):
     """Which evaluation counts; best: the best epoch on the test images."""
     tag: Literal["paper", "digest", "code"]
     """digest: known second hand; code: from files beside the authors' code."""
+
+    def printed(self) -> str:
+        """`71.92 ± 0.40`."""
+        return f"{self.mean:.2f}" + ("" if self.std is None else f" ± {self.std:.2f}")
 
 
 class Claim(Schema):
@@ -80,10 +86,23 @@ class Paper(Schema):
             raise ValueError(f"claims: {twice[0]} is there twice")
         return self
 
+    def only(self, tables: Sequence[str]) -> "Paper":
+        """With the numbers of these tables alone; none are named: of all."""
+        known = {cell.table for cell in self.cells}
+        for name in tables:
+            if name not in known:
+                raise ConfigError(f"paper_tables: {name}: no table of {self.source}; {allowed(name, known)}")
+        return self.replace(cells=[cell for cell in self.cells if cell.table in tables]) if tables else self
+
     def cell(self, row: str, column: str, metric: str) -> PaperCell | None:
         """The number of a place in our tables; None where the paper has none, or several tables with different ones."""
         found = [c for c in self.cells if (c.row, c.column, c.metric) == (row, column, metric)]
         return found[0] if len({(c.mean, c.std, c.n) for c in found}) == 1 else None
+
+    def rows_of(self, columns: Sequence[str], metric: str) -> list[str]:
+        """The rows that have a number in one of these columns, teachers aside."""
+        found = {c.row: None for c in self.cells if c.column in columns and c.metric == metric and c.mean is not None}
+        return [row for row in found if row != TEACHER]
 
     def teacher(self, column: str) -> float | None:
         """The accuracy of the teacher behind a column, in percent."""

@@ -74,22 +74,13 @@ class Composer:
 
     def typed_seeds(self, overrides: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
         """The typed config for each seed, as `seed=<seed>` behind the overrides gives it; composed once."""
-        composed = self.compose(overrides)
+        return seeded(self.compose(overrides), seeds)
 
-        def typed(seed: int) -> RunConfig:
-            composed.seed = seed
-            return to_config(composed)
-
-        out = [typed(seed) for seed in seeds[:2]]
-        if out == [out[0].replace(seed=seed) for seed in seeds[:2]]:  # nothing else follows the seed
-            return [*out, *(out[0].replace(seed=seed) for seed in seeds[2:])]
-        return [*out, *(typed(seed) for seed in seeds[2:])]
-
-    def files(self, overrides: Sequence[str]) -> list[Path]:
-        """The YAML files that these overrides pick, in the order of merging."""
+    def picked(self, overrides: Sequence[str]) -> list[tuple[Path, str]]:
+        """The YAML files that these overrides pick, each with its package, in the order of merging."""
         loader = self.hydra.config_loader
         defaults: Any = loader.compute_defaults_list(self.config_name, list(overrides), RunMode.RUN)
-        return [CONF_DIR / f"{part.config_path}.yaml" for part in defaults.defaults]
+        return [(CONF_DIR / f"{part.config_path}.yaml", part.package or "") for part in defaults.defaults]
 
     def expand(self, overrides: Sequence[str], multirun: bool) -> list[tuple[str, ...]] | None:
         """The overrides of every job; None where a sweeper other than Hydra's basic one decides as it goes."""
@@ -181,6 +172,19 @@ class Composer:
                 return f"{key}: unknown key; {allowed(part, known)}"
             node = node[part]
         return f"{key}: new keys go in with a +; write +{plain}.<name>=<value>, or ++{plain}={{...}}"
+
+
+def seeded(composed: DictConfig, seeds: Sequence[int]) -> list[RunConfig]:
+    """The typed config for each seed of what `compose` gave."""
+
+    def typed(seed: int) -> RunConfig:
+        composed.seed = seed
+        return to_config(composed)
+
+    out = [typed(seed) for seed in seeds[:2]]
+    if out == [out[0].replace(seed=seed) for seed in seeds[:2]]:  # nothing else follows the seed
+        return [*out, *(out[0].replace(seed=seed) for seed in seeds[2:])]
+    return [*out, *(typed(seed) for seed in seeds[2:])]
 
 
 def ordered(arguments: Sequence[str]) -> list[str]:

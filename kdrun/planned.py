@@ -8,16 +8,19 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from omegaconf import DictConfig
+from pydantic import Field, model_validator
 
 from kdrun.config import CONF_DIR, HERE, RunConfig, file_hash, read_conf, run_dir
-from kdrun.errors import ConfigError
+from kdrun.errors import ConfigError, allowed
 from kdrun.files import write_text
+from kdrun.notes import Picked, deviations_in, ours_in
 from kdrun.schema import FileContent, Schema, build, marker
 
 log = logging.getLogger(__name__)
@@ -35,8 +38,32 @@ class TableConfig(Schema):
     columns: dict[str, list[str]] = Field(min_length=1)
     paper: str | None = None
     """A file of conf/paper whose numbers belong to rows and columns of the same names."""
+    paper_tables: list[str] = Field(default_factory=list)
+    """Only the numbers of these tables of the paper; none: of all."""
     claims: str | None = None
     """A file of conf/paper whose claims are tested though its numbers are of other columns; null: those of `paper`."""
+    splits: dict[str, str] = Field(default_factory=dict)
+    """Column -> what it shows in place of `test`, such as imagenet_v2 of `evaluate.sets`; its runs may be another's."""
+    aggregates: dict[str, list[str]] = Field(default_factory=dict)
+    """A further column -> those whose figures it averages, seed by seed."""
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        for name, columns in (*self.aggregates.items(), *((name, [name]) for name in self.splits)):
+            for column in columns:
+                if column not in self.columns:
+                    raise ValueError(f"{name}: {column}: no such column; {allowed(column, self.columns)}")
+        for name, columns in self.aggregates.items():
+            if name in self.columns:
+                raise ValueError(f"aggregates: {name}: is a column already; give it another name")
+            if len(set(columns)) < 2 or len(set(columns)) < len(columns):
+                raise ValueError(f"aggregates: {name}: name two columns or more, each once")
+        return self
+
+    def metric_of(self, column: str, metric: str) -> str:
+        """What a column shows where the table shows `metric`."""
+        split, _, rest = metric.partition("/")
+        return f"{self.splits[column]}/{rest}" if split == "test" and column in self.splits else metric
 
 
 class PlannedRun(Schema):
@@ -65,6 +92,8 @@ class PlannedCell(Schema):
     """Whether it tells what its own run measured: not at another temperature, and no CLIP, which prompts change."""
     deviations: list[str]
     """What `# deviates:` says in the YAML files that these overrides pick."""
+    ours: list[str] = Field(default_factory=list)
+    """What these files say is no paper's; of tables that stand beside a paper's numbers."""
     runs: list[PlannedRun]
 
 
@@ -78,6 +107,13 @@ class TablePlan(Schema):
 
 def table_spec(name: str) -> TableConfig:
     return read_conf("table", name, TableConfig)
+
+
+@lru_cache(maxsize=8)
+def rows_with(paper: str | None) -> frozenset[str]:
+    """The rows of all tables that stand beside this paper's numbers."""
+    specs = (table_spec(path.stem) for path in sorted((CONF_DIR / "table").glob("*.yaml")))
+    return frozenset(row for spec in specs if paper in (spec.paper, spec.claims) for row in spec.rows)
 
 
 def plan_of(name: str, spec: TableConfig, outputs: Path) -> TablePlan:
@@ -106,16 +142,17 @@ def make_plan(name: str, spec: TableConfig) -> TablePlan:
     """As `plan_of`, composed now."""
     cells: list[PlannedCell] = []
     files: dict[str, str] = {}
-    for row, column, overrides, runs, picked in _composed(name, spec):
+    for row, column, overrides, composed, runs, picked in _composed(name, spec):
         planned = [_planned(run) for run in runs]
         first = runs[0].teacher
         given = first.source not in ("none", "train", "clip")
-        deviations = list(dict.fromkeys(line for path in picked for line in deviations_in(path)))
+        deviations = list(dict.fromkeys(line for path, _ in picked for line in deviations_in(path)))
         cells.append(
             PlannedCell(
                 row=row, column=column, overrides=overrides, given_teacher=given, runs=planned,
                 teacher_temperature=first.temperature, deviations=deviations,
                 teacher_as_trained=first.source == "train" and first.temperature == 1,
+                ours=ours_in(picked, composed) if spec.paper is not None else [],
             )
         )  # fmt: skip
         files |= {path: file_hash(path, f"table={name}") for run in runs for path in _named_files(run)}
@@ -124,41 +161,35 @@ def make_plan(name: str, spec: TableConfig) -> TablePlan:
 
 def configs_of(name: str, spec: TableConfig, outputs: Path) -> Iterator[tuple[str, str, list[RunConfig]]]:
     """(row, column, typed config for each seed) of each cell, with this outputs folder; composed now."""
-    for row, column, _, runs, _ in _composed(name, spec):
+    for row, column, _, _, runs, _ in _composed(name, spec):
         yield row, column, [r.replace(execution=r.execution.replace(outputs=str(outputs))) for r in runs]
 
 
-def _composed(name: str, spec: TableConfig) -> Iterator[tuple[str, str, list[str], list[RunConfig], list[Path]]]:
-    from kdrun.plan import Composer
+Composed = tuple[DictConfig, list[RunConfig], list[Picked]]
 
+
+def _composed(
+    name: str, spec: TableConfig
+) -> Iterator[tuple[str, str, list[str], DictConfig, list[RunConfig], list[Picked]]]:
+    from kdrun.plan import Composer, seeded
+
+    known: dict[tuple[str, ...], Composed] = {}  # columns that show other figures of the same runs
     with Composer() as composer:
         for row, row_overrides in spec.rows.items():
             for column, column_overrides in spec.columns.items():
                 overrides = [*column_overrides, *row_overrides]
                 try:
-                    runs = composer.typed_seeds(overrides, spec.seeds)
+                    if tuple(overrides) not in known:
+                        composed = composer.compose(overrides)
+                        known[tuple(overrides)] = composed, seeded(composed, spec.seeds), composer.picked(overrides)
                 except ConfigError as error:
                     raise ConfigError(*(f"table={name}: {row}, {column}: {line}" for line in error.lines)) from None
-                yield row, column, overrides, runs, composer.files(overrides)
+                yield row, column, overrides, *known[tuple(overrides)]
 
 
 def _planned(run: RunConfig) -> PlannedRun:
     needs = {role: _planned(other) for role, other in run.method_class.requires(run).items()}
     return PlannedRun(seed=run.seed, place=run_dir(run), net=run.students[0].name, needs=needs)
-
-
-def deviations_in(path: Path) -> list[str]:
-    """The text behind each `# deviates:` of a YAML file; lines that begin with `#` and two spaces go on."""
-    out: list[str] = []
-    open_note = False
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        _, found, text = line.partition("deviates: ")
-        if found and line.startswith("#"):
-            out.append(text.strip())
-        elif open_note and line.startswith("#   "):
-            out[-1] += f" {line[1:].strip()}"
-        open_note = line.startswith("#") and (bool(found) or (open_note and line.startswith("#   ")))
-    return out
 
 
 # ------------------------------------------------------------------------------------------------------- the cache

@@ -36,6 +36,7 @@ from kdrun.kept import keep, refuse_features, stored_views
 from kdrun.lock import Lock
 from kdrun.loop import Loop, make_optimizer
 from kdrun.method import Method, Setup, Teacher
+from kdrun.models.flops import flops_of
 from kdrun.record import SCHEMA, Record, code_version, finite, package_versions, read_record, write_record
 from kdrun.registry import plugin_hashes
 from kdrun.schedule import LearningRate
@@ -282,9 +283,9 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
         config.schedule.compile is not None,
         center_of(config, arrays),
     )
-    averaged = config.schedule.ema_decay is not None
+    averaged, size = config.schedule.ema_decay is not None, view_size(config, arrays)
     nets = {
-        name: {"model": net.name, "num_params": net.num_params, "ema": averaged}
+        name: {"model": net.name, "num_params": net.num_params, "flops": flops_of(net, size), "ema": averaged}
         for name, net in method.networks().items()
     }
     record.update(

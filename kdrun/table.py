@@ -13,7 +13,8 @@ from kdrun.papers import Paper, PaperCell
 from kdrun.record import Record
 
 TEACHER_TOLERANCE = 0.7  # points of top-1 between our teacher and the paper's before a table warns
-EXTRAS = ("params", "seconds", "images_per_second", "steps", "teacher")
+EXTRAS = ("params", "flops", "seconds", "images_per_second", "steps", "teacher")
+HEADS = {"flops": "MFLOPs (1 MAC = 2)"}
 
 
 @dataclass
@@ -31,6 +32,8 @@ class Table:
     """Whether cells show the least and the greatest value."""
     extras: list[str] = field(default_factory=list)
     """Further columns: of `EXTRAS`, or other metrics."""
+    published: list[str] = field(default_factory=list)
+    """Rows that are the paper's alone: kdrun does not run them."""
     claims: list[Verdict] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -38,16 +41,29 @@ class Table:
     def percent(self) -> bool:
         return is_percent(self.metric)
 
+    @property
+    def own_columns(self) -> list[str]:
+        """Those that have runs: no aggregates."""
+        return [column for column in self.columns if not any(self.cell(row, column).parts for row in self.rows)]
+
     def grid(self) -> list[list[str]]:
         """All texts, header row first."""
-        alone = len(self.columns) == 1
-        extras = [name if alone else f"{column}: {name}" for column in self.columns for name in self.extras]
+        own = self.own_columns
+        names = [HEADS.get(name, name) for name in self.extras]
+        extras = [name if len(own) == 1 else f"{column}: {name}" for column in own for name in names]
         lines = [["", *self.columns, *extras]]
         for row in self.rows:
-            cells = [self.cells.get((row, column), Cell()) for column in self.columns]
-            shown = [self._text(row, column, cell) for column, cell in zip(self.columns, cells, strict=True)]
-            lines.append([row, *shown, *(extra(cell, name, self.metric) for cell in cells for name in self.extras)])
+            shown = [self._text(row, column, self.cell(row, column)) for column in self.columns]
+            more = [extra(self.cell(row, column), name, self.metric) for column in own for name in self.extras]
+            lines.append([row, *shown, *more])
+        for row in self.published:
+            printed = [self.theirs(row, column) for column in self.columns]
+            shown = ["" if cell is None or cell.mean is None else f"paper {cell.printed()}" for cell in printed]
+            lines.append([f"{row} (published only)", *shown, *[""] * len(extras)])
         return lines
+
+    def cell(self, row: str, column: str) -> Cell:
+        return self.cells.get((row, column)) or Cell()
 
     def theirs(self, row: str, column: str) -> PaperCell | None:
         """The paper's number of a cell."""
@@ -77,7 +93,8 @@ class Table:
             if cell.failed:
                 lines.append(f"failed: {row}, {column}: seed {', '.join(map(str, cell.failed))}")
             if cell.missing and cell.values:
-                lines.append(f"missing: {row}, {column}: seed {', '.join(map(str, cell.missing))}")
+                seeds = [f"{seed}{_gap(cell.gaps.get(seed))}" for seed in cell.missing]
+                lines.append(f"missing: {row}, {column}: seed {', '.join(seeds)}")
             if cell.lacking:
                 lines.append(
                     f"without it: {row}, {column}: seed {', '.join(map(str, cell.lacking))}: {cell.without[0]}"
@@ -85,11 +102,23 @@ class Table:
             lines += [f"damaged: {row}, {column}: {problem}" for problem in cell.damaged]
         lines += self._mixed()
         if self.paper is not None:
-            notes = {place: cell.deviations for place, cell in self.cells.items()}
-            for text, places in grouped(notes).items():
-                at = where(places, self.rows, self.columns)
-                lines.append(f"deviates{f' ({at})' if at else ''}: {text}")
+            lines += [f"{kind}{f' ({at})' if at else ''}: {text}" for kind, text, at, _ in self.footnotes()]
+            if self.published:
+                lines.append(f"published only, kdrun does not run them: {', '.join(self.published)}")
         return [*lines, *self.notes, *(f"claim {verdict.text()}" for verdict in self.claims)]
+
+    def footnotes(self) -> list[tuple[str, str, str, list[Place]]]:
+        """(`deviates` or `ours`, text, the cells in words, the cells) of what differs from the paper or is no paper's."""
+        cells = {place: cell for place, cell in self.cells.items() if not cell.parts}
+        notes = {
+            "deviates": grouped({place: cell.deviations for place, cell in cells.items()}),
+            "ours": grouped({place: cell.ours for place, cell in cells.items()}),
+        }
+        return [
+            (kind, text, where(places, self.rows, self.own_columns), places)
+            for kind, found in notes.items()
+            for text, places in found.items()
+        ]
 
     def _other_teachers(self) -> list[str]:
         """A warning for each column whose teacher is not as good, or as bad, as the paper's."""
@@ -148,6 +177,10 @@ class Table:
         return "\n".join([f"**{self.title}**", "", *lines, "", *(f"{line}  " for line in self.footer())])
 
 
+def _gap(columns: Sequence[str] | None) -> str:
+    return f" (not in {', '.join(columns)})" if columns else ""
+
+
 def extra(cell: Cell, name: str, metric: str) -> str:
     """The text of a further column: the mean over the cell's finished runs, nothing where records do not have it."""
     if name == "teacher":
@@ -162,15 +195,21 @@ def extra(cell: Cell, name: str, metric: str) -> str:
         return other.text(is_percent(name))
     done = [record for record in cell.records.values() if record["status"] == "done"]
     values = [value for record in done if (value := figure(record, name)) is not None]
-    return f"{statistics.mean(values):,.{1 if name == 'seconds' else 0}f}" if values else ""
+    if name == "flops":
+        values = [value / 1e6 for value in values]
+    return f"{statistics.mean(values):,.{1 if name in ('seconds', 'flops') else 0}f}" if values else ""
 
 
 def figure(record: Record, name: str) -> float | None:
-    """params, steps, seconds or images_per_second (of labeled batches) of a done record."""
+    """params, flops, steps, seconds or images_per_second (of labeled batches) of a done record."""
     seconds = record.get("seconds") or {}
-    if name == "params":
+    if name in ("params", "flops"):
         net = (record.get("nets") or {}).get(record.get("headline")) or {}
-        return net.get("num_params")
+        if name == "flops" and net and "flops" not in net:  # an older record
+            from kdrun.models.flops import flops_of_record
+
+            return flops_of_record(record)
+        return net.get("num_params" if name == "params" else "flops")
     if name == "images_per_second":
         batch = ((record.get("config") or {}).get("schedule") or {}).get("batch_size")
         whole = batch and record.get("steps") and seconds.get("train")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import mean
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -14,7 +15,7 @@ from kdrun.files import write_text
 from kdrun.formats import to_csv, to_json, to_latex
 from kdrun.found import found_table
 from kdrun.papers import TEACHER, Paper, read_paper
-from kdrun.planned import PlannedCell, PlannedRun, Protocol, plan_of, table_spec
+from kdrun.planned import PlannedCell, PlannedRun, Protocol, TableConfig, TablePlan, plan_of, rows_with, table_spec
 from kdrun.record import Record, read_record
 from kdrun.schema import Schema, from_arguments
 from kdrun.table import EXTRAS, Table, compared, two_rows
@@ -44,46 +45,74 @@ def planned_table(
         read: where records come from; None: from below `outputs`.
     """
     spec = table_spec(name)
-    paper = None if spec.paper is None else read_paper(spec.paper)
-    metric, protocol = metric or spec.metric, protocol or spec.protocol
     read = read or reader(outputs)
+    return table_of(name, spec, plan_of(name, spec, outputs), outputs, read, metric, protocol)
+
+
+def table_of(
+    name: str, spec: TableConfig, plan: TablePlan, outputs: Path, read: Reader, metric: str | None = None,
+    protocol: str | None = None,
+) -> Table:  # fmt: skip
+    """The table of a plan, filled with the records that `read` gives."""
+    metric, protocol = metric or spec.metric, protocol or spec.protocol
     cells: dict[Place, Cell] = {}
-    for planned in plan_of(name, spec, outputs).cells:
-        cells[planned.row, planned.column] = _filled(planned, metric, protocol, read, outputs)
+    for planned in plan.cells:
+        own = spec.metric_of(planned.column, metric)
+        cells[planned.row, planned.column] = _filled(planned, own, protocol, read, outputs)
     if not any(cell.values for cell in cells.values()):  # then it is no figure of another row's method
         for cell in cells.values():
             if cell.without:
                 raise KdrunError(cell.without[0])
-    table = Table(name, metric, list(spec.rows), list(spec.columns), cells, paper, protocol)
+    for column, parts in spec.aggregates.items():
+        for row in spec.rows:
+            cells[row, column] = Cell.mean_of({part: cells[row, part] for part in parts})
+    paper = None if spec.paper is None else read_paper(spec.paper).only(spec.paper_tables)
+    table = Table(name, metric, list(spec.rows), [*spec.columns, *spec.aggregates], cells, paper, protocol)
+    if paper is not None and metric.startswith("test/"):
+        absent = [row for row in paper.rows_of(table.columns, metric.removeprefix("test/")) if row not in table.rows]
+        table.published = [row for row in absent if row not in rows_with(spec.paper)]
+    table.notes += [f"{column}: {split} in place of test" for column, split in spec.splits.items()]
+    table.notes += [f"{name}: the mean of {', '.join(parts)}, seed by seed" for name, parts in spec.aggregates.items()]
     claimed = read_paper(spec.claims) if spec.claims else paper
-    table.claims = _judged(claimed, table, read)
+    table.claims = _judged(claimed, spec, table, read)
     return table
 
 
-def _judged(paper: Paper | None, table: Table, read: Reader) -> list[Verdict]:
-    """Of the claims about rows that the table has, once a run is done."""
+def _judged(paper: Paper | None, spec: TableConfig, table: Table, read: Reader) -> list[Verdict]:
+    """Of the claims about rows that the table has, once a run is done. Aggregates count where a claim names them."""
     if paper is None or not any(cell.values for cell in table.cells.values()):
         return []
+    protocol = table.protocol if table.protocol == "best_on_val" else "last"
+
+    def figures(row: str, column: str, metric: str) -> dict[int, float]:
+        """By seed."""
+        if column in spec.aggregates:
+            parts = [figures(row, part, metric) for part in spec.aggregates[column]]
+            return {seed: mean(part[seed] for part in parts) for seed in sorted(set.intersection(*map(set, parts)))}
+        cell = table.cells.get((row.removeprefix(f"{TEACHER} of "), column), Cell())
+        if metric == "cost":
+            costs = {seed: _cost(run, read) for seed, run in cell.runs.items() if seed in cell.records}
+            return {} if len(cell.origins.get("device", ())) > 1 else {k: v for k, v in costs.items() if v is not None}
+        key = spec.metric_of(column, metric)
+        if row.startswith(f"{TEACHER} of "):
+            split, _, name = key.partition("/")
+            key = f"{split}/teacher/{name}"
+        found: dict[int, float] = {}
+        for seed, record in cell.records.items():
+            with suppress(KdrunError):
+                if record["status"] == "done":
+                    found[seed] = value_of(record, key, protocol)
+        return found
 
     def values(row: str, column: str, metric: str) -> list[float]:
-        cell = table.cells.get((row.removeprefix(f"{TEACHER} of "), column), Cell())
-        done = [record for record in cell.records.values() if record["status"] == "done"]
-        if metric == "cost":
-            if len(cell.origins.get("device", ())) > 1:
-                return []
-            costs = [_cost(run, read) for seed, run in cell.runs.items() if seed in cell.records]
-            return [cost for cost in costs if cost is not None]
-        key = metric
-        if row.startswith(f"{TEACHER} of "):
-            split, _, name = metric.partition("/")
-            key = f"{split}/teacher/{name}"
-        found: list[float] = []
-        for record in done:
-            with suppress(KdrunError):
-                found.append(value_of(record, key, table.protocol if table.protocol == "best_on_val" else "last"))
-        return scaled(found, is_percent(metric))
+        return scaled(figures(row, column, metric).values(), is_percent(metric))
 
-    return [judge(claim, table.columns, values) for claim in paper.claims if set(claim.rows) <= set(table.rows)]
+    named = [column for column in table.columns if column in spec.columns]
+    return [
+        judge(claim, table.columns if claim.columns else named, values)
+        for claim in paper.claims
+        if set(claim.rows) <= set(table.rows)
+    ]
 
 
 def _cost(run: PlannedRun, read: Reader) -> float | None:
@@ -133,7 +162,7 @@ def planned_records(name: str, outputs: Path) -> Iterator[tuple[str, str, list[R
 
 
 def _filled(planned: PlannedCell, metric: str, protocol: str, read: Reader, outputs: Path) -> Cell:
-    cell = Cell(deviations=planned.deviations)
+    cell = Cell(deviations=planned.deviations, ours=planned.ours)
     for run in planned.runs:
         cell.runs[run.seed] = run
         own = _undamaged(run.place, read, cell)

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,6 +69,18 @@ class Todo:
         """Runs of a cell that nobody has made and nobody is making."""
         return [run for run in cell.runs if self.states[run.place].state not in ("done", "running")]
 
+    def to_make(self) -> Iterator[tuple[PlannedCell, list[PlannedRun]]]:
+        """The cells with runs of `undone`, each run once: columns may show other figures of the same one.
+
+        Cells whose runs others of the table need (outer runs, say) come first.
+        """
+        seen: set[str] = set()
+        for cell in sorted(self.plan.cells, key=lambda cell: not any(run.place in self.needed for run in cell.runs)):
+            runs = [run for run in self.undone(cell) if run.place not in seen]
+            seen.update(run.place for run in runs)
+            if runs:
+                yield cell, runs
+
     def wanted(self) -> list[PlannedRun]:
         """Prerequisites that undone runs need and that are no cell's own run, in the order of building."""
         own = {run.place for cell in self.plan.cells for run in cell.runs}
@@ -80,13 +93,18 @@ class Todo:
             if place in needs - own and self.states[place].state not in ("done", "running")
         ]
 
-    def estimate(self, cell: PlannedCell) -> float | None:
-        """Seconds of one run: the mean of the cell's finished ones, else of its row's; None: there are none."""
-        for cells in ([cell], [other for other in self.plan.cells if other.row == cell.row]):
+    def estimate(self, cell: PlannedCell) -> tuple[float, str] | None:
+        """Seconds of one run, and whose they are: the mean of finished ones of the cell, else of its row, its column."""
+        alike = {
+            "cell": [cell],
+            "row": [other for other in self.plan.cells if other.row == cell.row],
+            "column": [other for other in self.plan.cells if other.column == cell.column],
+        }
+        for name, cells in alike.items():
             done = [self.states[run.place] for other in cells for run in other.runs]
             known = [state.seconds for state in done if state.state == "done" and state.seconds is not None]
             if known:
-                return mean(known)
+                return mean(known), name
         return None
 
     def estimate_needed(self, place: str) -> float | None:
@@ -139,18 +157,21 @@ def _cells(todo: Todo) -> list[str]:
 
 def _cost(todo: Todo) -> list[str]:
     """Estimated time of what is missing, from finished runs alone."""
-    total, unknown, count = 0.0, 0, 0
-    for cell in todo.plan.cells:
-        for _ in todo.undone(cell):
-            seconds, count = todo.estimate(cell), count + 1
-            total, unknown = total + (seconds or 0.0), unknown + (seconds is None)
+    total, count, behind = 0.0, 0, Counter[str]()
+    for cell, runs in todo.to_make():
+        seconds, name = todo.estimate(cell) or (0.0, "")
+        total, count = total + seconds * len(runs), count + len(runs)
+        behind[name] += len(runs)
     for run in todo.wanted():
-        seconds, count = todo.estimate_needed(run.place), count + 1
-        total, unknown = total + (seconds or 0.0), unknown + (seconds is None)
+        needed, count = todo.estimate_needed(run.place), count + 1
+        total += needed or 0.0
+        behind["" if needed is None else "kind"] += 1
     if not count:
         return ["nothing is missing"]
     devices = sorted({s.device for s in todo.states.values() if s.state == "done" and s.device})
-    known = f"about {duration(total)} one after the other, as finished runs took on {', '.join(devices)}"
+    unknown = behind.pop("", 0)
+    by = ", ".join(f"{n} by the same {name}" for name, n in behind.items())
+    known = f"about {duration(total)} one after the other, as finished runs took on {', '.join(devices)} ({by})"
     rest = f"{unknown} of them without an estimate (no finished run of the kind)" if unknown else ""
     return [f"{count} runs to make: {'; '.join(filter(None, [known if unknown < count else '', rest]))}"]
 
@@ -168,13 +189,10 @@ def commands_of(todo: Todo, outputs: Path, extra: Sequence[str]) -> list[str]:
 
 
 def arguments_of(todo: Todo, outputs: Path, extra: Sequence[str]) -> list[list[str]]:
-    """Cells whose runs others of the table need (outer runs, say) come first."""
-    needed = set(todo.needed)
+    """One command line for each cell of `Todo.to_make`, without the program."""
     out = []
-    for cell in sorted(todo.plan.cells, key=lambda cell: not any(run.place in needed for run in cell.runs)):
-        seeds = [run.seed for run in todo.undone(cell)]
-        if not seeds:
-            continue
+    for cell, runs in todo.to_make():
+        seeds = [run.seed for run in runs]
         place = [] if outputs == Path("outputs") else [f"execution.outputs={outputs}"]
         words = [*cell.overrides, f"seed={','.join(map(str, seeds))}", *place, *extra]
         out.append([*(["-m"] if len(seeds) > 1 or extra else []), *words])

@@ -8,8 +8,9 @@ import pytest
 from kdrun import planned
 from kdrun.config import run_dir
 from kdrun.errors import ConfigError
+from kdrun.notes import deviations_in
 from kdrun.plan import Composer
-from kdrun.planned import TableConfig, deviations_in, make_plan, plan_of
+from kdrun.planned import TableConfig, make_plan, plan_of
 from kdrun.schema import build
 from kdrun.tables import main
 from tests.conftest import ROOT

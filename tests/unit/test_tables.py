@@ -136,7 +136,7 @@ def test_what_is_not_done_and_its_commands(outputs):
     todo = Todo.of(PLAN, outputs)
     assert [todo.states[run.place].state for run in PLAN.cells[1].runs] == ["done", "failed", "damaged"]
     assert todo.wanted() == []  # the teacher is there
-    assert todo.estimate(PLAN.cells[3]) == 200  # as the row's other column took
+    assert todo.estimate(PLAN.cells[3]) == (200, "row")  # as the row's other column took
     assert commands_of(todo, Path("outputs"), []) == [
         "python -m kdrun.train -m x=2 loss=kd seed=1,2",
         "python -m kdrun.train x=1 loss=ttm seed=1",

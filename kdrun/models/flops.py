@@ -1,0 +1,63 @@
+"""Floating-point operations of a network for one image, as torch's own counter counts them.
+
+Convolutions, matrix products and attention; a multiplication and the addition behind it are two. Nothing is computed:
+the network is built without memory.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from kdrun.models.network import Network, NetworkSpec
+
+log = logging.getLogger(__name__)
+SIZES = {"digits": (1, 8), "cifar10": (3, 32), "cifar100": (3, 32), "svhn": (3, 32)}
+"""Channels and side of the images of datasets that have but one."""
+
+
+def flops_of(network: Network, size: tuple[int, int]) -> int | None:
+    """Of a forward pass over one image of (height, width) in evaluation; None: the network cannot say."""
+    if type(network) is not Network:  # a teacher of texts, say
+        return None
+    return _counted(json.dumps(asdict(network.spec)), size)
+
+
+def flops_of_record(record: Mapping[str, Any]) -> int | None:
+    """Of the headline network of a record that does not hold it; None: the record does not tell enough."""
+    headline = str(record.get("headline"))
+    students = (record.get("config") or {}).get("students") or []
+    number = int(headline.rpartition("_")[2]) - 1 if headline.rpartition("_")[2].isdecimal() else 0
+    classes = (record.get("split") or {}).get("labeled_per_class")
+    if not classes or number >= len(students) or headline not in (record.get("nets") or {}):
+        return None
+    model = students[number]
+    channels, side = SIZES.get(str(record.get("dataset")), (3, model.get("size")))
+    if side is None:
+        return None
+    spec = NetworkSpec(model, len(classes), channels, (0.0,) * channels, (1.0,) * channels)
+    return _counted(json.dumps(asdict(spec)), (side, side))
+
+
+@lru_cache(maxsize=256)
+def _counted(spec: str, size: tuple[int, int]) -> int | None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    import kdrun.models  # noqa: F401  (registers networks)
+
+    told = NetworkSpec(**json.loads(spec))
+    untrained = replace(told, model={**told.model, "pretrained": False, "file": None})
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.device("meta"), torch.no_grad():
+            network = Network(untrained).eval()
+            with counter:
+                network(torch.empty((1, told.in_chans, *size), dtype=torch.uint8))
+    except Exception as error:  # networks of others raise many kinds
+        log.info("%s: its operations cannot be counted (%s)", told.model.get("name"), error)
+        return None
+    return int(counter.get_total_flops())
