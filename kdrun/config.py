@@ -499,7 +499,7 @@ def to_config(composed: DictConfig) -> RunConfig:
 def from_nodes(node: dict[str, Any]) -> RunConfig:
     """Type and check plain nodes, as Hydra composes them (`loss`, `student`) or as config.yaml records them."""
     known = {"method", "dataset", "views", "teacher", "student", "students", "loss", "schedule", "seed"}
-    known |= {"tracker", "execution", "evaluate", "plugins", "coefficients", "experiment", "ramps"}
+    known |= {"tracker", "execution", "evaluate", "plugins", "coefficients", "settings", "experiment", "ramps"}
     errors = [f"{key}: unknown key; {allowed(key, known)}" for key in node if key not in known]
     errors += [f"{key}: missing; choose one" for key in ("method", "dataset", "loss", "schedule") if not node.get(key)]
     if errors:
@@ -535,6 +535,7 @@ def from_nodes(node: dict[str, Any]) -> RunConfig:
         raise ConfigError(*errors)
     config = build(RunConfig, parts, "")
     check_coefficients(node.get("coefficients") or {})
+    check_settings(node.get("settings") or {})
     return effective(config)
 
 
@@ -618,6 +619,19 @@ def check_coefficients(coefficients: Any) -> None:
                 errors.append(f"coefficients.{terms}.{dotted}: {name} has no {field!r}; {allowed(field, fields)}")
     if errors:
         raise ConfigError(*errors)
+
+
+def check_settings(settings: Any) -> None:
+    """Each key of `settings` must be one that conf/method/<name>.yaml reads there."""
+    if not isinstance(settings, Mapping) or not all(isinstance(values, Mapping) for values in settings.values()):
+        raise ConfigError(f"settings: expected a mapping such as {{dho: {{ce_share: 0.5}}}}, got {settings!r}")
+    for method, values in settings.items():
+        lookup("method", method, f"settings.{method}")
+        path = CONF_DIR / "method" / f"{method}.yaml"
+        read = re.findall(rf"\$\{{setting:{method}\.(\w+),", path.read_text()) if path.is_file() else []
+        for key in values:
+            if key not in read:
+                raise ConfigError(f"settings.{method}.{key}: conf/method/{method}.yaml does not read it; {allowed(key, read)}")
 
 
 def effective(config: RunConfig) -> RunConfig:
@@ -975,6 +989,12 @@ def _coefficient(key: str, default: Any, *, _root_: DictConfig) -> Any:
     return chosen.get(key, default) if isinstance(chosen, Mapping) else default
 
 
+def _setting(key: str, default: Any, *, _root_: DictConfig) -> Any:
+    """`${setting:dho.ce_share,0.4}`: what `settings` gives for a method, or the default."""
+    given = OmegaConf.select(_root_, f"settings.{key}")
+    return default if given is None else given
+
+
 def _run_dir(*, _root_: DictConfig) -> str:
     return run_dir(to_config(_root_))
 
@@ -982,6 +1002,7 @@ def _run_dir(*, _root_: DictConfig) -> str:
 def register_resolvers() -> None:
     """Register the resolvers that conf/ uses (needed once in a process)."""
     OmegaConf.register_new_resolver("coefficient", _coefficient, replace=True)
+    OmegaConf.register_new_resolver("setting", _setting, replace=True)
     OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
 
 

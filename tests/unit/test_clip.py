@@ -212,7 +212,10 @@ def test_mistakes(keys, message):
     [
         ((), "no name for class 0 to 2, "),
         (("a", " ", "c"), "no name for class 1, "),
-        (("n01440764", "n01443537", "n00000003"), "the classes are WordNet's numbers, e.g. n00000003, which is none of "),
+        (
+            ("n01440764", "n01443537", "n00000003"),
+            "the classes are WordNet's numbers, e.g. n00000003, which is none of ",
+        ),
     ],
 )
 def test_a_class_without_a_name(folder, names, message):
