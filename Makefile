@@ -41,7 +41,7 @@ $(VENV)/.stamp: requirements.lock pyproject.toml
 	  else "$$python" -m venv $(VENV); fi; \
 	fi; \
 	if uv_runs; then \
-	  uv pip sync --python $(BIN)/python --require-hashes requirements.lock; \
+	  uv pip sync --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock; \
 	  uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .; \
 	else \
 	  $(BIN)/python -m pip install --require-hashes --requirement requirements.lock; \

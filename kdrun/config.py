@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from kdrun.errors import ConfigError, allowed
 from kdrun.files import read_npz
@@ -41,6 +41,18 @@ class HeadWarmupConfig(Schema):
     epochs: float = Field(10.0, gt=0)
     lr: float = Field(1e-3, gt=0)
     optimizer: str = "adam"
+
+
+def _num_labels(given: Any) -> Any:
+    if isinstance(given, str) and not re.fullmatch(r"0*[1-9]\d*/class|(?=.*[1-9])\d+(\.\d+)?%", given):
+        raise ValueError(f"{given!r} is no number of labels; give e.g. 160, 16/class or 1%")
+    if isinstance(given, int) and given <= 0:
+        raise ValueError(f"{given} is no number of labels; give e.g. 160, 16/class or 1%")
+    return given
+
+
+NumLabels = Annotated[int | str | None, BeforeValidator(_num_labels)]
+"""How many labels: in all, of each class (`16/class`), or of the training images (`1%`, rounded down)."""
 
 
 class ModelConfig(Schema):
@@ -151,7 +163,7 @@ class TeacherConfig(Schema):
     steps: int | None = Field(None, gt=0)
     epochs: float | None = Field(None, gt=0)
     """Length of the teacher's run; neither: as long as the student's."""
-    num_labels: int | None = Field(None, gt=0)
+    num_labels: NumLabels = None
     """Labeled images that the teacher sees; null: all that validation leaves (or that dataset.split_file names)."""
     mix: MixConfig = Field(default_factory=MixConfig)
     """Mixed images in the teacher's own training; `views.mix` is for the student's."""
@@ -226,8 +238,8 @@ class DatasetConfig(Schema):
     """What all datasets have in common; a dataset's own `Config` adds its keys."""
 
     name: str
-    num_labels: int | None = Field(None, gt=0)
-    """Size of the labeled set, balanced over the classes; null: the whole training part."""
+    num_labels: NumLabels = None
+    """Size of the labeled set, balanced over the classes, or `16/class`, or `1%`; null: the whole training part."""
     val_fraction: float = Field(0.1, ge=0, lt=1)
     """Share of the training images kept for validation, stratified."""
     val_seed: int = Field(0, ge=0)
@@ -842,7 +854,7 @@ def run_key(config: RunConfig) -> str:
 
 def run_dir(config: RunConfig) -> str:
     """`runs/<method>/<dataset>/n<labels>/s<seed>-<key>`, below `execution.outputs`."""
-    labels = "all" if config.dataset.num_labels is None else str(config.dataset.num_labels)
+    labels = str(config.dataset.num_labels or "all").replace("/", "-per-").replace("%", "pct")
     return f"runs/{config.method.name}/{config.dataset.name}/n{labels}/s{config.seed}-{run_key(config)}"
 
 

@@ -46,6 +46,8 @@ class TableConfig(Schema):
     """Column -> what it shows in place of `test`, such as imagenet_v2 of `evaluate.sets`; its runs may be another's."""
     aggregates: dict[str, list[str]] = Field(default_factory=dict)
     """A further column -> those whose figures it averages, seed by seed."""
+    tune: dict[str, list[list[str]]] = Field(default_factory=dict)
+    """Row -> candidates, further overrides of it; each column shows the one that does best on validation images."""
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
@@ -58,6 +60,11 @@ class TableConfig(Schema):
                 raise ValueError(f"aggregates: {name}: is a column already; give it another name")
             if len(set(columns)) < 2 or len(set(columns)) < len(columns):
                 raise ValueError(f"aggregates: {name}: name two columns or more, each once")
+        for row, candidates in self.tune.items():
+            if row not in self.rows:
+                raise ValueError(f"tune: {row}: no such row; {allowed(row, self.rows)}")
+            if len(set(map(tuple, candidates))) < max(2, len(candidates)):
+                raise ValueError(f"tune: {row}: give two candidates or more, each once")
         return self
 
     def metric_of(self, column: str, metric: str) -> str:
@@ -85,6 +92,8 @@ class PlannedCell(Schema):
     column: str
     overrides: list[str]
     """Of `python -m kdrun.train`, without the seed."""
+    candidate: list[str] | None = None
+    """What tells it from the others of a place, where the row is tuned."""
     given_teacher: bool
     """Whether the teacher is there already: published weights, a file, an ensemble."""
     teacher_temperature: float
@@ -142,14 +151,14 @@ def make_plan(name: str, spec: TableConfig) -> TablePlan:
     """As `plan_of`, composed now."""
     cells: list[PlannedCell] = []
     files: dict[str, str] = {}
-    for row, column, overrides, composed, runs, picked in _composed(name, spec):
+    for row, column, candidate, overrides, composed, runs, picked in _composed(name, spec):
         planned = [_planned(run) for run in runs]
         first = runs[0].teacher
         given = first.source not in ("none", "train", "clip")
         deviations = list(dict.fromkeys(line for path, _ in picked for line in deviations_in(path)))
         cells.append(
             PlannedCell(
-                row=row, column=column, overrides=overrides, given_teacher=given, runs=planned,
+                row=row, column=column, candidate=candidate, overrides=overrides, given_teacher=given, runs=planned,
                 teacher_temperature=first.temperature, deviations=deviations,
                 teacher_as_trained=first.source == "train" and first.temperature == 1,
                 ours=ours_in(picked, composed) if spec.paper is not None else [],
@@ -161,7 +170,7 @@ def make_plan(name: str, spec: TableConfig) -> TablePlan:
 
 def configs_of(name: str, spec: TableConfig, outputs: Path) -> Iterator[tuple[str, str, list[RunConfig]]]:
     """(row, column, typed config for each seed) of each cell, with this outputs folder; composed now."""
-    for row, column, _, _, runs, _ in _composed(name, spec):
+    for row, column, _, _, _, runs, _ in _composed(name, spec):
         yield row, column, [r.replace(execution=r.execution.replace(outputs=str(outputs))) for r in runs]
 
 
@@ -170,21 +179,25 @@ Composed = tuple[DictConfig, list[RunConfig], list[Picked]]
 
 def _composed(
     name: str, spec: TableConfig
-) -> Iterator[tuple[str, str, list[str], DictConfig, list[RunConfig], list[Picked]]]:
+) -> Iterator[tuple[str, str, list[str] | None, list[str], DictConfig, list[RunConfig], list[Picked]]]:
     from kdrun.plan import Composer, seeded
 
     known: dict[tuple[str, ...], Composed] = {}  # columns that show other figures of the same runs
+    places = [
+        (row, column, candidate, [*words, *of_row, *(candidate or [])])
+        for row, of_row in spec.rows.items()
+        for column, words in spec.columns.items()
+        for candidate in spec.tune.get(row, [None])
+    ]
     with Composer() as composer:
-        for row, row_overrides in spec.rows.items():
-            for column, column_overrides in spec.columns.items():
-                overrides = [*column_overrides, *row_overrides]
-                try:
-                    if tuple(overrides) not in known:
-                        composed = composer.compose(overrides)
-                        known[tuple(overrides)] = composed, seeded(composed, spec.seeds), composer.picked(overrides)
-                except ConfigError as error:
-                    raise ConfigError(*(f"table={name}: {row}, {column}: {line}" for line in error.lines)) from None
-                yield row, column, overrides, *known[tuple(overrides)]
+        for row, column, candidate, overrides in places:
+            try:
+                if tuple(overrides) not in known:
+                    composed = composer.compose(overrides)
+                    known[tuple(overrides)] = composed, seeded(composed, spec.seeds), composer.picked(overrides)
+            except ConfigError as error:
+                raise ConfigError(*(f"table={name}: {row}, {column}: {line}" for line in error.lines)) from None
+            yield row, column, candidate, overrides, *known[tuple(overrides)]
 
 
 def _planned(run: RunConfig) -> PlannedRun:

@@ -1,4 +1,8 @@
-"""outputs/published/<table>: the records behind a table and its text, which can be made again without the runs."""
+"""outputs/published/<table>: the records behind tables and their texts, which can be made again without the runs.
+
+records.jsonl, records-2.jsonl and so on hold the records, published.json the plan (which run stands in which cell),
+what is shown, and the points of learning curves; table.json and the marked part of table.md are made from these alone.
+"""
 
 import json
 import re
@@ -11,27 +15,60 @@ from pydantic import Field
 from kdrun.errors import ConfigError, KdrunError, Unfinished
 from kdrun.files import write_text
 from kdrun.formats import to_json
-from kdrun.planned import PlannedRun, plan_of, table_spec
+from kdrun.planned import PlannedRun, TableConfig, TablePlan, make_plan, plan_of, table_spec
 from kdrun.record import SCHEMA, Record, finite
-from kdrun.schema import Schema, from_arguments
-from kdrun.tables import Reader, planned_table, reader
+from kdrun.schema import Schema, build, from_arguments
+from kdrun.table import Table
+from kdrun.tables import CurveReader, Reader, curve_reader, curve_table, extras_in, reader, table_of
 
 BEGIN, END = "<!-- tables -->", "<!-- /tables -->"
+MOST = 1_000_000  # bytes of a published file
 MACHINE = re.compile(r"(^|[\s=:\[,])(/(?!/)|~[/\w]|[A-Za-z]:\\|\\\\|file:/)")
 """What begins like an absolute path."""
 
 
 class Options(Schema):
-    """`table=<name> [metric=...] [check=true] [outputs=] [published=] [readme=]`."""
+    """`table=<name> [metric=...] [curve=...] [again=true|check=true] [outputs=] [published=] [readme=]`."""
 
     table: str | None = None
     metric: list[str] = Field(default_factory=list)
-    """A table of each; none: those that were published, else that of conf/table."""
+    """A table of each; none and no curve: those that were published, else that of conf/table."""
+    curve: list[str] = Field(default_factory=list)
+    """<metric>:<points>, a table over training of each."""
+    columns: str = ""
+    """Further columns of the first table, as of scripts/table.py."""
+    override: list[str] = Field(default_factory=list)
+    """What the runs had beside conf/table, such as where their data lay; none: what was published."""
+    again: bool = False
+    """Make the texts again from the published records; curves that are not published yet come from `outputs`."""
     check: bool = False
-    """Write nothing: make the texts again from the published records, and say where they differ."""
+    """Write nothing: say where `again` would change something."""
+    compose: bool = False
+    """With these two: compose the plan anew."""
     outputs: str = "outputs"
     published: str = "outputs/published"
     readme: str = "README.md"
+
+
+class Shown(Schema):
+    """One table of a folder."""
+
+    metric: str
+    curve: int | None = Field(None, gt=0)
+    """Over training, at about so many steps."""
+    columns: str = ""
+
+
+class Published(Schema):
+    """published.json."""
+
+    override: list[str]
+    spec: TableConfig
+    """conf/table/<name>.yaml with `override` behind each column."""
+    shows: list[Shown]
+    curves: dict[str, dict[str, dict[str, float]]]
+    """Metric -> run key -> step -> value."""
+    plan: TablePlan
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -39,55 +76,145 @@ def main(arguments: Sequence[str]) -> str:
     options = from_arguments(Options, arguments)
     folder = Path(options.published)
     if options.check:
-        names = [options.table] if options.table else [p.parent.name for p in sorted(folder.glob("*/table.json"))]
-        wrong = [line for name in names for line in _differences(name, folder / name, Path(options.readme), options)]
+        names = [options.table] if options.table else sorted(p.name for p in folder.iterdir() if p.is_dir())
+        wrong = [line for name in names for line in _differences(name, folder / name, options)]
         if wrong:
             raise Unfinished("", *wrong)
-        return f"as their records make them: {', '.join(names) or 'nothing is published with table.json'}"
+        return f"as their records make them: {', '.join(names) or 'nothing is published'}"
     if options.table is None:
         raise ConfigError("table: missing; a value is required")
+    place, outputs = folder / options.table, Path(options.outputs)
+    lines = []
+    if options.again:
+        told = _again(options.table, place, options)
+        records = published_reader(place)
+    else:
+        told = _new(options.table, place, options)
+        found = list(_behind(options.table, told.plan, outputs))
+        _write_records(place, found)
+        records = reader(outputs)
+        lines.append(f"wrote {place}: {len(found)} records")
+    for key, value in _paths(told.model_dump()):
+        raise KdrunError(f"{place}: would hold a path of this machine, {key}: {value}; make it relative")
+    for path, text in _files(options.table, place, told, records, Path(options.readme)).items():
+        if not path.is_file() or _lines(path.read_text()) != _lines(text):
+            write_text(path, text)
+            lines.append(f"wrote {path}")
+    return "\n".join(lines) or f"{place}: nothing has changed"
+
+
+# ------------------------------------------------------------------------------------------------- what is published
+
+
+def _new(name: str, place: Path, options: Options) -> Published:
+    """Planned now, with curves from the runs."""
+    old = _read(place) if (place / "published.json").is_file() else None
+    override = options.override or (old.override if old else [])
+    spec = _spec(name, override)
     outputs = Path(options.outputs)
-    records = list(_behind(options.table, outputs))
-    place = folder / options.table
-    texts = _texts(options.table, outputs, options.metric or _published_metrics(place), reader(outputs))
-    table_md = place / "table.md"
-    told = f"{BEGIN}\n{texts[0]}\n{END}\n"
-    if table_md.is_file():
-        told = _replaced(table_md, BEGIN, END, texts[0])
-    write_text(place / "records.jsonl", "".join(json.dumps(finite(r), ensure_ascii=False) + "\n" for r in records))
-    write_text(table_md, told)
-    write_text(place / "table.json", texts[1] + "\n")
-    lines = [f"wrote {place}: {len(records)} records"]
-    readme = Path(options.readme)
-    begin, end = _marks(options.table)
-    if readme.is_file() and begin in readme.read_text():
-        write_text(readme, _replaced(readme, begin, end, texts[2]))
-        lines.append(f"wrote the block of {readme}")
-    return "\n".join(lines)
+    plan = make_plan(name, spec) if override else plan_of(name, spec, outputs)
+    shows = _shows(spec, old, options)
+    curves = _curves(name, spec, plan, shows, curve_reader(outputs))
+    return Published(override=override, spec=spec, shows=shows, curves=curves, plan=plan)
 
 
-def _marks(name: str) -> tuple[str, str]:
-    return f"<!-- table {name} -->", f"<!-- /table {name} -->"
+def _again(name: str, place: Path, options: Options) -> Published:
+    """What is there, with conf/table as it is now; composed only where that has changed, or if asked to."""
+    old = _read(place) if (place / "published.json").is_file() else None
+    override = options.override or (old.override if old else [])
+    spec = _spec(name, override)
+    kept = old is not None and old.spec == spec and not options.compose
+    plan = old.plan if old is not None and kept else make_plan(name, spec)
+    shows = _shows(spec, old, options)
+    known = old.curves if old else {}
+    fresh = [show for show in shows if show.curve and show.metric not in known]
+    curves = {show.metric: known[show.metric] for show in shows if show.metric in known}
+    curves |= _curves(name, spec, plan, fresh, curve_reader(Path(options.outputs)))
+    return Published(override=override, spec=spec, shows=shows, curves=curves, plan=plan)
 
 
-def _texts(name: str, outputs: Path, metrics: Sequence[str], read: Reader) -> tuple[str, str, str]:
-    """table.md's generated part, table.json, README's block (the first metric's table)."""
-    tables = [planned_table(name, outputs, metric, read=read) for metric in metrics or [table_spec(name).metric]]
-    markdown = [table.to_markdown() for table in tables]
-    whole = [json.loads(to_json(table)) for table in tables]
-    return "\n\n".join(markdown), json.dumps(whole, indent=1, ensure_ascii=False), markdown[0]
+def _spec(name: str, override: Sequence[str]) -> TableConfig:
+    spec = table_spec(name)
+    return spec.replace(columns={column: [*words, *override] for column, words in spec.columns.items()})
 
 
-def _published_metrics(place: Path) -> list[str]:
+def _shows(spec: TableConfig, old: Published | None, options: Options) -> list[Shown]:
+    if not (options.metric or options.curve or options.columns) and old is not None:
+        return old.shows
+    shows = [Shown(metric=metric) for metric in options.metric or [spec.metric]]
+    extras_in(options.columns)
+    shows[0] = shows[0].replace(columns=options.columns)
+    for given in options.curve:
+        metric, _, points = given.rpartition(":")
+        if not metric or not points.isdecimal() or points == "0":
+            raise ConfigError(f"curve: {given}: write <metric>:<points>, such as train/mask_rate:8")
+        shows.append(Shown(metric=metric, curve=int(points)))
+    return shows
+
+
+def _curves(
+    name: str, spec: TableConfig, plan: TablePlan, shows: Sequence[Shown], read: CurveReader
+) -> dict[str, dict[str, dict[str, float]]]:
+    """The points that the tables show, and no more."""
+    out: dict[str, dict[str, dict[str, float]]] = {}
+    for show in shows:
+        if show.curve:
+            steps = set(curve_table(name, spec, plan, read, show.metric, show.curve).columns)
+            found = {_key(run.place): read(run.place, show.metric) for cell in plan.cells for run in cell.runs}
+            points = {key: {str(k): v for k, v in curve.items() if str(k) in steps} for key, curve in found.items()}
+            out.setdefault(show.metric, {}).update({key: curve for key, curve in points.items() if curve})
+    return out
+
+
+def _read(place: Path) -> Published:
+    path = place / "published.json"
     try:
-        return [str(table["metric"]) for table in json.loads((place / "table.json").read_text())]
+        return build(Published, json.loads(path.read_text()), str(path))
     except FileNotFoundError:
-        return []
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise KdrunError(f"{place / 'table.json'}: not readable ({error}); delete it") from None
+        raise KdrunError(f"{path}: is not there; run scripts/publish.py table={place.name}") from None
+    except (OSError, ValueError) as error:
+        raise KdrunError(f"{path}: not readable ({error}); delete it and publish anew") from None
 
 
-def _behind(name: str, outputs: Path) -> Iterator[Record]:
+def _write_records(place: Path, records: Sequence[Record]) -> None:
+    """records.jsonl, and records-2.jsonl and so on where one file would be too large."""
+    parts, size = [""], 0
+    for record in records:
+        line = json.dumps(finite(record), ensure_ascii=False) + "\n"
+        size += len(line.encode())
+        if size > MOST:
+            parts.append("")
+            size = len(line.encode())
+        parts[-1] += line
+    names = ["records.jsonl", *(f"records-{k}.jsonl" for k in range(2, len(parts) + 1))]
+    for path in place.glob("records-*.jsonl"):
+        if path.name not in names:
+            path.unlink()
+    for name, text in zip(names, parts, strict=True):
+        write_text(place / name, text)
+
+
+def published_reader(place: Path) -> Reader:
+    """Records of records.jsonl and its further parts, by the key in a run's directory name."""
+    found: dict[str, Record] = {}
+    for path in [place / "records.jsonl", *sorted(place.glob("records-*.jsonl"))]:
+        try:
+            for number, line in enumerate(path.read_text().splitlines(), start=1):
+                record = json.loads(line)
+                if not isinstance(record, dict) or record.get("schema") != SCHEMA or "key" not in record:
+                    raise ValueError(f"line {number} is no record of schema {SCHEMA}")
+                found[record["key"]] = record
+        except (OSError, ValueError) as error:
+            raise KdrunError(f"{path}: not readable ({error})") from None
+    return lambda run_place: found.get(_key(run_place))
+
+
+def _key(place: str) -> str:
+    """In the name of a run's directory."""
+    return place.rpartition("-")[2]
+
+
+def _behind(name: str, plan: TablePlan, outputs: Path) -> Iterator[Record]:
     """The record of each run of a table and of what they need, once.
 
     Raises:
@@ -109,8 +236,7 @@ def _behind(name: str, outputs: Path) -> Iterator[Record]:
                     )
                 yield record
 
-    cells = plan_of(name, table_spec(name), outputs).cells
-    found = [record for cell in cells for run in cell.runs for record in each(run)]
+    found = [record for cell in plan.cells for run in cell.runs for record in each(run)]
     if not any(record["status"] == "done" for record in found):
         raise KdrunError(f"table={name}: none of its runs is done in {outputs}")
     yield from found
@@ -127,40 +253,64 @@ def _paths(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, value
 
 
-def published_reader(name: str, place: Path, outputs: Path) -> Reader:
-    """Records of records.jsonl, by the key in a run's directory name."""
-    path = place / "records.jsonl"
-    found: dict[str, Record] = {}
-    try:
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
-            record = json.loads(line)
-            if not isinstance(record, dict) or record.get("schema") != SCHEMA or "key" not in record:
-                raise ValueError(f"line {number} is no record of schema {SCHEMA}")
-            found[record["key"]] = record
-    except (OSError, ValueError) as error:
-        raise KdrunError(f"{path}: not readable ({error})") from None
-    return lambda run_place: found.get(run_place.rpartition("-")[2])
+# --------------------------------------------------------------------------------------------------------- texts
 
 
-def _differences(name: str, place: Path, readme: Path, options: Options) -> list[str]:
-    outputs = Path(options.outputs)
-    metrics = options.metric or _published_metrics(place)
-    texts = _texts(name, outputs, metrics, published_reader(name, place, outputs))
-    wrong = []
-    for path, (begin, end), text in (
-        (place / "table.md", (BEGIN, END), texts[0]),
-        (readme, _marks(name), texts[2]),
-    ):
-        old = path.read_text() if path.is_file() else ""
-        if begin in old and _lines(_replaced(path, begin, end, text)) != _lines(old):
-            wrong.append(path)
-    path = place / "table.json"
-    if not path.is_file() or path.read_text() != texts[1] + "\n":
-        wrong.append(path)
-    remedy = (
-        f"is not what {place / 'records.jsonl'} makes; run scripts/publish.py table={name} and look at what changes"
-    )
-    return [f"{path}: table={name} {remedy}" for path in wrong]
+def _files(name: str, place: Path, told: Published, read: Reader, readme: Path) -> dict[Path, str]:
+    """What the generated files hold: published.json, table.json, table.md, and the README if it shows the table."""
+    tables = [_table(name, place, told, show, read) for show in told.shows]
+    for table in tables[1:]:
+        table.claims = []  # which are of figures of their own, whatever a table shows
+    whole = [json.loads(to_json(table)) for table in tables]
+    markdown = [table.to_markdown() for table in tables]
+    plain = told.model_dump(exclude_defaults=True)
+    out = {
+        place / "published.json": json.dumps(plain, indent=1, ensure_ascii=False) + "\n",
+        place / "table.json": json.dumps(whole, indent=1, ensure_ascii=False) + "\n",
+        place / "table.md": f"{BEGIN}\n{_joined(markdown)}\n{END}\n",
+    }
+    if (place / "table.md").is_file():
+        out[place / "table.md"] = _replaced(place / "table.md", BEGIN, END, _joined(markdown))
+    begin, end = f"<!-- table {name} -->", f"<!-- /table {name} -->"
+    if readme.is_file() and begin in readme.read_text():
+        out[readme] = _replaced(readme, begin, end, markdown[0])
+    return out
+
+
+def _joined(markdown: Sequence[str]) -> str:
+    return "\n\n".join(markdown)
+
+
+def _table(name: str, place: Path, told: Published, show: Shown, read: Reader) -> Table:
+    if show.curve is None:
+        table = table_of(name, told.spec, told.plan, place, read, show.metric)
+        table.extras = extras_in(show.columns)
+        return table
+
+    def points(run_place: str, metric: str) -> dict[int, float]:
+        return {int(step): value for step, value in told.curves[metric].get(_key(run_place), {}).items()}
+
+    return curve_table(name, told.spec, told.plan, points, show.metric, show.curve)
+
+
+def _differences(name: str, place: Path, options: Options) -> list[str]:
+    """What is not as the published records make it, too large, or planned otherwise by now."""
+    old = _read(place)
+    wrong = [
+        f"{path}: has {path.stat().st_size:,} bytes, more than {MOST:,}"
+        for path in sorted(place.iterdir())
+        if path.stat().st_size > MOST
+    ]
+    anew = f"run scripts/publish.py table={name} again=true"
+    if old.spec != _spec(name, old.override):
+        return [*wrong, f"{place / 'published.json'}: conf/table/{name}.yaml says something else by now; {anew}"]
+    told = _again(name, place, options.replace(metric=[], curve=[], columns="", override=[]))
+    files = _files(name, place, told, published_reader(place), Path(options.readme))
+    for path, text in files.items():
+        if not path.is_file() or _lines(path.read_text()) != _lines(text):
+            made = f"is not what {place / 'records.jsonl'} makes"
+            wrong.append(f"{path}: table={name} {made}; {anew} and look at what changes")
+    return wrong
 
 
 def _lines(text: str) -> list[str]:

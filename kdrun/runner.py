@@ -441,6 +441,8 @@ def _keep_split(split: Split, directory: Path, record: Record, arrays: Arrays) -
         write_split(split, place / "split.npz")
         write_json(place / "spec.json", {"dataset": record["dataset"], **found})
     record["split"] = found
+    if isinstance(record["num_labels"], str):  # so many of each class, or a share
+        record["num_labels"] = len(split.labeled)
 
 
 def _save_networks(method: Method, loop: Loop, directory: Path) -> None:

@@ -108,7 +108,7 @@ class Table:
         return [*lines, *self.notes, *(f"claim {verdict.text()}" for verdict in self.claims)]
 
     def footnotes(self) -> list[tuple[str, str, str, list[Place]]]:
-        """(`deviates` or `ours`, text, the cells in words, the cells) of what differs from the paper or is no paper's."""
+        """(deviates or ours, text, its cells in words, its cells) of what differs from the paper or is no paper's."""
         cells = {place: cell for place, cell in self.cells.items() if not cell.parts}
         notes = {
             "deviates": grouped({place: cell.deviations for place, cell in cells.items()}),

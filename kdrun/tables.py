@@ -19,6 +19,7 @@ from kdrun.planned import PlannedCell, PlannedRun, Protocol, TableConfig, TableP
 from kdrun.record import Record, read_record
 from kdrun.schema import Schema, from_arguments
 from kdrun.table import EXTRAS, Table, compared, two_rows
+from kdrun.tuned import settled
 
 Reader = Callable[[str], Record | None]
 """Directory below the outputs folder -> record; None: there is none. Raises KdrunError for a damaged one."""
@@ -56,7 +57,8 @@ def table_of(
     """The table of a plan, filled with the records that `read` gives."""
     metric, protocol = metric or spec.metric, protocol or spec.protocol
     cells: dict[Place, Cell] = {}
-    for planned in plan.cells:
+    settled_cells, tuned = _settled(spec, plan, read)
+    for planned in settled_cells:
         own = spec.metric_of(planned.column, metric)
         cells[planned.row, planned.column] = _filled(planned, own, protocol, read, outputs)
     if not any(cell.values for cell in cells.values()):  # then it is no figure of another row's method
@@ -73,9 +75,19 @@ def table_of(
         table.published = [row for row in absent if row not in rows_with(spec.paper)]
     table.notes += [f"{column}: {split} in place of test" for column, split in spec.splits.items()]
     table.notes += [f"{name}: the mean of {', '.join(parts)}, seed by seed" for name, parts in spec.aggregates.items()]
+    table.notes += tuned
     claimed = read_paper(spec.claims) if spec.claims else paper
     table.claims = _judged(claimed, spec, table, read)
     return table
+
+
+def _settled(spec: TableConfig, plan: TablePlan, read: Reader) -> tuple[list[PlannedCell], list[str]]:
+    def record(run: PlannedRun) -> Record | None:
+        with suppress(KdrunError):  # the cell says which cannot be read
+            return read(run.place)
+        return None
+
+    return settled(spec, plan, record)
 
 
 def _judged(paper: Paper | None, spec: TableConfig, table: Table, read: Reader) -> list[Verdict]:
@@ -123,9 +135,17 @@ def _cost(run: PlannedRun, read: Reader) -> float | None:
     return None if None in parts else sum(parts)
 
 
-def curve_table(name: str, outputs: Path, metric: str, points: int) -> Table:
-    """A metric over training: one row for each cell of conf/table/<name>.yaml that has it, one column for each step."""
-    shown = planned_curves(name, outputs, metric)
+CurveReader = Callable[[str, str], dict[int, float]]
+"""(directory below the outputs folder, metric) -> step -> value, of what a run has logged."""
+
+
+def curve_table(name: str, spec: TableConfig, plan: TablePlan, read: CurveReader, metric: str, points: int) -> Table:
+    """A metric over training: one row for each cell of a plan that has it, one column for each step.
+
+    Raises:
+        KdrunError: none has.
+    """
+    shown = _curves(name, spec, plan, read, metric)
     steps = sorted({step for seeds in shown.values() for curve in seeds for step in curve})
     every = max(len(steps) // points, 1)
     steps = steps[::-1][::every][::-1]  # the last one is always there
@@ -144,11 +164,23 @@ def planned_curves(name: str, outputs: Path, metric: str) -> dict[str, list[dict
         KdrunError: none has.
     """
     spec = table_spec(name)
+    return _curves(name, spec, plan_of(name, spec, outputs), curve_reader(outputs), metric)
+
+
+def curve_reader(outputs: Path) -> CurveReader:
+    """From metrics.jsonl below an outputs folder."""
+    return lambda place, metric: curve_of(outputs / place, metric)
+
+
+def _curves(
+    name: str, spec: TableConfig, plan: TablePlan, read: CurveReader, metric: str
+) -> dict[str, list[dict[int, float]]]:
     curves = {}
-    for cell in plan_of(name, spec, outputs).cells:
-        seeds = [curve for run in cell.runs if (curve := curve_of(outputs / run.place, metric))]
+    for cell in plan.cells:
+        seeds = [curve for run in cell.runs if (curve := read(run.place, metric))]
         if seeds:
-            curves[cell.row if len(spec.columns) == 1 else f"{cell.row}, {cell.column}"] = seeds
+            words = [cell.row, *([] if len(spec.columns) == 1 else [cell.column]), *(cell.candidate or [])]
+            curves[", ".join(words)] = seeds
     if not curves:
         raise KdrunError(f"table={name}: no run has logged {metric}")
     return curves
@@ -156,8 +188,8 @@ def planned_curves(name: str, outputs: Path, metric: str) -> dict[str, list[dict
 
 def planned_records(name: str, outputs: Path) -> Iterator[tuple[str, str, list[Record | None]]]:
     """(row, column, one record for each seed) of each cell of conf/table/<name>.yaml; None: there is none."""
-    read = reader(outputs)
-    for cell in plan_of(name, table_spec(name), outputs).cells:
+    read, spec = reader(outputs), table_spec(name)
+    for cell in _settled(spec, plan_of(name, spec, outputs), read)[0]:
         yield cell.row, cell.column, [read(run.place) for run in cell.runs]
 
 
@@ -215,7 +247,7 @@ class TableOptions(Schema):
     spread: Literal["std", "minmax"] = "std"
     """minmax: the least and the greatest value too."""
     columns: str = ""
-    """Further columns: params,seconds,images_per_second,steps,teacher or metrics."""
+    """Further columns: params,flops,seconds,images_per_second,steps,teacher or metrics."""
     compare: str | None = None
     """Two rows, rowA,rowB: their difference over the same seeds."""
     plan: bool = False
@@ -242,6 +274,15 @@ class TableOptions(Schema):
         return self
 
 
+def extras_in(columns: str) -> list[str]:
+    """`params,test/ece` as names. Raises ConfigError for what is no further column."""
+    names = [name.strip() for name in columns.split(",") if name.strip()]
+    for name in names:
+        if name not in EXTRAS and "/" not in name:
+            raise ConfigError(f"columns: {name}: no such column; {allowed(name, EXTRAS)}, or a metric such as test/ece")
+    return names
+
+
 def main(arguments: Sequence[str]) -> str:
     """The printed table for `key=value` arguments.
 
@@ -250,10 +291,7 @@ def main(arguments: Sequence[str]) -> str:
     """
     options = from_arguments(TableOptions, arguments)
     outputs = Path(options.outputs)
-    extras = [name.strip() for name in options.columns.split(",") if name.strip()]
-    for name in extras:
-        if name not in EXTRAS and "/" not in name:
-            raise ConfigError(f"columns: {name}: no such column; {allowed(name, EXTRAS)}, or a metric such as test/ece")
+    extras = extras_in(options.columns)
     if options.plan or options.dry or options.execute:
         from kdrun.todo import carry_out, shown
 
@@ -264,7 +302,9 @@ def main(arguments: Sequence[str]) -> str:
     if options.table is None:
         table = found_table(outputs, options.metric or "test/top1", options.protocol or "last")
     elif options.curve is not None:
-        table = curve_table(options.table, outputs, options.metric or "", options.curve)
+        spec = table_spec(options.table)
+        plan = plan_of(options.table, spec, outputs)
+        table = curve_table(options.table, spec, plan, curve_reader(outputs), options.metric or "", options.curve)
     else:
         table = planned_table(options.table, outputs, options.metric, options.protocol)
         table.extras = extras

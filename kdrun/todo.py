@@ -94,7 +94,7 @@ class Todo:
         ]
 
     def estimate(self, cell: PlannedCell) -> tuple[float, str] | None:
-        """Seconds of one run, and whose they are: the mean of finished ones of the cell, else of its row, its column."""
+        """Seconds of one run and whose they are: the mean of finished ones of the cell, else of row, else of column."""
         alike = {
             "cell": [cell],
             "row": [other for other in self.plan.cells if other.row == cell.row],
@@ -145,12 +145,16 @@ def shown(name: str, outputs: Path, overrides: Sequence[str], commands: bool) ->
 def _cells(todo: Todo) -> list[str]:
     rows = list(dict.fromkeys(cell.row for cell in todo.plan.cells))
     columns = list(dict.fromkeys(cell.column for cell in todo.plan.cells))
-    texts = {}
+    found: dict[tuple[str, str], list[str]] = {}  # of all candidates, where a row is tuned
     for cell in todo.plan.cells:
         states = [todo.states[run.place].state for run in cell.runs]
+        found.setdefault((cell.row, cell.column), []).extend(states)
+
+    def text(states: list[str]) -> str:
         rest = [f"{states.count(name)} {name}" for name in STATES[1:] if name in states]
-        texts[cell.row, cell.column] = ", ".join([f"{states.count('done')}/{len(states)} done", *rest])
-    grid = [["", *columns], *([row, *(texts[row, column] for column in columns)] for row in rows)]
+        return ", ".join([f"{states.count('done')}/{len(states)} done", *rest])
+
+    grid = [["", *columns], *([row, *(text(found[row, column]) for column in columns)] for row in rows)]
     widths = [max(len(line[i]) for line in grid) for i in range(len(grid[0]))]
     return ["  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)).rstrip() for line in grid]
 

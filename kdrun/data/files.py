@@ -122,7 +122,7 @@ def list_classes(
             raise DataError(f"dataset.classes: {folder} has no {absent[0]}; {allowed(absent[0], names)}")
         names = [name for name in names if name in only] if only else names
         for number, name in enumerate(names):
-            found = sorted(_images(folder / name, key, (folder.resolve(),)))
+            found = list(_images(folder / name, key, (os.path.realpath(folder),)))
             if not found:
                 suffixes = ", ".join(sorted(EXTENSIONS))
                 empty.append(f"{key}: {folder / name}: the class has no images ({suffixes})")
@@ -138,7 +138,7 @@ def list_classes(
 def list_images(folder: Path, key: str) -> list[Path]:
     """All image files of a folder, at any depth, sorted. Raises DataError, which blames `key`, if there is none."""
     try:
-        found = sorted(_images(folder, key, ()))
+        found = list(_images(folder, key, ()))
     except OSError as error:
         raise DataError(f"{key}: {error.filename}: cannot be read ({error.strerror})") from None
     if not found:
@@ -146,23 +146,26 @@ def list_images(folder: Path, key: str) -> list[Path]:
     return found
 
 
-def _visible(folder: Path, key: str) -> list[Path]:
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+def _visible(folder: str | Path, key: str) -> "list[os.DirEntry[str]]":
+    """By name. What an entry is, the folder knows: a file is asked only where it is a link."""
+    with os.scandir(folder) as found:
+        entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
     for entry in entries:
-        if not entry.exists():  # left out without a word, it would be missed by nobody
-            raise DataError(f"{key}: {entry}: a link that leads nowhere; remove or repair it")
+        if entry.is_symlink() and not os.path.exists(entry.path):  # nobody would miss it
+            raise DataError(f"{key}: {entry.path}: a link that leads nowhere; remove or repair it")
     return entries
 
 
-def _images(folder: Path, key: str, above: tuple[Path, ...]) -> Iterator[Path]:
-    real = folder.resolve()
+def _images(folder: str | Path, key: str, above: tuple[str, ...]) -> Iterator[Path]:
+    """In the order of their names, folder by folder."""
+    real = os.path.realpath(folder)
     if real in above:
         raise DataError(f"{key}: {folder}: a link back to {real}, which holds it; remove it")
     for entry in _visible(folder, key):
         if entry.is_dir():
-            yield from _images(entry, key, (*above, real))
-        elif entry.suffix.lower() in EXTENSIONS and entry.is_file():
-            yield entry
+            yield from _images(entry.path, key, (*above, real))
+        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and entry.is_file():
+            yield Path(entry.path)
 
 
 def decode(paths: Sequence[Path], size: int, crop: str = "center") -> tuple[Images, dict[int, str]]:

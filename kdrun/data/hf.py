@@ -83,11 +83,14 @@ def unpack(config: HuggingFace.Config, place: Path) -> None:
         (place / split).mkdir()
         labels[split] = []
         for path in chosen:
-            table = parquet.ParquetFile(path)
-            names = names or class_names(table.schema_arrow.metadata, config.label)
-            for image, label in _rows(table, path, config):
-                (place / split / f"{len(labels[split]):08d}.img").write_bytes(image)
-                labels[split].append(label)
+            try:
+                table = parquet.ParquetFile(path)
+                names = names or class_names(table.schema_arrow.metadata, config.label)
+                for image, label in _rows(table, path, config):
+                    (place / split / f"{len(labels[split]):08d}.img").write_bytes(image)
+                    labels[split].append(label)
+            except ValueError as error:  # also pyarrow's ArrowInvalid
+                raise DataError(f"{KEY}: {path}: damaged, or no parquet file ({error})") from None
     write_json(place / "spec.json", numbered(labels, names, config))
 
 
@@ -96,6 +99,13 @@ def numbered(labels: dict[str, list[Any]], names: list[str] | None, config: Hugg
     found = Counter(label for split in labels.values() for label in split)
     if all(isinstance(label, int) for label in found):
         names = names or [str(k) for k in range(max(found, default=-1) + 1)]
+        for split, part in labels.items():
+            if odd := sorted({label for label in part if not 0 <= label < len(names)}):
+                raise DataError(
+                    f"{KEY}: {config.path}: column {config.label} of the {split} images holds {odd[0]}, which is no "
+                    f"class (0 to {len(names) - 1}); the hub hides test labels so: choose another split with "
+                    f"dataset.{split}"
+                )
         return {"class_names": names, **labels}
     if odd := [label for label in found if not isinstance(label, str)]:
         raise DataError(f"{KEY}: {config.path}: column {config.label}: {odd[0]!r} is neither a number nor a name")

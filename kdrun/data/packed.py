@@ -2,8 +2,9 @@
 
 `outputs/artifacts/packed/<key>` holds `images.bin`, the rows (H, W, C) uint8 of the readable files in their order, and
 `spec.json`: what was packed, how many rows there are, and what could not be read. The key is the hash of the size, the
-crop, and of the name (below the dataset's folder), size and modification time of every file: what is exchanged or
-repaired is packed anew, and no file has to be read to know that nothing was. A copy with new times is packed anew too.
+crop, and of the name (below the dataset's folder) and content of every file: a copy elsewhere shares the pixels, and
+what is exchanged or repaired is packed anew. `artifacts/contents` remembers the hash of files by their names, sizes and
+times, so that they are read for it once.
 
 While it is built, the folder is called `<key>.partial`, and `progress.json` says how far it is; whoever comes next goes
 on from there.
@@ -17,6 +18,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +26,14 @@ from typing import Any
 import numpy as np
 
 from kdrun.data.dataset import Images
-from kdrun.data.files import decoded
+from kdrun.data.files import cores, decoded
 from kdrun.errors import DataError
 from kdrun.files import named, write_json
 from kdrun.lock import Lock
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # raise it when the pixels change: it is part of the key
+VERSION = 2  # raise it when the pixels change: it is part of the key
 SAVE_EVERY = 5.0  # seconds between two notes of the progress
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -58,25 +60,51 @@ class Pack:
 
     def __init__(self, paths: Sequence[Path], folder: Path, size: int, crop: str, outputs: Path, key: str) -> None:
         self.paths = paths
-        digest, missing, within = hashlib.sha256(), [], f"{folder}{os.sep}"
+        self.names: list[str] = []
+        seen, missing, within = hashlib.sha256(), [], f"{folder}{os.sep}"
         for path in paths:
             try:
                 stat = path.stat()
             except OSError as error:
                 missing.append(f"{path} ({error.strerror})")
                 continue
-            digest.update(os.fsencode(f"{str(path).removeprefix(within)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
+            self.names.append(str(path).removeprefix(within))
+            seen.update(os.fsencode(f"{path.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
         if missing:
             raise DataError(*absent(missing, key))
-        self.spec: dict[str, Any] = {
-            "version": VERSION, "size": size, "crop": crop, "num_files": len(paths), "files": digest.hexdigest(),
-        }  # fmt: skip
-        name = hashlib.sha256(json.dumps(self.spec, sort_keys=True).encode()).hexdigest()[:12]
-        self.folder = outputs.expanduser() / "artifacts" / "packed" / name
         self.row = size * size * 3
+        self.artifacts = outputs.expanduser() / "artifacts"
+        self.note = self.artifacts / "contents" / f"{seen.hexdigest()[:16]}.json"
+        self.spec: dict[str, Any] = {"version": VERSION, "size": size, "crop": crop, "num_files": len(paths)}
+        try:
+            self._named(str(json.loads(self.note.read_text())["files"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            self.folder: Path | None = None  # not noted, or not legibly: `build` reads the files for it
+
+    def _named(self, content: str) -> Path:
+        """Where the pixels are, or will be, of files with this hash."""
+        self.spec["files"] = content
+        name = hashlib.sha256(json.dumps(self.spec, sort_keys=True).encode()).hexdigest()[:12]
+        self.folder = self.artifacts / "packed" / name
+        return self.folder
+
+    def _content(self) -> tuple[str, bool]:
+        """Hash of all names and contents, and whether all could be read; what could not counts as empty."""
+        from tqdm import tqdm
+
+        digest, whole = hashlib.sha256(), True
+        with ThreadPoolExecutor(cores(), "hash") as pool:
+            hashes = pool.map(_file_digest, self.paths)
+            bar = tqdm(hashes, total=len(self.paths), desc="hashing", unit="img", disable=None, leave=False)
+            for name, found in zip(self.names, bar, strict=True):
+                digest.update(os.fsencode(f"{name}\0{found}\n"))
+                whole &= found != ""
+        return digest.hexdigest(), whole
 
     def open(self) -> Packed | None:
         """None: not packed yet. Raises DataError for what is damaged."""
+        if self.folder is None:
+            return None
         damaged = f"{self.folder}: damaged packed images; delete the folder to pack them anew"
         try:
             found = json.loads((self.folder / "spec.json").read_text())
@@ -102,28 +130,34 @@ class Pack:
         Raises:
             DataError: they do not fit on the disk.
         """
-        with Lock(self.folder.with_name(f"{self.folder.name}.lock")) as lock:
+        folder = self.folder
+        if folder is None:
+            content, whole = self._content()
+            folder = self._named(content)
+            if whole:  # else a file may be made legible, which changes neither its size nor its time
+                write_json(self.note, {"files": content})
+        with Lock(folder.with_name(f"{folder.name}.lock")) as lock:
             packed = self.open()
             if packed is None:
-                self._build(lock)
+                self._build(folder, lock)
                 packed = self.open()
         if packed is None:
-            raise DataError(f"{self.folder}: was deleted while it was packed; run the same command again")
+            raise DataError(f"{folder}: was deleted while it was packed; run the same command again")
         return packed
 
-    def _build(self, lock: Lock) -> None:
-        partial = self.folder.with_name(f"{self.folder.name}.partial")
+    def _build(self, folder: Path, lock: Lock) -> None:
+        partial = folder.with_name(f"{folder.name}.partial")
         state = self._state(partial)
         total, left = (n * self.row for n in (len(self.paths), len(self.paths) - state["next"]))
-        free = shutil.disk_usage(self.folder.parent).free
+        free = shutil.disk_usage(folder.parent).free
         size = self.spec["size"]
         log.info(
             "packing %d images of %dx%d pixels, %s on disk, in %s%s", len(self.paths), size, size, readable(total),
-            self.folder, f", from image {state['next']} on" if state["next"] else "",
+            folder, f", from image {state['next']} on" if state["next"] else "",
         )  # fmt: skip
         if left > free:
             raise DataError(
-                f"dataset.pack: {readable(left)} do not fit into {self.folder.parent}, {readable(free)} are free; "
+                f"dataset.pack: {readable(left)} do not fit into {folder.parent}, {readable(free)} are free; "
                 "give a smaller dataset.pack.size, or another execution.outputs"
             )
         partial.mkdir(parents=True, exist_ok=True)
@@ -141,7 +175,7 @@ class Pack:
                 "it. Make room, give a smaller dataset.pack.size, or another execution.outputs"
             ) from None
         (partial / "progress.json").unlink(missing_ok=True)
-        os.replace(partial, self.folder)
+        os.replace(partial, folder)
 
     def _state(self, partial: Path) -> dict[str, Any]:
         """How far an earlier process came: the next file, and what was unreadable among those before it."""
@@ -182,6 +216,14 @@ class Pack:
                     note()
                     saved = time.monotonic()
             note()
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 def absent(missing: Sequence[str], key: str, most: int = 20) -> list[str]:

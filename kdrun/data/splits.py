@@ -5,6 +5,7 @@ The unlabeled pool holds the labeled images too, without their labels (as FixMat
 
 import hashlib
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def _chosen(config: RunConfig, labels: Labels, num_classes: int, num_test: int, 
     if dataset.upstream:
         apart = pool[_stratified(labels[pool], num_classes, dataset.upstream, subseed(dataset.val_seed, "upstream"))]
         pool = apart if dataset.part == "upstream" else np.setdiff1d(pool, apart)
-    count = len(pool) if dataset.num_labels is None else dataset.num_labels
+    count = num_labeled(dataset.num_labels, labels[pool], num_classes)
     if count < num_classes:
         raise ConfigError(
             f"dataset.num_labels: {count} is fewer than the {num_classes} classes; give at least {num_classes}"
@@ -85,6 +86,28 @@ def _chosen(config: RunConfig, labels: Labels, num_classes: int, num_test: int, 
             f"dataset.num_labels: {count} is more than the {len(pool)} training images that validation leaves"
         )
     return Split(_balanced(labels, pool, num_classes, count, config.split_seed), pool, val, num_test)
+
+
+def num_labeled(wanted: int | str | None, labels: Labels, num_classes: int) -> int:
+    """`dataset.num_labels` as a number. Raises ConfigError for more of each class than there are.
+
+    Args:
+        labels: those of the images to choose from.
+    """
+    if wanted is None:
+        return len(labels)
+    if isinstance(wanted, int):
+        return wanted
+    if wanted.endswith("%"):
+        return int(len(labels) * Decimal(wanted.removesuffix("%")) / 100)
+    shots = int(wanted.removesuffix("/class"))
+    sizes = np.bincount(labels, minlength=num_classes)
+    if shots > sizes.min():
+        raise ConfigError(
+            f"dataset.num_labels: {wanted}, but class {sizes.argmin()} has {sizes.min()} images without validation; "
+            f"give at most {sizes.min()}/class, or {shots * num_classes}: a class that is used up gives way to others"
+        )
+    return shots * num_classes
 
 
 def write_split(split: Split, path: Path) -> None:

@@ -47,6 +47,15 @@ MISTAKES = {
     "unknown optimizer argument": (["schedule.optimizer=adamw", "++schedule.optimizer_args={betaz: 1}"], "schedule.optimizer_args: adamw does not take"),
     "fewer labels than classes": (["dataset.num_labels=9"], "dataset.num_labels: 9 is fewer than the 10 classes"),
     "more labels than images": (["dataset.num_labels=1258"], "dataset.num_labels: 1258 is more than the 1257 training images"),
+    "more of a class than there are": (
+        ["dataset.num_labels=160/class"],
+        "dataset.num_labels: 160/class, but class 8 has 121 images without validation; give at most 121/class, or 1600",
+    ),
+    "no number of labels": (
+        ["dataset.num_labels=16/image"],
+        "dataset.num_labels: '16/image' is no number of labels; give e.g. 160, 16/class or 1%",
+    ),
+    "no labels": (["dataset.num_labels=0"], "dataset.num_labels: 0 is no number of labels; give e.g. 160, 16/class or 1%"),
     "fewer labels for the teacher": (["teacher.num_labels=9"], "teacher: dataset.num_labels: 9 is fewer"),
     "loss needs a teacher": (["teacher=none"], "loss.kd: kd needs a teacher, but teacher.source=none"),
     "method offers no teacher": (["method=supervised", "loss=kd"], "loss.kd: kd works against the teacher, which method=supervised does not offer"),

@@ -1,8 +1,9 @@
 """Datasets as parquet files: which files and classes, what is said without pyarrow, and with it the images."""
 
-import importlib.util
 import io
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,6 @@ from kdrun.data.hf import class_names, numbered, of_split
 from kdrun.errors import DataError
 from kdrun.registry import lookup
 from kdrun.schema import build
-
-HAS_PYARROW = importlib.util.find_spec("pyarrow") is not None
 
 
 def config_of(path, root="data", **keys):
@@ -44,12 +43,14 @@ def test_classes():
     assert numbered({"train": ["dog", "cat"], "test": ["dog"]}, None, config) == {
         "class_names": ["cat", "dog"], "train": [1, 0], "test": [1],
     }  # fmt: skip
+    with pytest.raises(DataError, match=r"of the test images holds -1, which is no class \(0 to 1\); .*dataset\.test$"):
+        numbered({"train": [0, 1], "test": [-1, -1]}, ["cat", "dog"], config)
     with pytest.raises(DataError, match=r"column label: None is neither a number nor a name"):
         numbered({"train": ["dog", None], "test": []}, None, config)
 
 
-@pytest.mark.skipif(HAS_PYARROW, reason="pyarrow is installed")
-def test_without_pyarrow_the_extra_is_named(tmp_path):
+def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
     (tmp_path / "train-00000-of-00001.parquet").write_bytes(b"PAR1")
     with pytest.raises(
         DataError, match=r"^dataset=hf needs pyarrow, which is not installed: pip install 'kdrun\[hf\]'$"
@@ -58,7 +59,6 @@ def test_without_pyarrow_the_extra_is_named(tmp_path):
     assert not list((tmp_path / "data").rglob("*.img"))
 
 
-@pytest.mark.skipif(not HAS_PYARROW, reason="needs pyarrow")
 def test_images_and_labels_of_parquet_files(tmp_path):
     import pyarrow
     from pyarrow import parquet
@@ -83,3 +83,9 @@ def test_images_and_labels_of_parquet_files(tmp_path):
     np.testing.assert_array_equal(got.train_images[:, 0, 0, 0], [10, 20, 30])
     with pytest.raises(DataError, match=r"dataset\.label: .*no column 'fine'; .*image, label"):
         load_dataset(config_of(tmp_path / "d", tmp_path / "data", label="fine"))
+    damaged = shutil.copytree(tmp_path / "d", tmp_path / "damaged")
+    (damaged / "train-00001-of-00002.parquet").write_bytes(b"PAR1 cut off")
+    with pytest.raises(
+        DataError, match=r"^dataset\.path: .*train-00001-of-00002\.parquet: damaged, or no parquet file"
+    ):
+        load_dataset(config_of(damaged, tmp_path / "data"))

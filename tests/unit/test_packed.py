@@ -77,18 +77,26 @@ def test_shapes_and_labels_are_known_before_anything_is_packed(tree, outputs):
     np.testing.assert_array_equal(outline.train_labels, whole.train_labels)
 
 
-def test_packed_once_for_all_and_anew_when_a_file_changes(tree, outputs, monkeypatch):
-    pack_of(tree, outputs).build()
-    decoded = []
+def test_packed_once_for_all_copies_and_anew_when_a_file_changes(tree, outputs, monkeypatch, tmp_path):
+    first = pack_of(tree, outputs)
+    first.build()
+    decoded, hashed, real = [], [], packed._file_digest
     monkeypatch.setattr(packed, "decoded", lambda paths, *_: decoded.append(len(paths)) or iter(()))
+    monkeypatch.setattr(packed, "_file_digest", lambda path: hashed.append(path) or real(path))
     pack_of(tree, outputs).build()
+    assert not hashed
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(tree, copy, copy_function=shutil.copyfile)  # new times
+    assert pack_of(copy, outputs).open() is None
+    assert len(pack_of(copy, outputs).build().images) == len(hashed) == 12
     assert not decoded
-    first = pack_of(tree, outputs).folder
     path = tree / "train" / "cat" / "1.png"
     content = path.read_bytes()
     path.write_bytes(content[::-1])  # as long as before
     os.utime(path, ns=(1, 1))
-    assert pack_of(tree, outputs).folder != first
+    changed = pack_of(tree, outputs)
+    assert changed.open() is None
+    assert changed._named(changed._content()[0]) != first.folder
 
 
 def build_and_die(tree, outputs):

@@ -56,6 +56,16 @@ def test_labeled_set_is_as_balanced_as_the_classes_allow(labels, data):
         assert taken == size or taken >= given_.max() - 1
 
 
+def test_labels_of_each_class_and_a_share_of_the_images():
+    assert counts(split_of(num_labels="10/class").labeled).tolist() == [10] * 5
+    np.testing.assert_array_equal(split_of(num_labels="4/class").labeled, split_of(num_labels=20).labeled)
+    assert len(split_of(num_labels="17.5%").labeled) == 17  # of 100
+    with pytest.raises(ConfigError, match=r"^dataset\.num_labels: 11/class, but class 4 has 10 .* at most 10/class"):
+        split_of(num_labels="11/class")
+    with pytest.raises(ConfigError, match=r"^dataset\.num_labels: 4 is fewer than the 5 classes"):
+        split_of(num_labels="4%")
+
+
 @settings(max_examples=100, deadline=None)
 @given(shuffled_labels(), st.floats(0, 0.6), st.integers(0, 3), st.data())
 def test_parts_are_nested_disjoint_and_complete(labels, fraction, seed, data):

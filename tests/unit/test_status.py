@@ -186,12 +186,36 @@ def test_publishing_and_its_check(planned, tmp_path):
         path.unlink()  # the published records are enough
     check = [f"outputs={planned}", f"published={folder}", f"readme={readme}", "check=true"]
     assert publishing.main(check) == "as their records make them: t"
+    assert publishing.main([*asked, "again=true"]) == f"{folder}/t: nothing has changed"
     readme.write_text(text.replace("55.00", "56.00"))
     with pytest.raises(Unfinished, match=r"README\.md: table=t is not what .*records\.jsonl makes"):
         publishing.main(check)
+    publishing.main([*asked, "again=true"])
+    assert readme.read_text() == text
+    (folder / "odd").mkdir()
+    with pytest.raises(KdrunError, match=r"odd/published\.json: is not there; run scripts/publish\.py table=odd"):
+        publishing.main(check)
+    (folder / "odd").rmdir()
     (folder / "t" / "records.jsonl").write_text('{"schema": 1}\n')
     with pytest.raises(KdrunError, match="line 1 is no record"):
         publishing.main(check)
+
+
+def test_many_records_are_published_in_several_files(planned, tmp_path, monkeypatch):
+    place = tmp_path / "published" / "t"
+    asked = ["table=t", f"outputs={planned}", f"published={place.parent}", f"readme={tmp_path / 'none'}"]
+    publishing.main(asked)
+    whole, size = (place / "records.jsonl").read_text(), (place / "records.jsonl").stat().st_size
+    monkeypatch.setattr(publishing, "MOST", size * 2 // 5)
+    publishing.main(asked)
+    names = ["records.jsonl", "records-2.jsonl", "records-3.jsonl"]
+    assert "".join((place / name).read_text() for name in names) == whole
+    assert not (place / "records-4.jsonl").exists()
+    read = publishing.published_reader(place)
+    assert all(read(f"x-{json.loads(line)['key']}") == json.loads(line) for line in whole.splitlines())
+    monkeypatch.setattr(publishing, "MOST", size)
+    publishing._write_records(place, [json.loads(line) for line in whole.splitlines()])
+    assert [path.name for path in place.glob("records*.jsonl")] == ["records.jsonl"]
 
 
 @pytest.mark.parametrize("path", ["/data/resnet56.th", "~/weights.th", "C:\\data", "--x=/data"])
@@ -203,6 +227,31 @@ def test_records_with_a_path_of_the_machine_are_refused(planned, tmp_path, path)
     assert not (tmp_path / "p").exists()
 
 
-def test_published_tables_and_the_readme_are_what_their_records_make(tmp_path, monkeypatch):
+def test_curves_are_published_with_the_points_that_are_shown(planned, tmp_path, monkeypatch):
+    folder = tmp_path / "published"
+    asked = ["table=t", f"outputs={planned}", f"published={folder}", f"readme={tmp_path / 'none'}"]
+    publishing.main([*asked, "metric=test/top1", "columns=params", "curve=test/top1:1"])
+    text = (folder / "t" / "table.md").read_text()
+    for path in planned.rglob("*"):
+        if path.is_file():
+            path.unlink()
+    publishing.main([*asked, "again=true"])
+    assert (folder / "t" / "table.md").read_text() == text
+    assert "| KD, 20 | 50.00 ± 0.00 (n=2) |" in text
+    assert "|  | 20 | 40 | 20: params | 40: params |" in text
+    told = json.loads((folder / "t" / "published.json").read_text())
+    assert told["curves"]["test/top1"]["0200"] == {"9": 0.5}, "of steps 5 and 9 the last is shown"
+    assert told["shows"] == [{"metric": "test/top1", "columns": "params"}, {"metric": "test/top1", "curve": 1}]
+    with pytest.raises(ConfigError, match="curve: test/top1: write <metric>:<points>"):
+        publishing.main([*asked, "again=true", "curve=test/top1"])
+    spec = build(TableConfig, {"seeds": [0, 1], "rows": {"KD": []}, "columns": {"20": []}}, "t")
+    monkeypatch.setattr(publishing, "table_spec", lambda _: spec)
+    with pytest.raises(Unfinished, match=r"conf/table/t\.yaml says something else by now"):
+        publishing.main([*asked, "check=true"])
+
+
+def test_published_tables_and_the_readme_are_what_their_records_make(monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert publishing.main(["check=true", f"outputs={tmp_path}"]).startswith("as their records make them: demo")
+    told = publishing.main(["check=true"]).removeprefix("as their records make them: ").split(", ")
+    assert told == sorted(path.name for path in (ROOT / "outputs" / "published").iterdir())
+    assert publishing.main(["table=demo", "check=true", "compose=true"]) == "as their records make them: demo"
