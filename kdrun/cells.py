@@ -209,7 +209,11 @@ def given_teacher(record: Record, metric: str) -> dict[str, float]:
     if value is None:
         return {}
     teacher = (record.get("config") or {}).get("teacher") or {}
-    model = teacher["model"]["name"] if teacher.get("model") else Path(teacher.get("path") or "ensemble").name
+    model = (
+        teacher["model"]["name"]
+        if teacher.get("model")
+        else Path(teacher.get("path") or teacher.get("source", "ensemble")).name
+    )
     at = "" if teacher.get("temperature", 1) == 1 else f" at T = {teacher['temperature']:g}"
     return {f"{model}{at} ({(record.get('requires') or {}).get('teacher', teacher.get('source'))})": value}
 

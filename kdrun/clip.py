@@ -1,4 +1,6 @@
-"""CLIP as a teacher (Radford et al. 2021, arXiv 2103.00020), through open_clip: classes are told by their names.
+"""CLIP (Radford et al. 2021, arXiv 2103.00020), through open_clip: a teacher that tells classes by their names.
+
+And its image encoder as a student, whose heads may start from the class names: `image_encoder`, `student_texts`.
 
 p = softmax(cos(f_X(x), f_T(t_c)) / zeta), where f_T(t_c) is the mean over templates of the text features of class c,
 each of length 1, brought to length 1 again (DHO, arXiv 2505.07675, section 3).
@@ -8,7 +10,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -19,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdrun.artifacts import ensure_readable
-from kdrun.config import TeacherConfig, file_hash
+from kdrun.config import ModelConfig, TeacherConfig, file_hash
 from kdrun.data.views import View
 from kdrun.errors import ConfigError, DataError, KdrunError, allowed
 from kdrun.files import write_bytes, write_json
@@ -30,6 +32,7 @@ from kdrun.teachers import check_state, read_state
 VERSION = 1  # raise it when the text features of the same words change: it is part of the artifact's name
 Tokenizer = Callable[[list[str]], Tensor]
 FORCE = ("force_image_size", "force_quick_gelu", "force_custom_text", "force_patch_dropout", "force_context_length")
+STUDENT = ("model", "tag", "embed_dim", "vision_cfg", "quick_gelu")  # args of a student that are not open_clip's
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 
 
@@ -100,16 +103,9 @@ def teacher(
         ConfigError, DataError: no open_clip; weights that cannot be had or do not fit; classes without names.
     """
     words = class_words(setup)
-    found = _find(spec, key)
-    device = torch.get_default_device()  # meta where a run is checked
-    net = found.build(device)
-    if found.weights is not None:
-        state = _converted(read_state(found.weights, found.where), net, found.args)
-        check_state(net, found.name, state, found.where, hint="another model or another image size?")
-        if weights:
-            net.load_state_dict(state)
-    size = net.visual.image_size
-    size = (size, size) if isinstance(size, int) else tuple(size)
+    found = _find(_Asked.by_teacher(spec, key))
+    net = found.filled(weights)
+    size = _size(net)
     asked = None if spec.model is None else spec.model.size
     if asked is not None and size != (asked, asked):
         raise ConfigError(
@@ -125,9 +121,49 @@ def teacher(
         return ZeroShot(net, torch.zeros(setup.num_classes, found.width), 1.0, mean, std, size, found.name, resize)
     net.eval()
     prompts = spec.prompts if isinstance(spec.prompts, list) else []
-    embeddings = text_features(net, found.tokenizer(), words, prompts, found.identity, outputs)
+    embeddings = text_features(lambda: net, found.tokenizer(), words, prompts, found.identity, outputs)
     scale = 1 / spec.zeta if spec.zeta is not None else net.logit_scale.exp().item()
     return ZeroShot(net, embeddings, scale, mean, std, size, found.name, resize)
+
+
+def student(model: ModelConfig) -> ModelConfig:
+    """The network `open_clip` with all that its weights and architecture decide: input, and what builds it anew.
+
+    What it was trained from may be gone when it is opened again.
+    """
+    found = _find(_Asked.by_student(model))
+    with torch.device("meta"):
+        net = found.build(torch.get_default_device())
+    own = {**net.visual.preprocess_cfg, **found.preprocess}
+    image = {
+        "embed_dim": found.model_cfg["embed_dim"],
+        "vision_cfg": dict(found.model_cfg["vision_cfg"]),
+        "quick_gelu": bool(found.args.get("force_quick_gelu", found.model_cfg.get("quick_gelu", False))),
+    }
+    for name in ("image_size", "patch_dropout"):
+        if (forced := found.args.get(f"force_{name}")) is not None:
+            image["vision_cfg"][name] = forced
+    side = _size(net)[0]
+    if model.size not in (None, side):
+        raise ConfigError(
+            f"student.size: {model.size}, but {found.name} takes images of {side}; leave it out, or stretch its "
+            f"embedding of positions with student.args.force_image_size={model.size}"
+        )
+    return model.replace(
+        args={**model.args, **image}, size=side, mean=model.mean or list(own["mean"]), std=model.std or list(own["std"])
+    )
+
+
+def image_encoder(model: ModelConfig) -> nn.Module:
+    """The image encoder of the network `open_clip` with its published weights; the text encoder is gone."""
+    visual: nn.Module = _find(_Asked.by_student(model)).filled(True).visual
+    return visual
+
+
+def student_texts(model: ModelConfig, words: list[str], prompts: list[str], outputs: Path | None) -> Tensor:
+    """The text features of the classes (C, D), from the text encoder beside a student's image encoder."""
+    found = _find(_Asked.by_student(model))
+    return text_features(lambda: found.filled(True).eval(), found.tokenizer(), words, prompts, found.identity, outputs)
 
 
 def trained_teacher(spec: TeacherConfig, setup: Setup, run: Path, outputs: Path | None = None) -> ZeroShot:
@@ -149,15 +185,19 @@ def _of_kdrun(
     outputs: Path | None = None,
 ) -> ZeroShot:  # fmt: skip
     net: Any = network.net.clip
-    side = net.visual.image_size
-    size = (side, side) if isinstance(side, int) else tuple(side)
     embeddings, scale = network.net.class_embeddings, 1.0
     if identity is not None:
         tokenizer = open_clip().SimpleTokenizer(context_length=net.context_length)
         prompts = spec.prompts if isinstance(spec.prompts, list) else []
-        embeddings = text_features(net, tokenizer, class_words(setup), prompts, identity, outputs)
+        embeddings = text_features(lambda: net, tokenizer, class_words(setup), prompts, identity, outputs)
         scale = 1 / spec.zeta if spec.zeta is not None else net.logit_scale.exp().item()
-    return ZeroShot(net, embeddings, scale, network.spec.mean, network.spec.std, size, network.name)
+    return ZeroShot(net, embeddings, scale, network.spec.mean, network.spec.std, _size(net), network.name)
+
+
+def _size(net: Any) -> tuple[int, int]:
+    """Height and width of the images of a CLIP."""
+    side = net.visual.image_size
+    return (side, side) if isinstance(side, int) else tuple(side)
 
 
 def class_words(setup: Setup) -> list[str]:
@@ -189,23 +229,29 @@ def _words_of_imagenet(wnids: Sequence[str]) -> list[str]:
 
 
 def text_features(
-    net: Any, tokenizer: Tokenizer, words: list[str], prompts: list[str], identity: dict[str, Any], outputs: Path | None
-) -> Tensor:
+    make: Callable[[], Any], tokenizer: Tokenizer, words: list[str], prompts: list[str], identity: dict[str, Any],
+    outputs: Path | None,
+) -> Tensor:  # fmt: skip
     """The text features of the classes (C, D) of length 1, from outputs/artifacts/text_features if they are there.
 
     Args:
+        make: gives the CLIP, if it is needed.
         identity: what tells these weights from others.
     """
-    tokens = class_tokens(tokenizer, words, prompts).to(net.logit_scale.device)
+
+    def computed() -> Tensor:
+        net = make()
+        return class_features(net, class_tokens(tokenizer, words, prompts).to(net.logit_scale.device))
+
     if outputs is None:
-        return class_features(net, tokens)
+        return computed()
     spec = {"version": VERSION, **identity, "prompts": prompts, "class_names": words}
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
 
     def build(folder: Path) -> None:
         from safetensors.torch import save
 
-        features = class_features(net, tokens)
+        features = computed()
         write_bytes(folder / "features.safetensors", save({"class_embeddings": features}))
         write_json(folder / "spec.json", spec)
 
@@ -238,6 +284,34 @@ def class_features(net: Any, tokens: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class _Asked:
+    """Which CLIP a configuration means, and the keys to blame."""
+
+    name: str | None
+    args: Mapping[str, Any]
+    path: str | None
+    tag: str | None
+    key: str
+    """Of the network."""
+    name_key: str
+    args_key: str
+    path_key: str
+    tag_key: str
+
+    @classmethod
+    def by_teacher(cls, spec: TeacherConfig, key: str) -> "_Asked":
+        name, args = (None, {}) if spec.model is None else (spec.model.name, spec.model.args)
+        keys = (f"{key}.model", f"{key}.model.name", f"{key}.model.args", f"{key}.path", f"{key}.pretrained")
+        return cls(name, args, spec.path, spec.pretrained, *keys)
+
+    @classmethod
+    def by_student(cls, model: ModelConfig) -> "_Asked":
+        args = {name: value for name, value in model.args.items() if name not in STUDENT}
+        keys = ("student.args", "student.args.model", "student.args", "student.file", "student.args.tag")
+        return cls(model.args.get("model"), args, model.file, model.args.get("tag"), *keys)
+
+
+@dataclass(frozen=True)
 class _Found:
     """Which network, and where its weights are."""
 
@@ -246,13 +320,27 @@ class _Found:
     tokenizer: Callable[[], Tokenizer]
     width: int
     """D."""
-    weights: Path | None
+    fetch: Callable[[], Path]
+    """Gives the file of the weights."""
     where: str
     """What to blame for the weights."""
     preprocess: dict[str, Any]
     """mean and std, where they are not the architecture's."""
     args: dict[str, Any]
     identity: dict[str, Any]
+    model_cfg: dict[str, Any]
+    """The architecture, as in open_clip's JSON files, without `args`."""
+
+    def filled(self, weights: bool) -> Any:
+        """The whole CLIP, checked against its weights; with `weights` filled with them."""
+        net = self.build(torch.get_default_device())  # meta where a run is checked
+        path = self.fetch()
+        where = f"{self.where}: {path}"
+        state = _converted(read_state(path, where), net, self.args)
+        check_state(net, self.name, state, where, hint="another model or another image size?")
+        if weights:
+            net.load_state_dict(state)
+        return net
 
 
 def open_clip() -> Any:
@@ -264,34 +352,35 @@ def open_clip() -> Any:
     return package
 
 
-def _find(spec: TeacherConfig, key: str) -> _Found:
+def _find(asked: _Asked) -> _Found:
     package = open_clip()
-    args = {} if spec.model is None else dict(spec.model.args)
+    args = dict(asked.args)
     if unknown := [name for name in args if name not in FORCE]:
-        raise ConfigError(f"{key}.model.args.{unknown[0]}: not for open_clip; {allowed(unknown[0], FORCE)}")
-    folder = None if spec.path is None else Path(spec.path).expanduser()
+        raise ConfigError(f"{asked.args_key}.{unknown[0]}: not for open_clip; {allowed(unknown[0], FORCE)}")
+    folder = None if asked.path is None else Path(asked.path).expanduser()
     preprocess: dict[str, Any] = {}
+    where = asked.path_key
     if folder is not None and folder.is_dir():
-        content = _folder_config(folder, f"{key}.path: {folder}")
+        content = _folder_config(folder, f"{asked.path_key}: {folder}")
         name, identifier, model_cfg = folder.name, f"local-dir:{folder}", content["model_cfg"]
         weights = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
         if weights is None:
-            raise DataError(f"{key}.path: {folder}: no weights; expected {WEIGHTS[0]} beside open_clip_config.json")
-        where = f"{key}.path: {weights}"
-    elif spec.model is None:
-        raise DataError(f"{key}.path: {folder}: no such folder; of a file of weights {key}.model.name must tell whose")
+            raise DataError(f"{where}: {folder}: no weights; expected {WEIGHTS[0]} beside open_clip_config.json")
+    elif asked.name is None:
+        given = f"{where}: {folder}: no such folder; of a file of weights" if folder else "without a folder of a CLIP"
+        raise DataError(f"{given} {asked.name_key} must tell whose")
     else:
-        name = identifier = spec.model.name
+        name = identifier = asked.name
         known = package.list_models()
         if name not in known:
-            raise ConfigError(f"{key}.model.name: open_clip knows no model {name!r}; {allowed(name, known, most=0)}")
+            raise ConfigError(f"{asked.name_key}: open_clip knows no model {name!r}; {allowed(name, known, most=0)}")
         model_cfg = package.get_model_config(name)
-        if spec.pretrained is not None:
-            preprocess = _published(package, name, spec.pretrained, key)
+        if asked.tag is not None:
+            preprocess = _published(package, name, asked.tag, asked.tag_key)
             if preprocess.get("quick_gelu") and not model_cfg.get("quick_gelu"):
                 args.setdefault("force_quick_gelu", True)  # else the weights work with another activation, and worse
-        weights = folder if folder is not None else _downloaded(package, name, str(spec.pretrained), preprocess, key)
-        where = f"{key}.path: {weights}" if folder is not None else f"{key}.pretrained: {weights}"
+        weights = folder
+        where = asked.path_key if folder is not None else asked.tag_key
 
     def build(device: torch.device) -> Any:
         before = logging.root.manager.disable
@@ -300,7 +389,7 @@ def _find(spec: TeacherConfig, key: str) -> _Found:
             return package.create_model(identifier, load_weights=False, pretrained_text=False, device=device, **args)
         except Exception as error:  # whatever an architecture makes of its arguments, or a missing package
             why = shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
-            raise ConfigError(f"{key}.model: {name} cannot be built with args {args}: {why}") from error
+            raise ConfigError(f"{asked.key}: {name} cannot be built with args {args}: {why}") from error
         finally:
             logging.disable(before)
 
@@ -310,13 +399,19 @@ def _find(spec: TeacherConfig, key: str) -> _Found:
                 made: Tokenizer = package.get_tokenizer(identifier)
         except Exception as error:  # hubs raise many kinds
             why = shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
-            raise DataError(f"{key}.model: the tokenizer of {name} cannot be had ({why})") from error
+            raise DataError(f"{asked.key}: the tokenizer of {name} cannot be had ({why})") from error
         return made
 
-    content_hash = None if spec.path is None else file_hash(spec.path, f"{key}.path", whole=True)
+    def fetch() -> Path:
+        if weights is not None:
+            return weights
+        return _downloaded(package, name, str(asked.tag), preprocess, asked)
+
+    content_hash = None if asked.path is None else file_hash(asked.path, asked.path_key, whole=True)
     identity = {"model": name if folder is None or folder.is_file() else None, "args": args}
-    identity |= {"weights": content_hash or f"{name}/{spec.pretrained}"}
-    return _Found(name, build, tokenizer, int(model_cfg["embed_dim"]), weights, where, preprocess, args, identity)
+    identity |= {"weights": content_hash or f"{name}/{asked.tag}"}
+    width = int(model_cfg["embed_dim"])
+    return _Found(name, build, tokenizer, width, fetch, where, preprocess, args, identity, model_cfg)
 
 
 def _folder_config(folder: Path, where: str) -> dict[str, Any]:
@@ -332,14 +427,15 @@ def _folder_config(folder: Path, where: str) -> dict[str, Any]:
 
 
 def _published(package: Any, name: str, tag: str, key: str) -> dict[str, Any]:
+    """What open_clip tells of published weights."""
     tags = package.list_pretrained_tags_by_model(name)
     found: dict[str, Any] = package.get_pretrained_cfg(name, tag)
     if not found:
-        raise ConfigError(f"{key}.pretrained: open_clip has no weights {tag!r} of {name}; {allowed(tag, tags)}")
+        raise ConfigError(f"{key}: open_clip has no weights {tag!r} of {name}; {allowed(tag, tags)}")
     return found
 
 
-def _downloaded(package: Any, name: str, tag: str, published: dict[str, Any], key: str) -> Path:
+def _downloaded(package: Any, name: str, tag: str, published: dict[str, Any], asked: _Asked) -> Path:
     """The file of published weights, from the hub or its cache; without a network this fails at once."""
     try:
         with offline_where_there_is_no_network():
@@ -349,8 +445,8 @@ def _downloaded(package: Any, name: str, tag: str, published: dict[str, Any], ke
         file = f"{WEIGHTS[0]} (or open_clip_pytorch_model.bin) of {hub} on the Hugging Face hub" if hub else url
         why = f"{type(error).__name__}: {shorten(str(error), 160, placeholder=' ...')}"
         raise DataError(
-            f"{key}.pretrained: {tag} of {name} cannot be had ({why}); fetch {file} where there is a network and name "
-            f"the file in {key}.path"
+            f"{asked.tag_key}: {tag} of {name} cannot be had ({why}); fetch {file} where there is a network and name "
+            f"the file in {asked.path_key}"
         ) from error
 
 

@@ -63,8 +63,8 @@ class ModelConfig(Schema):
     """Passed on to timm.create_model."""
     pretrained: bool = False
     """Published weights of timm, from the hub, its cache, or `file`."""
-    file: Annotated[str | None, FileContent()] = None
-    """A local file with the published weights (with pretrained=true)."""
+    file: Annotated[str | None, FileContent(whole=True)] = None
+    """A local file with the published weights (with pretrained=true); of open_clip also a folder as it saves it."""
     new_head: bool = False
     """Published weights without their classifier, which starts anew; so where the classes are others in any case."""
     mean: list[float] | None = None
@@ -74,8 +74,9 @@ class ModelConfig(Schema):
     """Images are resized to this side before the network; null: as they come."""
     lr_scale: float = Field(1.0, gt=0)
     """Factor on the schedule's learning rate for this network."""
-    head: Literal["linear", "mlp"] = "linear"
-    """mlp: Dense(256, no bias), batch normalisation, ReLU, dropout 0.3, Dense(classes), as in arXiv 2606.12171."""
+    head: Literal["linear", "mlp", "hidden"] = "linear"
+    """mlp: Dense(256, no bias), batch normalisation, ReLU, dropout 0.3, Dense(classes), as in arXiv 2606.12171; hidden:
+    one hidden layer as wide as the features, ReLU, the same as method.kd_head=mlp of DHO."""
     trainable: Literal["all", "head"] = "all"
     """head: the rest stays as it is, and runs in training as in evaluation (batch statistics, dropout)."""
     head_warmup: HeadWarmupConfig | None = None
@@ -132,13 +133,44 @@ class CacheConfig(Schema):
         return self if self.mode == "views" else CacheConfig(mode=self.mode)
 
 
+class AdapterConfig(Schema):
+    """The cache beside a CLIP of Tip-Adapter-F (Zhang et al. 2022, arXiv 2111.03930), and what it is chosen by."""
+
+    residual_ratio: float = Field(1.17, gt=0)
+    """alpha, the weight of the cache in training; afterwards too where nothing is searched."""
+    sharpness: float = Field(1.0, gt=0)
+    """beta, as above."""
+    passes: int = Field(10, gt=0)
+    """Weak views of each labeled image whose features make its key."""
+    search: bool = True
+    """Whether both are chosen on the validation images at each evaluation; without such images they stay."""
+    search_scale: list[Annotated[float, Field(gt=0.1)]] = Field(
+        default_factory=lambda: [7.0, 3.0], min_length=2, max_length=2
+    )
+    """Where the grids end, that of sharpness and that of residual_ratio; both begin at 0.1 and leave out their end."""
+    search_step: list[Annotated[int, Field(gt=0)]] = Field(
+        default_factory=lambda: [200, 20], min_length=2, max_length=2
+    )
+    """Numbers in the grids, in the same order."""
+
+    @property
+    def grids(self) -> tuple[list[float], list[float]]:
+        """Of sharpness, and of residual_ratio."""
+        one, other = (
+            [0.1 + i * (end - 0.1) / count for i in range(count)]
+            for end, count in zip(self.search_scale, self.search_step, strict=True)
+        )
+        return one, other
+
+
 class TeacherConfig(Schema):
     """Where the teacher comes from."""
 
-    source: Literal["none", "train", "timm", "file", "ensemble", "open_clip", "clip"] = "none"
+    source: Literal["none", "train", "timm", "file", "ensemble", "open_clip", "clip", "tip_adapter"] = "none"
     """train: an ordinary supervised run of `model`, built once and shared; timm: published weights; file: weights from
     `path`; ensemble: `members` together; open_clip: a published CLIP, which tells classes by their names; clip: a CLIP
-    trained by a run of method=contrastive on the upstream part of the dataset."""
+    trained by a run of method=contrastive on the upstream part of the dataset; tip_adapter: the CLIP in `members` with
+    a cache of the labeled images, trained by a run of method=tip_adapter on the very labels of the student."""
     model: ModelConfig | None = None
     path: Annotated[str | None, FileContent(whole=True)] = None
     """Weights of a file teacher: safetensors, or a PyTorch file of plain tensors. Of an open_clip teacher also a folder
@@ -156,19 +188,21 @@ class TeacherConfig(Schema):
     rename: dict[str, str] = Field(default_factory=dict)
     """Leading parts of names in `path` -> the network's, e.g. {linear: fc}."""
     members: list["TeacherConfig"] = Field(default_factory=list)
-    """Teachers of an ensemble."""
+    """Teachers of an ensemble; the one CLIP of a tip_adapter."""
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig)
+    """tip_adapter: its cache."""
     loss: str = "ce"
     """train: what it is trained with, a loss term against labels, e.g. evidential."""
     seed: int = Field(0, ge=0)
     steps: int | None = Field(None, gt=0)
     epochs: float | None = Field(None, gt=0)
-    """Length of the teacher's run; neither: as long as the student's."""
+    """Length of the teacher's run; neither: as long as the student's (clip: 600 steps; tip_adapter: 20 epochs)."""
     num_labels: NumLabels = None
     """Labeled images that the teacher sees; null: all that validation leaves (or that dataset.split_file names)."""
     mix: MixConfig = Field(default_factory=MixConfig)
     """Mixed images in the teacher's own training; `views.mix` is for the student's."""
     schedule: ScheduleConfig | None = None
-    """train: the recipe of its own run; null: the student's."""
+    """train, tip_adapter: the recipe of its own run; null: the student's, or that of Tip-Adapter-F."""
     temperature: float = Field(1.0, gt=0)
     """What the frozen teacher's logits are divided by wherever it is asked: above 1 it is less confident, below 1 more,
     as accurate as before. Its own training knows nothing of it; a loss term's temperature comes on top."""
@@ -190,7 +224,7 @@ class TeacherConfig(Schema):
                 raise ValueError(
                     "open_clip needs teacher.model.name and teacher.pretrained (a published tag), or teacher.path"
                 )
-        elif self.source not in ("none", "ensemble") and self.model is None:
+        elif self.source not in ("none", "ensemble", "tip_adapter") and self.model is None:
             raise ValueError("teacher.model is missing")
         for template in self.prompts if isinstance(self.prompts, list) else []:
             if template.count("{}") != 1:
@@ -199,8 +233,10 @@ class TeacherConfig(Schema):
             raise ValueError("teacher.prompts: no template; give one, or null")
         if self.source == "ensemble" and len(self.members) < 2:
             raise ValueError(f"an ensemble needs two teacher.members or more, got {len(self.members)}")
-        if self.source != "ensemble" and self.members:
-            raise ValueError("teacher.members are for source=ensemble")
+        if self.source == "tip_adapter":
+            self._adapts_one_clip()
+        elif self.source != "ensemble" and self.members:
+            raise ValueError("teacher.members are for source=ensemble, or for the one CLIP of source=tip_adapter")
         if self.source == "file" and self.path is None:
             raise ValueError("teacher.path is missing: the file with the teacher's weights")
         if self.steps is not None and self.epochs is not None:
@@ -209,8 +245,8 @@ class TeacherConfig(Schema):
             raise ValueError("teacher.members.*.cache: the ensemble is kept as one; set teacher.cache instead")
         if self.mix.mixes and self.source != "train":
             raise ValueError("teacher.mix is for source=train")
-        if self.schedule is not None and self.source != "train":
-            raise ValueError("teacher.schedule is for source=train")
+        if self.schedule is not None and self.source not in ("train", "tip_adapter"):
+            raise ValueError("teacher.schedule is for source=train and source=tip_adapter")
         if self.schedule is not None and (self.steps, self.epochs) != (None, None):
             raise ValueError("teacher.schedule has a length of its own; leave teacher.steps and teacher.epochs null")
         if any(model.new_head for model in self.models):
@@ -221,17 +257,36 @@ class TeacherConfig(Schema):
             raise ValueError("teacher.model.head: a CLIP has none; leave it linear")
         return self
 
+    def _adapts_one_clip(self) -> None:
+        if len(self.members) != 1:
+            raise ValueError(f"a tip_adapter stands on one CLIP in teacher.members, got {len(self.members)}")
+        if self.members[0].source not in ("open_clip", "clip"):
+            raise ValueError(
+                f"teacher.members.0.source: a tip_adapter stands on a CLIP, got {self.members[0].source}; choose "
+                "open_clip or clip"
+            )
+        own = [name for name in ("model", "path", "pretrained", "prompts", "zeta") if getattr(self, name) is not None]
+        if own:
+            raise ValueError(f"teacher.{own[0]}: of a tip_adapter it belongs into teacher.members.0.{own[0]}")
+        if self.num_labels is not None:
+            raise ValueError("teacher.num_labels: a tip_adapter sees the labels of the student; leave it null")
+
+    @property
+    def all(self) -> "list[TeacherConfig]":
+        """This teacher and those that it is made of."""
+        return [self, *(part for member in self.members for part in member.all)]
+
     @property
     def models(self) -> list[ModelConfig]:
         """All networks of timm in this teacher."""
-        if self.source == "ensemble":
+        if self.members:
             return [model for member in self.members for model in member.models]
         return [] if self.model is None or self.source == "open_clip" else [self.model]
 
     @property
     def reads_names(self) -> bool:
         """Whether it depends on the names of the classes."""
-        return self.source in ("open_clip", "clip") or any(member.reads_names for member in self.members)
+        return any(part.source in ("open_clip", "clip") for part in self.all)
 
 
 class DatasetConfig(Schema):
@@ -444,7 +499,7 @@ class RunConfig(Schema):
     dataset: SerializeAsAny[DatasetConfig]
     views: ViewsConfig
     teacher: TeacherConfig
-    students: list[ModelConfig] = Field(min_length=1)
+    students: list[ModelConfig]
     losses: dict[str, SerializeAsAny[TermConfig]]
     schedule: ScheduleConfig
     seed: int = Field(0, ge=0)
@@ -513,7 +568,9 @@ def from_nodes(node: dict[str, Any]) -> RunConfig:
     known = {"method", "dataset", "views", "teacher", "student", "students", "loss", "schedule", "seed"}
     known |= {"tracker", "execution", "evaluate", "plugins", "coefficients", "settings", "experiment", "ramps"}
     errors = [f"{key}: unknown key; {allowed(key, known)}" for key in node if key not in known]
-    errors += [f"{key}: missing; choose one" for key in ("method", "dataset", "loss", "schedule") if not node.get(key)]
+    absent = [key for key in ("method", "dataset", "schedule") if not node.get(key)]
+    absent += ["loss"] if node.get("loss") is None else []  # a method that trains nothing has no terms
+    errors += [f"{key}: missing; choose one" for key in absent]
     if errors:
         raise ConfigError(*errors)
     plugins = node.get("plugins") or []
@@ -585,6 +642,8 @@ def _teacher(node: Any, key: str) -> Any:
     if not isinstance(node, Mapping):
         return node
     out = {**node, "schedule": _decay(node.get("schedule"), f"{key}.schedule")}
+    if isinstance(node.get("model"), str):
+        out["model"] = _named_network(node["model"])
     if isinstance(node.get("members"), list):
         out["members"] = [_teacher(member, f"{key}.members.{i}") for i, member in enumerate(node["members"])]
     return out
@@ -598,6 +657,8 @@ def _ramps(node: Any) -> dict[str, RampConfig]:
 
 def _students(node: dict[str, Any]) -> list[ModelConfig]:
     given = node.get("students") or [node.get("student")]
+    if node.get("students") == [] and "student" not in node:
+        given = []  # the record of a method that has none
     if not isinstance(given, list):
         raise ConfigError(f"students: expected a list of names or mappings, got {given!r}")
     out = []
@@ -649,9 +710,13 @@ def check_settings(settings: Any) -> None:
 def effective(config: RunConfig) -> RunConfig:
     """Drop what cannot have an effect, and refuse combinations that cannot run."""
     losses = {label: term for label, term in sorted(config.losses.items()) if term.weight > 0}
-    if not losses:
+    if not losses and config.method_class.trains:
         raise ConfigError("loss: no term with a weight above 0; give one of them a weight")
     config = config.replace(losses=losses)
+    if config.method_class.num_students == (0, 0):
+        config = config.replace(students=[])
+    if not config.method_class.trains:
+        config = _without_training(config)
     if errors := _contradictions(config):
         raise ConfigError(*errors)
     config = config.replace(
@@ -674,7 +739,8 @@ def effective(config: RunConfig) -> RunConfig:
         dataset = dataset.replace(unlabeled=None)
     if dataset.split_file is not None and dataset.num_labels is None:
         dataset = dataset.replace(num_labels=_num_listed(dataset.split_file))
-    if not config.teacher.reads_names and not config.method_class.reads_names:
+    named = any(model.name == "open_clip" for model in config.students)  # its text encoder may be asked
+    if not (named or config.teacher.reads_names or config.method_class.reads_names):
         dataset = dataset.replace(class_names=None)
     if (dataset.num_labels is None or dataset.split_file is not None) and dataset.split_seed is not None:
         dataset = dataset.replace(split_seed=None)  # nothing is drawn
@@ -687,6 +753,21 @@ def effective(config: RunConfig) -> RunConfig:
     return config.replace(dataset=dataset)
 
 
+def _without_training(config: RunConfig) -> RunConfig:
+    """Of a run that evaluates its teacher alone: the same for all seeds, labels and recipes that the teacher shares."""
+    dataset, schedule, seed, parts = config.dataset, config.schedule, config.seed, config.teacher.all
+    if not any(part.source == "tip_adapter" or part.num_labels is not None for part in parts):
+        seed = 0
+        if dataset.split_file is None:
+            dataset = dataset.replace(num_labels=None, split_seed=None)
+    if not any(part.source == "train" and part.schedule is None for part in parts):
+        schedule = ScheduleConfig(steps=1, precision=schedule.precision, channels_last=schedule.channels_last)
+    return config.replace(
+        losses={}, ramps={}, seed=seed, dataset=dataset, schedule=schedule,
+        views=config.views.replace(mix=MixConfig()), teacher=config.teacher.replace(cache=CacheConfig()),
+    )  # fmt: skip
+
+
 def _effective_teacher(config: RunConfig, teacher: TeacherConfig | None = None) -> TeacherConfig:
     teacher = config.teacher if teacher is None else teacher
     if teacher.source not in ("train", "clip") and teacher.model is not None:  # it is not trained
@@ -696,8 +777,9 @@ def _effective_teacher(config: RunConfig, teacher: TeacherConfig | None = None) 
     if teacher.source in ("open_clip", "clip"):  # written out: another default some day is another run
         prompts = templates(teacher.prompts, config.dataset.name)
     return teacher.replace(
-        mix=teacher.mix.effective(), members=members, prompts=prompts, cache=teacher.cache.effective()
-    )
+        mix=teacher.mix.effective(), members=members, prompts=prompts, cache=teacher.cache.effective(),
+        adapter=teacher.adapter if teacher.source == "tip_adapter" else AdapterConfig(),
+    )  # fmt: skip
 
 
 def _contradictions(config: RunConfig) -> list[str]:
@@ -761,7 +843,13 @@ def _contradictions(config: RunConfig) -> list[str]:
         errors.append("dataset.part: the upstream part is empty; give dataset.upstream, the share that is set apart")
     if config.dataset.split_file is not None and config.dataset.upstream:
         errors.append("dataset.upstream: the images are those of dataset.split_file; set it to 0")
-    for spec in (config.teacher, *config.teacher.members):
+    for spec in config.teacher.all:
+        shots = config.dataset.num_labels is not None or config.dataset.split_file is not None
+        if spec.source == "tip_adapter" and config.needs_teacher and not shots:
+            errors.append(
+                "teacher.source: tip_adapter keeps the labeled shots, and all images are labeled; give "
+                "dataset.num_labels, shots times classes"
+            )
         if spec.source == "clip" and spec.model is not None and spec.model.name != "clip":
             errors.append(
                 f"teacher.model.name: source=clip trains a network named clip, got {spec.model.name}; choose "
@@ -784,6 +872,19 @@ def _contradictions(config: RunConfig) -> list[str]:
             errors.append(
                 f"{key}.name: timm knows no network {model.name!r}; {allowed(model.name, timm.list_models(), most=0)}"
             )
+            continue
+        if model.name == "open_clip":
+            named = [name for name in ("model", "tag") if model.args.get(name) is not None]
+            if model.file is not None and Path(model.file).expanduser().is_dir():
+                errors += [
+                    f"{key}.args.{name}: the folder in {key}.file tells which network it holds; set it to null"
+                    for name in named
+                ]
+            elif model.file is None and ("model" not in named or (model.pretrained and "tag" not in named)):
+                errors.append(
+                    f"{key}.args: open_clip needs the name of a model and the tag of its weights, e.g. "
+                    f"{{model: ViT-B-16, tag: openai}}, or {key}.file"
+                )
             continue
         try:
             published = timm.get_pretrained_cfg(model.name)

@@ -135,7 +135,7 @@ def _parts(config: RunConfig) -> Iterator[tuple[str, Callable[[], Need]]]:
         place = Path(config.evaluate.root).expanduser() / FOLDERS[name]
         yield f"set {place}", lambda name=name, place=place: _folder(name, place)  # type: ignore[misc]
     for model in [*config.students, *_published(config.teacher)]:
-        if model.pretrained and model.file is None:
+        if model.pretrained and model.file is None and model.name != "open_clip":
             yield f"weights {model.name}", lambda model=model: _weights(model)  # type: ignore[misc]
     required: dict[str, RunConfig] = config.method_class.requires(config)
     for other in required.values():

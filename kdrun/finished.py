@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kdrun.build import center_of, setup_of, split_of, to_device
-from kdrun.config import ExecutionConfig, RunConfig, from_nodes
+from kdrun.config import ExecutionConfig, ModelConfig, RunConfig, from_nodes
 from kdrun.data.dataset import Arrays, load_dataset
 from kdrun.data.splits import Split
 from kdrun.data.views import Center
@@ -109,10 +109,13 @@ class FinishedRun:
         roles = {role: self.required(role) for role in self.record["requires"] if role.startswith("teacher")}
         frozen = make_teacher(config.teacher, setup, roles, outputs=self.outputs)
         teacher = None if frozen is None else Teacher(to_device(frozen, config, device))
-        bare = config.replace(students=[model.replace(pretrained=False) for model in config.students], losses={})
+        networks = {name: self.network(name) for name in self.record["nets"]}
+        # as they were saved, whatever they were trained from
+        students = [ModelConfig.model_validate(network.spec.model) for network in networks.values()]
+        bare = config.replace(students=students, losses={})
         method = config.method_class(bare, replace(setup, teacher=teacher))
-        for name in self.record["nets"]:
-            method.students[name] = self.network(name)
+        for name, network in networks.items():
+            method.students[name] = network
         own = self.directory / "method.safetensors"
         if own.is_file():
             from safetensors.torch import load_file

@@ -114,6 +114,8 @@ class Loop:
     def run(self) -> Progress:
         """Train from the last checkpoint, or from the start, to the last step."""
         self._resume()
+        if not self.progress.step:
+            self._prepare()
         execution, progress = self.config.execution, self.progress
         clip = self._clipped()
         batch_size = sum(type(self.method).batch_sizes(self.config).values())
@@ -175,6 +177,12 @@ class Loop:
         share = waited / max(waited + trained, 1e-9)
         log.info("trained for %.1f s, of which %.0f %% waiting for data", waited + trained, 100 * share)
         return progress
+
+    def _prepare(self) -> None:
+        with autocast(self.device, self.schedule.precision):
+            self.method.prepare(self.loader.batch, self.clock.total_steps)
+        if self.ema is not None:
+            self.ema = Ema(self.method, self.ema.decay)
 
     def _optimize(self, step: int, batch: Batch, clip: Mapping[str, list[Tensor]]) -> Step:
         """One optimizer step. Nothing here waits for the device."""
@@ -263,9 +271,11 @@ class Loop:
             self.method.train()
 
     def _settled(self) -> dict[tuple[str, str], Tensor]:
-        logits = self.evaluator.logits(self.method.predictors())
+        consulted = self.method.consulted()
+        logits = self.evaluator.logits({**self.method.predictors(), **consulted})
         val = self.evaluator.splits.get("val")
-        return self.method.settle(logits, None if val is None else val[2])
+        settled = self.method.settle(logits, None if val is None else val[2])
+        return {place: values for place, values in settled.items() if place[1] not in consulted}
 
     # ------------------------------------------------------------------------------------------ logged values
 

@@ -175,6 +175,10 @@ class Setup:
         """A new network for this dataset."""
         import timm
 
+        if model.name == "open_clip" and "vision_cfg" not in model.args:
+            from kdrun import clip
+
+            model = clip.student(model)
         mean, std = model.mean, model.std
         if model.pretrained and (mean is None or std is None):  # the weights expect their own
             published = timm.get_pretrained_cfg(model.name)
@@ -212,6 +216,8 @@ class Method(nn.Module):
     """Fewest and most; None: any number."""
     always_teacher: ClassVar[bool] = False
     """Whether a teacher is needed even when no loss term asks for one."""
+    trains: ClassVar[bool] = True
+    """False: nothing is trained, and the teacher is evaluated alone."""
     mixes: ClassVar[bool] = False
     """Whether the images of its streams may be mixed (views.mix): it must take labels (B, classes) then."""
     reads_names: ClassVar[bool] = False
@@ -312,9 +318,21 @@ class Method(nn.Module):
         """
         return logits
 
+    def consulted(self) -> dict[str, Predictor]:
+        """What `settle` gets of each split beside logits, under (split, name): (M, anything). It is not evaluated."""
+        return {}
+
     def choices(self) -> dict[str, float]:
         """What `settle` chose, as metrics `val/<net>/<name>`."""
         return {}
+
+    def prepare(self, batches: Callable[[int], Batch], first: int) -> None:
+        """Called on the training device before the first step, but not where a run goes on from a checkpoint.
+
+        Args:
+            batches: step -> its batch.
+            first: the first number that is no step of this run: batches from there on are drawn for nothing else.
+        """
 
     # -- what it may use
 
@@ -333,7 +351,7 @@ class Method(nn.Module):
 
     def forward(self, batch: Batch, ctx: Context) -> Step:
         """`step`, and what the loss terms have to tell about the pairs that it kept."""
-        for k in range(len(self.students)):
+        for k in range(len(self.loss_sets)):
             losses = self.losses(k)
             losses.factors = {label: ctx.factors.get(f"loss.{label}.weight", 1.0) for label in losses.terms}
         out = self.step(batch, ctx)
@@ -448,13 +466,14 @@ def predictor(network: nn.Module) -> Predictor:
 
 
 def teacher_runs(config: RunConfig, spec: TeacherConfig, role: str = "teacher") -> dict[str, RunConfig]:
-    """The runs that make the teacher, by role: `teacher`, and `teacher_1` ... of an ensemble."""
+    """The runs that make the teacher, by role: `teacher`, and `teacher_1` ... of its members."""
     if spec.source == "train":
         return {role: teacher_run(config, spec)}
     if spec.source == "clip":
         return {role: clip_run(config, spec)}
+    own = {role: adapter_run(config, spec)} if spec.source == "tip_adapter" else {}
     members = enumerate(spec.members, start=1)
-    return {r: run for i, member in members for r, run in teacher_runs(config, member, f"{role}_{i}").items()}
+    return own | {r: run for i, member in members for r, run in teacher_runs(config, member, f"{role}_{i}").items()}
 
 
 def teacher_run(config: RunConfig, spec: TeacherConfig) -> RunConfig:
@@ -545,6 +564,34 @@ def clip_run(config: RunConfig, spec: TeacherConfig) -> RunConfig:
         views=config.views.replace(mix=MixConfig()),
         seed=spec.seed,
     )  # fmt: skip
+    own = plugin_hashes(plugged_classes(run))
+    return effective(run.replace(plugins=config.plugins if own else []))
+
+
+def adapter_run(config: RunConfig, spec: TeacherConfig) -> RunConfig:
+    """The run of method=tip_adapter that makes the cache of `config`, on its labeled images and weak views.
+
+    Its recipe is that of Tip-Adapter-F (Zhang et al. 2022, arXiv 2111.03930), which students of any schedule share.
+    """
+    adapter, ce = lookup("method", "tip_adapter", "teacher"), lookup("loss", "ce", "teacher")
+    dataset = config.dataset.replace(split_seed=config.split_seed)
+    length: dict[str, Any] = {"steps": spec.steps} if spec.steps is not None else {"epochs": spec.epochs or 20.0}
+    # A batch holds no image twice; the authors' last batch of an epoch is as small.
+    schedule = spec.schedule or ScheduleConfig(
+        **length, batch_size=min(256, dataset.num_labels or 256), optimizer="adamw", lr=1e-3, weight_decay=0.01,
+        optimizer_args={"eps": 1e-4}, decay=lookup("decay", "cosine", "teacher").Config(name="cosine"),
+    )  # fmt: skip
+    run = config.replace(
+        method=adapter.Config(name="tip_adapter", **dict(spec.adapter)),
+        losses={"ce": ce.Config(name="ce")},
+        ramps={},
+        students=[],
+        teacher=spec.members[0],
+        schedule=schedule,
+        dataset=dataset,
+        views=config.views.replace(mix=MixConfig()),
+        seed=spec.seed,
+    )
     own = plugin_hashes(plugged_classes(run))
     return effective(run.replace(plugins=config.plugins if own else []))
 

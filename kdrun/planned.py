@@ -154,7 +154,7 @@ def make_plan(name: str, spec: TableConfig) -> TablePlan:
     for row, column, candidate, overrides, composed, runs, picked in _composed(name, spec):
         planned = [_planned(run) for run in runs]
         first = runs[0].teacher
-        given = first.source not in ("none", "train", "clip")
+        given = first.source not in ("none", "train", "clip", "tip_adapter")
         deviations = list(dict.fromkeys(line for path, _ in picked for line in deviations_in(path)))
         cells.append(
             PlannedCell(
@@ -202,7 +202,8 @@ def _composed(
 
 def _planned(run: RunConfig) -> PlannedRun:
     needs = {role: _planned(other) for role, other in run.method_class.requires(run).items()}
-    return PlannedRun(seed=run.seed, place=run_dir(run), net=run.students[0].name, needs=needs)
+    net = run.students[0].name if run.students else run.method.name
+    return PlannedRun(seed=run.seed, place=run_dir(run), net=net, needs=needs)
 
 
 # ------------------------------------------------------------------------------------------------------- the cache

@@ -34,7 +34,7 @@ from kdrun.files import write_bytes, write_json, write_text
 from kdrun.finished import FinishedRun, finished, run_lock
 from kdrun.kept import keep, refuse_features, stored_views
 from kdrun.lock import Lock
-from kdrun.loop import Loop, make_optimizer
+from kdrun.loop import Loop, Progress, make_optimizer
 from kdrun.method import Method, Setup, Teacher
 from kdrun.models.flops import flops_of
 from kdrun.record import SCHEMA, Record, code_version, finite, package_versions, read_record, write_record
@@ -219,6 +219,8 @@ def _build_on_meta(config: RunConfig, arrays: Arrays, split: Split) -> None:
                 unfit = f"{name}: {network.name} does not take images of {size}"
                 raise ConfigError(f"{unfit}: {error}; see student.size") from None
     refuse_features(config, method)
+    if not method.trains:
+        return
     make_optimizer(method)
     LearningRate(config.schedule, config.schedule.clock(len(split.labeled)))
 
@@ -290,25 +292,29 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
     }
     record.update(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        threads=torch.get_num_threads(), steps=clock.total_steps, headline=method.headline,
+        threads=torch.get_num_threads(), steps=clock.total_steps if method.trains else 0, headline=method.headline,
         nets=nets,
     )  # fmt: skip
     write_record(directory, record)
+    work = f"{clock.total_steps} steps of {config.schedule.batch_size}" if method.trains else "nothing to train"
+    sizes = [f"{n['model']} {n['num_params']:,} parameters" for n in nets.values()]
     log.info(
-        "%s on %s: %d labeled of %d, %d steps of %d, %s",
-        config.method.name, config.dataset.name, len(split.labeled), len(split.unlabeled), clock.total_steps,
-        config.schedule.batch_size, ", ".join(f"{n['model']} {n['num_params']:,} parameters" for n in nets.values()),
+        "%s on %s: %d labeled of %d, %s",
+        config.method.name, config.dataset.name, len(split.labeled), len(split.unlabeled), ", ".join([work, *sizes]),
     )  # fmt: skip
 
     tracker = make_tracker(config, directory, job_type)
     failed = True
     try:
-        loop = Loop(
-            method, loader, evaluator, clock, directory, tracker, run_key(config), lock.require, labels.to(device)
-        )
-        progress = loop.run()
+        loop, progress, logits = None, Progress(), {}
+        if method.trains:
+            loop = Loop(
+                method, loader, evaluator, clock, directory, tracker, run_key(config), lock.require, labels.to(device)
+            )
+            progress = loop.run()
         started = time.perf_counter()
-        logits = loop.final_logits()
+        if loop is not None:
+            logits = loop.final_logits()
         if teacher is not None:
             logits.update(evaluator.logits({"teacher": lambda view: teacher(view).logits}))
         metrics = {**evaluator.final_metrics(logits), **method.choices()}
@@ -316,7 +322,8 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
             _warn(record, line)
         lock.require()
         evaluator.save(directory / "predictions", logits)
-        _save_networks(method, loop, directory)
+        if loop is not None:
+            _save_networks(method, loop, directory)
         progress.seconds["eval"] += time.perf_counter() - started
         progress.seconds["total"] += time.perf_counter() - started
         record.update(

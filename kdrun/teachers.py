@@ -81,6 +81,11 @@ def _made(spec: TeacherConfig, setup: Setup, runs: Mapping[str, Path], role: str
             make_teacher(member, setup, runs, f"{role}_{i + 1}", outputs) for i, member in enumerate(spec.members)
         ]
         return Ensemble([member for member in members if member is not None])
+    if spec.source == "tip_adapter":
+        from kdrun import tip_adapter
+
+        clip = make_teacher(spec.members[0], setup, runs, f"{role}_1", outputs)
+        return tip_adapter.trained(clip, runs[role], setup.num_classes)  # type: ignore[arg-type]
     if spec.source == "train":
         return load_network(runs[role] / "student.safetensors")
     if spec.source in ("open_clip", "clip"):
@@ -101,6 +106,11 @@ def untrained_teacher(spec: TeacherConfig, setup: Setup, pretrained: bool = Fals
     if spec.source == "ensemble":
         members = enumerate(spec.members)
         return Ensemble([untrained_teacher(member, setup, key=f"{key}.members.{i}") for i, member in members])
+    if spec.source == "tip_adapter":
+        from kdrun import tip_adapter
+
+        inner = untrained_teacher(spec.members[0], setup, key=f"{key}.members.0")
+        return tip_adapter.untrained(inner, setup.num_classes)
     if spec.source in ("open_clip", "clip"):
         from kdrun import clip
 

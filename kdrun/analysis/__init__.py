@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from kdrun.command import dispatch
 
-ANALYSES = ("propagation", "teacher", "vicinal")
+ANALYSES = ("linear_probe", "propagation", "teacher", "vicinal")
 
 
 def main(arguments: Sequence[str]) -> str:

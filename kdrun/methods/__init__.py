@@ -11,10 +11,12 @@ from kdrun.methods import (
     peer_fixmatch,
     sho,
     supervised,
+    tip_adapter,
     uncertainty_distill,
+    zero_shot,
 )
 
 __all__ = [
     "contrastive", "dho", "distill", "fixmatch", "kd_fixmatch", "mixup_distill", "peer_distill", "peer_fixmatch", "sho",
-    "supervised", "uncertainty_distill",
+    "supervised", "tip_adapter", "uncertainty_distill", "zero_shot",
 ]  # fmt: skip

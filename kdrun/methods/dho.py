@@ -7,6 +7,7 @@ Inference: p = alpha softmax(h_CE) + (1 - alpha) softmax(h_KD / beta).
 
 from collections.abc import Iterable
 from itertools import product
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -14,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdrun.config import RunConfig
+from kdrun.config import ModelConfig, RunConfig
 from kdrun.data.views import View
 from kdrun.errors import ConfigError
 from kdrun.losses.term import width
@@ -22,6 +23,7 @@ from kdrun.method import Predictor, Setup
 from kdrun.methods.sho import FEATURE, SHO, SHOConfig
 from kdrun.models.heads import make_head
 from kdrun.models.network import Output
+from kdrun.prompts import templates
 from kdrun.registry import register
 from kdrun.seeding import subseed
 
@@ -35,7 +37,10 @@ class DHOConfig(SHOConfig):
     zeta: Positive = 0.01
     """Temperature of the cosine head."""
     language_aware_init: Literal["none", "ce", "both"] = "none"
-    """Which heads start from the teacher's embeddings of the class names, biases 0."""
+    """Which heads start from embeddings of the class names, of length 1 (Eq. 10; the authors' code leaves them as long
+    as they are), biases 0."""
+    text_encoder: Literal["auto", "teacher", "student"] = "auto"
+    """Whose embeddings: the student's own where it is a CLIP, else the teacher's (auto)."""
     combination: Literal["search", "fixed", "entropy"] = "search"
     """search: alpha and beta are chosen on the validation images, at each evaluation; fixed: they are those below;
     entropy: alpha = e^-H(p_CE) / (e^-H(p_CE) + e^-H(p_KD)), image by image, and beta is that below."""
@@ -70,13 +75,13 @@ class DHO(SHO):
     def __init__(self, config: RunConfig, setup: Setup) -> None:
         super().__init__(config, setup)
         spec: DHOConfig = config.method  # type: ignore[assignment]
-        dim = width(self.networks()["student"].dims, FEATURE, "student")
+        dim = width(self.networks()["student"].dims, self.shared, "student")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(subseed(config.seed, "init", "kd_head", spec.kd_head))
             self.kd_head = make_head(spec.kd_head, dim, setup.num_classes, spec.zeta)
         if spec.language_aware_init != "none":
             classifier: Any = self.networks()["student"].net.get_classifier()
-            _start_from(setup, dim, [classifier, *([self.kd_head] if spec.language_aware_init == "both" else [])])
+            self._start_from_names(dim, [classifier, *([self.kd_head] if spec.language_aware_init == "both" else [])])
         self.register_buffer("ce_share", torch.tensor(spec.ce_share))
         self.register_buffer("kd_head_temperature", torch.tensor(spec.kd_head_temperature))
 
@@ -85,6 +90,23 @@ class DHO(SHO):
         errors = super().contradictions(config)
         if "target" not in config.sides:
             errors.append("loss: method=dho needs a term against the labels; add one, or choose method=sho")
+        spec: DHOConfig = config.method  # type: ignore[assignment]
+        if spec.language_aware_init == "none" or len(config.students) != 1:
+            return errors
+        student = config.students[0]
+        if student.head != "linear":
+            errors.append(
+                f"method.language_aware_init: an {student.head} head has no weight for each class; set it to none, or "
+                "student.head to linear"
+            )
+        if spec.text_encoder == "student" and student.name != "open_clip":
+            errors.append(
+                f"method.text_encoder: student, but {student.name} has none; take student=open_clip, or set it to auto"
+            )
+        if _own_texts(spec, student) and not student.pretrained:
+            errors.append(
+                "method.text_encoder: the student's has learned nothing; set student.pretrained=true, or it to teacher"
+            )
         return errors
 
     @classmethod
@@ -96,11 +118,16 @@ class DHO(SHO):
     def headline(self) -> str:
         return "combined"
 
+    @property
+    def shared(self) -> str:
+        """What both heads read: the student's features before its classifier, of whatever layers that is made."""
+        return "pooled" if "pooled" in self.networks()["student"].dims else FEATURE
+
     def parts(self, student: str) -> list[nn.Module]:
         return [*super().parts(student), self.kd_head]
 
     def heads(self, out: Output) -> tuple[Tensor, Tensor]:
-        return out.logits, self.kd_head(out.features[FEATURE]).float()
+        return out.logits, self.kd_head(out.features[self.shared]).float()
 
     def predictors(self) -> dict[str, Predictor]:
         """Each head, and both together as `combined`."""
@@ -108,7 +135,7 @@ class DHO(SHO):
 
         def heads(view: View) -> tuple[Tensor, Tensor]:
             if not seen or seen[0] is not view:  # each predictor asks for both, and the student runs once
-                seen[:] = [view, self.heads(self.students["student"](view, (FEATURE,)))]
+                seen[:] = [view, self.heads(self.students["student"](view, (self.shared,)))]
             both: tuple[Tensor, Tensor] = seen[1]
             return both
 
@@ -117,6 +144,37 @@ class DHO(SHO):
             "kd_head": lambda view: heads(view)[1],
             "combined": lambda view: self.combined(*heads(view)),
         }
+
+    @torch.no_grad()
+    def _start_from_names(self, dim: int, heads: Iterable[Any]) -> None:
+        """Give heads the embeddings of the class names as weights."""
+        key, setup, student = "method.language_aware_init", self.setup, self.config.students[0]
+        if _own_texts(self.config.method, student):  # type: ignore[arg-type]
+            from kdrun.clip import class_words, student_texts
+
+            words = class_words(setup)
+            if not student.pretrained:  # built to be checked, or to be given weights
+                return
+            prompts = next((part.prompts for part in self.config.teacher.all if part.prompts is not None), None)
+            outputs = Path(self.config.execution.outputs).expanduser()
+            embeddings: Tensor | None = student_texts(
+                student, words, templates(prompts, self.config.dataset.name), outputs
+            )
+        else:
+            embeddings = setup.teacher.class_embeddings if setup.teacher is not None else None
+        if embeddings is None:
+            raise ConfigError(
+                f"{key}: the teacher has no text encoder for the class names; set it to none, or take a CLIP"
+            )
+        if embeddings.shape[1] != dim:
+            raise ConfigError(
+                f"{key}: the teacher's embeddings have {embeddings.shape[1]} dimensions, the student's features {dim}; "
+                "set it to none, or take a student as wide, or a CLIP"
+            )
+        for head in heads:
+            head.weight.copy_(embeddings)
+            if getattr(head, "bias", None) is not None:
+                head.bias.zero_()
 
     def combined(self, ce_logits: Tensor, kd_logits: Tensor) -> Tensor:
         """Log-probabilities (B, C) with the alpha and beta in force."""
@@ -175,19 +233,6 @@ def best_combination(
     return max(zip(grid, values, strict=True), key=lambda item: (item[1][0], -item[1][1]))[0]
 
 
-@torch.no_grad()
-def _start_from(setup: Setup, dim: int, heads: Iterable[Any]) -> None:
-    """Give heads the teacher's embeddings of the class names as weights."""
-    key = "method.language_aware_init"
-    embeddings = setup.teacher.class_embeddings if setup.teacher is not None else None
-    if embeddings is None:
-        raise ConfigError(f"{key}: the teacher has no text encoder for the class names; set it to none, or take a CLIP")
-    if embeddings.shape[1] != dim:
-        raise ConfigError(
-            f"{key}: the teacher's embeddings have {embeddings.shape[1]} dimensions, the student's features {dim}; "
-            "set it to none, or take a student as wide"
-        )
-    for head in heads:
-        head.weight.copy_(embeddings)
-        if getattr(head, "bias", None) is not None:
-            head.bias.zero_()
+def _own_texts(spec: DHOConfig, student: ModelConfig) -> bool:
+    """Whether heads start from the student's own embeddings of the class names."""
+    return student.name == "open_clip" and spec.text_encoder != "teacher"

@@ -63,6 +63,11 @@ class SHO(Method):
             errors.append("method.pcgrad: needs two backward passes through a network; set schedule.compile=null")
         return errors
 
+    @property
+    def shared(self) -> str:
+        """The feature that both losses go through."""
+        return FEATURE
+
     def heads(self, out: Output) -> tuple[Tensor, Tensor]:
         """Logits (B, C) for the terms against the labels, and for those against the teacher."""
         return out.logits, out.logits
@@ -75,7 +80,7 @@ class SHO(Method):
         sizes = [len(view.index) for view in views]
         joint = together(views)
         losses, student = self.losses(), self.networks()["student"]
-        wanted = tuple(dict.fromkeys([*losses.features(), *([FEATURE] if FEATURE in student.dims else [])]))
+        wanted = tuple(dict.fromkeys([*losses.features(), *([self.shared] if self.shared in student.dims else [])]))
         taught = self.teacher(joint, losses.features("teacher")).split(sizes)
         if self.config.method.concatenate:  # type: ignore[attr-defined]
             root = student(joint, wanted)
@@ -97,7 +102,7 @@ class SHO(Method):
         against_teacher = losses.teacher(known)
         against_teacher |= {f"unlabeled_{label}": value for label, value in losses.teacher(new).items()}
         metrics = {}
-        if against_labels and FEATURE in root.features and self.config.schedule.compile is None:
+        if against_labels and self.shared in root.features and self.config.schedule.compile is None:
             metrics["gradient_conflict"] = self._conflict(against_labels, against_teacher, root, sizes[0], ctx)
         return Step({**against_labels, **against_teacher}, metrics)
 
@@ -105,7 +110,7 @@ class SHO(Method):
         self, one: Mapping[str, Tensor], other: Mapping[str, Tensor], root: Output, labeled: int, ctx: Context
     ) -> Tensor:
         """Cosine of the two gradients at the shared features of the labeled images, at steps that are logged."""
-        at = root.features[FEATURE]
+        at = root.features[self.shared]
         if not at.requires_grad or (ctx.step + 1) % self.config.execution.log_every_steps:
             return at.new_full((), torch.nan, dtype=torch.float32)
         return conflict(_sum(one), _sum(other), at, labeled)

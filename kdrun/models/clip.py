@@ -1,4 +1,6 @@
-"""A CLIP of any size behind timm's interface, to be trained from nothing (Radford et al. 2021, arXiv 2103.00020)."""
+"""CLIPs behind timm's interface (Radford et al. 2021, arXiv 2103.00020): a whole one of any size, to be trained from
+nothing, and the image encoder of a published one with a linear classifier.
+"""
 
 from typing import Any
 
@@ -7,7 +9,9 @@ import torch.nn.functional as F
 from timm.models import register_model
 from torch import Tensor, nn
 
-__all__ = ["Clip", "clip"]
+from kdrun.config import ModelConfig
+
+__all__ = ["Clip", "ImageClassifier", "clip", "open_clip"]
 
 
 class Clip(nn.Module):
@@ -50,3 +54,49 @@ def clip(pretrained: bool = False, **options: Any) -> Clip:
     for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
         options.pop(key, None)
     return Clip(**options)
+
+
+class ImageClassifier(nn.Module):
+    """An image encoder of open_clip and a linear layer on its embedding, which is the space of the texts, not of length
+    1.
+
+    Args:
+        in_chans: 3, or 1: gray images are shown as color.
+    """
+
+    def __init__(self, visual: nn.Module, num_classes: int, in_chans: int, dim: int) -> None:
+        super().__init__()
+        if in_chans not in (1, 3):
+            raise ValueError(f"a CLIP takes images of 1 or 3 channels, got {in_chans}")
+        self.visual = visual
+        self.head = nn.Linear(dim, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.visual(x.expand(-1, 3, -1, -1))
+        embedding: Tensor = found[0] if isinstance(found, tuple) else found  # of a CoCa, tokens stand behind it
+        logits: Tensor = self.head(embedding)
+        return logits
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+
+@register_model
+def open_clip(
+    pretrained: bool = False, num_classes: int = 1000, in_chans: int = 3, pretrained_cfg_overlay: Any = None,
+    embed_dim: int = 0, vision_cfg: Any = None, quick_gelu: bool = False, **options: Any,
+) -> ImageClassifier:  # fmt: skip
+    """`kdrun.clip.student` fills in embed_dim, vision_cfg and quick_gelu; the rest tells whose weights are loaded."""
+    from kdrun import clip as clips
+
+    for key in ("pretrained_cfg", "cache_dir"):
+        options.pop(key, None)
+    if pretrained:
+        file = (pretrained_cfg_overlay or {}).get("file")
+        visual = clips.image_encoder(ModelConfig(name="open_clip", args=options, pretrained=True, file=file))
+    else:
+        clips.open_clip()
+        from open_clip.model import _build_vision_tower
+
+        visual = _build_vision_tower(embed_dim, dict(vision_cfg), quick_gelu)
+    return ImageClassifier(visual, num_classes, in_chans, embed_dim)

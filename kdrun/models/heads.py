@@ -16,10 +16,15 @@ class CosineHead(nn.Module):
         return F.linear(F.normalize(features), F.normalize(self.weight)) / self.zeta
 
 
+def hidden_head(dim: int, classes: int) -> nn.Sequential:
+    """One hidden layer as wide as the features."""
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, classes))
+
+
 def make_head(kind: str, dim: int, classes: int, zeta: float) -> nn.Module:
     """The KD head, of (B, dim)."""
     if kind == "cosine":
         return CosineHead(dim, classes, zeta)
     if kind == "mlp":
-        return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, classes))
+        return hidden_head(dim, classes)
     return nn.Linear(dim, classes)

@@ -3,7 +3,7 @@
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kdrun.config import ModelConfig
 from kdrun.data.views import View
 from kdrun.errors import ConfigError, DataError, KdrunError
+from kdrun.models.heads import hidden_head
 from kdrun.schema import build
 from kdrun.seeding import subseed
 
@@ -55,8 +56,8 @@ class Network(nn.Module):
     """A timm network behind an input adapter.
 
     Call it with a `View`, or with pixels (B, C, H, W): uint8, or float in [0, 1]. `dims[name]` is the number of
-    channels of the feature `name`: `prelogits` (B, D), the input of the last linear layer, or `stage1` and so on,
-    (B, C, H, W).
+    channels of the feature `name`: `prelogits` (B, D), the input of the last linear layer, `stage1` and so on,
+    (B, C, H, W), and where the head is not linear `pooled` (B, D), the input of the head.
     """
 
     mean: Tensor
@@ -82,6 +83,8 @@ class Network(nn.Module):
                 self.net: Any = timm.create_model(
                     model.name, num_classes=spec.num_classes, in_chans=spec.in_chans, **weights, **model.args
                 )
+        except KdrunError:
+            raise
         except Exception as error:  # hubs raise many kinds
             if model.pretrained:
                 raise DataError(_no_weights(model, error)) from error
@@ -111,7 +114,13 @@ class Network(nn.Module):
         self._seen: dict[str, Tensor] | None = None  # where a forward pass that was asked for prelogits keeps them
         if classifier is not None:
             self.dims["prelogits"] = classifier.in_features
-            classifier.register_forward_pre_hook(self._keep_prelogits)  # once: torch.compile cannot trace registering
+            classifier.register_forward_pre_hook(
+                self._keep("prelogits")
+            )  # once: torch.compile cannot trace registering
+        head = self._net.get_classifier()
+        if isinstance(head, nn.Sequential) and isinstance(head[0], nn.Linear) and classifier is not head[0]:
+            self.dims["pooled"] = head[0].in_features
+            head.register_forward_pre_hook(self._keep("pooled"))
 
     @property
     def _net(self) -> Any:
@@ -129,8 +138,9 @@ class Network(nn.Module):
                 f"{model.name}: its classifier is not one linear layer, so head must be linear and trainable all; see "
                 "student.head and student.trainable"
             )
-        if model.head == "mlp":
-            self.net.set_submodule(place, mlp_head(classifier.in_features, classifier.out_features))
+        if model.head != "linear":
+            make = mlp_head if model.head == "mlp" else hidden_head
+            self.net.set_submodule(place, make(classifier.in_features, classifier.out_features))
         if self._frozen:
             self.net.requires_grad_(False)
             self._net.get_classifier().requires_grad_(True)
@@ -175,7 +185,7 @@ class Network(nn.Module):
             raise ConfigError(f"{self.name} has no feature {unknown[0]!r}; it has {', '.join(self.dims) or 'none'}")
         out: dict[str, Tensor] = {}
         stages = [name for name in self._stages if name in features]
-        self._seen = out if "prelogits" in features else None
+        self._seen = out if {"prelogits", "pooled"} & set(features) else None
         if stages:
             final, maps = self._net.forward_intermediates(x, indices=[self._stages.index(name) for name in stages])
             out.update(zip(stages, maps, strict=True))
@@ -183,11 +193,14 @@ class Network(nn.Module):
         else:
             logits = self.net(x)
         self._seen = None
-        return Output(logits.float(), out)
+        return Output(logits.float(), {name: out[name] for name in features})
 
-    def _keep_prelogits(self, _: nn.Module, args: tuple[Tensor]) -> None:
-        if self._seen is not None:
-            self._seen["prelogits"] = args[0]
+    def _keep(self, name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
+        def keep(_: nn.Module, args: tuple[Tensor]) -> None:
+            if self._seen is not None:
+                self._seen[name] = args[0]
+
+        return keep
 
     def load(self, path: Path) -> None:
         """Take the weights of a file that `save` of an equal network wrote."""

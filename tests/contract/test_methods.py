@@ -19,8 +19,8 @@ from tests.conftest import FAST, TEACHER
 
 lookup("method", "supervised", "")
 ONE = torch.ones(())
-# contrastive in tests/unit/test_clip.py: importing open_clip takes ten seconds
-METHODS = sorted(set(_REGISTRY["method"]) - {"contrastive"})
+# contrastive in tests/unit/test_clip.py, the other two in test_tip_adapter.py: importing open_clip takes ten seconds
+METHODS = sorted(set(_REGISTRY["method"]) - {"contrastive", "tip_adapter", "zero_shot"})
 TWO = "students=[{name: resnet8, args: {width: 4}}, {name: resnet14, args: {width: 4}}]"
 EXTRA: dict[str, list[str]] = {
     "distill": ["loss=wttm", *TEACHER], "uncertainty_distill": TEACHER, "peer_distill": [TWO, *TEACHER],

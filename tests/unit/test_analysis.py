@@ -1,5 +1,6 @@
 """scripts/analyze.py, and finished runs opened again."""
 
+import json
 import math
 import runpy
 import shutil
@@ -7,10 +8,13 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import kdrun
 from kdrun.analysis import main
+from kdrun.analysis.linear_probe import Options, fitted
 from kdrun.analysis.teacher import entropy_deciles
+from kdrun.data.views import clean
 from kdrun.errors import ConfigError, KdrunError
 from kdrun.evaluation import Evaluator
 from kdrun.finished import FinishedRun
@@ -86,6 +90,20 @@ def test_a_run_is_opened_again_and_its_teacher_judged(train, outputs, monkeypatc
     main(["teacher", f"run={directory}", "split=val"])
     assert read_record(directory)["warnings"] == ["another", warning]  # once
 
+    told = main(["linear_probe", f"run={directory}", "labels=labeled", "c=0.1", "c=1"])
+    assert "features of student, 50 labels" in told
+    found = json.loads((directory / "analysis" / "linear_probe_labeled.json").read_text())
+    assert [one["c"] for one in found["tried"]] == [0.1, 1]
+    assert read_record(directory)["metrics"]["linear_probe_labeled/student/top1"] == found["top1"]
+    [kept] = (directory / "analysis" / "features").glob("*/features.safetensors")
+    features, network = load_file(kept), kdrun.load(directory)
+    with torch.no_grad():
+        seen = network(clean(images, torch.arange(400)), ("prelogits",)).features["prelogits"]
+    torch.testing.assert_close(features["test"], seen, atol=1e-5, rtol=1e-5)
+    stamp = kept.stat().st_mtime_ns
+    assert "1257 labels" in main(["linear_probe", f"run={directory}", "c=1"])
+    assert kept.stat().st_mtime_ns == stamp  # computed once
+
     with pytest.raises(KdrunError, match=r"no predictions test-teacher; it has test-student"):
         main(["teacher", f"run={teacher_run}"])
     with pytest.raises(KdrunError, match=r"no network 'other'"):
@@ -95,10 +113,32 @@ def test_a_run_is_opened_again_and_its_teacher_judged(train, outputs, monkeypatc
         run.rebuild()
 
 
+def test_a_probe_is_chosen_by_validation_images_and_learns_what_is_linear():
+    torch.manual_seed(0)
+    x, noise = torch.randn(300, 2), torch.randn(300, 4)
+    target = (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()
+    found = {name: torch.cat([x[part], noise[part]], 1) for name, part in
+             (("train", slice(0, 60)), ("val", slice(60, 180)), ("test", slice(180, 300)))}  # fmt: skip
+    labels = {"train": target[:60], "val": target[60:180], "test": target[180:]}
+    options = Options(run=["x"])
+    chosen, tried = fitted(found, labels, 7, options)  # three classes without an image
+    best = max(tried, key=lambda one: (one["val_top1"], -one["val_nll"]))
+    assert chosen["c"] == best["c"]
+    assert chosen["top1"] > 0.7
+    assert chosen["top5"] >= chosen["top1"]
+    other, again = fitted(found, {**labels, "test": torch.zeros(120, dtype=torch.int64)}, 7, options)
+    assert (other["c"], again) == (chosen["c"], tried)  # whatever the test images are
+    two = {name: (part > 1).long() for name, part in labels.items()}
+    binary, _ = fitted(found, two, 2, Options(run=["x"], c=[1.0], max_iter=2))
+    assert binary["top1"] > 0.7
+    assert not binary["converged"]
+    assert "top5" not in binary
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "command line: not an analysis; (allowed: propagation, teacher, vicinal"),
+        ([], "command line: not an analysis; (allowed: linear_probe, propagation, teacher, vicinal"),
         (["teachr", "run=x"], "teachr: not an analysis; nearest: teacher"),
         (["teacher"], "run: missing"),
         (["teacher", "run=x", "split=train"], "split: 'train' is not allowed; (allowed: test, val)"),
@@ -107,6 +147,8 @@ def test_a_run_is_opened_again_and_its_teacher_judged(train, outputs, monkeypatc
         (["vicinal", "run=x", "x"], "x: write key=value; (allowed: batch_size, batches, run"),
         (["vicinal", "run=x", "batches=0"], "batches: must be greater than 0, got '0'"),
         (["vicinal", "run=x", "batches=ten"], "batches: must be a valid integer"),
+        (["linear_probe", "run=x", "c=0"], "c.0: must be greater than 0"),
+        (["linear_probe", "run=x", "labels=some"], "labels: 'some' is not allowed; (allowed: all, labeled)"),
         (["teacher", "run=/nowhere"], "/nowhere: not a run directory (no record.json)"),
         (["vicinal", "run=/nowhere"], "/nowhere: not a run directory (no record.json)"),
     ],

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 
 from kdrun.clip import class_words
 from kdrun.config import TeacherConfig, from_nodes, run_key
@@ -23,33 +22,12 @@ from kdrun.schema import build
 from kdrun.teachers import make_teacher, untrained_teacher
 from tests.conftest import FAST
 from tests.contract.test_methods import ctx, fit, make
+from tests.unit.conftest import CFG, PREPROCESS
 
-CFG = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 8, "layers": 1, "width": 32, "patch_size": 4, "head_width": 16},
-    "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
-PREPROCESS = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "interpolation": "bicubic"}
 NAMES = ("cat", "dog", "green frog")
 SETUP = Setup(3, 3, (0.3,) * 3, (0.2,) * 3, torch.zeros(5, dtype=torch.int64), class_names=NAMES)
 PIXELS = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 PROMPTS = ["a photo of a {}.", "one {} here"]
-
-
-@pytest.fixture(scope="module")
-def net():
-    import open_clip
-
-    torch.manual_seed(3)
-    return open_clip.CLIP(**CFG).eval()
-
-
-@pytest.fixture(scope="module")
-def folder(net, tmp_path_factory):
-    path = tmp_path_factory.mktemp("tiny")
-    (path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CFG, "preprocess_cfg": PREPROCESS}))
-    save_file({k: v.contiguous() for k, v in net.state_dict().items()}, path / "open_clip_model.safetensors")
-    return path
 
 
 def spec(**keys) -> TeacherConfig:

@@ -144,6 +144,41 @@ def test_heads_start_from_the_class_names(which, head):
         assert made.kd_head.weight.data_ptr() != classifier.weight.data_ptr()
 
 
+@pytest.mark.parametrize("kd_head", ["linear", "mlp"])
+@pytest.mark.parametrize("head", ["mlp", "hidden"])
+def test_each_head_has_layers_of_its_own_over_the_same_features(head, kd_head):
+    """Nonlinear heads, one or both: the KD head never sees the hidden layer of the CE head."""
+    config, method, loader, _ = make("dho", f"student.head={head}", f"method.kd_head={kd_head}")
+    network = method.students["student"]
+    classifier = network.net.get_classifier()
+    dim, hidden = network.dims["pooled"], network.dims["prelogits"]
+    assert (classifier[0].in_features, classifier[-1].in_features) == (dim, hidden)
+    assert (method.kd_head[0] if kd_head == "mlp" else method.kd_head).in_features == dim
+    if head == "hidden" and kd_head == "mlp":
+        assert [repr(layer) for layer in classifier] == [repr(layer) for layer in method.kd_head]
+    losses = method(loader.batch(0), ctx(config, 0)).losses
+    (losses["kd"] + losses["unlabeled_kd"]).backward()
+    assert all(p.grad is None for p in classifier.parameters())
+    assert all(p.grad is not None for p in method.kd_head.parameters())
+    method.zero_grad()
+    method(loader.batch(0), ctx(config, 0)).losses["ce"].backward()
+    assert all(p.grad is None for p in method.kd_head.parameters())
+    assert all(p.grad is not None for p in classifier.parameters())
+
+    method.eval()
+    view = loader.batch(0)["labeled"].views["weak"]
+    with torch.no_grad():
+        features = network(view, ("pooled",)).features["pooled"]
+        before = method.predictors()["kd_head"](view)
+        assert torch.equal(before, method.kd_head(features))
+        for p in classifier.parameters():
+            p.zero_()
+        assert torch.equal(method.predictors()["kd_head"](view), before)
+        assert not method.predictors()["ce_head"](view).any()
+    with pytest.raises(ConfigError, match=f"language_aware_init: an {head} head has no weight for each class"):
+        make("dho", f"student.head={head}", "method.language_aware_init=ce")
+
+
 # --------------------------------------------------------------------------------------------------- inference
 
 

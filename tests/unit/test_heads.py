@@ -41,7 +41,7 @@ def test_the_mlp_head_takes_the_place_of_any_classifier(name, tmp_path):
     assert [type(m) for m in head] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout, nn.Linear]
     assert (head[0].in_features, head[0].out_features, head[0].bias) == (plain.dims["prelogits"], 256, None)
     assert (head[3].p, head[4].out_features) == (0.3, 7)
-    assert net.dims == {**plain.dims, "prelogits": 256}
+    assert net.dims == {**plain.dims, "prelogits": 256, "pooled": plain.dims["prelogits"]}
     assert sum(p.numel() for n, p in net.net.named_parameters() if n in dict(plain.net.named_parameters())) == (
         plain.num_params - sum(p.numel() for p in plain.net.get_classifier().parameters())
     )
@@ -50,6 +50,7 @@ def test_the_mlp_head_takes_the_place_of_any_classifier(name, tmp_path):
     with torch.no_grad():
         out = net(pixels(), tuple(net.dims))
         assert torch.equal(F.linear(out.features["prelogits"], head[4].weight, head[4].bias), out.logits)
+        assert torch.equal(head(out.features["pooled"]), out.logits)
         assert torch.equal(net(pixels()).logits, net(pixels(), ("prelogits",)).logits)
         net.save(tmp_path / "net.safetensors")
         again = load_network(tmp_path / "net.safetensors")

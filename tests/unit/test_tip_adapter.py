@@ -1,0 +1,241 @@
+"""Tip-Adapter-F over a tiny CLIP: logits and keys by hand, the search, whole runs; and the teacher alone as a run."""
+
+import json
+import sys
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from kdrun.config import AdapterConfig, run_key
+from kdrun.data.streams import Loader
+from kdrun.data.views import View, clean
+from kdrun.errors import ConfigError, DataError, KdrunError
+from kdrun.finished import FinishedRun
+from kdrun.method import Teacher, teacher_runs
+from kdrun.methods.tip_adapter import best
+from kdrun.plan import Composer
+from kdrun.record import find_records
+from kdrun.runner import check
+from kdrun.teachers import make_teacher
+from kdrun.tip_adapter import Cache, TipAdapter, trained
+from tests.conftest import FAST
+from tests.unit.test_clip import PIXELS, SETUP, spec
+
+
+def members(folder) -> str:
+    return f"teacher.members=[{{source: open_clip, path: {folder}}}]"
+
+
+def over(folder) -> list[str]:
+    return [*FAST, "teacher=tip_adapter", members(folder), "teacher.adapter.search_step=[5, 4]"]
+
+
+def composed(*line):
+    with Composer() as composer:
+        return composer.typed(list(line))
+
+
+# ------------------------------------------------------------------------------------------------------- by hand
+
+
+def test_logits_are_those_of_the_clip_and_the_votes_of_the_shots(folder):
+    clip = make_teacher(spec(path=str(folder)), SETUP, {})
+    torch.manual_seed(0)
+    target = torch.tensor([2, 0, 0, 1, 2])
+    cache = Cache(target, 16, 3, 1.3, 5.5)
+    cache.keys.data = F.normalize(torch.randn(5, 16), dim=1)
+    made = TipAdapter(clip, cache)
+    out = Teacher(made)(PIXELS, ("prelogits",))
+    zero = Teacher(clip)(PIXELS, ("prelogits",))
+    wanted = zero.logits.clone()
+    for i, image in enumerate(zero.features["prelogits"]):
+        for key, label in zip(cache.keys.detach(), target.tolist(), strict=True):
+            wanted[i, label] += 1.3 * torch.exp(-5.5 * (1 - (image * key).sum()))
+    torch.testing.assert_close(out.logits, wanted)
+    assert torch.equal(out.features["prelogits"], zero.features["prelogits"])
+    assert torch.equal(Teacher(made).class_embeddings, clip.class_embeddings)
+    assert Teacher(made)(PIXELS).features == {}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (made(PIXELS).logits - clip(PIXELS).logits).dtype == torch.float32
+
+
+def test_the_grids_are_the_authors_and_the_search_finds_what_trying_all_finds():
+    sharpness, ratio = AdapterConfig().grids
+    assert (len(sharpness), len(ratio)) == (200, 20)
+    assert (sharpness[0], ratio[0]) == (0.1, 0.1)
+    assert sharpness[1] == pytest.approx(0.1 + 6.9 / 200)
+    assert ratio[-1] == pytest.approx(0.1 + 19 * 2.9 / 20)
+    torch.manual_seed(1)
+    cache = Cache(torch.randint(4, (8,)), 6, 4, 1.0, 1.0)
+    cache.keys.data = F.normalize(torch.randn(8, 6), dim=1)
+    image, zero, target = F.normalize(torch.randn(40, 6), dim=1), torch.randn(40, 4), torch.randint(4, (40,))
+    grid = ([0.5, 2.0, 6.0], [0.1, 1.0, 4.0])
+
+    def score(at):
+        b, a = at
+        one_hot = F.one_hot(cache.target, 4).float()
+        logits = zero + a * torch.exp(-b * (1 - image @ cache.keys.detach().T)) @ one_hot
+        return ((logits.argmax(1) == target).sum().item(), -F.cross_entropy(logits, target).item())
+
+    with torch.no_grad():
+        chosen = best(cache, zero, image, target, *grid)
+    assert chosen == max(((b, a) for b in grid[0] for a in grid[1]), key=score)
+
+
+# ---------------------------------------------------------------------------------------------------- whole runs
+
+
+def own(outputs, method):
+    return [(d, r) for d, r in find_records(outputs) if r["method"] == method]
+
+
+def content(directory):
+    record = json.loads((directory / "record.json").read_text())
+    files = [(directory / "method.safetensors").read_bytes(), (directory / "metrics.jsonl").read_text()]
+    predictions = [p.read_bytes() for p in sorted((directory / "predictions").iterdir())]
+    return files, predictions, record["metrics"]
+
+
+def test_one_cache_for_all_students_of_the_same_labels_and_a_killed_one_goes_on_bitwise(
+    folder, train, outputs, tmp_path, monkeypatch
+):  # fmt: skip
+    """Views without randomness, so that keys are the features of the images themselves before they are trained."""
+    line = [*over(folder), "views.weak.pad=0", "schedule.steps=2", "execution.checkpoint_every_steps=3"]
+    adapter = ["teacher.steps=8"]
+    assert train(*line, *adapter) == 0
+    assert train(*line, *adapter, "method=dho", "schedule.lr=0.01") == 0
+    [(directory, record)] = own(outputs, "tip_adapter")
+    whole = content(directory)
+    assert (record["steps"], record["nets"], record["headline"]) == (8, {}, "adapter")
+    for name in ("residual_ratio", "sharpness"):
+        assert f"val/adapter/{name}" in record["metrics"]
+    for method in ("distill", "dho"):
+        [(student, found)] = own(outputs, method)
+        assert found["requires"]["teacher"] == record["key"]
+        assert found["split"]["hash"] == record["split"]["hash"]
+        assert found["metrics"]["test/teacher/top1"] == record["metrics"]["test/adapter/top1"]
+        assert found["metrics"]["test/teacher/nll"] == pytest.approx(record["metrics"]["test/adapter/nll"], rel=1e-5)
+
+    # opened again, each tells what it told
+    for place, name in ((directory, "adapter"), (student, "teacher")):
+        rebuilt = FinishedRun.open(place).rebuild()
+        images, index = torch.from_numpy(rebuilt.arrays.test_images), torch.arange(100)
+        with torch.no_grad():
+            again = rebuilt.predictors[name](View(clean(images, index), index))
+        wanted = FinishedRun.open(place).predictions("test", name)[0][:100]
+        torch.testing.assert_close(again, wanted, atol=1e-4, rtol=1e-4)
+
+    # the keys before training, from a run whose steps change next to nothing
+    still = "teacher.schedule={steps: 1, lr: 1e-12, batch_size: 50}"
+    assert train(*line, still, "teacher.adapter.search=false") == 0
+    [(place, _)] = [(d, r) for d, r in own(outputs, "tip_adapter") if r["steps"] == 1]
+    rebuilt = FinishedRun.open(place).rebuild()
+    clip = make_teacher(rebuilt.config.teacher, _setup(rebuilt), {})
+    labeled = torch.from_numpy(rebuilt.split.labeled)
+    images = clean(torch.from_numpy(rebuilt.arrays.train_images), labeled)
+    with torch.no_grad():
+        wanted = clip(images, ("prelogits",)).features["prelogits"]
+    made = trained(clip, place, 10)
+    torch.testing.assert_close(made.cache.keys.detach(), wanted, atol=1e-5, rtol=1e-5)
+    assert made.cache.target.tolist() == rebuilt.arrays.train_labels[labeled.numpy()].tolist()
+    assert made.cache.residual_ratio.item() == pytest.approx(1.17)
+    (place / "method.safetensors").write_bytes(b"damaged")
+    with pytest.raises(DataError, match="not a readable file of weights"):
+        trained(clip, place, 10)
+
+    plain = Loader.batch
+
+    def broken(self, step):
+        if step == 5:
+            raise KdrunError("broken off")
+        return plain(self, step)
+
+    directory.rename(tmp_path / "whole")
+    [(student, _)] = own(outputs, "dho")
+    student.rename(tmp_path / "student")
+    monkeypatch.setattr(Loader, "batch", broken)
+    assert train(*line, *adapter, "method=dho", "schedule.lr=0.01") == 1
+    monkeypatch.undo()
+    assert train(*line, *adapter, "method=dho", "schedule.lr=0.01") == 0
+    assert "resumed at step 3 of 8" in (directory / "log.txt").read_text()
+    assert content(directory) == whole
+
+
+def _setup(rebuilt):
+    from kdrun.build import setup_of
+
+    return setup_of(rebuilt.config, rebuilt.arrays, rebuilt.split)
+
+
+def test_the_run_of_the_cache_follows_the_labels_and_nothing_else(folder):
+    def key(*more):
+        config = composed(*over(folder), *more)
+        return run_key(teacher_runs(config, config.teacher)["teacher"])
+
+    plain = key()
+    assert key("schedule.steps=7", "student=resnet14", "method=dho", "teacher.temperature=2") == plain
+    assert key("seed=1") != plain
+    assert key("seed=1", "dataset.split_seed=0") == plain
+    for other in ("dataset.num_labels=20", "teacher.epochs=200", "teacher.adapter.residual_ratio=2", "teacher.seed=1"):
+        assert key(other) != plain
+    run = teacher_runs(config := composed(*over(folder)), config.teacher)["teacher"]
+    assert (run.schedule.batch_size, run.schedule.epochs, run.schedule.optimizer_args) == (50, 20.0, {"eps": 1e-4})
+    assert teacher_runs(composed("teacher=digits_tip_adapter", "dataset.num_labels=20"),
+                        composed("teacher=digits_tip_adapter", "dataset.num_labels=20").teacher).keys() == {
+        "teacher", "teacher_1"
+    }  # fmt: skip
+
+
+def test_the_teacher_alone_is_a_run_that_all_seeds_and_shots_share(folder, train, outputs):
+    clip = ["teacher=open_clip", f"teacher.path={folder}", "teacher.pretrained=null", "teacher.model=null"]
+    line = [*FAST, "method=zero_shot", *clip]
+    assert train(*line) == 0
+    for other in ("seed=3", "dataset.num_labels=20", "schedule.steps=3", "loss=kd", "views.mix.kind=mixup"):
+        assert run_key(composed(*line, other)) == run_key(composed(*line)), other
+    assert run_key(composed(*line, "dataset.val_fraction=0.2")) != run_key(composed(*line))
+    [(directory, record)] = own(outputs, "zero_shot")
+    assert (record["headline"], record["steps"], record["nets"], record["seed"]) == ("teacher", 0, {}, 0)
+    assert 0 <= record["metrics"]["test/teacher/top1"] <= 1
+    run = FinishedRun.open(directory)
+    assert run.config.students == []
+    assert list(run.rebuild().predictors) == ["teacher"]
+
+    adapted = [*over(folder), "method=zero_shot"]
+    keys = [run_key(composed(*adapted, *more)) for more in ([], ["seed=1"], ["dataset.num_labels=20"])]
+    assert len(set(keys)) == 3
+    taught = [*FAST, "method=zero_shot", "teacher=resnet8"]
+    assert run_key(composed(*taught, "schedule.steps=3")) != run_key(composed(*taught))  # as long as its student's
+    with pytest.raises(ConfigError, match=r"method=zero_shot needs a teacher, but teacher\.source=none"):
+        composed("method=zero_shot", "teacher=none")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["dataset.num_labels=null"], r"tip_adapter keeps the labeled shots, and all images are labeled; give dataset"),
+        (["teacher.members=[]"], r"a tip_adapter stands on one CLIP in teacher\.members, got 0"),
+        (
+            ["teacher.members=[{source: train, model: resnet8}]"],
+            r"teacher\.members\.0\.source: a tip_adapter stands on a CLIP, got train",
+        ),
+        (["teacher.zeta=0.01"], r"teacher\.zeta: of a tip_adapter it belongs into teacher\.members\.0\.zeta"),
+        (["teacher.num_labels=20"], r"teacher\.num_labels: a tip_adapter sees the labels of the student"),
+        (["teacher.adapter.search_scale=[0.1, 3.0]"], r"teacher\.adapter\.search_scale\.0: must be greater than 0\.1"),
+        (["method=tip_adapter"], r"method=tip_adapter stands on a CLIP, got tip_adapter"),
+    ],
+)
+def test_mistakes(folder, line, message):
+    method = [part for part in line if part.startswith("method=")]  # before the teacher, which it would replace
+    with pytest.raises(ConfigError, match=message):
+        composed(*method, *over(folder), *(part for part in line if part not in method))
+
+
+def test_two_clips_or_no_package(folder, monkeypatch):
+    two = f"teacher.members=[{{source: open_clip, path: {folder}}}, {{source: open_clip, path: {folder}}}]"
+    with pytest.raises(ConfigError, match=r"stands on one CLIP in teacher\.members, got 2"):
+        composed(*over(folder), two)
+    config = composed(*over(folder), "seed=77")
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(ConfigError, match=r"pip install kdrun\[clip\]"):
+        check(config)
