@@ -704,7 +704,8 @@ def check_settings(settings: Any) -> None:
         read = re.findall(rf"\$\{{setting:{method}\.(\w+),", path.read_text()) if path.is_file() else []
         for key in values:
             if key not in read:
-                raise ConfigError(f"settings.{method}.{key}: conf/method/{method}.yaml does not read it; {allowed(key, read)}")
+                where = f"conf/method/{method}.yaml"
+                raise ConfigError(f"settings.{method}.{key}: {where} does not read it; {allowed(key, read)}")
 
 
 def effective(config: RunConfig) -> RunConfig:
