@@ -88,8 +88,10 @@ def of_paper(paper: Paper) -> Values:
     """The paper's own numbers, against which its claims must hold."""
 
     def values(row: str, column: str, metric: str) -> list[float]:
-        name = TEACHER if row.startswith(f"{TEACHER} of ") else row
-        cell = paper.cell(name, column, metric.removeprefix("test/"))
+        name = metric.removeprefix("test/")
+        cell = paper.cell(row, column, name)
+        if cell is None and row.startswith(f"{TEACHER} of "):
+            cell = paper.cell(TEACHER, column, name)
         return [] if cell is None or cell.mean is None else [cell.mean]
 
     return values

@@ -209,11 +209,23 @@ def class_words(setup: Setup) -> list[str]:
             "teacher that reads names needs all; give a list, or a text file with one a line"
         )
     if all(re.fullmatch(r"n\d{8}", name) for name in setup.class_names):  # folders of ImageNet and its parts
-        raise ConfigError(
-            f"dataset.class_names: the classes are WordNet's numbers, e.g. {setup.class_names[0]}, and a teacher that "
-            "reads names needs words; give a list, or a text file with one a line"
-        )
+        return _words_of_imagenet(setup.class_names)
     return list(setup.class_names)
+
+
+def _words_of_imagenet(wnids: Sequence[str]) -> list[str]:
+    """OpenAI's names for classes of ImageNet-1k."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    place = {info.index_to_label_name(k): k for k in range(info.num_classes())}
+    if strange := [wnid for wnid in wnids if wnid not in place]:
+        raise ConfigError(
+            f"dataset.class_names: the classes are WordNet's numbers, e.g. {strange[0]}, which is none of ImageNet's "
+            "1000, and a teacher that reads names needs words; give a list, or a text file with one a line"
+        )
+    names: Sequence[str] = open_clip().IMAGENET_CLASSNAMES
+    return [names[place[wnid]] for wnid in wnids]
 
 
 def text_features(

@@ -65,6 +65,8 @@ class ModelConfig(Schema):
     """Published weights of timm, from the hub, its cache, or `file`."""
     file: Annotated[str | None, FileContent(whole=True)] = None
     """A local file with the published weights (with pretrained=true); of open_clip also a folder as it saves it."""
+    new_head: bool = False
+    """Published weights without their classifier, which starts anew; so where the classes are others in any case."""
     mean: list[float] | None = None
     """Normalisation of this network's input; null: the weights' own where pretrained, else the dataset's."""
     std: list[Annotated[float, Field(gt=0)]] | None = None
@@ -247,6 +249,8 @@ class TeacherConfig(Schema):
             raise ValueError("teacher.schedule is for source=train and source=tip_adapter")
         if self.schedule is not None and (self.steps, self.epochs) != (None, None):
             raise ValueError("teacher.schedule has a length of its own; leave teacher.steps and teacher.epochs null")
+        if any(model.new_head for model in self.models):
+            raise ValueError("teacher.model.new_head: a frozen teacher would have a random classifier; set it to false")
         if self.source == "timm" and self.model is not None and self.model.head != "linear":
             raise ValueError("teacher.model.head: timm's published weights are of a linear head; set it to linear")
         if self.source == "open_clip" and self.model is not None and self.model.head != "linear":
@@ -562,7 +566,7 @@ def to_config(composed: DictConfig) -> RunConfig:
 def from_nodes(node: dict[str, Any]) -> RunConfig:
     """Type and check plain nodes, as Hydra composes them (`loss`, `student`) or as config.yaml records them."""
     known = {"method", "dataset", "views", "teacher", "student", "students", "loss", "schedule", "seed"}
-    known |= {"tracker", "execution", "evaluate", "plugins", "coefficients", "experiment", "ramps"}
+    known |= {"tracker", "execution", "evaluate", "plugins", "coefficients", "settings", "experiment", "ramps"}
     errors = [f"{key}: unknown key; {allowed(key, known)}" for key in node if key not in known]
     absent = [key for key in ("method", "dataset", "schedule") if not node.get(key)]
     absent += ["loss"] if node.get("loss") is None else []  # a method that trains nothing has no terms
@@ -600,6 +604,7 @@ def from_nodes(node: dict[str, Any]) -> RunConfig:
         raise ConfigError(*errors)
     config = build(RunConfig, parts, "")
     check_coefficients(node.get("coefficients") or {})
+    check_settings(node.get("settings") or {})
     return effective(config)
 
 
@@ -687,6 +692,20 @@ def check_coefficients(coefficients: Any) -> None:
                 errors.append(f"coefficients.{terms}.{dotted}: {name} has no {field!r}; {allowed(field, fields)}")
     if errors:
         raise ConfigError(*errors)
+
+
+def check_settings(settings: Any) -> None:
+    """Each key of `settings` must be one that conf/method/<name>.yaml reads there."""
+    if not isinstance(settings, Mapping) or not all(isinstance(values, Mapping) for values in settings.values()):
+        raise ConfigError(f"settings: expected a mapping such as {{dho: {{ce_share: 0.5}}}}, got {settings!r}")
+    for method, values in settings.items():
+        lookup("method", method, f"settings.{method}")
+        path = CONF_DIR / "method" / f"{method}.yaml"
+        read = re.findall(rf"\$\{{setting:{method}\.(\w+),", path.read_text()) if path.is_file() else []
+        for key in values:
+            if key not in read:
+                where = f"conf/method/{method}.yaml"
+                raise ConfigError(f"settings.{method}.{key}: {where} does not read it; {allowed(key, read)}")
 
 
 def effective(config: RunConfig) -> RunConfig:
@@ -879,6 +898,8 @@ def _contradictions(config: RunConfig) -> list[str]:
             )
         if model.file is not None and not model.pretrained:
             errors.append(f"{key}.file: weights are read with pretrained=true only; set it, or leave out the file")
+        if model.new_head and not model.pretrained:
+            errors.append(f"{key}.new_head: goes with pretrained=true; without published weights every head is new")
     return errors
 
 
@@ -1082,6 +1103,12 @@ def _coefficient(key: str, default: Any, *, _root_: DictConfig) -> Any:
     return chosen.get(key, default) if isinstance(chosen, Mapping) else default
 
 
+def _setting(key: str, default: Any, *, _root_: DictConfig) -> Any:
+    """`${setting:dho.ce_share,0.4}`: what `settings` gives for a method, or the default."""
+    given = OmegaConf.select(_root_, f"settings.{key}")
+    return default if given is None else given
+
+
 def _run_dir(*, _root_: DictConfig) -> str:
     return run_dir(to_config(_root_))
 
@@ -1089,6 +1116,7 @@ def _run_dir(*, _root_: DictConfig) -> str:
 def register_resolvers() -> None:
     """Register the resolvers that conf/ uses (needed once in a process)."""
     OmegaConf.register_new_resolver("coefficient", _coefficient, replace=True)
+    OmegaConf.register_new_resolver("setting", _setting, replace=True)
     OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
 
 

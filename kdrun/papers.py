@@ -102,7 +102,7 @@ class Paper(Schema):
     def rows_of(self, columns: Sequence[str], metric: str) -> list[str]:
         """The rows that have a number in one of these columns, teachers aside."""
         found = {c.row: None for c in self.cells if c.column in columns and c.metric == metric and c.mean is not None}
-        return [row for row in found if row != TEACHER]
+        return [row for row in found if not row.startswith(TEACHER)]
 
     def teacher(self, column: str) -> float | None:
         """The accuracy of the teacher behind a column, in percent."""

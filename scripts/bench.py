@@ -60,6 +60,7 @@ class LoopBench:
         from kdrun.plan import Composer
 
         self.steps = steps
+        self.stored: Any = None  # views whose logits are kept
         self._folder = tempfile.TemporaryDirectory()
         if not data:
             path = f"{self._folder.name}/d.npz"
@@ -89,6 +90,23 @@ class LoopBench:
         self.setup = dataclasses.replace(self.setup, teacher=Teacher(network))
         return network.net  # type: ignore[no-any-return]
 
+    def keep_logits(self) -> None:
+        """Compute the teacher's logits of the views of `teacher.cache`, as a run does before it trains."""
+        from kdrun.build import recipes_of
+        from kdrun.data.residency import place
+        from kdrun.kept import keep, stored_views
+
+        cpu = torch.device("cpu")
+        views = stored_views(self.config, recipes_of(self.config, self.arrays)["weak"], len(self.arrays.train_images))
+        images, teacher = place(self.arrays, cpu, "auto")[0], self.setup.teacher
+        if views is None or teacher is None or not isinstance(images, torch.Tensor):
+            raise SystemExit("teacher.cache keeps nothing here")
+        index = torch.arange(len(images))
+        teacher.kept, _ = keep(
+            teacher._network, views, images, index, self.arrays.num_classes, cpu, 1000, "fp32", Path(self._folder.name)
+        )
+        self.stored = views
+
     def seconds(self, prebuilt: Any = None) -> float:
         """Of one step of a short run.
 
@@ -107,6 +125,7 @@ class LoopBench:
         loader = Prebuilt(prebuilt) if prebuilt else make_loader(
             method.streams, self.arrays, self.split, place(self.arrays, torch.device("cpu"), "auto")[0],
             type(method).batch_sizes(config), recipes_of(config, self.arrays), 0, total_steps=clock.total_steps,
+            stored=self.stored,
         )  # fmt: skip
         directory = Path(tempfile.mkdtemp(dir=self._folder.name))
         made = Loop(method, loader, self.evaluator, clock, directory, Tracker(), "bench")
@@ -301,6 +320,53 @@ def bench_trio() -> None:
     report("  kdrun: both / resnet18 alone (paper: 1.63)", [two / one for _, _, one, two in rounds], "")
     report("  bare: sum / resnet18 alone", [(a + b) / a for a, b, _, _ in rounds], "")
     report("  kdrun's step of both / sum of the bare steps", [two / (a + b) for a, b, _, two in rounds], "")
+
+
+def bench_dho() -> None:
+    """A step of DHO beside one of a single head (method=sho) on the same batches, then DHO's with kept logits.
+
+    The heads have 100 classes; the teacher is as small as the student, so that its pass hides little. Kept logits are
+    computed before the first step, so the steps of no epoch ask the teacher.
+    """
+    small = ("student=resnet8", "teacher=resnet8")
+    large = ("student=timm", "student.name=resnet18", "teacher=train", "teacher.model.name=resnet18")
+    kept = ("teacher.cache.mode=views", "teacher.cache.num_views=1")
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/d.npz"
+        rng = np.random.default_rng(0)
+        pixels, labels = rng.integers(0, 256, (400, 64, 64, 3), dtype=np.uint8), np.arange(400) % 100
+        np.savez(
+            path, train_images=pixels, train_labels=labels, test_images=pixels[:100], test_labels=labels[:100],
+        )  # fmt: skip
+        wide = ["dataset=npz", f"dataset.path={path}"]
+        compare_heads("resnet8, 32 px, 64 + 64 images", small, kept, [], 20)
+        compare_heads("resnet18, 64 px, 32 + 32 images", (*large, "schedule.batch_size=32"), kept, wide, 6)
+
+
+def compare_heads(what: str, networks: Sequence[str], cache: Sequence[str], data: Sequence[str], steps: int) -> None:
+    """One head, two heads, and two heads with the teacher's logits kept, in turn."""
+    two = LoopBench("method=dho", *networks, steps=steps, data=data)
+    two.give_teacher()
+    one = LoopBench("method=sho", *networks, steps=steps, data=data)
+    one.setup = two.setup
+    cached = LoopBench("method=dho", *networks, *cache, steps=steps, data=data)
+    cached.give_teacher()
+    cached.keep_logits()
+    passes: list[None] = []
+    cached.setup.teacher._network.register_forward_hook(lambda *_: passes.append(None))  # type: ignore[union-attr]
+    timed = {
+        f"{what}: one head": one.seconds,
+        "  two heads (DHO)": two.seconds,
+        "  two heads, the teacher's logits kept": cached.seconds,
+    }
+    for call in timed.values():
+        call()
+    rounds = [[call() for call in timed.values()] for _ in range(ROUNDS)]
+    for name, values in zip(timed, zip(*rounds, strict=True), strict=True):
+        report(name, [1e3 * value for value in values], "ms")
+    report("  two heads / one head (target: 1.03)", [b / a for a, b, _ in rounds], "")
+    report("  two heads, kept / not kept", [c / b for _, b, c in rounds], "")
+    report("  passes of the teacher in the steps with kept logits", [len(passes)], "")
 
 
 def bench_views() -> None:
@@ -722,6 +788,7 @@ def bench_data(images: int = 192) -> None:
 BENCHES: dict[str, Callable[[], None]] = {
     "start": bench_start, "views": bench_views, "loop": bench_loop, "fixmatch": bench_fixmatch, "peers": bench_peers,
     "losses": bench_losses, "metrics": bench_metrics, "memory": bench_memory, "sweep": bench_sweep, "data": bench_data,
+    "dho": bench_dho,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -71,8 +71,10 @@ class Network(nn.Module):
         model = ModelConfig.model_validate(spec.model)
         self.size = model.size
         weights: dict[str, Any] = {"pretrained": model.pretrained}
-        if model.pretrained and model.file is not None:
-            weights["pretrained_cfg_overlay"] = {"file": model.file}
+        if model.pretrained:
+            overlay = {"file": model.file} if model.file is not None else {}
+            overlay |= {"num_classes": 0} if model.new_head else {}  # timm leaves out the head of other classes
+            weights["pretrained_cfg_overlay"] = overlay or None
         missing: list[str] = []
         unfit = f"{model.name}: the network cannot be built with args {model.args}"
         try:
@@ -279,7 +281,8 @@ def _no_weights(model: ModelConfig, error: Exception) -> str:
     line = shorten(str(error), 160, placeholder=" ...")
     why = f"({type(error).__name__}: {line})"
     if model.file is not None:
-        return f"{model.name}: {model.file}: not a file of its weights {why}; published as {place}"
+        hint = "" if model.new_head else " (new_head=true takes a file without a classifier)"
+        return f"{model.name}: {model.file}: not a file of its weights {why}; published as {place}{hint}"
     files = f"model.safetensors of {place} (Hugging Face hub)" if published and published.hf_hub_id else place
     return (
         f"{model.name}: its published weights cannot be had {why}; fetch {files} where there is a network and name the "

@@ -217,6 +217,7 @@ REFUSED = {
     "published student that wants to run code": (published(lambda p: torch.save(Attack(), p)), "test_resnet: {root}/w.pt: not a file of its weights ("),
     "published student that is not published": (given("student.pretrained=true"), "student.pretrained: timm has no published weights of resnet8"),
     "file of a student without pretrained": (published(lambda p: p.write_bytes(PAGE), "student.pretrained=false"), "student.file: weights are read with pretrained=true only"),
+    "new head without weights": (given("student.new_head=true"), "student.new_head: goes with pretrained=true; without published weights every head is new"),
     "unknown tag": (given("student=timm", "student.name=resnet18.nosuch"), "student.name: Invalid pretrained tag (nosuch) for resnet18"),
     "student for another size of images": (given("student=timm", "student.name=vit_tiny_patch16_224"), "student: vit_tiny_patch16_224 does not take images of 8x8: "),
     "student args that are kdrun's": (given("+student.args.num_classes=3"), "student: args.num_classes: kdrun gives this one itself"),

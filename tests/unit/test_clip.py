@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from kdrun.clip import class_words
 from kdrun.config import TeacherConfig, from_nodes, run_key
 from kdrun.data.views import View, clean
 from kdrun.errors import ConfigError, DataError
@@ -189,7 +190,10 @@ def test_mistakes(keys, message):
     [
         ((), "no name for class 0 to 2, "),
         (("a", " ", "c"), "no name for class 1, "),
-        (("n01440764", "n01443537", "n01484850"), "the classes are WordNet's numbers, e.g. n01440764, "),
+        (
+            ("n01440764", "n01443537", "n00000003"),
+            "the classes are WordNet's numbers, e.g. n00000003, which is none of ",
+        ),
     ],
 )
 def test_a_class_without_a_name(folder, names, message):
@@ -197,6 +201,11 @@ def test_a_class_without_a_name(folder, names, message):
 
     with pytest.raises(ConfigError, match=rf"dataset\.class_names: {message}"):
         make_teacher(spec(path=str(folder)), replace(SETUP, class_names=names), {})
+
+
+def test_wordnet_ids_of_imagenet_are_words():
+    setup = Setup(3, 3, (0.3,) * 3, (0.2,) * 3, torch.zeros(5), class_names=("n01440764", "n02012849", "n15075141"))
+    assert class_words(setup) == ["tench", "crane bird", "toilet paper"]
 
 
 def test_without_the_package(folder, monkeypatch):

@@ -40,8 +40,8 @@ def grays(images: np.ndarray) -> list[int]:
     return images[:, 0, 0, 0].tolist()
 
 
-# Each writes a dataset of two classes below root: its training images have the grays 10 (class 0) and 20 (class 1), its
-# official validation images 110 and 120, and its test images 210 and 220.
+# Each writes a dataset of two classes below root: its training images, `count` of each class, have the grays 10 (class 0)
+# and 20 (class 1), its official validation images 110 and 120, and its test images 210 and 220.
 
 
 def write_imagenet(root: Path) -> None:
@@ -66,77 +66,89 @@ def write_tiny_imagenet(root: Path) -> None:
     )
 
 
-def write_oxford_pets(root: Path) -> None:
-    base = root / "oxford-iiit-pet"
-    for k, name in enumerate(("Abyssinian", "american_bulldog")):
-        gray(base / "images" / f"{name}_1.jpg", 10 * k + 10)
+def write_oxford_pets(root: Path, count: int = 1) -> None:
+    base, names = root / "oxford-iiit-pet", ("Abyssinian", "american_bulldog")
+    train = [(k, f"{name}_{i + 1}") for i in range(count) for k, name in enumerate(names)]
+    for k, name in train:
+        gray(base / "images" / f"{name}.jpg", 10 * k + 10)
+    for k, name in enumerate(names):
         gray(base / "images" / f"{name}_201.jpg", 10 * k + 210)
-    lines(base / "annotations" / "trainval.txt", "Abyssinian_1 1 1 1", "american_bulldog_1 2 2 1")
+    lines(base / "annotations" / "trainval.txt", *(f"{name} {k + 1} {k + 1} 1" for k, name in train))
     lines(base / "annotations" / "test.txt", "Abyssinian_201 1 1 1", "american_bulldog_201 2 2 1")
 
 
-def write_stanford_cars(root: Path) -> None:
+def write_stanford_cars(root: Path, count: int = 1) -> None:
     base = root / "stanford_cars"
     kind = [(name, object) for name in ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")]
-    for folder, value, path in (
-        ("cars_train", 10, "devkit/cars_train_annos.mat"),
-        ("cars_test", 210, "cars_test_annos_withlabels.mat"),
+    for folder, value, path, n in (
+        ("cars_train", 10, "devkit/cars_train_annos.mat", 2 * count),
+        ("cars_test", 210, "cars_test_annos_withlabels.mat", 2),
     ):
-        rows = np.array([(1, 1, 5, 4, k + 1, f"0000{k + 1}.jpg") for k in range(2)], kind)
+        rows = np.array([(1, 1, 5, 4, k % 2 + 1, f"{k + 1:05d}.jpg") for k in range(n)], kind)
         (base / path).parent.mkdir(parents=True, exist_ok=True)
         scipy.io.savemat(base / path, {"annotations": rows})
-        for k in range(2):
-            gray(base / folder / f"0000{k + 1}.jpg", value + 10 * k)
+        for k in range(n):
+            gray(base / folder / f"{k + 1:05d}.jpg", value + 10 * (k % 2))
     names = np.array(["AM General Hummer SUV 2000", "Acura RL Sedan 2012"], object)
     scipy.io.savemat(base / "devkit" / "cars_meta.mat", {"class_names": names})
 
 
-def write_flowers102(root: Path) -> None:
-    base = root / "flowers-102"
-    for number, value in enumerate((10, 20, 110, 120, 210, 220), start=1):
+def write_flowers102(root: Path, count: int = 1) -> None:
+    base, n = root / "flowers-102", 2 * count
+    values = (*((10, 20) * count), 110, 120, 210, 220)
+    for number, value in enumerate(values, start=1):
         gray(base / "jpg" / f"image_{number:05d}.jpg", value)
-    scipy.io.savemat(base / "imagelabels.mat", {"labels": np.array([[1, 2, 1, 2, 1, 2]], np.uint8)})
-    scipy.io.savemat(base / "setid.mat", {"trnid": [[1, 2]], "valid": [[3, 4]], "tstid": [[5, 6]]})
+    scipy.io.savemat(base / "imagelabels.mat", {"labels": np.array([[1, 2] * (count + 2)], np.uint8)})
+    ids = {"trnid": [[*range(1, n + 1)]], "valid": [[n + 1, n + 2]], "tstid": [[n + 3, n + 4]]}
+    scipy.io.savemat(base / "setid.mat", ids)
 
 
-def write_fgvc_aircraft(root: Path) -> None:
+def write_fgvc_aircraft(root: Path, count: int = 1) -> None:
     data = root / "fgvc-aircraft-2013b" / "data"
     lines(data / "variants.txt", "707-320", "Boeing 717")
-    for split, value in (("train", 10), ("val", 110), ("test", 210)):
-        for k in range(2):
-            gray(data / "images" / f"{value + 10 * k:07d}.jpg", value + 10 * k)
-        lines(data / f"images_variant_{split}.txt", f"{value:07d} 707-320", f"{value + 10:07d} Boeing 717")
+    for split, value, n in (("train", 10, count), ("val", 110, 1), ("test", 210, 1)):
+        listed = []
+        for i in range(n):
+            for k, name in enumerate(("707-320", "Boeing 717")):
+                number = 1000 * i + value + 10 * k
+                gray(data / "images" / f"{number:07d}.jpg", value + 10 * k)
+                listed.append(f"{number:07d} {name}")
+        lines(data / f"images_variant_{split}.txt", *listed)
 
 
-def write_dtd(root: Path) -> None:
+def write_dtd(root: Path, count: int = 1) -> None:
     base = root / "dtd" / "dtd"
-    for split, value in (("train", 10), ("val", 110), ("test", 210)):
-        listed = [f"{name}/{name}_{value:04d}.jpg" for name in ("banded", "zigzagged")]
+    for split, value, n in (("train", 10, count), ("val", 110, 1), ("test", 210, 1)):
+        listed = [f"{name}/{name}_{1000 * i + value:04d}.jpg" for i in range(n) for name in ("banded", "zigzagged")]
         for partition in (1, 2):
             lines(base / "labels" / f"{split}{partition}.txt", *listed)
         for k, image in enumerate(listed):
-            gray(base / "images" / image, value + 10 * k)
+            gray(base / "images" / image, value + 10 * (k % 2))
 
 
-def write_sun397(root: Path) -> None:
+def write_sun397(root: Path, count: int = 1) -> None:
     names = ("/a/abbey", "/b/bank/indoor")
     lines(root / "SUN397" / "ClassName.txt", *names)
-    for split, value in (("Training", 10), ("Testing", 210)):
-        lines(root / "SUN397" / f"{split}_01.txt", *(f"{name}/sun_{value}.jpg" for name in names))
-        for k, name in enumerate(names):
-            gray(root / f"SUN397{name}" / f"sun_{value}.jpg", value + 10 * k)
+    for split, value, n in (("Training", 10, count), ("Testing", 210, 1)):
+        listed = [(k, f"{name}/sun_{1000 * i + value}.jpg") for i in range(n) for k, name in enumerate(names)]
+        lines(root / "SUN397" / f"{split}_01.txt", *(image for _, image in listed))
+        for k, image in listed:
+            gray(root / f"SUN397{image}", value + 10 * k)
 
 
-def write_ucf101(root: Path) -> None:
+def write_ucf101(root: Path, count: int = 1) -> None:
     base = root / "ucf101"
     lines(base / "ucfTrainTestlist" / "classInd.txt", "1 ApplyEyeMakeup", "2 YoYo")
     names = ("ApplyEyeMakeup", "YoYo")
-    train, test = ([f"{name}/v_{name}_g{group}_c01.avi" for name in names] for group in ("08", "01"))
-    lines(base / "ucfTrainTestlist" / "trainlist01.txt", f"{train[0]} 1", f"{train[1]} 2")
+    train = [(k, f"g08_c{i + 1:02d}") for i in range(count) for k in range(2)]
+    test = [f"{name}/v_{name}_g01_c01.avi" for name in names]
+    listed = [f"{names[k]}/v_{names[k]}_{clip}.avi {k + 1}" for k, clip in train]
+    lines(base / "ucfTrainTestlist" / "trainlist01.txt", *listed)
     lines(base / "ucfTrainTestlist" / "testlist01.txt", *test)
     frames = base / "UCF-101-midframes"
     for k, folder in enumerate(("Apply_Eye_Makeup", "YoYo")):  # CoOp's names and the authors'
-        gray(frames / folder / f"v_{names[k]}_g08_c01.jpg", 10 * k + 10)
+        for clip in (clip for which, clip in train if which == k):
+            gray(frames / folder / f"v_{names[k]}_{clip}.jpg", 10 * k + 10)
         for frame, value in enumerate((0, 10 * k + 210, 255)):
             gray(frames / folder / f"v_{names[k]}_g01_c01" / f"{frame:04d}.jpg", value)
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from kdrun.config import ModelConfig, TeacherConfig
 from kdrun.errors import ConfigError, DataError
 from kdrun.method import Setup, Teacher
+from kdrun.models.network import load_network
 from kdrun.schema import build
 from kdrun.teachers import make_teacher, read_state, renamed, untrained_teacher
 
@@ -251,6 +252,25 @@ def test_pretrained_weights_from_a_local_file_bring_their_normalisation(tmp_path
         next(iter(source.state_dict().values())),
     )
     assert made.net.get_classifier().out_features == 7
+
+
+def test_weights_without_a_classifier_are_those_of_a_network_with_a_new_head(tmp_path):
+    """As DINO's ResNet-50 on ImageNet, whose classes are as many as those of timm's own weights."""
+    import timm
+
+    setup = Setup(1000, 3, (0.1,) * 3, (1.0,) * 3, torch.zeros(5, dtype=torch.int64))
+    source = timm.create_model("test_resnet", num_classes=1000).state_dict()
+    place = {"name": "test_resnet", "pretrained": True, "file": str(tmp_path / "w.pth")}
+    torch.save({name: value for name, value in source.items() if not name.startswith("fc.")}, tmp_path / "w.pth")
+    made = setup.network(ModelConfig(**place, new_head=True), 0)
+    state = made.net.state_dict()
+    assert all(torch.equal(state[name], value) == (name[:3] != "fc.") for name, value in source.items())
+    made.save(tmp_path / "own.safetensors")
+    assert torch.equal(load_network(tmp_path / "own.safetensors").net.fc.weight, made.net.fc.weight)
+    with pytest.raises(DataError, match=r"w\.pth: not a file of its weights .*\(new_head=true takes a file without"):
+        setup.network(ModelConfig(**place), 0)
+    with pytest.raises(ConfigError, match=r"teacher\.model\.new_head: a frozen teacher would have a random classifier"):
+        spec(source="timm", model={**place, "new_head": True})
 
 
 def test_weights_that_cannot_be_had_are_named(tmp_path):
