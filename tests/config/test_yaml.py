@@ -104,7 +104,8 @@ def test_tables_type_and_their_cells_compose(composer, name):
     spec = build(TableConfig, yaml.safe_load((CONF_DIR / "table" / f"{name}.yaml").read_text()), name)
     rows, columns = list(spec.rows.values()), list(spec.columns.values())
     for i in range(max(len(rows), len(columns))):  # each row and each column once
-        assert composer.typed([*columns[i % len(columns)], *rows[i % len(rows)]]).losses
+        config = composer.typed([*columns[i % len(columns)], *rows[i % len(rows)]])
+        assert config.losses or config.method.name == "zero_shot"  # which trains nothing
     if spec.paper is not None:
         assert read_paper(spec.paper).cells
 
