@@ -34,7 +34,8 @@ thead th.n { text-align: right; min-width: 5rem; } .keys td { max-width: 17rem; 
 small, .note, .spread, .paper { color: var(--muted); } .paper, .flag { display: block; font-size: .86rem; }
 .count { font-size: .8rem; margin-left: .3rem; text-decoration: none; } .flag, .none { color: var(--warn); }
 .published > * { font-style: italic; color: var(--muted); } .good { color: var(--good); } .bad { color: var(--bad); }
-.notes { margin: .6rem 0; padding-left: 1.6rem; max-width: 64rem; font-size: .92rem; } .notes li { margin: .2rem 0; }
+.notes { list-style: lower-alpha; margin: .6rem 0; padding-left: 1.6rem; max-width: 64rem; font-size: .92rem; }
+.notes li { margin: .2rem 0; }
 sup { font-size: .7em; line-height: 0; } code { font: .86em/1.4 ui-monospace, "DejaVu Sans Mono", monospace;
   overflow-wrap: anywhere; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.2rem; }

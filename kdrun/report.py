@@ -67,21 +67,23 @@ def _main(table: Table) -> str:
 
 
 def _figure(table: Table, place: Place, numbered: Mapping[Place, Sequence[int]]) -> str:
-    """`96.25 ± 1.32 n=3`, the paper's number below, what is wrong with it, the numbers of its notes."""
+    """`96.25 ± 1.32 n=3`, the paper's number below, what is wrong with it, the letters of its notes."""
     cell, theirs = table.cells[place], table.theirs(*place)
     digits = 2 if table.percent else 4
     values = scaled(cell.values.values(), table.percent)
-    sup = "".join(f'<a href="#note-{k}">{k}</a> ' for k in numbered.get(place, ())).strip()
+    marks = ", ".join(f'<a href="#note-{k}">{_letter(k)}</a>' for k in numbered.get(place, ()))
+    sup = f"<sup>{marks}</sup>" if marks else ""
     count = f"{len(values)}" + (f"/{cell.planned}" if cell.planned > len(values) else "")
     link = f'href="#{_anchor(table, place)}" title="the runs behind it"'
     told = f'<a class="count" {link}>n={count}</a>' if cell.runs else f'<span class="count">n={count}</span>'
     if values:
         spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
         ends = f" [{min(values):.{digits}f}, {max(values):.{digits}f}]" if table.minmax else ""
-        out = f'{_number(statistics.mean(values), digits)}<span class="spread">{spread}{_signed(ends)}</span>{told}'
+        out = (
+            f'{_number(statistics.mean(values), digits)}<span class="spread">{spread}{_signed(ends)}</span>{sup}{told}'
+        )
     else:
-        out = f'<span class="none">{escape(cell.text(table.percent))}</span>'
-    out += f"<sup>{sup}</sup>" if sup else ""
+        out = f'<span class="none">{escape(cell.text(table.percent))}</span>{sup}'
     if theirs is not None and theirs.mean is not None:
         against = cell.against(theirs)
         difference = f" ({_signed(f'{against.difference:+.2f}')}, {against.verdict})" if against else ""
@@ -93,6 +95,12 @@ def _figure(table: Table, place: Place, numbered: Mapping[Place, Sequence[int]])
         if len(found) > 1:
             out += f'<span class="flag" title="{escape(", ".join(sorted(found)))}">mixed {name}</span>'
     return out
+
+
+def _letter(k: int) -> str:
+    """1 -> a, 26 -> z, 27 -> aa, as lists count: a number beside `n=3` would be an exponent."""
+    first, last = divmod(k - 1, 26)
+    return (_letter(first) if first else "") + chr(ord("a") + last)
 
 
 def _number(value: float, digits: int) -> str:
@@ -118,7 +126,7 @@ def _numbered(table: Table) -> dict[Place, list[int]]:
 
 
 def _notes(table: Table) -> str:
-    """Deviations and what is ours, numbered as in the table; then what else stands below it."""
+    """Deviations and what is ours, lettered as in the table; then what else stands below it."""
     items = []
     for k, (kind, text, at, _) in enumerate(table.footnotes() if table.paper is not None else [], start=1):
         told = f"{'Deviates' if kind == 'deviates' else 'Ours'}{f' ({at})' if at else ' (all cells)'}: {text}"

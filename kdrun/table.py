@@ -34,7 +34,7 @@ class Table:
     extras: list[str] = field(default_factory=list)
     """Further columns: of `EXTRAS`, or other metrics."""
     published: list[str] = field(default_factory=list)
-    """Rows that are the paper's alone: kdrun does not run them."""
+    """Rows that are the paper's alone: no table beside its numbers runs them."""
     about: str = ""
     """What the table is, in a sentence."""
     claims: list[Verdict] = field(default_factory=list)
@@ -111,7 +111,7 @@ class Table:
         if self.paper is not None:
             lines += [f"{kind}{f' ({at})' if at else ''}: {text}" for kind, text, at, _ in self.footnotes()]
             if self.published:
-                lines.append(f"published only, kdrun does not run them: {', '.join(self.published)}")
+                lines.append(f"published only, in no table beside this paper: {', '.join(self.published)}")
         return [*lines, *self.notes, *(f"claim {verdict.text()}" for verdict in self.claims)]
 
     def footnotes(self) -> list[tuple[str, str, str, list[Place]]]:

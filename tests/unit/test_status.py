@@ -162,7 +162,7 @@ def test_a_report_is_one_file_that_asks_for_nothing_and_escapes_everything(plann
     HTMLParser().feed(text)
     assert "<script" not in text
     assert "&lt;script&gt;" in text
-    assert not re.findall(r'(?:src|href)="(?!#)', text)
+    assert not re.findall(r'(?:src|href)="(?!#)|url\((?!#)|@import', text)
     for section in ("Seeds", "By number of labels", "Learning curves", "Reliability", "Cost", "Environment", "Runs"):
         assert f">{section}</h2>" in text
     assert text.count("<svg") == 5  # seeds, labels, two columns of curves, one diagram
