@@ -747,8 +747,9 @@ if planned:
 started = time.process_time()
 text = tables.main([f"outputs={outputs}", *(["table=t"] if planned else [])])
 assert text.count("(n=50)") == 100
-status = Path("/proc/self/status")
-most = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")) if status.exists() else "- nan"
+status = Path("/proc/self/status")  # not getrusage, whose maximum begins with that of the process before exec
+lines = status.read_text().splitlines() if status.exists() else ["VmHWM: nan"]
+most = next(line for line in lines if line.startswith("VmHWM"))
 print(time.process_time() - started, float(most.split()[1]) / 1e3)
 """
 
