@@ -7,7 +7,7 @@ import re
 import statistics
 from typing import Any
 
-from kdrun.cells import scaled
+from kdrun.cells import Cell, scaled
 from kdrun.table import Table
 
 LATEX = {
@@ -33,7 +33,8 @@ def to_latex(table: Table) -> str:
 def cells_of(table: Table) -> list[dict[str, Any]]:
     """Each cell as plain values, in percent where the table shows percent."""
     out = []
-    for (row, column), cell in table.cells.items():
+    alone = {(row, column): Cell() for row in table.published for column in table.columns if table.theirs(row, column)}
+    for (row, column), cell in (table.cells | alone).items():
         values = scaled(cell.values.values(), table.percent)
         theirs = table.theirs(row, column)
         against = None if theirs is None else cell.against(theirs)
@@ -47,7 +48,7 @@ def cells_of(table: Table) -> list[dict[str, Any]]:
                 "min": min(values, default=None), "max": max(values, default=None),
                 "missing": cell.missing, "failed": cell.failed, "lacking": cell.lacking,
                 "paper_mean": theirs and theirs.mean, "paper_std": theirs and theirs.std,
-                "paper_n": theirs and theirs.n,
+                "paper_n": theirs and theirs.n, "published_only": row in table.published,
                 "difference": against and against.difference, "low": interval and interval.low,
                 "high": interval and interval.high, "verdict": against and against.verdict,
                 "runs": dict(zip(cell.values, values, strict=True)),
@@ -75,7 +76,7 @@ def to_json(table: Table) -> str:
         "title": table.title,
         "metric": table.metric,
         "protocol": table.protocol,
-        "rows": table.rows,
+        "rows": [*table.rows, *table.published],
     }
     told |= {"columns": table.columns, "cells": cells_of(table), "claims": claims, "footer": table.footer()}
     return json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False)

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from kdrun.config import set_of_terms
+from kdrun.config import CONF_DIR, set_of_terms
 
 DEVIATES = "deviates: "
 MARK = re.compile(r"\b([Pp]roposed|[Pp]roposals?|[Oo]urs)\b")
@@ -41,7 +41,7 @@ def ours_in(picked: Sequence[Picked], composed: DictConfig) -> list[str]:
             continue
         for deviates, comment in _comments(path):
             told = [part for part in SENTENCE.split(comment) if MARK.search(part) and not POINTER.search(part)]
-            out += [] if deviates else [f"conf/{'/'.join(path.parts[-2:])}: {part}" for part in told]
+            out += [] if deviates else [f"conf/{path.relative_to(CONF_DIR)}: {part}" for part in told]
         content = yaml.safe_load(text)
         for keys, comment in _marked(text):
             whole = [*(package.split(".") if package else []), *keys]

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib import metadata
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -116,6 +116,13 @@ class TablePlan(Schema):
 
 def table_spec(name: str) -> TableConfig:
     return read_conf("table", name, TableConfig)
+
+
+def about(name: str) -> str:
+    """What the first lines of conf/table/<name>.yaml say."""
+    path = CONF_DIR / "table" / f"{name}.yaml"
+    lines = takewhile(lambda line: line.startswith("# "), path.read_text().splitlines() if path.is_file() else [])
+    return " ".join(line.removeprefix("#").strip() for line in lines if not line.startswith("#  "))
 
 
 @lru_cache(maxsize=8)

@@ -1,129 +1,195 @@
-"""A table as one HTML file that opens from disk without a network: inline CSS, inline SVG, no scripts."""
+"""A table as a report that one attaches to a paper: figures, the runs behind them, pictures, cost, differences."""
 
-import re
-import tempfile
-import zlib
+import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from kdrun.cells import Cell, scaled
+from kdrun.cells import Place, run_name, scaled
 from kdrun.errors import KdrunError
-from kdrun.formats import cells_of
 from kdrun.found import differing_keys, distinguishing
+from kdrun.page import grid, page, svg, wide
 from kdrun.record import Record
 from kdrun.table import Table
 from kdrun.todo import duration
 
 MOST_DIAGRAMS = 12  # reliability diagrams
-CSS = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 2rem auto; max-width: 72rem;
-  padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; margin: .6rem 0; }
-th, td { padding: .3rem .7rem; text-align: left; vertical-align: top; border-bottom: 1px solid #e4e4e4; }
-thead th { border-bottom: 2px solid #1a1a1a; } td.none { color: #8a4b00; }
-details summary { cursor: pointer; } details code { font-size: 12px; } small, .note { color: #555; }
-svg { max-width: 100%; height: auto; } .holds { color: #00664a; } .fails { color: #b03a00; } figure { margin: 1rem 0; }
-"""
+PANELS = 3  # columns beside each other in a picture of seeds
+MINUS = "\N{MINUS SIGN}"
 
 
 def html(table: Table, outputs: Path) -> str:
     """The report of a planned table."""
     sections = [
         ("Table", _main(table)),
+        ("Notes", _notes(table)),
         ("Claims", _claims(table)),
         ("Against the paper", _paper(table)),
+        ("Seeds", _seeds(table)),
         ("By number of labels", _labels(table)),
         ("Learning curves", _curves(table, outputs)),
         ("Reliability", _reliability(table, outputs)),
         ("Cost", _cost(table)),
         ("What differs between rows", _differences(table)),
         ("Environment", _environment(table)),
+        ("Runs", _runs(table)),
     ]
-    body = "\n".join(f"<h2>{escape(name)}</h2>\n{content}" for name, content in sections if content)
-    title = escape(f"{table.title}: {table.metric}")
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    page = f"<head>{head}<style>{CSS}</style></head>\n<body><h1>{title}</h1>\n{body}\n</body>"
-    return f'<!doctype html>\n<html lang="en">{page}</html>\n'
+    done = sum(len(cell.values) for cell in table.cells.values() if not cell.parts)
+    planned = sum(cell.planned for cell in table.cells.values() if not cell.parts)
+    lead = [table.about, f"{table.measure}. {done} of {planned} planned figures are there."]
+    return page(f"{table.title}: {table.metric}", [line for line in lead if line], sections)
 
 
-def _grid(header: list[str], rows: list[list[str]]) -> str:
-    """Of texts that are HTML already."""
-    head = "".join(f"<th>{cell}</th>" for cell in header)
-    body = "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+# ------------------------------------------------------------------------------------------------------ the table
 
 
 def _main(table: Table) -> str:
     header, *lines = table.grid()
+    numbered = _numbered(table)
     rows = []
-    for line in lines:
-        shown = [escape(line[0])]
+    for k, line in enumerate(lines):
+        published = k >= len(table.rows)
+        name = table.published[k - len(table.rows)] if published else line[0]
+        tag = " <small>(published only)</small>" if published else ""
+        shown = [f'<th scope="row">{escape(name)}{tag}</th>']
         for i, text in enumerate(line[1:]):
-            cell = table.cells.get((line[0], table.columns[i])) if i < len(table.columns) else None
-            shown.append(escape(text) + (_behind(table, cell) if cell is not None else ""))
-        rows.append(shown)
-    footer = [line for line in table.footer() if not line.startswith(("claim ", "paper: "))]
-    notes = "".join(f'<p class="note">{escape(line)}</p>' for line in footer)
-    return _grid([escape(text) for text in header], rows) + notes
+            place = name, table.columns[i] if i < len(table.columns) else ""
+            own = place in table.cells
+            shown.append(f'<td class="n">{_figure(table, place, numbered) if own else escape(text)}</td>')
+        kind = ' class="published"' if published else ""
+        rows.append(f"<tr{kind}>{''.join(shown)}</tr>")
+    head = "".join(f'<th scope="col"{" class=n" if i else ""}>{escape(text)}</th>' for i, text in enumerate(header))
+    body = "\n".join(rows)
+    return wide("the table", f'<table class="main"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>')
 
 
-def _behind(table: Table, cell: Cell) -> str:
-    """The runs of a cell, folded away."""
-    lines = []
-    for seed, run in cell.runs.items():
-        record = cell.records.get(seed)
-        value = cell.by_seed.get(seed)
-        shown = "" if value is None else f": {scaled([value], table.percent)[0]:.{2 if table.percent else 4}f}"
-        status = "missing" if record is None else str(record["status"])
-        why = "" if record is None else ((record.get("error") or {}).get("message") or "")
-        lines.append(f"seed {seed}, {status}{shown}<br><code>{escape(run.place)}</code> {escape(why)}")
-    return f"<details><summary><small>runs</small></summary>{'<br>'.join(lines)}</details>" if lines else ""
+def _figure(table: Table, place: Place, numbered: Mapping[Place, Sequence[int]]) -> str:
+    """`96.25 ± 1.32 n=3`, the paper's number below, what is wrong with it, the letters of its notes."""
+    cell, theirs = table.cells[place], table.theirs(*place)
+    digits = 2 if table.percent else 4
+    values = scaled(cell.values.values(), table.percent)
+    marks = ", ".join(f'<a href="#note-{k}">{_letter(k)}</a>' for k in numbered.get(place, ()))
+    sup = f"<sup>{marks}</sup>" if marks else ""
+    count = f"{len(values)}" + (f"/{cell.planned}" if cell.planned > len(values) else "")
+    link = f'href="#{_anchor(table, place)}" title="the runs behind it"'
+    told = f'<a class="count" {link}>n={count}</a>' if cell.runs else f'<span class="count">n={count}</span>'
+    if values:
+        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+        ends = f" [{min(values):.{digits}f}, {max(values):.{digits}f}]" if table.minmax else ""
+        out = (
+            f'{_number(statistics.mean(values), digits)}<span class="spread">{spread}{_signed(ends)}</span>{sup}{told}'
+        )
+    else:
+        out = f'<span class="none">{escape(cell.text(table.percent))}</span>{sup}'
+    if theirs is not None and theirs.mean is not None:
+        against = cell.against(theirs)
+        difference = f" ({_signed(f'{against.difference:+.2f}')}, {against.verdict})" if against else ""
+        out += f'<span class="paper">paper {escape(theirs.printed())}{difference}</span>'
+    for what, seeds in (("failed", cell.failed), ("missing", cell.missing), ("without it", cell.lacking)):
+        if seeds and (values or what == "failed"):
+            out += f'<span class="flag">{what}: seed {", ".join(map(str, seeds))}</span>'
+    for name, found in sorted(cell.origins.items()):
+        if len(found) > 1:
+            out += f'<span class="flag" title="{escape(", ".join(sorted(found)))}">mixed {name}</span>'
+    return out
+
+
+def _letter(k: int) -> str:
+    """1 -> a, 26 -> z, 27 -> aa, as lists count: a number beside `n=3` would be an exponent."""
+    first, last = divmod(k - 1, 26)
+    return (_letter(first) if first else "") + chr(ord("a") + last)
+
+
+def _number(value: float, digits: int) -> str:
+    return _signed(f"{value:.{digits}f}")
+
+
+def _signed(text: str) -> str:
+    """With a minus sign as wide as a plus."""
+    return text.replace("-", MINUS)
+
+
+def _anchor(table: Table, place: Place) -> str:
+    return f"runs-{table.rows.index(place[0]) + 1}-{table.columns.index(place[1]) + 1}"
+
+
+def _numbered(table: Table) -> dict[Place, list[int]]:
+    """Cell -> the numbers of its notes; those of all cells need none."""
+    out: dict[Place, list[int]] = {}
+    for k, (_, _, at, places) in enumerate(table.footnotes() if table.paper is not None else [], start=1):
+        for place in places if at else []:
+            out.setdefault(place, []).append(k)
+    return out
+
+
+def _notes(table: Table) -> str:
+    """Deviations and what is ours, lettered as in the table; then what else stands below it."""
+    items = []
+    for k, (kind, text, at, _) in enumerate(table.footnotes() if table.paper is not None else [], start=1):
+        told = f"{'Deviates' if kind == 'deviates' else 'Ours'}{f' ({at})' if at else ' (all cells)'}: {text}"
+        items.append(f'<li id="note-{k}">{escape(told)}</li>')
+    left_out = ("claim ", "paper: ", "deviates", "ours", table.measure)
+    rest = [line for line in table.footer() if not line.startswith(left_out)]
+    notes = f'<ol class="notes">{"".join(items)}</ol>' if items else ""
+    return notes + "".join(f'<p class="note">{escape(line)}</p>' for line in rest)
 
 
 def _claims(table: Table) -> str:
+    kinds = {"holds": "good", "fails": "bad"}
     rows = [
-        [f'<b class="{v.verdict.split()[0]}">{v.verdict}</b>', escape(v.claim.name), escape(v.detail), v.claim.tag]
+        [
+            escape(v.claim.name), f'<b class="{kinds.get(v.verdict, "none")}">{v.verdict}</b>',
+            escape(_signed(v.detail)), v.claim.tag,
+        ]
         for v in table.claims
-    ]
-    return _grid(["", "claim", "figures", "known from"], rows) if rows else ""
+    ]  # fmt: skip
+    return grid("claims", ["claim", "verdict", "figures", "known from"], rows) if rows else ""
 
 
 def _paper(table: Table) -> str:
     rows = []
-    for cell in cells_of(table):
-        if cell["paper_mean"] is not None:
-            spread = "" if cell["paper_std"] is None else f" ± {cell['paper_std']:.2f}"
-            ours = "" if cell["mean"] is None else f"{cell['mean']:.2f}"
-            difference = "" if cell["difference"] is None else f"{cell['difference']:+.2f}"
-            ends = "" if cell["low"] is None else f"{cell['low']:+.2f} to {cell['high']:+.2f}"
-            theirs = f"{cell['paper_mean']:.2f}{spread}"
-            verdict = cell["verdict"] or ""
-            texts = (cell["row"], cell["column"], ours, theirs, difference, ends, verdict)
-            rows.append([escape(text) for text in texts])
+    for row, column in table.cells:
+        theirs, cell = table.theirs(row, column), table.cells[row, column]
+        if theirs is None or theirs.mean is None:
+            continue
+        against = cell.against(theirs)
+        values = scaled(cell.values.values(), table.percent)
+        ours = _number(statistics.mean(values), 2) if values else ""
+        ends = "" if against is None or against.interval is None else (
+            f"{against.interval.low:+.2f} to {against.interval.high:+.2f}"
+        )  # fmt: skip
+        n = "" if theirs.n is None else f" (n={theirs.n})"
+        difference = "" if against is None else f"{against.difference:+.2f}"
+        texts = (row, column, ours, f"{theirs.printed()}{n}", difference, ends, against.verdict if against else "")
+        rows.append([escape(_signed(text) if i > 1 else text) for i, text in enumerate(texts)])
     if not rows or table.paper is None:
         return ""
     header = ["row", "column", "ours", escape(table.paper.source), "difference", "95 % (Welch)", "within the spread"]
-    return _grid(header, rows)
+    told = '<p class="note">n/a: the paper gives no standard deviation or no n, or one side has a single run.</p>'
+    return grid("ours against the paper's", header, rows, (2, 3, 4, 5)) + told
 
 
-def svg(draw: Callable[[list[Path]], None], title: str) -> str:
-    """What `draw` draws, as an element of a page."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "figure.svg"
-        draw([path])
-        text = path.read_text()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
-    # matplotlib's glyphs and clips have the same ids in all pictures, not always the same content
-    mark = f"f{zlib.crc32(f'{title}{text}'.encode()):08x}"
-    text = re.sub(r'id="([^"]+)"', rf'id="{mark}-\1"', text)
-    text = re.sub(r'(href="#|url\(#)', rf"\1{mark}-", text)
-    return f"<figure>{text}<figcaption>{escape(title)}</figcaption></figure>"
+# ------------------------------------------------------------------------------------------------------- pictures
+
+
+def _seeds(table: Table) -> str:
+    from kdrun.plots import seeds
+
+    columns: dict[str, dict[str, seeds.Dots]] = {}
+    for (row, column), cell in table.cells.items():
+        theirs = table.theirs(row, column)
+        if cell.values:
+            dots = seeds.Dots(scaled(cell.values.values(), table.percent), None if theirs is None else theirs.mean)
+            columns.setdefault(column, {})[row] = dots
+    names, out = list(columns), []
+    for k in range(0, len(names), PANELS):
+        part = {name: columns[name] for name in names[k : k + PANELS]}
+        title = f"{table.metric} of every seed: {'; '.join(part)}"
+        out.append(svg(partial(seeds.draw, part, table.metric), title))
+    return _figures(out)
 
 
 def _labels(table: Table) -> str:
@@ -141,7 +207,7 @@ def _labels(table: Table) -> str:
 
             title = f"{dataset}: {table.metric}; mean, least and greatest over seeds"
             out.append(svg(partial(labels.draw, rows, table.metric), title))
-    return "".join(out)
+    return _figures(out)
 
 
 def _curves(table: Table, outputs: Path) -> str:
@@ -149,48 +215,66 @@ def _curves(table: Table, outputs: Path) -> str:
     from kdrun.plots import curves
 
     out = []
-    for column in table.columns:
+    for column in table.own_columns:
         bands = {}
         for row in table.rows:
-            cell = table.cells.get((row, column), Cell())
+            cell = table.cell(row, column)
             found = [_quietly(curve_of, outputs / run.place, table.metric) for run in cell.runs.values()]
             logged = [curve for curve in found if curve]
             if logged:
                 bands[row] = curves.band(logged, "range")
-        if bands:
+        if any(len(one.steps) > 1 for one in bands.values()):
             title = f"{column}: mean, least and greatest over seeds"
             out.append(svg(partial(curves.draw, bands, table.metric), title))
-    return "".join(out)
+    return _figures(out)
 
 
 def _reliability(table: Table, outputs: Path) -> str:
-    """Of the first finished seed of each cell that has kept its predictions."""
-    drawn: list[str] = []
-    for row, column, place in _with_predictions(table, outputs):
-        if len(drawn) == MOST_DIAGRAMS:
-            drawn.append(f'<p class="note">The first {MOST_DIAGRAMS} cells; scripts/plot.py draws any run.</p>')
+    """Of the first finished seed of each cell that has kept its predictions, two to a picture; each teacher once."""
+    from kdrun.plots import reliability
+    from kdrun.plots.judged import Judged
+
+    shown: dict[str, Judged] = {}
+    teachers: list[Judged] = []
+    more = False
+    for row, column, networks in _with_predictions(table, outputs):
+        if len(shown) >= MOST_DIAGRAMS:
+            more = True
             break
-        from kdrun.finished import FinishedRun
-        from kdrun.plots import reliability
-        from kdrun.plots.judged import RunOptions, judged
+        at = row if len(table.columns) == 1 else f"{row}, {column}"
+        for name, judged in networks.items():
+            if name != "teacher":
+                shown[at] = judged
+            elif not any(judged[0].equal(one[0]) and judged[1].equal(one[1]) for one in teachers):
+                teachers.append(judged)
+                shown[f"teacher of {at}"] = judged
+    names, out = list(shown), []
+    for k in range(0, len(names), 2):
+        pair = {name: shown[name] for name in names[k : k + 2]}
+        out.append(svg(partial(reliability.draw, pair), f"Reliability, first seed: {'; '.join(pair)}"))
+    told = f"The first {MOST_DIAGRAMS} diagrams; scripts/plot.py reliability draws any run." if more else ""
+    return _figures(out) + (f'<p class="note">{told}</p>' if told else "")
 
-        run = FinishedRun.open(outputs / place)
-        networks = _quietly(judged, run, RunOptions(run=str(run.directory)))
-        if networks:
-            title = f"{row}, {column}: {place}"
-            drawn.append(svg(partial(reliability.draw, networks), title))
-    return "".join(drawn)
 
-
-def _with_predictions(table: Table, outputs: Path) -> Iterator[tuple[str, str, str]]:
+def _with_predictions(table: Table, outputs: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for (row, column), cell in table.cells.items():
         for seed, run in cell.runs.items():
             record = cell.records.get(seed)
             if record is None or record["status"] != "done":
                 continue
             if (outputs / run.place / "predictions" / f"test-{record.get('headline')}.npz").is_file():
-                yield row, column, run.place
-                break
+                from kdrun.finished import FinishedRun
+                from kdrun.plots.judged import RunOptions, judged
+
+                opened = FinishedRun.open(outputs / run.place)
+                networks = _quietly(judged, opened, RunOptions(run=str(opened.directory)))
+                if networks:
+                    yield row, column, networks
+                    break
+
+
+def _figures(drawn: Sequence[str]) -> str:
+    return f'<div class="figures">{"".join(drawn)}</div>' if len(drawn) > 1 else "".join(drawn)
 
 
 def _quietly(read: Callable[..., Any], *arguments: Any) -> Any:
@@ -201,40 +285,63 @@ def _quietly(read: Callable[..., Any], *arguments: Any) -> Any:
         return None
 
 
+# ----------------------------------------------------------------------------------------------- what was computed
+
+
 def _cost(table: Table) -> str:
-    rows = []
+    rows: list[list[str]] = []
+    sums: Counter[str] = Counter()
     for (row, column), cell in table.cells.items():
         done = [r for r in cell.records.values() if r["status"] == "done" and (r.get("seconds") or {}).get("total")]
         if done:
-            seconds = [float(r["seconds"]["total"]) for r in done]
-            devices = sorted({str(r.get("device")) for r in done})
-            total = sum(seconds) / 3600
-            each = duration(sum(seconds) / len(seconds))
-            rows.append([escape(t) for t in (row, column, f"{len(done)}", each, f"{total:.3f}", ", ".join(devices))])
-    note = '<p class="note">Wall-clock time of the runs themselves, on machines that may have done other work too.</p>'
-    return _grid(["row", "column", "runs", "a run", "hours in all", "device"], rows) + note if rows else ""
+            spent: Counter[str] = Counter()
+            for record in done:
+                spent[_unit(record)] += record["seconds"]["total"] / 3600 * _devices(record)
+            sums.update(spent)
+            each = duration(statistics.mean(float(r["seconds"]["total"]) for r in done))
+            devices = ", ".join(sorted({str(r.get("device")) for r in done}))
+            texts = (row, column, f"{len(done)}", each, _hours(spent), devices)
+            rows.append([escape(text) for text in texts])
+    if not rows:
+        return ""
+    rows.append(["all", "", "", "", escape(_hours(sums)), ""])
+    note = (
+        "Wall-clock time of the runs themselves, on machines that may have done other work too; CPU-hours are times "
+        "the threads of a run. Teachers and other runs that are needed first are not in it."
+    )
+    header = ["row", "column", "runs", "a run", "in all", "device"]
+    return grid("cost of each cell", header, rows, (2, 3, 4)) + f'<p class="note">{note}</p>'
 
 
-def _records(table: Table) -> dict[str, list[Record]]:
-    """Row -> the first record of each of its cells."""
-    out: dict[str, list[Record]] = {}
-    for (row, _), cell in table.cells.items():
-        record = next((r for r in cell.records.values() if r.get("config")), None)
-        if record is not None:
-            out.setdefault(row, []).append(record)
-    return out
+def _unit(record: Record) -> str:
+    return "CPU-h" if record.get("device") == "cpu" else "GPU-h"
+
+
+def _devices(record: Record) -> int:
+    """Threads of a CPU, or accelerators."""
+    return int(record.get("threads" if _unit(record) == "CPU-h" else "world_size") or 1)
+
+
+def _hours(spent: Mapping[str, float]) -> str:
+    return ", ".join(f"{hours:.3g} {unit}" for unit, hours in sorted(spent.items()))
 
 
 def _differences(table: Table) -> str:
     """The keys of the first column that not all rows have with the same value."""
     flats: dict[str, Mapping[str, Any]] = {}
-    for row, records in _records(table).items():
-        flats[row] = distinguishing(records[0])
+    for (row, _), cell in table.cells.items():
+        record = next((r for r in cell.records.values() if r.get("config")), None)
+        if record is not None and row not in flats:
+            flats[row] = distinguishing(record)
     keys = differing_keys(list(flats.values()))
     if not keys:
         return ""
-    rows = [[escape(key), *(escape(str(flat.get(key, ""))) for flat in flats.values())] for key in keys]
-    return _grid(["key", *map(escape, flats)], rows)
+    rows = [[f"<code>{escape(key)}</code>", *(_value(flat.get(key, "")) for flat in flats.values())] for key in keys]
+    return grid("configuration keys that differ between rows", ["key", *map(escape, flats)], rows, kind="keys")
+
+
+def _value(value: Any) -> str:
+    return "" if value is None or value == "" else escape(str(value))
 
 
 def _environment(table: Table) -> str:
@@ -248,4 +355,25 @@ def _environment(table: Table) -> str:
             told |= record.get("packages") or {}
             found.update((name, str(value)) for name, value in told.items() if value is not None)
     rows = [[escape(name), escape(value), str(count)] for (name, value), count in sorted(found.items())]
-    return _grid(["", "", "runs"], rows) if rows else ""
+    return grid("environment", ["what", "value", "runs"], rows, (2,)) if rows else ""
+
+
+def _runs(table: Table) -> str:
+    """The run behind each seed of each cell."""
+    rows = []
+    for place, cell in table.cells.items():
+        for k, (seed, run) in enumerate(cell.runs.items()):
+            record, value = cell.records.get(seed), cell.by_seed.get(seed)
+            shown = "" if value is None else _number(scaled([value], table.percent)[0], 2 if table.percent else 4)
+            why = "" if record is None else ((record.get("error") or {}).get("message") or "")
+            code = ((record or {}).get("code") or {}).get("commit") or ""
+            name = ", ".join(place)
+            rows.append([
+                escape(name) if k else f'<span id="{_anchor(table, place)}">{escape(name)}</span>', str(seed),
+                escape("missing" if record is None else str(record["status"])), shown, escape(code[:7]),
+                f"<code>{escape(run_name(Path(run.place)))}</code> {escape(why)}",
+            ])  # fmt: skip
+    if not rows:
+        return ""
+    note = '<p class="note">Directories below runs/ of the outputs folder; each name ends in the key of the run.</p>'
+    return note + grid("runs", ["cell", "seed", "status", "value", "code", "run"], rows, (1, 3))

@@ -1,5 +1,6 @@
 """A table as it is shown: texts of its cells, what stands below it, further columns, two rows compared."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from contextlib import suppress
@@ -33,7 +34,9 @@ class Table:
     extras: list[str] = field(default_factory=list)
     """Further columns: of `EXTRAS`, or other metrics."""
     published: list[str] = field(default_factory=list)
-    """Rows that are the paper's alone: kdrun does not run them."""
+    """Rows that are the paper's alone: no table beside its numbers runs them."""
+    about: str = ""
+    """What the table is, in a sentence."""
     claims: list[Verdict] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -77,12 +80,16 @@ class Table:
         against = cell.against(theirs)
         return f"{text} | paper {theirs.mean:.2f}" + (f" ({against.difference:+.2f})" if against else "")
 
-    def footer(self) -> list[str]:
-        """Teachers behind the table, the paper's numbers, what is missing or mixed, deviations and claims."""
+    @property
+    def measure(self) -> str:
+        """What its figures are."""
         ends = " [least, greatest]" if self.minmax else ""
         kind = "" if self.protocol == "last" else f" of protocol={self.protocol}"
-        unit = " in %" if self.percent else ""
-        lines = [f"{self.metric}{unit}{kind}, mean ± std{ends} over seeds (ddof 1)"]
+        return f"{self.metric}{' in %' if self.percent else ''}{kind}, mean ± std{ends} over seeds (ddof 1)"
+
+    def footer(self) -> list[str]:
+        """Teachers behind the table, the paper's numbers, what is missing or mixed, deviations and claims."""
+        lines = [self.measure]
         digits = 2 if self.percent else 4
         teachers = {name: value for cell in self.cells.values() for name, value in cell.teachers.items()}
         for name, value in sorted(teachers.items()):
@@ -104,7 +111,7 @@ class Table:
         if self.paper is not None:
             lines += [f"{kind}{f' ({at})' if at else ''}: {text}" for kind, text, at, _ in self.footnotes()]
             if self.published:
-                lines.append(f"published only, kdrun does not run them: {', '.join(self.published)}")
+                lines.append(f"published only, in no table beside this paper: {', '.join(self.published)}")
         return [*lines, *self.notes, *(f"claim {verdict.text()}" for verdict in self.claims)]
 
     def footnotes(self) -> list[tuple[str, str, str, list[Place]]]:
@@ -195,9 +202,12 @@ def extra(cell: Cell, name: str, metric: str) -> str:
         return other.text(is_percent(name))
     done = [record for record in cell.records.values() if record["status"] == "done"]
     values = [value for record in done if (value := figure(record, name)) is not None]
+    if not values:
+        return ""
     if name == "flops":
-        values = [value / 1e6 for value in values]
-    return f"{statistics.mean(values):,.{1 if name in ('seconds', 'flops') else 0}f}" if values else ""
+        millions = statistics.mean(values) / 1e6
+        return f"{millions:,.{max(0, 2 - math.floor(math.log10(millions)))}f}" if millions else "0"
+    return f"{statistics.mean(values):,.{1 if name == 'seconds' else 0}f}"
 
 
 def figure(record: Record, name: str) -> float | None:

@@ -15,7 +15,17 @@ from kdrun.files import write_text
 from kdrun.formats import to_csv, to_json, to_latex
 from kdrun.found import found_table
 from kdrun.papers import TEACHER, Paper, read_paper
-from kdrun.planned import PlannedCell, PlannedRun, Protocol, TableConfig, TablePlan, plan_of, rows_with, table_spec
+from kdrun.planned import (
+    PlannedCell,
+    PlannedRun,
+    Protocol,
+    TableConfig,
+    TablePlan,
+    about,
+    plan_of,
+    rows_with,
+    table_spec,
+)
 from kdrun.record import Record, read_record
 from kdrun.schema import Schema, from_arguments
 from kdrun.table import EXTRAS, Table, compared, two_rows
@@ -307,7 +317,7 @@ def main(arguments: Sequence[str]) -> str:
         table = curve_table(options.table, spec, plan, curve_reader(outputs), options.metric or "", options.curve)
     else:
         table = planned_table(options.table, outputs, options.metric, options.protocol)
-        table.extras = extras
+        table.extras, table.about = extras, about(options.table)
         if options.compare is not None:
             table.notes += compared(table, *two_rows(options.compare, table.rows))
     table.minmax = options.spread == "minmax"

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from kdrun.cells import curve_of, is_percent, run_name
 from kdrun.errors import KdrunError
-from kdrun.plots.figure import COLORS, color, drawn, legend, legend_height, marker, panels, places, told
+from kdrun.plots.figure import COLORS, band_alpha, color, drawn, legend, legend_height, marker, panels, places, told
 from kdrun.schema import Schema
 from kdrun.tables import planned_curves
 
@@ -93,7 +93,7 @@ def draw(bands: Mapping[str, Band], metric: str, paths: Sequence[Path]) -> None:
         [axes] = panels(figure)
         for k, (name, one) in enumerate(bands.items()):
             low, middle, high = ([scale * v for v in values] for values in (one.low, one.middle, one.high))
-            axes.fill_between(one.steps, low, high, color=color(k), alpha=0.18, linewidth=0)
+            axes.fill_between(one.steps, low, high, color=color(k), alpha=band_alpha(len(bands)), linewidth=0)
             every = max(len(one.steps) // 8, 1)
             look: dict[str, Any] = {
                 "color": color(k),

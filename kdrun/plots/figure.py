@@ -28,13 +28,26 @@ STYLE: dict[str, Any] = {
 }  # fmt: skip
 
 
+_PLAIN: list[dict[str, Any]] = []
+
+
+@contextmanager
+def texts_stay_text() -> Iterator[None]:
+    """SVG that is drawn in this block has texts in the fonts of whoever shows it, not outlines of letters."""
+    _PLAIN.append({"svg.fonttype": "none"})
+    try:
+        yield
+    finally:
+        _PLAIN.pop()
+
+
 @contextmanager
 def drawn(paths: Sequence[Path], height: float) -> Iterator[Figure]:
     """A figure to draw on, `height` inches high; each path is written, whole, if the block ends well."""
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    with style.context(["default", STYLE]):  # whatever the user's matplotlibrc says
+    with style.context(["default", STYLE, *_PLAIN]):  # whatever the user's matplotlibrc says
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         yield figure
         for path in paths:
@@ -67,6 +80,11 @@ def color(k: int) -> str:
 def marker(k: int) -> str:
     """Another one also where the colors begin anew."""
     return MARKERS[(k + k // len(COLORS)) % len(MARKERS)]
+
+
+def band_alpha(count: int) -> float:
+    """Of the bands of so many lines that may lie over each other."""
+    return min(0.18, 0.7 / max(count, 1))
 
 
 def legend(figure: Figure, place: Literal["lower", "upper"] = "lower") -> None:

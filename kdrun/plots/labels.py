@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import mean
 
 from kdrun.cells import is_percent
-from kdrun.plots.figure import color, drawn, legend, legend_height, marker, panels
+from kdrun.plots.figure import band_alpha, color, drawn, legend, legend_height, marker, panels
 
 
 def draw(found: Mapping[str, Mapping[int, Sequence[float]]], metric: str, paths: Sequence[Path]) -> None:
@@ -16,7 +16,7 @@ def draw(found: Mapping[str, Mapping[int, Sequence[float]]], metric: str, paths:
             counts = sorted(points)
             middle = [mean(points[n]) for n in counts]
             low, high = ([f(points[n]) for n in counts] for f in (min, max))
-            axes.fill_between(counts, low, high, color=color(k), alpha=0.18, linewidth=0)
+            axes.fill_between(counts, low, high, color=color(k), alpha=band_alpha(len(found)), linewidth=0)
             axes.plot(counts, middle, marker(k) + "-", color=color(k), label=row)
         ticks = sorted({n for points in found.values() for n in points})
         axes.set_xscale("log")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ def report(options: Options) -> str:
 def draw(networks: Mapping[str, Judged], paths: Sequence[Path]) -> None:
     """The networks side by side; bins are those of ECE, an empty one has no bar."""
     edges = torch.arange(BINS) / BINS
-    with drawn(paths, 4.5) as figure:
+    titles = {net: fill(net, 36) for net in networks}
+    with drawn(paths, 4.6 + 0.17 * max(title.count("\n") for title in titles.values())) as figure:
         options = {"sharex": True, "sharey": "row", "height_ratios": [2.6, 1]}
         grid = panels(figure, 2, max(len(networks), 2), **options)
         upper, lower = grid[: len(grid) // 2], grid[len(grid) // 2 :]
@@ -45,7 +47,7 @@ def draw(networks: Mapping[str, Judged], paths: Sequence[Path]) -> None:
             top.bar(at, gap, color="none", **gaps)
             top.plot([0, 1], [0, 1], color=GRAY, linewidth=1, linestyle=(0, (4, 3)), label="calibrated")
             ece = expected_calibration_error(confidence, correct)
-            top.set(xlim=(0, 1), ylim=(0, 1), title=f"{net}: ECE {ece:.2%}, {len(confidence):,} images")
+            top.set(xlim=(0, 1), ylim=(0, 1), title=f"{titles[net]}\nECE {ece:.2%}, {len(confidence):,} images")
             bottom.bar(edges.numpy(), (size / size.sum()).numpy(), color="#bbbbbb", edgecolor="white", **bar)
             for value, color, line, name in (
                 (correct.mean().item(), BLUE, "-", "accuracy"),

@@ -8,6 +8,7 @@ import yaml
 from kdrun.errors import ConfigError, Unfinished
 from kdrun.evaluating import main as evaluate
 from kdrun.found import unique_records
+from kdrun.models.flops import flops_of_record
 from kdrun.schema import build
 from kdrun.tables import main as table
 from tests.conftest import FAST, TEACHER
@@ -34,7 +35,7 @@ def test_what_is_missing_is_made_once_prerequisites_first(asked, outputs, capsys
         table([*asked, "execute=true", "override=schedule.steps=21"])
     assert not list(outputs.glob("runs"))
 
-    text = table([*asked, "execute=true", "columns=params,teacher"])
+    text = table([*asked, "execute=true", "columns=params,flops,teacher"])
     assert text.count("(n=2)") == 2
     told = capsys.readouterr().err.splitlines()
     first = next(i for i, line in enumerate(told) if line.startswith("first its teacher: "))
@@ -48,6 +49,7 @@ def test_what_is_missing_is_made_once_prerequisites_first(asked, outputs, capsys
 
     run = next(d for d, r in unique_records(outputs)[0] if r["method"] == "distill" and r["requires"])
     record = json.loads((run / "record.json").read_text())
+    assert record["nets"]["student"]["flops"] == flops_of_record(record) > 0
     evaluate([f"run={run}", "dataset=digits", "name=again"])
     again = json.loads((run / "evaluations" / "again.json").read_text())["metrics"]
     for key in ("test/student/top1", "test/student/nll", "test/teacher/ece"):

@@ -17,6 +17,7 @@ from kdrun.config import ModelConfig
 from kdrun.data.views import View
 from kdrun.errors import ConfigError, DataError, KdrunError
 from kdrun.models import build_network
+from kdrun.models.flops import flops_of, flops_of_record
 from kdrun.models.network import load_network
 
 PAPER_COUNTS = {
@@ -53,6 +54,21 @@ def settled(net, channels=3):
 @pytest.mark.parametrize("name", PAPER_COUNTS)
 def test_parameter_count_is_the_literature_s(name):
     assert network(name, num_classes=100).num_params == PAPER_COUNTS[name]
+
+
+def test_operations_by_hand():
+    """ResNet-20, 100 classes, 32 px: the first convolution; 6, 5 and 5 of 3x3 at 16, 32 and 64 channels; what widens."""
+    convs = 9 * (3 * 16 * 32**2 + 6 * 16**2 * 32**2 + 5 * 32**2 * 16**2 + 5 * 64**2 * 8**2)
+    wider = (9 + 1) * (16 * 32 * 16**2 + 32 * 64 * 8**2)  # with the shortcuts, 1x1
+    assert flops_of(network("resnet20", num_classes=100), (32, 32)) == 2 * (convs + wider + 64 * 100)
+    record = {"headline": "student_2", "dataset": "cifar100", "split": {"labeled_per_class": [5] * 100}}
+    models = [{"name": "resnet8", "args": {}}, {"name": "resnet20", "args": {}}]
+    record |= {"nets": {"student_2": {"model": "resnet20"}}, "config": {"students": models}}
+    assert flops_of_record(record) == 2 * (convs + wider + 64 * 100)
+    assert flops_of_record({**record, "dataset": "npz"}) is None
+    before = torch.get_rng_state()
+    assert flops_of(network("resnet8", width=4), (16, 16)) is not None
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_parameter_count_with_option_a_shortcuts():

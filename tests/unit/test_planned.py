@@ -107,6 +107,25 @@ def test_a_cell_that_cannot_be_composed_is_named(spec):
         main(["plan=true"])
 
 
+def test_what_is_ours_is_told_as_long_as_it_is_in_force():
+    known = planned.table_spec("kd_fixmatch")
+    rows = {"KD": known.rows["KD-FixMatch-CE"], "less": [*known.rows["KD-FixMatch-CE"], "schedule.steps=10"]}
+    whole, less = make_plan(
+        "x", known.replace(seeds=[0], rows=rows, columns={"a": known.columns["cifar100-1000"]})
+    ).cells
+    told = "schedule.weight_decay = 0.001 (proposed: FixMatch's)"
+    assert {told, "schedule.steps = 30000 (proposed)"} <= set(whole.ours)
+    assert told in less.ours
+    assert not [line for line in less.ours if line.startswith("schedule.steps")]
+    [sentence] = [line for line in whole.ours if line.startswith("conf/experiment/kd_fixmatch/cifar100.yaml: ")]
+    assert sentence.endswith("they are FixMatch's here, with 30,000 steps a stage (proposed).")
+    ttm = planned.table_spec("ttm_same")
+    rows, columns = {"DKD": ["loss=dkd"], "KD": ["loss=kd"]}, {"r110-r20": ttm.columns["r110-r20"]}
+    dkd, kd = make_plan("x", ttm.replace(seeds=[0], rows=rows, columns=columns)).cells
+    assert dkd.ours == ["coefficients.dkd (ours: none is published for this pair)"]
+    assert kd.ours == []
+
+
 def test_deviations_are_read_with_their_next_lines(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text(

@@ -162,10 +162,14 @@ def test_a_report_is_one_file_that_asks_for_nothing_and_escapes_everything(plann
     HTMLParser().feed(text)
     assert "<script" not in text
     assert "&lt;script&gt;" in text
-    assert not re.findall(r'(?:src|href)="(?!#)', text)
-    for section in ("By number of labels", "Learning curves", "Reliability", "Cost", "Environment"):
-        assert f"<h2>{section}</h2>" in text
-    assert text.count("<svg") == 4  # labels, two columns of curves, one diagram
+    assert not re.findall(r'(?:src|href)="(?!#)|url\((?!#)|@import', text)
+    for section in ("Seeds", "By number of labels", "Learning curves", "Reliability", "Cost", "Environment", "Runs"):
+        assert f">{section}</h2>" in text
+    assert text.count("<svg") == 5  # seeds, labels, two columns of curves, one diagram
+    assert text.count('<svg role="img" aria-label="') == 5
+    assert "#000000" not in text, "what is black follows the page"
+    assert "default-src 'none'; style-src 'unsafe-inline'" in text
+    assert "<code>distill/digits/n20/s0-0200</code>" in text, "the run behind a cell"
     ids = re.findall(r' id="([^"]+)"', text)
     assert len(set(ids)) == len(ids)
     assert set(re.findall(r'href="#([^"]+)"', text)) <= set(ids)

@@ -19,9 +19,10 @@ from kdrun.record import write_record
 from kdrun.schema import build
 from kdrun.table import two_rows
 from kdrun.tables import main
-from kdrun.todo import Todo, commands_of
+from kdrun.todo import Todo, _cost, commands_of
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "table.txt"
+AGGREGATES = GOLDEN.with_name("table_aggregates.txt")
 ROWS = {"KD": ["loss=kd"], "a|b, c": ["loss=ttm"]}
 SPEC = {"paper": "it", "seeds": [0, 1, 2], "rows": ROWS, "columns": {"r56": ["x=1"], "20%": ["x=2"]}}
 CELL = {"table": "1", "protocol": "last", "tag": "paper"}
@@ -33,9 +34,13 @@ PAPER = {
         {**CELL, "row": "KD", "column": "r56", "mean": 71.5, "std": 0.5, "n": 5},
         {**CELL, "row": "a|b, c", "column": "r56", "mean": 73.0},
         {**CELL, "row": "a|b, c", "column": "20%", "mean": None},
+        {**CELL, "table": "2", "row": "KD", "column": "both", "mean": 61.0, "std": 0.5, "n": 3},
+        {**CELL, "table": "2", "row": "Elsewhere", "column": "both", "mean": 66.0},
+        {**CELL, "table": "2", "row": "Elsewhere", "column": "20%", "mean": 57.0, "std": 0.2},
     ],
     "claims": [
         {"name": "a|b, c > KD", "kind": "greater", "rows": ["a|b, c", "KD"], "tag": "paper"},
+        {"name": "b > a", "kind": "greater", "rows": ["KD", "a|b, c"], "columns": ["both"], "tag": "paper"},
         {"name": "dear", "kind": "ratio", "rows": ["a|b, c", "KD"], "columns": ["r56"], "metric": "cost", "margin": 1.5, "tag": "paper"},
     ],
 }  # fmt: skip
@@ -48,7 +53,7 @@ def record(key: str, seed: int, top1: float | None, **changes) -> dict:
         "schema": 1, "key": key, "seed": seed, "dataset": "digits", "num_labels": 20, "method": "distill",
         "headline": "student", "metrics": metrics, "requires": {}, "device": "cpu", "precision": "fp32",
         "code": {"version": "0.1.0", "commit": "a" * 40, "dirty": False}, "seconds": {"total": 100.0, "train": 80.0},
-        "steps": 40, "nets": {"student": {"model": "resnet8", "num_params": 5142}},
+        "steps": 40, "nets": {"student": {"model": "resnet8", "num_params": 5142, "flops": 386_688}},
         "config": {"method": {"name": "distill"}, "loss": {"kd": {"name": "kd"}}, "schedule": {"batch_size": 64}},
         **status, **changes,
     }  # fmt: skip
@@ -64,7 +69,7 @@ def planned(row: str, column: str) -> PlannedCell:
     overrides = [*SPEC["columns"][column], *ROWS[row]]
     return PlannedCell(
         row=row, column=column, overrides=overrides, given_teacher=False, teacher_temperature=1, teacher_as_trained=True,
-        deviations=notes, runs=runs,
+        deviations=notes, ours=["schedule.steps = 40 (proposed)"] if row == "KD" else [], runs=runs,
     )  # fmt: skip
 
 
@@ -97,6 +102,60 @@ def test_the_text_that_was_checked_by_hand(outputs):
     assert text.replace(str(outputs), "<outputs>") + "\n" == GOLDEN.read_text()
 
 
+def test_aggregates_are_means_seed_by_seed_and_say_what_they_lack(outputs, monkeypatch):
+    """KD: r56 70, 71, 72 and, of ImageNet-V2, 20% 52, failed, damaged: 61 of seed 0. a|b: r56 72, -, 75 with 62, -, 61."""
+    spec = {**SPEC, "aggregates": {"both": ["r56", "20%"]}, "splits": {"20%": "imagenet_v2"}, "paper_tables": ["2"]}
+    monkeypatch.setattr(tables, "table_spec", lambda name: build(TableConfig, spec, name))
+    for cell in PLAN.cells:
+        for run in cell.runs:
+            path = outputs / run.place / "record.json"
+            found = json.loads(path.read_text()) if path.exists() and run.seed < 2 else {"status": "damaged"}
+            if found["status"] == "done" and cell.column == "20%":
+                found["metrics"]["imagenet_v2/student/top1"] = 0.52
+                write_record(path.parent, found)
+    places = {(c.row, c.column, r.seed): outputs / r.place for c in PLAN.cells for r in c.runs}
+    for seed, top1 in ((0, 0.62), (2, 0.61)):
+        metrics = {"test/student/top1": 0.1, "imagenet_v2/student/top1": top1}
+        write_record(places["a|b, c", "20%", seed], record(f"n{seed}", seed, 0.1, metrics=metrics, precision="bf16"))
+    text = main(["table=it", f"outputs={outputs}", "columns=flops"])
+    assert text.replace(str(outputs), "<outputs>") + "\n" == AGGREGATES.read_text()
+    cells = json.loads(main(["table=it", f"outputs={outputs}", "format=json"]))["cells"]
+    both = {cell["row"]: cell for cell in cells if cell["column"] == "both"}
+    assert both["KD"]["runs"] == {"seed 0": pytest.approx(61.0)}
+    assert both["a|b, c"]["runs"] == {"seed 0": pytest.approx(67.0), "seed 2": pytest.approx(68.0)}
+    assert (both["Elsewhere"]["published_only"], both["Elsewhere"]["paper_mean"], both["Elsewhere"]["n"]) == (
+        True,
+        66,
+        0,
+    )
+    for changes, message in (
+        ({"aggregates": {"both": ["r56", "r57"]}}, "both: r57: no such column; nearest: r56"),
+        ({"aggregates": {"r56": ["r56", "20%"]}}, "aggregates: r56: is a column already"),
+        ({"aggregates": {"both": ["r56"]}}, "aggregates: both: name two columns or more"),
+        ({"splits": {"30%": "val"}}, "30%: 30%: no such column; nearest: 20%"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build(TableConfig, {**SPEC, **changes}, "table it")
+    with pytest.raises(ConfigError, match="paper_tables: 3: no table of arXiv"):
+        build(Paper, PAPER, "paper").only(["3"])
+
+
+def test_runs_that_several_columns_show_are_made_and_counted_once(outputs):
+    twice = TablePlan(cells=[*PLAN.cells, *(cell.replace(column="again") for cell in PLAN.cells)])
+    todo = Todo.of(twice, outputs)
+    assert commands_of(todo, Path("outputs"), []) == commands_of(Todo.of(PLAN, outputs), Path("outputs"), [])
+    for run in PLAN.cells[2].runs:
+        (outputs / run.place / "record.json").unlink(missing_ok=True)
+    todo = Todo.of(PLAN, outputs)
+    assert [todo.estimate(cell) for cell in PLAN.cells] == [
+        (100, "cell"),
+        (100, "cell"),
+        (100, "column"),
+        (100, "column"),
+    ]
+    assert "6 by the same column" in "\n".join(_cost(todo))
+
+
 def test_formats_hold_the_same_and_escape(outputs):
     asked = ["table=it", f"outputs={outputs}"]
     latex = main([*asked, "format=latex"])
@@ -116,7 +175,7 @@ def test_formats_hold_the_same_and_escape(outputs):
     assert whole["cells"][1] | {"mean": 50.0, "std": None, "failed": [1], "missing": [2]} == whole["cells"][1]
     out = outputs / "x" / "table.csv"
     assert main([*asked, "format=csv", f"out={out}"]) == f"wrote {out}"
-    assert len(out.read_text().splitlines()) == 5
+    assert len(out.read_text().splitlines()) == 6
 
 
 def test_protocols(outputs):
