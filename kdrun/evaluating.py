@@ -88,7 +88,7 @@ def _evaluated(run: FinishedRun, asked: Sequence[str], execution: Sequence[str])
             )
         )
     if typed.evaluate.sets:
-        root, found = Path(typed.evaluate.root).expanduser(), {}
+        root, found = Path(typed.evaluate.root).expanduser(), dict[str, float]()
         for name in dict.fromkeys(typed.evaluate.sets):
             shifted = ShiftedSet(name, root, config.dataset, arrays.class_names)
             found |= shifted.evaluate(
