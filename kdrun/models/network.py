@@ -72,7 +72,7 @@ class Network(nn.Module):
         self.size = model.size
         weights: dict[str, Any] = {"pretrained": model.pretrained}
         if model.pretrained:
-            overlay = {"file": model.file} if model.file is not None else {}
+            overlay: dict[str, Any] = {"file": model.file} if model.file is not None else {}
             overlay |= {"num_classes": 0} if model.new_head else {}  # timm leaves out the head of other classes
             weights["pretrained_cfg_overlay"] = overlay or None
         missing: list[str] = []
