@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from kdrun.cells import is_percent
 from kdrun.plots.figure import COLORS, drawn, panels
@@ -23,7 +24,7 @@ def draw(found: Mapping[str, Mapping[str, Dots]], metric: str, paths: Sequence[P
     """Column -> row -> figures: a panel for each column."""
     rows = list(dict.fromkeys(row for dots in found.values() for row in dots))
     with drawn(paths, 1.3 + 0.27 * len(rows)) as figure:
-        shown: dict[str, object] = {}
+        shown: dict[str, Any] = {}
         for axes, (column, dots) in zip(panels(figure, 1, len(found), sharey=True), found.items(), strict=True):
             for k, row in enumerate(rows):
                 one = dots.get(row, Dots([]))
@@ -41,4 +42,4 @@ def draw(found: Mapping[str, Mapping[str, Dots]], metric: str, paths: Sequence[P
             axes.set_ylim(len(rows) - 0.5, -0.5)
             axes.set(title=column, xlabel=f"{metric}{', %' if is_percent(metric) else ''}")
             axes.margins(x=0.08)
-        figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=3)  # type: ignore[arg-type]
+        figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=3)
