@@ -7,7 +7,7 @@ python scripts/table.py table=demo dry=true      with the commands that make wha
 python scripts/table.py table=demo execute=true  makes it; override=execution.threads=1, override=hydra/launcher=joblib
 python scripts/table.py table=demo metric=test/ece format=markdown outputs=outputs protocol=best_on_val
 python scripts/table.py table=demo format=html   a report, outputs/reports/demo.html; also latex, csv, json; out=
-python scripts/table.py table=demo spread=minmax columns=params,seconds,images_per_second,teacher,test/ece
+python scripts/table.py table=demo spread=minmax columns=params,flops,seconds,images_per_second,teacher,test/ece
 python scripts/table.py table=demo compare=KD,CE                the same seeds, paired
 python scripts/table.py table=kd_fixmatch_digits metric=train/mask_rate curve=8        over training, at some steps
 python scripts/table.py table=kd_fixmatch_digits metric=trusted_label/precision        a figure of an artifact
