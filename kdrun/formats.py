@@ -1,4 +1,4 @@
-"""Tables for other programs: LaTeX (booktabs), CSV, JSON."""
+"""Tables for a terminal (rich), and for other programs: LaTeX (booktabs), CSV, JSON."""
 
 import csv
 import io
@@ -14,6 +14,36 @@ LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
     "^": r"\^{}", "~": r"\~{}", "±": r"$\pm$", "→": r"$\to$", "|": r"$|$", "<": r"$<$", ">": r"$>$",
 }  # fmt: skip
+
+
+def to_terminal(table: Table, width: int | None = None) -> str:
+    """With rules, wrapped to the terminal; what is missing or failed stands out where it has colours.
+
+    Args:
+        width: characters of a line; None: the terminal's.
+    """
+    from rich.console import Console
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    header, *rows = table.grid()
+    grid = Grid(title=table.title, title_justify="left", title_style="bold")
+    for k, name in enumerate(header):
+        grid.add_column(Text(name), justify="right" if k else "left", overflow="fold")
+    for name, *texts in rows:
+        grid.add_row(Text(name, "bold"), *(Text(text, _style(text)) for text in texts))
+    console = Console(width=width)
+    with console.capture() as shown:
+        console.print(grid)
+        for line in table.footer():
+            console.print(
+                Text(line, "yellow" if line.startswith(("warning", "failed", "missing", "damaged")) else "dim")
+            )
+    return shown.get().rstrip("\n")
+
+
+def _style(text: str) -> str:
+    return "red" if text.startswith("failed") else "yellow" if text.startswith("missing") else ""
 
 
 def latex_text(text: str) -> str:

@@ -1,5 +1,6 @@
 """Tables of mean and spread over seeds, from records: planned in conf/table, or of whatever runs there are."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from kdrun.cells import Cell, Place, curve_of, given_teacher, is_percent, own_me
 from kdrun.claims import Verdict, judge
 from kdrun.errors import ConfigError, KdrunError, allowed
 from kdrun.files import write_text
-from kdrun.formats import to_csv, to_json, to_latex
+from kdrun.formats import to_csv, to_json, to_latex, to_terminal
 from kdrun.found import found_table
 from kdrun.papers import TEACHER, Paper, read_paper
 from kdrun.planned import (
@@ -328,7 +329,8 @@ def main(arguments: Sequence[str]) -> str:
         write_text(path, html(table, outputs))
         return f"wrote {path}"
     writers = {"markdown": Table.to_markdown, "latex": to_latex, "csv": to_csv, "json": to_json}
-    text = writers.get(options.format, Table.to_text)(table)
+    plain = to_terminal if options.out is None and sys.stdout.isatty() else Table.to_text
+    text = writers.get(options.format, plain)(table)
     if options.out is None:
         return text
     write_text(Path(options.out), text + "\n")

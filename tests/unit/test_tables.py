@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,22 @@ def test_runs_that_several_columns_show_are_made_and_counted_once(outputs):
         (100, "column"),
     ]
     assert "6 by the same column" in "\n".join(_cost(todo))
+
+
+def test_a_terminal_gets_rules_and_wraps_and_nothing_is_lost(outputs, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "70")
+    text = re.sub(r"\x1b\[[0-9;]*m", "", main(["table=it", f"outputs={outputs}"]))
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 70
+    assert lines[1].startswith("┏")
+    folded = [re.split("[│┃]", line) for line in lines[2:] if line[0] in "│┃"]
+    columns = [" ".join(part[k].strip() for part in folded) for k in (1, 2, 3)]
+    assert columns[0].split()[:3] == ["KD", "a|b,", "c"]
+    assert "71.00 ± 1.00 (n=3) | paper 71.50 (-0.50) 73.50 ± 2.12 (n=2/3)" in columns[1]
+    assert "missing (0/3)" in columns[2]
+    assert main(["table=it", f"outputs={outputs}", f"out={outputs / 'it.txt'}"]).startswith("wrote")
+    assert "┏" not in (outputs / "it.txt").read_text()
 
 
 def test_formats_hold_the_same_and_escape(outputs):
