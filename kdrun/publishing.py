@@ -1,10 +1,11 @@
 """outputs/published/<table>: the records behind tables and their texts, which can be made again without the runs.
 
-records.jsonl, records-2.jsonl and so on hold the records, published.json the plan (which run stands in which cell),
-what is shown, and the points of learning curves; table.json and the marked part of table.md are made from these alone.
+records.jsonl (or records.jsonl.xz) holds the records, published.json the plan (which run stands in which cell), what is
+shown, and the points of learning curves; table.json and the marked part of table.md are made from these two alone.
 """
 
 import json
+import lzma
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from kdrun.errors import ConfigError, KdrunError, Unfinished
-from kdrun.files import write_text
+from kdrun.files import write_bytes, write_text
 from kdrun.formats import to_json
 from kdrun.planned import PlannedRun, TableConfig, TablePlan, make_plan, plan_of, table_spec
 from kdrun.record import SCHEMA, Record, finite
@@ -22,6 +23,7 @@ from kdrun.table import Table
 from kdrun.tables import CurveReader, Reader, curve_reader, curve_table, extras_in, reader, table_of
 
 BEGIN, END = "<!-- tables -->", "<!-- /tables -->"
+PLAIN, PACKED = "records.jsonl", "records.jsonl.xz"
 MOST = 1_000_000  # bytes of a published file
 MACHINE = re.compile(r"(^|[\s=:\[,])(/(?!/)|~[/\w]|[A-Za-z]:\\|\\\\|file:/)")
 """What begins like an absolute path."""
@@ -177,35 +179,27 @@ def _read(place: Path) -> Published:
 
 
 def _write_records(place: Path, records: Sequence[Record]) -> None:
-    """records.jsonl, and records-2.jsonl and so on where one file would be too large."""
-    parts, size = [""], 0
-    for record in records:
-        line = json.dumps(finite(record), ensure_ascii=False) + "\n"
-        size += len(line.encode())
-        if size > MOST:
-            parts.append("")
-            size = len(line.encode())
-        parts[-1] += line
-    names = ["records.jsonl", *(f"records-{k}.jsonl" for k in range(2, len(parts) + 1))]
-    for path in place.glob("records-*.jsonl"):
-        if path.name not in names:
-            path.unlink()
-    for name, text in zip(names, parts, strict=True):
-        write_text(place / name, text)
+    """records.jsonl, or records.jsonl.xz where that would be too large."""
+    text = "".join(json.dumps(finite(record), ensure_ascii=False) + "\n" for record in records).encode()
+    packed = len(text) > MOST
+    write_bytes(place / (PACKED if packed else PLAIN), lzma.compress(text) if packed else text)
+    (place / (PLAIN if packed else PACKED)).unlink(missing_ok=True)
 
 
 def published_reader(place: Path) -> Reader:
-    """Records of records.jsonl and its further parts, by the key in a run's directory name."""
+    """Records of records.jsonl, by the key in a run's directory name."""
+    packed = (place / PACKED).is_file()
+    path = place / (PACKED if packed else PLAIN)
     found: dict[str, Record] = {}
-    for path in [place / "records.jsonl", *sorted(place.glob("records-*.jsonl"))]:
-        try:
-            for number, line in enumerate(path.read_text().splitlines(), start=1):
-                record = json.loads(line)
-                if not isinstance(record, dict) or record.get("schema") != SCHEMA or "key" not in record:
-                    raise ValueError(f"line {number} is no record of schema {SCHEMA}")
-                found[record["key"]] = record
-        except (OSError, ValueError) as error:
-            raise KdrunError(f"{path}: not readable ({error})") from None
+    try:
+        text = lzma.decompress(path.read_bytes()) if packed else path.read_bytes()
+        for number, line in enumerate(text.decode().splitlines(), start=1):
+            record = json.loads(line)
+            if not isinstance(record, dict) or record.get("schema") != SCHEMA or "key" not in record:
+                raise ValueError(f"line {number} is no record of schema {SCHEMA}")
+            found[record["key"]] = record
+    except (OSError, ValueError, lzma.LZMAError) as error:
+        raise KdrunError(f"{path}: not readable ({error})") from None
     return lambda run_place: found.get(_key(run_place))
 
 

@@ -3,9 +3,10 @@
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, Self
@@ -114,13 +115,12 @@ class Network(nn.Module):
         self._seen: dict[str, Tensor] | None = None  # where a forward pass that was asked for prelogits keeps them
         if classifier is not None:
             self.dims["prelogits"] = classifier.in_features
-            classifier.register_forward_pre_hook(
-                self._keep("prelogits")
-            )  # once: torch.compile cannot trace registering
+            # once: torch.compile cannot trace registering
+            classifier.register_forward_pre_hook(partial(self._keep, "prelogits"))
         head = self._net.get_classifier()
         if isinstance(head, nn.Sequential) and isinstance(head[0], nn.Linear) and classifier is not head[0]:
             self.dims["pooled"] = head[0].in_features
-            head.register_forward_pre_hook(self._keep("pooled"))
+            head.register_forward_pre_hook(partial(self._keep, "pooled"))
 
     @property
     def _net(self) -> Any:
@@ -195,12 +195,10 @@ class Network(nn.Module):
         self._seen = None
         return Output(logits.float(), {name: out[name] for name in features})
 
-    def _keep(self, name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
-        def keep(_: nn.Module, args: tuple[Tensor]) -> None:
-            if self._seen is not None:
-                self._seen[name] = args[0]
-
-        return keep
+    def _keep(self, name: str, _: nn.Module, args: tuple[Tensor]) -> None:
+        """A hook that belongs to the copy, too, when the network is copied."""
+        if self._seen is not None:
+            self._seen[name] = args[0]
 
     def load(self, path: Path) -> None:
         """Take the weights of a file that `save` of an equal network wrote."""

@@ -88,11 +88,11 @@ def page_as_archive(root):
     return absent("cifar10")(root)
 
 
-def folder(spoil):
+def folder(spoil, *more):
     def make(root):
         write_tree(root)
         spoil(root)
-        return [*SUPERVISED, "dataset=imagefolder", f"dataset.path={root}", "dataset.size=8"]
+        return [*SUPERVISED, "dataset=imagefolder", f"dataset.path={root}", "dataset.size=8", *more]
 
     return make
 
@@ -182,14 +182,14 @@ REFUSED = {
     "svhn truncated": (lambda r: svhn(r, b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM"), "dataset.root: {root}/test_32x32.mat: not a readable SVHN file"),
     "svhn a page": (lambda r: svhn(r, PAGE), "dataset.root: {root}/test_32x32.mat: not a readable SVHN file"),
     "food101 a page as a list": (lambda r: food(r, "meta/test.json", PAGE), "dataset.root: {root}/food-101/meta/test.json: not a readable list of images"),
-    "food101 a page as an image": (lambda r: food(r, "images/sushi/7.jpg", PAGE), "dataset.root: unreadable image {root}/food-101/images/sushi/7.jpg (not an image)"),
+    "food101 a page as an image": (lambda r: [*food(r, "images/sushi/7.jpg", PAGE), "dataset.pack.size=null"], "dataset.root: unreadable image {root}/food-101/images/sushi/7.jpg (not an image)"),
     "npz empty": (npz(b""), "dataset.path: {root}/data.npz: not a readable .npz file"),
     "npz a page": (npz(PAGE), "dataset.path: {root}/data.npz: not a readable .npz file"),
     "npz wants to run code": (npz(train_labels=np.array([Attack()] * 12)), "dataset.path: {root}/data.npz: not a readable .npz file without pickles"),
     "npz another shape": (npz(train_images=np.zeros((12, 64), np.uint8)), "dataset.path: {root}/data.npz: train_images: expected (N, H, W), (N, H, W, C) or (N, C, H, W), got (12, 64)"),
     "npz a label too high": (npz(test_labels=np.arange(6)), "dataset.path: {root}/data.npz: test_labels: from 0 to 5, allowed 0 to 2"),
     "npz fewer labels": (npz(train_labels=np.arange(11) % 3), "dataset.path: {root}/data.npz: train: 12 images but labels of shape (11,)"),
-    "folder with an unreadable image": (folder(lambda r: (r / "train/cat/1.png").write_bytes(PAGE)), "dataset.path: unreadable image {root}/train/cat/1.png (not an image)"),
+    "folder with an unreadable image": (folder(lambda r: (r / "train/cat/1.png").write_bytes(PAGE), "dataset.pack.size=null"), "dataset.path: unreadable image {root}/train/cat/1.png (not an image)"),
     "folder with an empty class": (folder(lambda r: (r / "train/emu").mkdir()), "dataset.path: {root}/train/emu: the class has no images (.bmp, "),
     "folder without classes": (folder(lambda r: flatten(r / "train")), "dataset.path: {root}/train: no class folders; expected {root}/train/<class>/<image>"),
     "folder with one class": (folder(lambda r: [shutil.rmtree(r / part / "cat") for part in ("train", "val")]), "dataset.path: {root}: classes: dog; there must be two or more"),

@@ -1,6 +1,7 @@
 """scripts/status.py, compare.py, evaluate.py, publish.py and the HTML report, on records that are written by hand."""
 
 import json
+import lzma
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -205,21 +206,25 @@ def test_publishing_and_its_check(planned, tmp_path):
         publishing.main(check)
 
 
-def test_many_records_are_published_in_several_files(planned, tmp_path, monkeypatch):
+def test_many_records_are_published_packed(planned, tmp_path, monkeypatch):
     place = tmp_path / "published" / "t"
     asked = ["table=t", f"outputs={planned}", f"published={place.parent}", f"readme={tmp_path / 'none'}"]
     publishing.main(asked)
     whole, size = (place / "records.jsonl").read_text(), (place / "records.jsonl").stat().st_size
-    monkeypatch.setattr(publishing, "MOST", size * 2 // 5)
+    monkeypatch.setattr(publishing, "MOST", size - 1)
     publishing.main(asked)
-    names = ["records.jsonl", "records-2.jsonl", "records-3.jsonl"]
-    assert "".join((place / name).read_text() for name in names) == whole
-    assert not (place / "records-4.jsonl").exists()
-    read = publishing.published_reader(place)
-    assert all(read(f"x-{json.loads(line)['key']}") == json.loads(line) for line in whole.splitlines())
+    assert [path.name for path in place.glob("records*")] == ["records.jsonl.xz"]
+    packed = (place / "records.jsonl.xz").read_bytes()
+    assert lzma.decompress(packed).decode() == whole
+    assert publishing.main([*asked[2:], "check=true"]).startswith("as their records make them")
+    publishing.main(asked)
+    assert (place / "records.jsonl.xz").read_bytes() == packed
+    (place / "records.jsonl.xz").write_bytes(packed[:-9])
+    with pytest.raises(KdrunError, match=r"records\.jsonl\.xz: not readable"):
+        publishing.main([*asked, "again=true"])
     monkeypatch.setattr(publishing, "MOST", size)
-    publishing._write_records(place, [json.loads(line) for line in whole.splitlines()])
-    assert [path.name for path in place.glob("records*.jsonl")] == ["records.jsonl"]
+    publishing.main(asked)
+    assert [path.name for path in place.glob("records*")] == ["records.jsonl"]
 
 
 @pytest.mark.parametrize("path", ["/data/resnet56.th", "~/weights.th", "C:\\data", "--x=/data"])
