@@ -25,7 +25,7 @@ from kdrun.tables import CurveReader, Reader, curve_reader, curve_table, extras_
 BEGIN, END = "<!-- tables -->", "<!-- /tables -->"
 PLAIN, PACKED = "records.jsonl", "records.jsonl.xz"
 MOST = 1_000_000  # bytes of a published file
-MACHINE = re.compile(r"(^|[\s=:\[,])(/(?!/)|~[/\w]|[A-Za-z]:\\|\\\\|file:/)")
+MACHINE = re.compile(r"(^|[\s=:\[,])(/(?!/)|~\w*/|[A-Za-z]:\\|\\\\|file:/)")
 """What begins like an absolute path."""
 
 

@@ -211,15 +211,21 @@ def extra(cell: Cell, name: str, metric: str) -> str:
 
 
 def figure(record: Record, name: str) -> float | None:
-    """params, flops, steps, seconds or images_per_second (of labeled batches) of a done record."""
+    """params, flops, steps, seconds or images_per_second (of labeled batches) of a done record.
+
+    The first two are of the headline's network; where it is no network alone (two heads, an ensemble), of all of them
+    together, without a method's own parts.
+    """
     seconds = record.get("seconds") or {}
     if name in ("params", "flops"):
-        net = (record.get("nets") or {}).get(record.get("headline")) or {}
-        if name == "flops" and net and "flops" not in net:  # an older record
+        nets, headline = record.get("nets") or {}, record.get("headline")
+        chosen = [nets[headline]] if headline in nets else list(nets.values())
+        values = [net.get("num_params" if name == "params" else "flops") for net in chosen]
+        if name == "flops" and headline in nets and "flops" not in nets[headline]:  # an older record
             from kdrun.models.flops import flops_of_record
 
             return flops_of_record(record)
-        return net.get("num_params" if name == "params" else "flops")
+        return None if None in values or not values else sum(values)
     if name == "images_per_second":
         batch = ((record.get("config") or {}).get("schedule") or {}).get("batch_size")
         whole = batch and record.get("steps") and seconds.get("train")

@@ -227,13 +227,15 @@ def test_many_records_are_published_packed(planned, tmp_path, monkeypatch):
     assert [path.name for path in place.glob("records*")] == ["records.jsonl"]
 
 
-@pytest.mark.parametrize("path", ["/data/resnet56.th", "~/weights.th", "C:\\data", "--x=/data"])
+@pytest.mark.parametrize("path", ["/data/resnet56.th", "~/weights.th", "~me/weights.th", "C:\\data", "--x=/data"])
 def test_records_with_a_path_of_the_machine_are_refused(planned, tmp_path, path):
     [run] = planned.glob("runs/distill/digits/n20/s0-0200")
     write_record(run, record("0200", 0, overrides=[f"teacher.path={path}"]))
     with pytest.raises(KdrunError, match=r"holds a path of this machine, overrides\.0: teacher\.path="):
         publishing.main(["table=t", f"outputs={planned}", f"published={tmp_path / 'p'}"])
     assert not (tmp_path / "p").exists()
+    write_record(run, record("0200", 0, overrides=["~loss.ce=null"]))  # a key that is taken away
+    publishing.main(["table=t", f"outputs={planned}", f"published={tmp_path / 'p'}"])
 
 
 def test_curves_are_published_with_the_points_that_are_shown(planned, tmp_path, monkeypatch):
