@@ -184,8 +184,11 @@ class Pack:
             rows = state["next"] - len(state["unreadable"])
             if (partial / "images.bin").stat().st_size >= rows * self.row:
                 return state
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # nothing, or nothing of use: from the start
+            log.info("%s: is shorter than its note says; packing from the first image", partial)
+        except FileNotFoundError:
+            log.debug("%s: nothing is packed yet", partial)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.info("%s: its note is not legible (%s); packing from the first image", partial, error)
         return {"next": 0, "unreadable": {}}
 
     def _write(self, partial: Path, state: dict[str, Any], lock: Lock) -> None:
