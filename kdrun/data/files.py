@@ -58,14 +58,16 @@ def ensure_files(
         raise DataError(f"{where}; {remedy}, or allow dataset.download")
     if own is not None and own.exists():
         raise DataError(f"{where}, and a download would write over {own}; {remedy}, or delete that folder first")
-    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    inner = root if own is None else own
+    made = [folder for folder in (inner, *inner.parents) if not folder.exists()]
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(CONNECT_TIMEOUT)
     try:
         root.mkdir(parents=True, exist_ok=True)
         fetch()
     except (OSError, RuntimeError, ImportError, HTTPException) as error:
-        for folder in made:
+        below = [Path(folder) for folder, _, _ in os.walk(inner, topdown=False)] if inner in made else []
+        for folder in [*below, *made]:
             with contextlib.suppress(OSError):  # not empty
                 folder.rmdir()
         why = getattr(error, "reason", None) or str(error) or type(error).__name__

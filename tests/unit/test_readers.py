@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -312,6 +314,20 @@ def test_absent_files_are_downloaded_where_there_is_a_network(tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
     with pytest.raises(DataError, match=r"is not there; put .* below .*, or allow dataset\.download$"):
         load(name, tmp_path / "new", download=False)
+
+
+@pytest.mark.parametrize(
+    "name", ["caltech101", "eurosat", "oxford_pets", "flowers102", "fgvc_aircraft", "dtd", "sun397"]
+)
+def test_a_failed_download_leaves_no_folder_that_would_pass_for_the_users(tmp_path, monkeypatch, name):
+    def offline(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"is not there and cannot be downloaded \(.*no network.*\); put .* below "):
+            load(name, tmp_path / "new")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["stanford_cars", "ucf101"])
