@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdrun.data.dataset import Images
+from kdrun.data.fetching import PART, resumed_downloads
 from kdrun.errors import DataError, allowed
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def ensure_files(
         raise DataError(f"{where}; {remedy}")
     if not download:
         raise DataError(f"{where}; {remedy}, or allow dataset.download")
-    if own is not None and own.exists():
+    if own is not None and own.exists() and not _interrupted(own):
         raise DataError(f"{where}, and a download would write over {own}; {remedy}, or delete that folder first")
     inner = root if own is None else own
     made = [folder for folder in (inner, *inner.parents) if not folder.exists()]
@@ -64,7 +65,8 @@ def ensure_files(
     socket.setdefaulttimeout(CONNECT_TIMEOUT)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        fetch()
+        with resumed_downloads():
+            fetch()
     except (OSError, RuntimeError, ImportError, HTTPException) as error:
         below = [Path(folder) for folder, _, _ in os.walk(inner, topdown=False)] if inner in made else []
         for folder in [*below, *made]:
@@ -77,6 +79,12 @@ def ensure_files(
     still = [path for path in missing if not path.exists()]
     if still:
         raise DataError(f"dataset.root: {still[0]} is still not there after the download; {remedy}")
+
+
+def _interrupted(folder: Path) -> bool:
+    """Whether there is nothing in a folder but what an interrupted download has left."""
+    files = [name for _, _, names in os.walk(folder) for name in names]
+    return bool(files) and all(name.endswith(PART) for name in files)
 
 
 def verify(checks: Iterable[tuple[Path, str]]) -> None:
