@@ -209,11 +209,8 @@ def given_teacher(record: Record, metric: str) -> dict[str, float]:
     if value is None:
         return {}
     teacher = (record.get("config") or {}).get("teacher") or {}
-    model = (
-        teacher["model"]["name"]
-        if teacher.get("model")
-        else Path(teacher.get("path") or teacher.get("source", "ensemble")).name
-    )
+    named = Path(teacher.get("path") or teacher.get("source", "ensemble")).name
+    model = teacher["model"]["name"] if teacher.get("model") else named
     at = "" if teacher.get("temperature", 1) == 1 else f" at T = {teacher['temperature']:g}"
     return {f"{model}{at} ({(record.get('requires') or {}).get('teacher', teacher.get('source'))})": value}
 

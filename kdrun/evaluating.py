@@ -7,15 +7,13 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from kdrun.build import center_of
 from kdrun.config import DatasetConfig, RunConfig
 from kdrun.corruptions import Corruptions, summary
 from kdrun.data.dataset import Arrays, load_dataset
 from kdrun.data.residency import place
-from kdrun.data.shifted import ShiftedSet
-from kdrun.data.views import Source
+from kdrun.data.shifted import shifted_sets
 from kdrun.errors import ConfigError, KdrunError, allowed
 from kdrun.evaluation import Evaluator
 from kdrun.files import write_json
@@ -88,23 +86,23 @@ def _evaluated(run: FinishedRun, asked: Sequence[str], execution: Sequence[str])
             )
         )
     if typed.evaluate.sets:
-        root, found = Path(typed.evaluate.root).expanduser(), dict[str, float]()
-        for name in dict.fromkeys(typed.evaluate.sets):
-            shifted = ShiftedSet(name, root, config.dataset, arrays.class_names)
+        found: dict[str, float] = {}
+        for shifted in shifted_sets(typed.evaluate, config.dataset, arrays.class_names):
             found |= shifted.evaluate(
                 rebuilt.predictors, rebuilt.device, batch_size=batch, precision=precision, center=center
             )
         return found
 
-    def images(of: Arrays, split: str) -> tuple[Source, Tensor, Tensor]:
-        train, test = place(of, rebuilt.device, config.dataset.resident, typed.execution.workers)
-        index = torch.from_numpy(rebuilt.split.val) if split == "val" else torch.arange(len(of.test_labels))
-        labels = torch.from_numpy(of.train_labels if split == "val" else of.test_labels)[index]
-        return train if split == "val" else test, index.to(rebuilt.device), labels.to(rebuilt.device)
-
-    splits = {"test": images(arrays, "test")}
+    resident, workers = config.dataset.resident, typed.execution.workers
+    train, test = place(rebuilt.arrays, rebuilt.device, resident, workers)
+    if arrays is not rebuilt.arrays:
+        _, test = place(arrays, rebuilt.device, resident, workers)
+    labels = torch.from_numpy(arrays.test_labels).to(rebuilt.device)
+    splits = {"test": (test, torch.arange(len(labels), device=rebuilt.device), labels)}
     if any(a.startswith("method.") for a in asked):  # it may choose anew, on the run's own validation images
-        splits["val"] = images(rebuilt.arrays, "val")
+        val = torch.from_numpy(rebuilt.split.val)
+        own = torch.from_numpy(rebuilt.arrays.train_labels)[val]
+        splits["val"] = train, val.to(rebuilt.device), own.to(rebuilt.device)
     evaluator = Evaluator(splits, batch, precision, center=center)
     if "val" not in evaluator.splits:
         return evaluator.final_metrics(evaluator.logits(rebuilt.predictors))

@@ -23,7 +23,7 @@ from kdrun.corruptions import Corruptions
 from kdrun.corruptions import summary as summary_of_corruptions
 from kdrun.data.dataset import Arrays, load_dataset
 from kdrun.data.residency import place
-from kdrun.data.shifted import ShiftedSet
+from kdrun.data.shifted import shifted_sets
 from kdrun.data.splits import Split, write_split
 from kdrun.data.streams import check_streams, make_loader
 from kdrun.data.views import Source
@@ -172,7 +172,7 @@ def check_measurements(config: RunConfig) -> None:
     arrays = load_dataset(config.dataset, _outputs(config.directory), pixels=False)
     if config.evaluate.corruptions is not None:
         _corruptions(config.evaluate.corruptions, arrays)
-    _sets(config, arrays)
+    shifted_sets(config.evaluate, config.dataset, arrays.class_names)
 
 
 def _require_weights(model: str, setup: Setup) -> None:
@@ -366,18 +366,14 @@ def _with_corruptions(config: RunConfig, folder: str) -> Record:
     return record
 
 
-def _sets(config: RunConfig, arrays: Arrays) -> list[ShiftedSet]:
-    root = Path(config.evaluate.root).expanduser()
-    return [ShiftedSet(name, root, config.dataset, arrays.class_names) for name in dict.fromkeys(config.evaluate.sets)]
-
-
 def _with_sets(config: RunConfig) -> Record:
     """The record of a finished run with what its networks and its teacher do on other test sets."""
     arrays = load_dataset(config.dataset, _outputs(config.directory), pixels=False)
     run = FinishedRun.open(config.directory)
     with run.amended() as record:
         known = record.get("sets") or {}
-        missing = [part for part in _sets(config, arrays) if known.get(part.name) != part.hash]
+        asked = shifted_sets(config.evaluate, config.dataset, arrays.class_names)
+        missing = [part for part in asked if known.get(part.name) != part.hash]
         if not missing:
             return record
         rebuilt = run.rebuild(config.execution)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from kdrun.config import FilesConfig, file_hash
+from kdrun.config import DatasetConfig, EvaluateConfig, FilesConfig, file_hash
 from kdrun.corruptions import METRICS
 from kdrun.data.files import list_classes
 from kdrun.data.streamed import ImageFiles
@@ -85,6 +85,12 @@ class ShiftedSet:
         logits = {place: values[:, columns] for place, values in evaluator.logits(predictors).items()}
         found = evaluator.metrics(logits)
         return {key: value for key, value in found.items() if key.rpartition("/")[2] in METRICS}
+
+
+def shifted_sets(asked: EvaluateConfig, dataset: DatasetConfig, class_names: tuple[str, ...]) -> list[ShiftedSet]:
+    """Those of `evaluate.sets`, each once; `dataset` and `class_names` are the run's."""
+    root = Path(asked.root).expanduser()
+    return [ShiftedSet(name, root, dataset, class_names) for name in dict.fromkeys(asked.sets)]
 
 
 def _numbered(folders: list[str], config: Any, place: Path) -> list[str]:
