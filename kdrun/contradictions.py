@@ -4,7 +4,7 @@ from pathlib import Path
 
 from kdrun.config import ModelConfig, RunConfig, ViewsConfig
 from kdrun.errors import allowed
-from kdrun.registry import lookup
+from kdrun.registry import load, lookup
 
 
 def contradictions(config: RunConfig) -> list[str]:
@@ -112,8 +112,7 @@ def _of_teacher_and_data(config: RunConfig) -> list[str]:
 def _of_networks(config: RunConfig) -> list[str]:
     import timm
 
-    import kdrun.models  # noqa: F401  (registers the CIFAR networks into timm)
-
+    load("model")
     method = config.method_class
     errors = [
         f"schedule.lr_for.{name}: timm knows no network {name!r}; {allowed(name, timm.list_models(), most=0)}"

@@ -23,7 +23,7 @@ from kdrun.lock import Lock
 from kdrun.method import Method, Predictor, Setup, Teacher
 from kdrun.models.network import Network, load_network
 from kdrun.record import Record, read_record, write_record
-from kdrun.registry import load_plugins
+from kdrun.registry import load, load_plugins
 from kdrun.teachers import make_teacher
 
 
@@ -83,8 +83,7 @@ class FinishedRun:
         """One trained network, the headline's by default, in eval mode on the CPU."""
         import timm
 
-        import kdrun.models  # noqa: F401  (registers networks)
-
+        load("model")
         name = net or self.record["headline"]
         path = self.directory / f"{name}.safetensors"
         if not path.is_file():

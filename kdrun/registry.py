@@ -7,17 +7,21 @@ node. Networks are registered with timm's own `register_model`.
 import hashlib
 import importlib
 import importlib.util
+import pkgutil
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from kdrun.errors import ConfigError, allowed
 
-# Importing a package registers everything that it ships.
-_PACKAGES = {"method": "kdrun.methods", "loss": "kdrun.losses", "dataset": "kdrun.data", "decay": "kdrun.schedule"}
-_PACKAGES |= {"uncertainty": "kdrun.uncertainty"}
-_REGISTRY: dict[str, dict[str, type]] = {kind: {} for kind in _PACKAGES}
+# Where the parts of each kind lie: a package, each of whose files is found by itself, or one file.
+_PACKAGES = {
+    "method": "kdrun.methods", "loss": "kdrun.losses", "dataset": "kdrun.data", "model": "kdrun.models",
+    "decay": "kdrun.schedule", "uncertainty": "kdrun.uncertainty",
+}  # fmt: skip
+_REGISTRY: dict[str, dict[str, type]] = {kind: {} for kind in _PACKAGES if kind != "model"}  # networks are timm's
 _PLUGIN_HASHES: dict[str, str] = {}  # module name -> sha256 of its file
 
 T = TypeVar("T", bound=type)
@@ -40,13 +44,34 @@ def register(kind: str, name: str) -> Callable[[T], T]:
     return wrap
 
 
+@cache
+def load(kind: str) -> None:
+    """Import every file of the package of a kind, which registers what is in them."""
+    package = importlib.import_module(_PACKAGES[kind])
+    for found in pkgutil.walk_packages(getattr(package, "__path__", ()), f"{package.__name__}."):
+        importlib.import_module(found.name)
+
+
 def lookup(kind: str, name: object, key: str) -> Any:
     """The class registered as `name`; `key` is the config key to blame when there is none."""
-    importlib.import_module(_PACKAGES[kind])
+    load(kind)
     found = _REGISTRY[kind].get(name) if isinstance(name, str) else None
     if found is None:
-        raise ConfigError(f"{key}: unknown {kind} {name!r}; {allowed(name, _REGISTRY[kind])}")
+        raise ConfigError(
+            f"{key}: unknown {kind} {name!r}; {allowed(name, _REGISTRY[kind])}{_unregistered(kind, name)}"
+        )
     return found
+
+
+def _unregistered(kind: str, name: object) -> str:
+    """What to do where a file of that name is there and registers something else, or nothing."""
+    package = importlib.import_module(_PACKAGES[kind])
+    folder = Path(str(package.__file__)).parent
+    file = next((path for path in folder.rglob(f"{name}.py")), None) if isinstance(name, str) else None
+    if file is None:
+        return ""
+    where = file.relative_to(folder.parent.parent)
+    return f'. {where} does not register it: put @register("{kind}", "{name}") on its class'
 
 
 def load_plugins(paths: list[str], forget: bool = True) -> None:

@@ -1,13 +1,5 @@
-"""Networks: timm's, and the CIFAR networks of the distillation literature registered into timm."""
+"""Networks: timm's, and the CIFAR networks of the distillation literature, which importing this registers into timm."""
 
-from kdrun.models import (  # noqa: F401  (each registers its networks)
-    cifar_mobilenet,
-    cifar_resnet,
-    cifar_shufflenet,
-    cifar_vgg,
-    cifar_wideresnet,
-    clip,
-)
-from kdrun.models.network import Network, Output, build_network
+from kdrun.registry import load
 
-__all__ = ["Network", "Output", "build_network"]
+load("model")

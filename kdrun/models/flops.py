@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from kdrun.models.network import Network, NetworkSpec
+from kdrun.registry import load
 
 log = logging.getLogger(__name__)
 SIZES = {"digits": (1, 8), "cifar10": (3, 32), "cifar100": (3, 32), "svhn": (3, 32)}
@@ -47,7 +48,7 @@ def flops_of_record(record: Mapping[str, Any]) -> int | None:
 def _counted(spec: str, size: tuple[int, int]) -> int | None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    import kdrun.models  # noqa: F401  (registers networks)
+    load("model")
 
     told = NetworkSpec(**json.loads(spec))
     untrained = replace(told, model={**told.model, "pretrained": False, "file": None})

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 import kdrun.train
 from kdrun.config import ModelConfig
 from kdrun.data import dataset
-from kdrun.models import build_network
+from kdrun.models.network import build_network
 from kdrun.record import find_records
 from tests.unit.test_published import flatten, write_cifar10, write_food101, write_image, write_svhn, write_tree
 

@@ -28,7 +28,7 @@ from kdrun.losses import (
 )  # fmt: skip
 from kdrun.losses.crd import of_other_classes
 from kdrun.method import Context, parameter_groups
-from kdrun.models import Output, build_network
+from kdrun.models.network import Output, build_network
 from kdrun.plan import Composer
 from kdrun.registry import lookup
 from tests.contract.test_methods import ctx, make, make_optimizer

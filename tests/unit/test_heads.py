@@ -11,8 +11,7 @@ from kdrun.config import ModelConfig, run_key
 from kdrun.data.streams import Loader
 from kdrun.errors import ConfigError, KdrunError
 from kdrun.method import head_warmup_runs
-from kdrun.models import build_network
-from kdrun.models.network import Network, load_network
+from kdrun.models.network import Network, build_network, load_network
 from kdrun.plan import Composer
 from kdrun.record import find_records
 from kdrun.runner import check

@@ -16,9 +16,8 @@ from torch.nn import functional as F
 from kdrun.config import ModelConfig
 from kdrun.data.views import View
 from kdrun.errors import ConfigError, DataError, KdrunError
-from kdrun.models import build_network
 from kdrun.models.flops import flops_of, flops_of_record
-from kdrun.models.network import load_network
+from kdrun.models.network import build_network, load_network
 
 PAPER_COUNTS = {
     "resnet8": 83_892,
