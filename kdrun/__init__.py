@@ -1,12 +1,29 @@
-"""kdrun: run, compare and reproduce (semi-supervised) knowledge distillation for image classification."""
+"""kdrun: run, compare and reproduce (semi-supervised) knowledge distillation for image classification.
 
+What a plug-in needs is here: `from kdrun import Method, Needs, Step, register`. Nothing is loaded before it is asked
+for: importing kdrun imports no torch.
+"""
+
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from kdrun.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from kdrun.models.network import Network
+
+# Where each public name is defined.
+_PUBLIC = {
+    "register": "core.registry", "ConfigError": "core.errors", "DataError": "core.errors", "KdrunError": "core.errors",
+    "MethodConfig": "config.parts", "TermConfig": "config.parts", "UncertaintyConfig": "config.parts",
+    "DatasetConfig": "config.dataset", "FilesConfig": "config.dataset", "RunConfig": "config.run",
+    "Arrays": "data.arrays", "Listing": "data.listing", "View": "data.views.view", "Batch": "data.views.view",
+    "Output": "models.output", "Pair": "losses.term", "Term": "losses.term", "TermSpec": "losses.term",
+    "Teacher": "teachers.teacher", "Method": "methods.method", "Context": "methods.step", "Guesses": "methods.step",
+    "Setup": "methods.step", "Step": "methods.step", "Uncertainty": "methods.uncertainty",
+}  # fmt: skip
+_MODULES = ("losses", "metrics", "models")
 
 
 def load(run_dir: str | Path, net: str | None = None) -> "Network":
@@ -26,14 +43,18 @@ def load(run_dir: str | Path, net: str | None = None) -> "Network":
         from kdrun.models.network import load_network
 
         return load_network(Path(run_dir))
-    from kdrun.finished import FinishedRun
+    from kdrun.runs.finished import FinishedRun
 
     return FinishedRun.open(run_dir).network(net)
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"losses", "metrics", "models"}:  # loaded on first use: importing kdrun must not import torch
-        import importlib
-
+    if name in _MODULES:
         return importlib.import_module(f"kdrun.{name}")
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"kdrun.{_PUBLIC[name]}"), name)
     raise AttributeError(f"module 'kdrun' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC, *_MODULES})

@@ -1,93 +1,10 @@
-"""The single entry point: `python -m kdrun.train`, console script `kdrun`.
+"""The face of `kdrun.cli.train`: `python -m kdrun.train`."""
 
-Every job of a sweep is composed and checked before the first one starts; what is wrong is listed, nothing is written.
-Hydra then runs the jobs through whatever launcher is installed. Imports no torch until a job is checked.
-"""
-
-import logging
 import sys
-from typing import TYPE_CHECKING, Any
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from kdrun.cli.train import main
 
-from kdrun.config import CONF_DIR, register_resolvers, to_config
-from kdrun.errors import ConfigError, KdrunError
-
-if TYPE_CHECKING:
-    from kdrun.plan import Job
-
-log = logging.getLogger("kdrun")
-
-
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
-def job(composed: DictConfig) -> None:
-    """One job of a sweep. A failure is recorded and does not stop the others."""
-    register_resolvers()
-    from kdrun.runner import run
-
-    config = to_config(composed)
-    try:
-        run(config, overrides=list(HydraConfig.get().overrides.task))
-    except (KdrunError, OSError) as error:  # before there was a record to write it into
-        log.error("failed: %s: %s", config.directory, error)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line. Returns the exit code: 0 done, 1 a job failed, 2 a mistake, 130 interrupted."""
-    arguments = sys.argv[1:] if argv is None else argv
-    if {"--help", "-h"} & set(arguments):
-        from kdrun.help import show_help
-
-        print(show_help(arguments))
-        return 0
-    from kdrun.plan import ordered, plan
-
-    try:
-        arguments = ordered(arguments)
-        jobs = plan(arguments)
-    except (ConfigError, KdrunError) as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 2
-    old = sys.argv
-    sys.argv = [old[0], *arguments]
-    try:
-        job()
-    except KeyboardInterrupt as stop:
-        print(f"interrupted: {stop or 'run the same command again to go on'}", file=sys.stderr)
-        return 130
-    except SystemExit as stop:  # Hydra has printed why
-        _report(jobs)
-        return stop.code if isinstance(stop.code, int) and stop.code else 1
-    finally:
-        sys.argv = old
-    return _report(jobs)
-
-
-def _report(jobs: "list[Job] | None") -> int:
-    """Name the planned runs that are not done."""
-    if jobs is None:
-        return 0
-    from kdrun.record import read_record
-
-    bad: list[str] = []
-    for planned in jobs:
-        try:
-            record: dict[str, Any] = read_record(planned.directory) or {"status": "missing"}
-        except KdrunError as error:
-            record = {"status": "damaged", "error": {"message": str(error)}}
-        if record["status"] != "done":
-            why = (record.get("error") or {}).get("message", "")
-            bad.append(f"{record['status']}: {planned.directory}{': ' + why if why else ''}")
-    for line in bad:
-        if len(jobs) > 1 or line.startswith("missing"):  # a single job has said it already
-            print(line, file=sys.stderr)
-    if len(jobs) > 1:
-        print(f"{len(jobs) - len(bad)} of {len(jobs)} runs done", file=sys.stderr if bad else sys.stdout)
-    return 1 if bad else 0
-
+__all__ = ["main"]
 
 if __name__ == "__main__":
     sys.exit(main())

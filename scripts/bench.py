@@ -24,10 +24,11 @@ import torch
 from PIL import Image, ImageDraw
 from torch.nn import functional as F
 
-from kdrun.config import StrongConfig
-from kdrun.data.views import Recipe, Strong, Weak
-from kdrun.losses import kd
-from kdrun.uncertainty import entropy_weight
+from kdrun.config.views import StrongConfig
+from kdrun.data.views.recipes import Strong, Weak
+from kdrun.data.views.view import Recipe
+from kdrun.losses.logits import kd
+from kdrun.methods.uncertainty import entropy_weight
 
 ROUNDS = 5
 ONE = ("method=uncertainty_distill", "loss=kd_40_40")  # a student without peers
@@ -53,12 +54,12 @@ class LoopBench:
     """
 
     def __init__(self, *overrides: str, steps: int, data: Sequence[str] = ()) -> None:
-        from kdrun.build import visible_targets
-        from kdrun.data.dataset import load_dataset
+        from kdrun.config.compose import Composer
+        from kdrun.data.load import load_dataset
         from kdrun.data.splits import make_split
-        from kdrun.evaluation import Evaluator
-        from kdrun.method import Setup
-        from kdrun.plan import Composer
+        from kdrun.methods.step import Setup
+        from kdrun.training.assembly import visible_targets
+        from kdrun.training.evaluator import Evaluator
 
         self.steps = steps
         self.stored: Any = None  # views whose logits are kept
@@ -80,12 +81,12 @@ class LoopBench:
         num_test = len(self.arrays.test_labels)
         self.split = make_split(self.config, self.arrays.train_labels, self.arrays.num_classes, num_test)
         target = visible_targets(self.arrays, self.split)
-        self.setup = Setup(self.arrays.num_classes, 3, self.arrays.mean, self.arrays.std, target)
+        self.setup = Setup(self.arrays.num_classes, 3, self.arrays.mean, self.arrays.std, train_target=target)
         self.evaluator = Evaluator({}, 1000)
 
     def give_teacher(self) -> torch.nn.Module:
         """Let `teacher` of the config be a network that nobody trained. Returns it without its input adapter."""
-        from kdrun.method import Teacher
+        from kdrun.teachers.teacher import Teacher
 
         network = self.setup.network(self.config.teacher.model, 0).to(memory_format=torch.channels_last)  # type: ignore[arg-type]
         self.setup = dataclasses.replace(self.setup, teacher=Teacher(network))
@@ -93,9 +94,9 @@ class LoopBench:
 
     def keep_logits(self) -> None:
         """Compute the teacher's logits of the views of `teacher.cache`, as a run does before it trains."""
-        from kdrun.build import recipes_of
         from kdrun.data.residency import place
-        from kdrun.kept import keep, stored_views
+        from kdrun.teachers.cache import keep, stored_views
+        from kdrun.training.assembly import recipes_of
 
         cpu = torch.device("cpu")
         views = stored_views(self.config, recipes_of(self.config, self.arrays)["weak"], len(self.arrays.train_images))
@@ -114,11 +115,11 @@ class LoopBench:
         Args:
             prebuilt: a batch for all steps; None: they are made from the dataset.
         """
-        from kdrun.build import recipes_of
+        from kdrun.data.loader import make_loader
         from kdrun.data.residency import place
-        from kdrun.data.streams import make_loader
-        from kdrun.loop import Loop
-        from kdrun.tracking import Tracker
+        from kdrun.training.assembly import recipes_of
+        from kdrun.training.loop import Loop
+        from kdrun.training.tracking import Tracker
 
         config = self.config
         method = config.method_class(config, self.setup).to(memory_format=torch.channels_last)
@@ -263,10 +264,10 @@ def bench_peers() -> None:
     Then the weight by the teacher's entropy, timed by itself beside a bare step of resnet20 alone: two steps, one with
     it and one without, differ by chance more than by what it takes. Then the trio.
     """
-    from kdrun.data.views import View
-    from kdrun.method import Context
-    from kdrun.models.network import Output
-    from kdrun.uncertainty import Entropy
+    from kdrun.data.views.view import View
+    from kdrun.methods.step import Context
+    from kdrun.methods.uncertainty import Entropy
+    from kdrun.models.output import Output
 
     bench = LoopBench("method=peer_distill", "students=[resnet20,wrn_16_2]", "teacher=resnet56", steps=10)
     teacher = bench.give_teacher()
@@ -292,7 +293,7 @@ def bench_trio() -> None:
 
     Beside it the sum of bare steps, one of resnet18 with the teacher's pass and one of mobilenetv2_100 without.
     """
-    from kdrun.data.views import Samples, View
+    from kdrun.data.views.view import Samples, View
 
     common = ("teacher=train", "teacher.model.name=resnet50")
     both = LoopBench("method=peer_distill", "students=[resnet18,mobilenetv2_100]", *common, steps=3)
@@ -537,7 +538,8 @@ def bench_memory() -> None:
 
 def bench_sweep() -> None:
     """From the end of a job of a sweep (its record is on disk) to the first step of the next one."""
-    from kdrun import loop, runner, train
+    from kdrun.cli import train
+    from kdrun.training import loop, runner
 
     starts: list[float] = []
     ends: list[float] = []
@@ -584,10 +586,11 @@ def bench_losses() -> None:
     A term gets the features that it asks for; its share holds its gradient down to logits and features, its metrics and
     `after_step`. The teacher's pass is in neither.
     """
-    from kdrun.config import ModelConfig
-    from kdrun.losses import Pair, TermSpec
-    from kdrun.models.network import Output, build_network
-    from kdrun.registry import lookup
+    from kdrun.config.model import ModelConfig
+    from kdrun.core.registry import lookup
+    from kdrun.losses.term import Pair, TermSpec
+    from kdrun.models.network import build_network
+    from kdrun.models.output import Output
 
     labels = torch.arange(64) % 100
     plain: dict[str, Any] = {"num_classes": 100, "in_chans": 3, "mean": (0.5,) * 3, "std": (0.25,) * 3}
@@ -644,10 +647,10 @@ def bench_losses() -> None:
 
 def bench_metrics(images: int = 10_000) -> None:
     """The closed-form metrics of an evaluation, beside the networks' pass in it: resnet20, 100 classes, 32 px."""
-    from kdrun.config import ModelConfig
-    from kdrun.evaluation import Evaluator
-    from kdrun.method import predictor
+    from kdrun.config.model import ModelConfig
+    from kdrun.methods.method import predictor
     from kdrun.models.network import build_network
+    from kdrun.training.evaluator import Evaluator
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plain: dict[str, Any] = {"num_classes": 100, "in_chans": 3, "mean": (0.5,) * 3, "std": (0.25,) * 3}
@@ -692,13 +695,13 @@ def bench_data(images: int = 192) -> None:
     from torch.utils.data import DataLoader
     from torchvision import datasets, transforms
 
-    from kdrun.build import recipes_of
-    from kdrun.data.dataset import load_dataset
+    from kdrun.config.compose import Composer
+    from kdrun.data.load import load_dataset
+    from kdrun.data.loader import make_loader
     from kdrun.data.residency import place
     from kdrun.data.splits import make_split
-    from kdrun.data.streams import make_loader
-    from kdrun.data.views import rows
-    from kdrun.plan import Composer
+    from kdrun.data.views.view import rows
+    from kdrun.training.assembly import recipes_of
 
     cpu, batch, workers = torch.device("cpu"), 32, 2
     with tempfile.TemporaryDirectory() as folder:

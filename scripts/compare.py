@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kdrun.command import launch
+from kdrun.cli.command import launch
 
 if __name__ == "__main__":
-    launch("kdrun.comparing", __doc__)
+    launch("kdrun.cli.compare", __doc__)

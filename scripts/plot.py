@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kdrun.command import launch
+from kdrun.cli.command import launch
 
 if __name__ == "__main__":
-    launch("kdrun.plots", __doc__)
+    launch("kdrun.cli.plot", __doc__)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kdrun.command import launch
+from kdrun.cli.command import launch
 
 if __name__ == "__main__":
-    launch("kdrun.predicting", __doc__)
+    launch("kdrun.cli.predict", __doc__)

@@ -33,7 +33,7 @@ def outputs(tmp_path: Path) -> Path:
 @pytest.fixture
 def train(outputs: Path) -> Iterator[Callable[..., int]]:
     """`train("seed=1")`: the command line in this process; returns its exit code."""
-    from kdrun.train import main
+    from kdrun.cli.train import main
 
     def call(*arguments: str) -> int:
         return main([*arguments, f"execution.outputs={outputs}"])

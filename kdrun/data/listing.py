@@ -4,18 +4,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from kdrun.config import FilesConfig
-from kdrun.data.dataset import Arrays, Images
-from kdrun.data.files import decode, list_images
+from kdrun.config.dataset import FilesConfig
+from kdrun.core.errors import ConfigError, DataError
+from kdrun.data.arrays import Arrays
+from kdrun.data.images import decode, list_images
 from kdrun.data.packed import Pack, absent
 from kdrun.data.streamed import ImageFiles
-from kdrun.errors import ConfigError, DataError
+from kdrun.data.types import Images
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 Files = Sequence[tuple[Path, int]]
 
 
@@ -135,3 +136,12 @@ def read_coop_split(path: Path, folder: Path, key: str) -> Listing:
     return Listing(
         files["train"], files["test"], [names[label] for label in range(len(names))], folder, key, files["val"]
     )
+
+
+class FileDataset(Protocol):
+    """A registered dataset of image files: its `Config`, and which files there are; decoding is not its business."""
+
+    Config: ClassVar[type[FilesConfig]]
+
+    @staticmethod
+    def files(config: Any) -> Listing: ...

@@ -25,14 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from kdrun.data.dataset import Images
-from kdrun.data.files import cores, decoded
-from kdrun.errors import DataError
-from kdrun.files import named, write_json
-from kdrun.lock import Lock
+from kdrun.core.errors import DataError
+from kdrun.core.files import named, write_json
+from kdrun.core.lock import Lock
+from kdrun.data.images import cores, decoded
+from kdrun.data.types import Images
 
 log = logging.getLogger(__name__)
-
 VERSION = 2  # raise it when the pixels change: it is part of the key
 SAVE_EVERY = 5.0  # seconds between two notes of the progress
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

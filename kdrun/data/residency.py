@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdrun.data.dataset import Arrays, Images
+from kdrun.data.arrays import Arrays
 from kdrun.data.streamed import num_workers
-from kdrun.data.views import Source
+from kdrun.data.types import Images
+from kdrun.data.views.view import Source
 
 log = logging.getLogger(__name__)
-
 SHARE = 0.5  # of a device's free memory that images may take; the rest is for networks
 
 

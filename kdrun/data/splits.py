@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdrun.config import DatasetConfig, RunConfig
-from kdrun.data.dataset import Labels
-from kdrun.errors import ConfigError
-from kdrun.files import atomic_path, read_npz
-from kdrun.seeding import subseed
+from kdrun.config.dataset import DatasetConfig
+from kdrun.config.run import RunConfig
+from kdrun.core.errors import ConfigError
+from kdrun.core.files import atomic_path, read_npz
+from kdrun.core.seeding import subseed
+from kdrun.data.types import Labels
 
 Index = npt.NDArray[np.int64]
 

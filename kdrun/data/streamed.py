@@ -1,6 +1,6 @@
 """Image files in the place of a tensor of images: decoded when they are asked for, packed nowhere.
 
-A batch's files are decoded by worker processes (`kdrun.data.streams.Loader`), those of an evaluation by threads, which
+A batch's files are decoded by worker processes (`kdrun.data.loader.Loader`), those of an evaluation by threads, which
 start at once and leave nothing behind.
 """
 
@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kdrun.data.files import cores, decoded
-from kdrun.errors import DataError
+from kdrun.core.errors import DataError
+from kdrun.data.images import cores, decoded
 
 MOST = 16  # worker processes that are started without being asked for
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from kdrun.data.dataset import Images
-from kdrun.data.files import decode, list_images
-from kdrun.data.npz import as_images
-from kdrun.data.randaugment import LUMA
-from kdrun.errors import DataError
-from kdrun.files import read_npz
+from kdrun.core.errors import DataError
+from kdrun.core.files import read_npz
+from kdrun.data.images import decode, list_images
+from kdrun.data.sets.npz import as_images
+from kdrun.data.types import Images
+from kdrun.data.views.randaugment import LUMA
 
 KEY = "dataset.unlabeled"
 

@@ -6,7 +6,7 @@
 import sys
 from typing import Any
 
-from kdrun.registry import load
+from kdrun.core.registry import load
 
 
 def __getattr__(name: str) -> Any:

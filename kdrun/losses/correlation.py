@@ -6,10 +6,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdrun.core.registry import register
 from kdrun.losses.labels import full
 from kdrun.losses.logits import LogitConfig, LogitTerm, above_zero, squared_temperature
 from kdrun.losses.term import Pair
-from kdrun.registry import register
 
 
 def dist(student_logits: Tensor, teacher_logits: Tensor, beta: float, gamma: float, temperature: float) -> Tensor:

@@ -13,12 +13,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdrun.config import TermConfig
-from kdrun.errors import ConfigError, KdrunError
+from kdrun.config.parts import TermConfig
+from kdrun.core.errors import ConfigError, KdrunError
+from kdrun.core.registry import register
 from kdrun.losses.features import PenultimateTerm
 from kdrun.losses.labels import full, labels_of
 from kdrun.losses.term import Pair, TermSpec
-from kdrun.registry import register
 
 
 def nce(positive: Tensor, negative: Tensor, log_z: Tensor, num_data: int) -> Tensor:

@@ -10,10 +10,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from kdrun.core.registry import register
 from kdrun.losses.labels import full, labels_of, over_classes
 from kdrun.losses.logits import LogitConfig, LogitTerm, above_zero, kl, squared_temperature
 from kdrun.losses.term import Pair
-from kdrun.registry import register
 
 
 def dkd(

@@ -6,10 +6,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdrun.config import TermConfig
+from kdrun.config.parts import TermConfig
+from kdrun.core.registry import register
 from kdrun.losses.labels import full, labels_of
 from kdrun.losses.term import Pair, Term
-from kdrun.registry import register
 
 
 def evidential(logits: Tensor, target: Tensor, kl_weight: float = 1.0) -> Tensor:

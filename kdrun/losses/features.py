@@ -14,11 +14,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdrun.config import TermConfig
-from kdrun.errors import ConfigError, KdrunError
+from kdrun.config.parts import TermConfig
+from kdrun.core.errors import ConfigError, KdrunError
+from kdrun.core.registry import register
 from kdrun.losses.labels import full
 from kdrun.losses.term import Pair, Term, TermSpec, width
-from kdrun.registry import register
 
 TINY = 1e-12  # what a norm or a mean distance is at least, where it divides
 
@@ -148,9 +148,6 @@ def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 def _pooled(feature: Tensor, height: int, breadth: int) -> Tensor:
     same = feature.shape[2:] == (height, breadth)
     return feature if same else F.adaptive_avg_pool2d(feature, (height, breadth))
-
-
-# ------------------------------------------------------------------------------------------------------------ terms
 
 
 class FeatureTerm(Term):

@@ -11,11 +11,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdrun.config import TermConfig
+from kdrun.config.parts import TermConfig
+from kdrun.core.registry import register
 from kdrun.losses.features import TINY, PenultimateTerm
 from kdrun.losses.labels import full
 from kdrun.losses.term import TermSpec
-from kdrun.registry import register
 
 
 def correlation_loss(student: Tensor, teacher: Tensor, alpha: float) -> Tensor:

@@ -6,10 +6,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdrun.config import TermConfig
-from kdrun.errors import KdrunError
+from kdrun.config.parts import TermConfig
+from kdrun.core.errors import KdrunError
+from kdrun.core.registry import register
 from kdrun.losses.term import Pair, Term
-from kdrun.registry import register
 
 
 def full(logits: Tensor) -> Tensor:

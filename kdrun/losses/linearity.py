@@ -6,12 +6,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kdrun.config import TermConfig
-from kdrun.errors import KdrunError
+from kdrun.config.parts import TermConfig
+from kdrun.core.errors import KdrunError
+from kdrun.core.registry import register
 from kdrun.losses.labels import full
 from kdrun.losses.logits import above_zero, kl
 from kdrun.losses.term import Pair, Term, TermSpec
-from kdrun.registry import register
 
 
 def linearity(mixed_logits: Tensor, logits: Tensor, partner: Tensor, share: Tensor, temperature: float = 1.0) -> Tensor:

@@ -11,11 +11,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdrun.config import TermConfig
-from kdrun.errors import KdrunError
+from kdrun.config.parts import TermConfig
+from kdrun.core.errors import KdrunError
+from kdrun.core.registry import register
 from kdrun.losses.labels import full
 from kdrun.losses.term import Pair, Term
-from kdrun.registry import register
 
 Standardize = Literal["none", "std", "zscore"]
 EPS = 1e-7  # of Sun et al.'s code

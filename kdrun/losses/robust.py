@@ -10,10 +10,10 @@ import math
 from pydantic import Field
 from torch import Tensor
 
-from kdrun.config import TermConfig
+from kdrun.config.parts import TermConfig
+from kdrun.core.registry import register
 from kdrun.losses.labels import cross_entropy, full, labels_of
 from kdrun.losses.term import Pair, Term
-from kdrun.registry import register
 
 LOG_ZERO = math.log(1e-4)
 

@@ -4,8 +4,8 @@ L = (H(q, softmax(s I T^t)) + H(q, softmax(s T I^t))) / 2 over a batch of image 
 1; q puts an image on its own caption. deviates: the paper's q is the identity, we share it among captions that say the
 same, because a batch of few classes holds sentences twice.
 
-The captions are made of words for the class of a labeled image and for how bright its pixels are (kdrun/prompts.py).
-Evaluation is zero-shot: texts of templates that no caption uses.
+The captions are made of words for the class of a labeled image and for how bright its pixels are
+(kdrun/config/prompts.py). Evaluation is zero-shot: texts of templates that no caption uses.
 """
 
 import math
@@ -15,13 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdrun.config import MethodConfig, RunConfig
-from kdrun.data.views import Batch, View
-from kdrun.losses import Pair
-from kdrun.method import Context, Method, Predictor, Setup, Step
-from kdrun.models.network import Network, Output
-from kdrun.prompts import captions, templates
-from kdrun.registry import register
+from kdrun.config.parts import MethodConfig
+from kdrun.config.prompts import captions, templates
+from kdrun.config.run import RunConfig
+from kdrun.core.registry import register
+from kdrun.data.views.view import Batch, Predictor, View
+from kdrun.losses.term import Pair
+from kdrun.methods.method import Method
+from kdrun.methods.step import Context, Setup, Step
+from kdrun.models.network import Network
+from kdrun.models.output import Output
 
 
 @register("method", "contrastive")
@@ -36,11 +39,12 @@ class Contrastive(Method):
 
     class Config(MethodConfig):
         captions: str | None = None
-        """A set of kdrun/prompts.py; null: the dataset's, else one that goes with any class names."""
+        """A set of kdrun/config/prompts.py; null: the dataset's, else one that goes with any class names."""
 
     def __init__(self, config: RunConfig, setup: Setup) -> None:
         super().__init__(config, setup)
-        from kdrun.clip import class_tokens, class_words, open_clip
+        from kdrun.models.class_texts import class_tokens, class_words
+        from kdrun.models.open_clip import open_clip
 
         words = class_words(setup)
         length = self._net.clip.context_length
@@ -113,7 +117,7 @@ class Contrastive(Method):
 
     def predictors(self) -> dict[str, Predictor]:
         def zero_shot(view: View) -> Tensor:
-            from kdrun.clip import class_features
+            from kdrun.models.class_texts import class_features
 
             # by the weights that are in force now: an average of them may have taken their place
             self._net.class_embeddings.copy_(class_features(self._net.clip, self.held_out))

@@ -15,17 +15,18 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdrun.config import ModelConfig, RunConfig
-from kdrun.data.views import View
-from kdrun.errors import ConfigError
+from kdrun.config.model import ModelConfig
+from kdrun.config.prompts import templates
+from kdrun.config.run import RunConfig
+from kdrun.core.errors import ConfigError
+from kdrun.core.registry import register
+from kdrun.core.seeding import subseed
+from kdrun.data.views.view import Predictor, View
 from kdrun.losses.term import width
-from kdrun.method import Predictor, Setup
 from kdrun.methods.sho import FEATURE, SHO, SHOConfig
+from kdrun.methods.step import Setup
 from kdrun.models.heads import make_head
-from kdrun.models.network import Output
-from kdrun.prompts import templates
-from kdrun.registry import register
-from kdrun.seeding import subseed
+from kdrun.models.output import Output
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -156,7 +157,7 @@ class DHO(SHO):
         """Give heads the embeddings of the class names as weights."""
         key, setup, student = "method.language_aware_init", self.setup, self.config.students[0]
         if _own_texts(self.config.method, student):  # type: ignore[arg-type]
-            from kdrun.clip import class_words, student_texts
+            from kdrun.models.class_texts import class_words, student_texts
 
             words = class_words(setup)
             if not student.pretrained:  # built to be checked, or to be given weights

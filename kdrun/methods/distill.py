@@ -3,10 +3,11 @@
 The sum of all terms of `loss`: those against the labels and those against the teacher, which sees the same view.
 """
 
-from kdrun.config import MethodConfig
-from kdrun.data.views import Batch
-from kdrun.method import Context, Method, Step
-from kdrun.registry import register
+from kdrun.config.parts import MethodConfig
+from kdrun.core.registry import register
+from kdrun.data.views.view import Batch
+from kdrun.methods.method import Method
+from kdrun.methods.step import Context, Step
 
 
 @register("method", "distill")

@@ -11,12 +11,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdrun.config import MethodConfig, RunConfig
-from kdrun.data.views import Batch, Samples, together
-from kdrun.losses import Pair, cross_entropy
-from kdrun.method import Context, Guesses, Method, Step
-from kdrun.models.network import Output
-from kdrun.registry import register
+from kdrun.config.parts import MethodConfig
+from kdrun.config.run import RunConfig
+from kdrun.core.registry import register
+from kdrun.data.views.view import Batch, Samples, together
+from kdrun.losses.labels import cross_entropy
+from kdrun.losses.term import Pair
+from kdrun.methods.method import Method
+from kdrun.methods.step import Context, Guesses, Step
+from kdrun.models.output import Output
 
 BINS = 10
 

@@ -13,18 +13,22 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdrun.artifacts import Pool
-from kdrun.clustering import ClusteringConfig
-from kdrun.config import ModelConfig, RunConfig, effective, ramps_in, run_key
-from kdrun.data.views import Samples
-from kdrun.errors import KdrunError
-from kdrun.method import Context, head_warmup_runs
+from kdrun.config.effective import effective, ramps_in
+from kdrun.config.key import run_key
+from kdrun.config.model import ModelConfig
+from kdrun.config.run import RunConfig
+from kdrun.core.errors import KdrunError
+from kdrun.core.registry import lookup, register
+from kdrun.core.schema import Schema
+from kdrun.core.seeding import subseed
+from kdrun.data.views.view import Samples
+from kdrun.methods.clustering import ClusteringConfig
 from kdrun.methods.fixmatch import FixMatch, FixMatchConfig
-from kdrun.record import read_record
-from kdrun.registry import lookup, register
-from kdrun.schema import Schema
-from kdrun.seeding import subseed
-from kdrun.trusted import Selection, Selector, trusted_labels
+from kdrun.methods.pool import Pool
+from kdrun.methods.requires import head_warmup_runs
+from kdrun.methods.step import Context
+from kdrun.methods.trusted import Selection, Selector, trusted_labels
+from kdrun.runs.record import read_record
 
 
 class OuterConfig(Schema):

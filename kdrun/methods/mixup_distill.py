@@ -5,9 +5,10 @@ about x and x_j. The authors minimise T^2 mean KL(p_t(x~) || p_s(x~)) alone (`lo
 gets lambda y + (1 - lambda) y_j. This is `distill` with `views.mix`, which it demands.
 """
 
-from kdrun.config import MethodConfig, RunConfig
+from kdrun.config.parts import MethodConfig
+from kdrun.config.run import RunConfig
+from kdrun.core.registry import register
 from kdrun.methods.distill import Distill
-from kdrun.registry import register
 
 
 @register("method", "mixup_distill")

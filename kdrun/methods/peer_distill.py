@@ -12,11 +12,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdrun.data.views import Batch, View
-from kdrun.losses import Pair, kd, mean_of_probabilities
-from kdrun.method import Context, Predictor, Step
+from kdrun.core.registry import register
+from kdrun.data.views.view import Batch, Predictor, View
+from kdrun.losses.logits import kd, mean_of_probabilities
+from kdrun.losses.term import Pair
+from kdrun.methods.step import Context, Step
 from kdrun.methods.uncertainty_distill import UncertaintyDistill, WeightedConfig
-from kdrun.registry import register
 
 
 class PeerConfig(WeightedConfig):

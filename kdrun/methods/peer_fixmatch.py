@@ -13,13 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kdrun.config import RunConfig
-from kdrun.data.views import Batch, View
-from kdrun.losses import Pair
-from kdrun.method import Context, Guesses, Step
+from kdrun.config.run import RunConfig
+from kdrun.core.registry import lookup, register
+from kdrun.data.views.view import Batch, View
+from kdrun.losses.term import Pair
 from kdrun.methods.fixmatch import FixMatch, FixMatchConfig, histogram
 from kdrun.methods.peer_distill import PeerConfig, PeerDistill
-from kdrun.registry import lookup, register
+from kdrun.methods.step import Context, Guesses, Step
 
 
 @register("method", "peer_fixmatch")

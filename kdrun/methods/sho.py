@@ -13,14 +13,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdrun.config import MethodConfig, RunConfig
-from kdrun.data.views import Batch, together
-from kdrun.errors import KdrunError
-from kdrun.gradients import backward_with_surgery, conflict
-from kdrun.losses import Pair
-from kdrun.method import Context, Method, Step
-from kdrun.models.network import Output
-from kdrun.registry import lookup, register
+from kdrun.config.parts import MethodConfig
+from kdrun.config.run import RunConfig
+from kdrun.core.errors import KdrunError
+from kdrun.core.registry import lookup, register
+from kdrun.data.views.view import Batch, together
+from kdrun.losses.term import Pair
+from kdrun.methods.gradients import backward_with_surgery, conflict
+from kdrun.methods.method import Method
+from kdrun.methods.step import Context, Step
+from kdrun.models.output import Output
 
 FEATURE = "prelogits"
 

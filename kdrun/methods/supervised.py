@@ -1,9 +1,10 @@
 """Training on labels alone: the baseline of every table, and the maker of teachers."""
 
-from kdrun.config import MethodConfig
-from kdrun.data.views import Batch
-from kdrun.method import Context, Method, Step
-from kdrun.registry import register
+from kdrun.config.parts import MethodConfig
+from kdrun.core.registry import register
+from kdrun.data.views.view import Batch
+from kdrun.methods.method import Method
+from kdrun.methods.step import Context, Step
 
 
 @register("method", "supervised")

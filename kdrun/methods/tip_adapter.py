@@ -1,10 +1,10 @@
 """Training the cache of Tip-Adapter-F (Zhang et al. 2022, arXiv 2111.03930); its teacher is the frozen CLIP.
 
 The keys begin as the means of image features over weak views of the labeled images, of length 1, and learn by cross
-entropy of the logits of `kdrun.tip_adapter`. deviates: the authors average features before they bring them to length 1,
-we each of length 1, because that is what a CLIP gives here; they keep the epoch that is best on the test images, and on
-ImageNet choose a and b there, we keep the last epoch and choose on validation images, because the test set chooses
-nothing.
+entropy of the logits of `kdrun.teachers.tip_adapter`. deviates: the authors average features before they bring them to
+length 1, we each of length 1, because that is what a CLIP gives here; they keep the epoch that is best on the test
+images, and on ImageNet choose a and b there, we keep the last epoch and choose on validation images, because the test
+set chooses nothing.
 """
 
 import math
@@ -14,15 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdrun.config import AdapterConfig, MethodConfig, RunConfig
-from kdrun.data.views import Batch, View
-from kdrun.errors import KdrunError
-from kdrun.losses import Pair
-from kdrun.losses.term import LossSet, TermSpec, width
-from kdrun.method import Context, Method, Predictor, Setup, Step
-from kdrun.models.network import Output
-from kdrun.registry import register
-from kdrun.tip_adapter import FEATURE, Cache
+from kdrun.config.parts import MethodConfig
+from kdrun.config.run import RunConfig
+from kdrun.config.teacher import AdapterConfig
+from kdrun.core.errors import KdrunError
+from kdrun.core.registry import register
+from kdrun.data.views.view import Batch, Predictor, View
+from kdrun.losses.set import LossSet
+from kdrun.losses.term import Pair, TermSpec, width
+from kdrun.methods.method import Method
+from kdrun.methods.step import Context, Setup, Step
+from kdrun.models.output import Output
+from kdrun.teachers.tip_adapter import FEATURE, Cache
 
 NET = "adapter"
 

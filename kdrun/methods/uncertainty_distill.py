@@ -10,13 +10,16 @@ from typing import Any
 from pydantic import Field, SerializeAsAny, field_validator
 from torch import Tensor
 
-from kdrun.config import MethodConfig, RunConfig, UncertaintyConfig, plugged
-from kdrun.data.views import Batch, Samples, View
-from kdrun.losses import Pair
-from kdrun.method import Context, Method, Setup, Step
-from kdrun.models.network import Output
-from kdrun.registry import lookup, register
-from kdrun.uncertainty import Entropy, Uncertainty, confident_errors_warning
+from kdrun.config.nodes import plugged
+from kdrun.config.parts import MethodConfig, UncertaintyConfig
+from kdrun.config.run import RunConfig
+from kdrun.core.registry import lookup, register
+from kdrun.data.views.view import Batch, Samples, View
+from kdrun.losses.term import Pair
+from kdrun.methods.method import Method
+from kdrun.methods.step import Context, Setup, Step
+from kdrun.methods.uncertainty import Entropy, Uncertainty, confident_errors_warning
+from kdrun.models.output import Output
 
 
 class WeightedConfig(MethodConfig):

@@ -2,9 +2,10 @@
 
 from typing import ClassVar
 
-from kdrun.config import MethodConfig
-from kdrun.method import Method, Predictor
-from kdrun.registry import register
+from kdrun.config.parts import MethodConfig
+from kdrun.core.registry import register
+from kdrun.data.views.view import Predictor
+from kdrun.methods.method import Method
 
 
 @register("method", "zero_shot")

@@ -1,5 +1,5 @@
 """Networks: timm's, and the CIFAR networks of the distillation literature, which importing this registers into timm."""
 
-from kdrun.registry import load
+from kdrun.core.registry import load
 
 load("model")

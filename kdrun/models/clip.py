@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.models import register_model
 from torch import Tensor, nn
 
-from kdrun.config import ModelConfig
+from kdrun.config.model import ModelConfig
 
 __all__ = ["Clip", "ImageClassifier", "clip", "open_clip"]
 
@@ -28,7 +28,7 @@ class Clip(nn.Module):
     def __init__(
         self, num_classes: int, in_chans: int, embed_dim: int, vision_cfg: dict[str, Any], text_cfg: dict[str, Any]
     ) -> None:
-        from kdrun.clip import open_clip
+        from kdrun.models.open_clip import open_clip
 
         super().__init__()
         if in_chans not in (1, 3):
@@ -86,8 +86,8 @@ def open_clip(
     pretrained: bool = False, num_classes: int = 1000, in_chans: int = 3, pretrained_cfg_overlay: Any = None,
     embed_dim: int = 0, vision_cfg: Any = None, quick_gelu: bool = False, **options: Any,
 ) -> ImageClassifier:  # fmt: skip
-    """`kdrun.clip.student` fills in embed_dim, vision_cfg and quick_gelu; the rest tells whose weights are loaded."""
-    from kdrun import clip as clips
+    """`kdrun.models.open_clip.student` fills in embed_dim, vision_cfg and quick_gelu; the rest tells whose weights."""
+    from kdrun.models import open_clip as clips
 
     for key in ("pretrained_cfg", "cache_dir"):
         options.pop(key, None)

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from kdrun.core.registry import load
 from kdrun.models.network import Network, NetworkSpec
-from kdrun.registry import load
 
 log = logging.getLogger(__name__)
 SIZES = {"digits": (1, 8), "cifar10": (3, 32), "cifar100": (3, 32), "svhn": (3, 32)}

@@ -1,45 +1,25 @@
 """A network with its own input adapter: takes raw pixels, resizes and normalises them, gives logits and features."""
 
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdrun.config import ModelConfig
-from kdrun.data.views import View
-from kdrun.errors import ConfigError, DataError, KdrunError
+from kdrun.config.model import ModelConfig
+from kdrun.core.errors import ConfigError, DataError, KdrunError
+from kdrun.core.schema import build
+from kdrun.core.seeding import subseed
+from kdrun.data.views.view import View
 from kdrun.models.heads import hidden_head
-from kdrun.schema import build
-from kdrun.seeding import subseed
-
-
-@dataclass(frozen=True)
-class Output:
-    """What a network gives for a batch."""
-
-    logits: Tensor
-    """(B, classes) float32."""
-    features: dict[str, Tensor]
-    """The features that were asked for."""
-
-    def detach(self) -> "Output":
-        return Output(self.logits.detach(), {name: value.detach() for name, value in self.features.items()})
-
-    def split(self, sizes: Sequence[int]) -> "list[Output]":
-        """The parts of a joint batch."""
-        features = {name: value.split(list(sizes)) for name, value in self.features.items()}
-        logits = self.logits.split(list(sizes))
-        return [Output(part, {n: parts[k] for n, parts in features.items()}) for k, part in enumerate(logits)]
+from kdrun.models.output import Output
+from kdrun.models.weights import missing_weights, no_weights, offline_where_there_is_no_network
 
 
 @dataclass(frozen=True)
@@ -80,7 +60,7 @@ class Network(nn.Module):
         unfit = f"{model.name}: the network cannot be built with args {model.args}"
         try:
             fetches = model.pretrained and model.file is None
-            with offline_where_there_is_no_network(fetches), _missing_weights(missing):
+            with offline_where_there_is_no_network(fetches), missing_weights(missing):
                 self.net: Any = timm.create_model(
                     model.name, num_classes=spec.num_classes, in_chans=spec.in_chans, **weights, **model.args
                 )
@@ -88,7 +68,7 @@ class Network(nn.Module):
             raise
         except Exception as error:  # hubs raise many kinds
             if model.pretrained:
-                raise DataError(_no_weights(model, error)) from error
+                raise DataError(no_weights(model, error)) from error
             if not isinstance(error, TypeError | ValueError | RuntimeError | AssertionError):
                 raise
             raise ConfigError(f"{unfit}: {error}; see student.args or teacher.model.args") from error
@@ -208,7 +188,7 @@ class Network(nn.Module):
         """Write the weights under timm's own names; the header holds the spec, so `load_network` needs nothing else."""
         from safetensors.torch import save
 
-        from kdrun.files import write_bytes
+        from kdrun.core.files import write_bytes
 
         state = {name: value.detach().cpu().contiguous() for name, value in self.net.state_dict().items()}
         write_bytes(path, save(state, metadata={"kdrun": json.dumps(asdict(self.spec))}))
@@ -233,59 +213,6 @@ def kept_statistics(network: nn.Module) -> Iterator[None]:
     finally:
         for module in tracking:
             module.track_running_stats = True
-
-
-@contextmanager
-def _missing_weights(names: list[str]) -> Iterator[None]:
-    """Collects what a file of weights lacks. timm only logs it, and trains on from random numbers."""
-    load = nn.Module.load_state_dict
-
-    def watched(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        result = load(self, *args, **kwargs)
-        names.extend(result.missing_keys)
-        return result
-
-    nn.Module.load_state_dict = watched  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.load_state_dict = load  # type: ignore[method-assign]
-
-
-@contextmanager
-def offline_where_there_is_no_network(fetches: bool = True) -> Iterator[None]:
-    """The hub's client takes what it has stored, or gives up, at once; left alone it tries for 45 seconds."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    if fetches and not before:
-        try:
-            urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=10).close()
-        except urllib.error.HTTPError:  # an answer
-            constants.HF_HUB_OFFLINE = False
-        except OSError:
-            constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-def _no_weights(model: ModelConfig, error: Exception) -> str:
-    import timm
-
-    published = timm.get_pretrained_cfg(model.name)
-    place = None if published is None else published.hf_hub_id or published.url
-    line = shorten(str(error), 160, placeholder=" ...")
-    why = f"({type(error).__name__}: {line})"
-    if model.file is not None:
-        hint = "" if model.new_head else " (new_head=true takes a file without a classifier)"
-        return f"{model.name}: {model.file}: not a file of its weights {why}; published as {place}{hint}"
-    files = f"model.safetensors of {place} (Hugging Face hub)" if published and published.hf_hub_id else place
-    return (
-        f"{model.name}: its published weights cannot be had {why}; fetch {files} where there is a network and name the "
-        "file in student.file or teacher.model.file, or set pretrained=false"
-    )
 
 
 def build_network(

@@ -6,12 +6,12 @@ from math import isclose
 import pytest
 import yaml
 
-from kdrun.claims import judge, of_paper
-from kdrun.config import CONF_DIR
-from kdrun.errors import ConfigError
-from kdrun.papers import read_paper
-from kdrun.plan import Composer
-from kdrun.planned import table_spec
+from kdrun.config.compose import Composer
+from kdrun.core.errors import ConfigError
+from kdrun.core.paths import CONF_DIR
+from kdrun.results.claims import judge, of_paper
+from kdrun.results.papers import read_paper
+from kdrun.results.plan import table_spec
 
 SHOTS = [f"{k}-shot" for k in (1, 2, 4, 8, 16)]
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from kdrun.config import CONF_DIR
-from kdrun.method import parameter_groups
-from kdrun.papers import read_paper
-from kdrun.plan import Composer
+from kdrun.config.compose import Composer
+from kdrun.core.paths import CONF_DIR
+from kdrun.results.papers import read_paper
+from kdrun.training.optimizer import parameter_groups
 from tests.contract.test_methods import make
 
 EXPERIMENTS = {path.stem for path in (CONF_DIR / "experiment" / "dual_student").glob("*.yaml")}

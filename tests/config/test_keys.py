@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from kdrun.config import dump, from_nodes, run_key
-from kdrun.plan import Composer
+from kdrun.config.compose import Composer
+from kdrun.config.key import run_key
+from kdrun.config.nodes import dump, from_nodes
 
 FROZEN = Path(__file__).parent / "frozen_keys.json"
 

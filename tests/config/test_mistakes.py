@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdrun.train import main
+from kdrun.cli.train import main
 
 PEERS = ["method=peer_distill", "students=[resnet8,resnet14]"]
 MISTAKES = {

@@ -3,11 +3,12 @@
 import pytest
 import yaml
 
-from kdrun.config import CONF_DIR, run_key
-from kdrun.errors import ConfigError
-from kdrun.papers import read_paper
-from kdrun.plan import Composer
-from kdrun.schedule import LearningRate
+from kdrun.config.compose import Composer
+from kdrun.config.key import run_key
+from kdrun.core.errors import ConfigError
+from kdrun.core.paths import CONF_DIR
+from kdrun.results.papers import read_paper
+from kdrun.training.rates import LearningRate
 
 EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment" / "mixup_kd").glob("*.yaml"))
 CIFAR = "experiment=mixup_kd/cifar100"

@@ -7,19 +7,22 @@ import pytest
 import torch
 import yaml
 
-from kdrun import tables
-from kdrun.cells import Cell
-from kdrun.config import CONF_DIR, dump, run_key
-from kdrun.errors import ConfigError
-from kdrun.method import Setup, parameter_groups
-from kdrun.papers import Paper, read_paper
-from kdrun.plan import Composer
-from kdrun.planned import TableConfig
-from kdrun.record import write_record
-from kdrun.registry import lookup
-from kdrun.runner import check
-from kdrun.schema import build
-from kdrun.table import Table
+from kdrun.config.compose import Composer
+from kdrun.config.key import run_directory, run_key
+from kdrun.config.nodes import dump
+from kdrun.core.errors import ConfigError
+from kdrun.core.paths import CONF_DIR
+from kdrun.core.registry import lookup
+from kdrun.core.schema import build
+from kdrun.methods.step import Setup
+from kdrun.results import fill as tables
+from kdrun.results.cell import Cell
+from kdrun.results.papers import Paper, read_paper
+from kdrun.results.plan import TableConfig
+from kdrun.results.table import Table
+from kdrun.runs.record import write_record
+from kdrun.training.check import check
+from kdrun.training.optimizer import parameter_groups
 
 # teacher, student: gamma, then weight of TTM, of WTTM (arXiv 2402.11148, tables 8 and 9); accuracy of the teacher
 PAIRS = {
@@ -328,10 +331,10 @@ def test_a_planned_table_finds_the_teacher_and_its_paper(composer, tmp_path, mon
     config = composer.typed([*column, "loss=kd", f"execution.outputs={tmp_path}"])
     given = {"test/student/top1": 0.7, "test/teacher/top1": 0.5}
     record = {"schema": 1, "status": "done", "key": "k", "headline": "student", "metrics": given, "requires": {}}
-    write_record(config.directory, {**record, "config": dump(config)})
+    write_record(run_directory(config), {**record, "config": dump(config)})
     if source == "train":
         teacher = config.method_class.requires(config)["teacher"]
-        write_record(teacher.directory, {**record, "metrics": {"test/student/top1": 0.5}})
+        write_record(run_directory(teacher), {**record, "metrics": {"test/student/top1": 0.5}})
     content = {"paper": "ttm", "seeds": [0], "rows": {"KD": ["loss=kd"]}, "columns": {"r56-r20": column}}
     monkeypatch.setattr(tables, "table_spec", lambda name: build(TableConfig, content, name))
     [line] = [line for line in tables.planned_table("one", tmp_path).footer() if line.startswith("warning")]

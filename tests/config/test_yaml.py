@@ -6,23 +6,18 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from kdrun.config import (
-    CONF_DIR,
-    EvaluateConfig,
-    ExecutionConfig,
-    MixConfig,
-    ModelConfig,
-    PackConfig,
-    TeacherConfig,
-    TrackerConfig,
-    ViewsConfig,
-)
-from kdrun.papers import read_paper
-from kdrun.plan import Composer
-from kdrun.planned import TableConfig
-from kdrun.registry import lookup
-from kdrun.schedule import ScheduleConfig
-from kdrun.schema import build
+from kdrun.config.compose import Composer
+from kdrun.config.dataset import PackConfig
+from kdrun.config.model import ModelConfig
+from kdrun.config.run import EvaluateConfig, ExecutionConfig, TrackerConfig
+from kdrun.config.schedule import ScheduleConfig
+from kdrun.config.teacher import TeacherConfig
+from kdrun.config.views import MixConfig, ViewsConfig
+from kdrun.core.paths import CONF_DIR
+from kdrun.core.registry import lookup
+from kdrun.core.schema import build
+from kdrun.results.papers import read_paper
+from kdrun.results.plan import TableConfig
 
 
 def options(group: str) -> list[str]:

@@ -5,16 +5,19 @@ from typing import Any
 import pytest
 import torch
 
-from kdrun.build import recipes_of, visible_targets
-from kdrun.config import ModelConfig, RunConfig
-from kdrun.data.dataset import load_dataset
+from kdrun.config.compose import Composer
+from kdrun.config.model import ModelConfig
+from kdrun.config.run import RunConfig
+from kdrun.core.registry import _REGISTRY, lookup
+from kdrun.data.load import load_dataset
+from kdrun.data.loader import Loader, make_loader
 from kdrun.data.splits import make_split
-from kdrun.data.streams import Loader, make_loader
-from kdrun.loop import make_optimizer
-from kdrun.method import Context, Method, Setup, Step, Teacher
 from kdrun.methods.distill import Distill
-from kdrun.plan import Composer
-from kdrun.registry import _REGISTRY, lookup
+from kdrun.methods.method import Method
+from kdrun.methods.step import Context, Setup, Step
+from kdrun.teachers.teacher import Teacher
+from kdrun.training.assembly import recipes_of, visible_targets
+from kdrun.training.optimizer import make_optimizer
 from tests.conftest import FAST, TEACHER
 
 lookup("method", "supervised", "")

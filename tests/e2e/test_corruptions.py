@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import kdrun
-from kdrun.corruptions import CORRUPTIONS, EXTRA, METRICS, Corruptions
-from kdrun.errors import DataError
-from kdrun.found import found_table
+from kdrun.core.errors import DataError
 from kdrun.metrics import evaluate_logits
-from kdrun.record import find_records
+from kdrun.results.found import found_table
+from kdrun.runs.record import find_records
+from kdrun.training.corruptions import CORRUPTIONS, EXTRA, METRICS, Corruptions
 from tests.conftest import FAST, TEACHER
 
 N = 6

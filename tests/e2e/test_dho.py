@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import kdrun
-from kdrun.data.streams import Loader
-from kdrun.data.views import View, clean
-from kdrun.errors import KdrunError
-from kdrun.evaluating import main as evaluate
-from kdrun.finished import FinishedRun
+from kdrun.cli.evaluate import main as evaluate
+from kdrun.core.errors import KdrunError
+from kdrun.data.loader import Loader
+from kdrun.data.views.view import View, clean
 from kdrun.methods.dho import best_combination
-from kdrun.record import find_records
+from kdrun.runs.finished import FinishedRun
+from kdrun.runs.record import find_records
 from tests.conftest import FAST, TEACHER
 
 DHO = [

@@ -6,10 +6,10 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from kdrun.config import read_conf
-from kdrun.download import configs_of, main, needs_of
-from kdrun.errors import ConfigError, KdrunError
-from kdrun.planned import TableConfig
+from kdrun.cli.download import configs_of, main, needs_of
+from kdrun.config.nodes import read_conf
+from kdrun.core.errors import ConfigError, KdrunError
+from kdrun.results.plan import TableConfig
 from tests.unit.test_published import write_cifar10
 from tests.unit.test_readers import write_oxford_pets
 

@@ -12,11 +12,17 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
-from kdrun.config import CONF_DIR, FilesConfig, ModelConfig, RunConfig, TeacherConfig, effective
-from kdrun.data.folders import ImageFolder, ImageNetConfig
-from kdrun.plan import Composer
-from kdrun.runner import check, run
-from kdrun.schedule import ScheduleConfig
+from kdrun.config.compose import Composer
+from kdrun.config.dataset import FilesConfig
+from kdrun.config.effective import effective
+from kdrun.config.model import ModelConfig
+from kdrun.config.run import RunConfig
+from kdrun.config.schedule import ScheduleConfig
+from kdrun.config.teacher import TeacherConfig
+from kdrun.core.paths import CONF_DIR
+from kdrun.data.sets.folders import ImageFolder, ImageNetConfig
+from kdrun.training.check import check
+from kdrun.training.runner import run
 from tests.unit import test_readers as readers
 from tests.unit.test_published import write_image, write_svhn
 

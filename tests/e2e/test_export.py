@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 
 import kdrun
-from kdrun import exports
-from kdrun.data.dataset import load_dataset
-from kdrun.errors import KdrunError, Unfinished
-from kdrun.exporting import main as export
-from kdrun.finished import FinishedRun
-from kdrun.inference import open_trained
+from kdrun.cli.export import main as export
+from kdrun.cli.predict import main as predict
+from kdrun.core.errors import KdrunError, Unfinished
+from kdrun.data.load import load_dataset
 from kdrun.models.network import load_network
-from kdrun.predicting import main as predict
-from kdrun.record import read_record, write_record
+from kdrun.runs.export import forms as exports
+from kdrun.runs.finished import FinishedRun
+from kdrun.runs.record import read_record, write_record
+from kdrun.runs.trained import open_trained
 from tests.conftest import FAST, ROOT, TEACHER
 
 QUICK = ["repeats=0", "check=9", "threads=1"]
@@ -29,7 +29,7 @@ QUICK = ["repeats=0", "check=9", "threads=1"]
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from kdrun.train import main
+    from kdrun.cli.train import main
 
     folder = tmp_path_factory.mktemp("export") / "outputs"
     given = [*FAST, f"execution.outputs={folder}"]

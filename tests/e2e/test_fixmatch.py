@@ -7,10 +7,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from kdrun.errors import KdrunError
-from kdrun.record import find_records
-from kdrun.schema import build
-from kdrun.tables import main as table_main
+from kdrun.cli.table import main as table_main
+from kdrun.core.errors import KdrunError
+from kdrun.core.schema import build
+from kdrun.runs.record import find_records
 from tests.conftest import FAST
 
 SHORT = [
@@ -76,7 +76,7 @@ def test_the_trusted_file_holds_what_was_chosen(train, outputs):
     spec, found = json.loads(spec_file.read_text()), load_file(spec_file.with_name("trusted.safetensors"))
     split = np.load(next((outputs / "artifacts" / "split").glob("*/split.npz")))
     assert np.array_equal(found["index"], split["unlabeled"])
-    from kdrun.data.digits import Digits
+    from kdrun.data.sets.digits import Digits
 
     truth = Digits.load(Digits.Config(name="digits")).train_labels[found["index"]]
     chosen = found["selected"].numpy().astype(bool)
@@ -177,7 +177,7 @@ def test_tables_show_figures_of_artifacts_and_curves(train, outputs, monkeypatch
         f"columns: {{digits: {json.dumps([*SHORT, 'method.threshold=0.2'])}}}\n"
     )
     monkeypatch.setattr(
-        "kdrun.planned.read_conf", lambda _, name, cls: build(cls, yaml.safe_load(path.read_text()), name)
+        "kdrun.results.plan.read_conf", lambda _, name, cls: build(cls, yaml.safe_load(path.read_text()), name)
     )
     assert train(*SHORT, *LOW, "method=kd_fixmatch") == 0
     asked = ["table=few", f"outputs={outputs}", "format=markdown"]

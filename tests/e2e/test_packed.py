@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kdrun.data import dataset
+from kdrun.data import load as dataset
 from tests.conftest import FAST
 from tests.unit.test_published import write_tree
 

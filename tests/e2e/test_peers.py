@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import kdrun
-from kdrun.data.streams import Loader
-from kdrun.errors import KdrunError
-from kdrun.exporting import main as export
-from kdrun.record import find_records
+from kdrun.cli.export import main as export
+from kdrun.core.errors import KdrunError
+from kdrun.data.loader import Loader
+from kdrun.runs.record import find_records
 from tests.conftest import FAST
 
 STUDENTS = "students=[{name: resnet8, args: {width: 4}}, {name: resnet14, args: {width: 4}}]"

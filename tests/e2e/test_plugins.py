@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import kdrun
-from kdrun.record import find_records
-from kdrun.train import main
+from kdrun.cli.train import main
+from kdrun.runs.record import find_records
 from tests.conftest import FAST, ROOT, TEACHER
 
 README = (ROOT / "README.md").read_text()
@@ -66,15 +66,15 @@ def test_mistakes_in_a_users_config_are_caught_as_ours_are(tmp_path, monkeypatch
         ("def (", "plugins: bad.py: SyntaxError"),
         ("import nothing_of_this_name", "plugins: bad.py: ModuleNotFoundError"),
         (
-            "from kdrun.registry import register\n@register('method', 'distill')\nclass X:\n    class Config: ...",
+            "from kdrun.core.registry import register\n@register('method', 'distill')\nclass X:\n    class Config: ...",
             "register: method 'distill' exists already",
         ),
         (
-            "from kdrun.registry import register\n@register('methods', 'x')\nclass X:\n    class Config: ...",
+            "from kdrun.core.registry import register\n@register('methods', 'x')\nclass X:\n    class Config: ...",
             "register: unknown kind 'methods'; nearest: method",
         ),
         (
-            "from kdrun.registry import register\n@register('method', 'x')\nclass X: ...",
+            "from kdrun.core.registry import register\n@register('method', 'x')\nclass X: ...",
             "register: X needs a nested class Config",
         ),
     ],
@@ -128,8 +128,8 @@ def test_plugins_share_a_teacher_and_terms_are_told_of_each_step(tmp_path, monke
 
 
 def test_each_of_two_plugins_of_one_name_counts(tmp_path, monkeypatch):
-    from kdrun.config import run_key
-    from kdrun.plan import Composer
+    from kdrun.config.compose import Composer
+    from kdrun.config.key import run_key
 
     monkeypatch.chdir(tmp_path)
     for folder in "ab":
@@ -150,9 +150,7 @@ import numpy as np
 import timm
 from torch import nn
 
-from kdrun.config import DatasetConfig
-from kdrun.data.dataset import Arrays
-from kdrun.registry import register
+from kdrun import Arrays, DatasetConfig, register
 
 
 @register("dataset", "stripes")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kdrun
-from kdrun.record import find_records
+from kdrun.runs.record import find_records
 from tests.conftest import FAST, TEACHER
 
 SHORT = [*FAST, *TEACHER, "loss=wttm", "execution.log_every_steps=1", "schedule.lr=0.01"]

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import kdrun.train
-from kdrun.config import ModelConfig
-from kdrun.data import dataset
+import kdrun.cli.train
+from kdrun.config.model import ModelConfig
+from kdrun.data import load as dataset
 from kdrun.models.network import build_network
-from kdrun.record import find_records
+from kdrun.runs.record import find_records
 from tests.unit.test_published import flatten, write_cifar10, write_food101, write_image, write_svhn, write_tree
 
 PAGE = b"<!DOCTYPE html><html><body>503 Service Unavailable</body></html>\n"
@@ -288,7 +288,7 @@ def test_a_file_spoiled_after_the_check_fails_its_jobs_in_one_line_each(
     (tmp_path / "given").mkdir()
     path = tmp_path / "given" / name
     arguments = make(tmp_path / "given")
-    job = kdrun.train.job
+    job = kdrun.cli.train.job
 
     def spoiled_job():
         if content is None:
@@ -298,7 +298,7 @@ def test_a_file_spoiled_after_the_check_fails_its_jobs_in_one_line_each(
         dataset._load.cache_clear()  # as in the process of a launcher
         job()
 
-    monkeypatch.setattr(kdrun.train, "job", spoiled_job)
+    monkeypatch.setattr(kdrun.cli.train, "job", spoiled_job)
     assert train("-m", *RUN, *arguments, "seed=0,1") == 1
     found = dict(find_records(outputs))
     assert [record["status"] for record in found.values()] == ["failed"] * 2

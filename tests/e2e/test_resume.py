@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdrun.data.streams import Loader
-from kdrun.record import find_records, read_record
+from kdrun.data.loader import Loader
+from kdrun.runs.record import find_records, read_record
 from tests.conftest import FAST, ROOT, TEACHER, start
 
 # Dropout makes the result depend on torch's global generator, EMA and plateau on state beyond the weights.
@@ -53,7 +53,7 @@ def result(directory: Path) -> tuple[object, ...]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
-    from kdrun.train import main
+    from kdrun.cli.train import main
 
     outputs = tmp_path_factory.mktemp("whole")
     assert main([*LONG, f"execution.outputs={outputs}"]) == 0
@@ -66,7 +66,7 @@ def slowed(*arguments: str, at: int) -> "subprocess.Popen[str]":
     outputs = arguments[-1].removeprefix("execution.outputs=")
     code = (
         "import os, sys, time\n"
-        "import kdrun.data.streams as streams\n"
+        "import kdrun.data.loader as streams\n"
         "plain = streams.Loader.batch\n"
         "def batch(self, step):\n"
         f"    if step == {at}: open({outputs + '/reached'!r}, 'w').close()\n"

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import kdrun
-from kdrun.errors import KdrunError
-from kdrun.found import found_table
-from kdrun.record import find_records
-from kdrun.tables import main as table_main
+from kdrun.cli.table import main as table_main
+from kdrun.core.errors import KdrunError
+from kdrun.results.found import found_table
+from kdrun.runs.record import find_records
 from tests.conftest import FAST, TEACHER
 
 
@@ -74,8 +74,8 @@ def test_record_predictions_and_loaded_network_agree(train, outputs):
         top1 = (logits.argmax(1) == target).mean()
         assert top1 == pytest.approx(record["metrics"][f"{split}/student/top1"])
         if split == "test":
-            from kdrun.data.dataset import load_dataset
-            from kdrun.data.digits import Digits
+            from kdrun.data.load import load_dataset
+            from kdrun.data.sets.digits import Digits
 
             arrays = load_dataset(Digits.Config(name="digits"))
             assert (arrays.test_labels[index] == target).all()

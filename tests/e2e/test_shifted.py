@@ -6,15 +6,15 @@ import pytest
 import torch
 
 import kdrun
-from kdrun.data import shifted
-from kdrun.data.dataset import load_dataset
-from kdrun.data.files import decode
-from kdrun.data.shifted import FOLDERS, ShiftedSet
-from kdrun.errors import DataError
-from kdrun.evaluating import main as evaluate
+from kdrun.cli.evaluate import main as evaluate
+from kdrun.core.errors import DataError
+from kdrun.core.registry import lookup
+from kdrun.core.schema import build
+from kdrun.data.images import decode
+from kdrun.data.load import load_dataset
 from kdrun.metrics import evaluate_logits
-from kdrun.registry import lookup
-from kdrun.schema import build
+from kdrun.training import shifted
+from kdrun.training.shifted import FOLDERS, ShiftedSet
 from tests.unit.test_published import write_image
 
 WNIDS = ["n01440764", "n01443537", "n01484850", "n01491361"]

@@ -5,12 +5,12 @@ import json
 import pytest
 import yaml
 
-from kdrun.errors import ConfigError, Unfinished
-from kdrun.evaluating import main as evaluate
-from kdrun.found import unique_records
+from kdrun.cli.evaluate import main as evaluate
+from kdrun.cli.table import main as table
+from kdrun.core.errors import ConfigError, Unfinished
+from kdrun.core.schema import build
 from kdrun.models.flops import flops_of_record
-from kdrun.schema import build
-from kdrun.tables import main as table
+from kdrun.results.found import unique_records
 from tests.conftest import FAST, TEACHER
 
 
@@ -20,7 +20,7 @@ def asked(tmp_path, outputs, monkeypatch):
     columns = json.dumps([*FAST, *TEACHER])
     path.write_text(f"seeds: [0, 1]\nrows: {{CE: [loss=ce], KD: [loss=kd]}}\ncolumns: {{digits: {columns}}}\n")
     monkeypatch.setattr(
-        "kdrun.planned.read_conf", lambda _, name, cls: build(cls, yaml.safe_load(path.read_text()), name)
+        "kdrun.results.plan.read_conf", lambda _, name, cls: build(cls, yaml.safe_load(path.read_text()), name)
     )
     return ["table=few", f"outputs={outputs}"]
 

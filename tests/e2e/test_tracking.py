@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from kdrun import runner, tracking
-from kdrun.record import MetricsLog, find_records
-from kdrun.train import main
+from kdrun.cli.train import main
+from kdrun.runs.metrics_log import MetricsLog
+from kdrun.runs.record import find_records
+from kdrun.training import runner, tracking
 from tests.conftest import FAST, ROOT, TEACHER
 
 ON = [argument for argument in FAST if argument != "tracker=none"] + ["method=supervised"]
@@ -340,7 +341,7 @@ def test_modes_and_mistakes(environment, arguments, offline, line, train, output
 
 
 def test_without_the_package_or_with_tracker_none(train, outputs, monkeypatch, capsys):
-    code = "import sys, kdrun.tracking; assert 'wandb' not in sys.modules"  # later timm imports it
+    code = "import sys, kdrun.training.tracking; assert 'wandb' not in sys.modules"  # later timm imports it
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
     monkeypatch.setitem(sys.modules, "wandb", None)
     assert train(*ON, "tracker=none") == 0
@@ -354,11 +355,11 @@ ELSEWHERE = """
 import json, os, signal, subprocess, sys
 from pathlib import Path
 import torch
-import kdrun.tracking
+import kdrun.training.tracking
 from kdrun.train import main
 
 tmp, disks, *given = sys.argv[1:]
-log, calls = kdrun.tracking.Wandb.log, []
+log, calls = kdrun.training.tracking.Wandb.log, []
 
 def disk(name, size):
     path = Path(tmp, name)
@@ -395,10 +396,10 @@ if disks == "disks":
     print("# tracker's disk full in mid-run")
     another = disk("another", "1m")
     os.environ["WANDB_DIR"] = str(another)
-    kdrun.tracking.Wandb.log = fill_at_second_call
+    kdrun.training.tracking.Wandb.log = fill_at_second_call
     run("seed=2")
     del os.environ["WANDB_DIR"]
-    kdrun.tracking.Wandb.log = log
+    kdrun.training.tracking.Wandb.log = log
 
     print("# outputs' disk full")
     full = disk("full", "2m")
@@ -413,7 +414,7 @@ if disks == "disks":
     run(*arguments)
 
 print("# killed", flush=True)
-kdrun.tracking.Wandb.log = killed_at_90
+kdrun.training.tracking.Wandb.log = killed_at_90
 run("schedule.steps=150", "execution.checkpoint_every_steps=60")
 """
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from kdrun.record import find_records
+from kdrun.runs.record import find_records
 from tests.conftest import FAST
 from tests.contract.test_methods import EXTRA, METHODS
 
@@ -24,7 +24,7 @@ def losses(train, outputs, name, *overrides):
 
 @pytest.fixture(scope="module")
 def on_cpu(tmp_path_factory):
-    from kdrun.train import main
+    from kdrun.cli.train import main
 
     known = {}
 
@@ -54,7 +54,7 @@ def test_near_the_cpu(train, outputs, on_cpu, name, precision, near, compiled):
 @pytest.mark.parametrize("name", METHODS)
 def test_nothing_waits_for_the_device(name):
     """No step reads a value back: CUDA itself says so."""
-    from kdrun.method import Context
+    from kdrun.methods.step import Context
     from tests.contract.test_methods import make
 
     config, method, loader, _ = make(name, device="cuda")
@@ -72,8 +72,8 @@ def test_nothing_waits_for_the_device(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_stopped_and_resumed(train, outputs, tmp_path, name, monkeypatch):
-    from kdrun.data.streams import Loader
-    from kdrun.train import main
+    from kdrun.cli.train import main
+    from kdrun.data.loader import Loader
 
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)

@@ -11,15 +11,16 @@ import torch
 from safetensors.torch import load_file
 
 import kdrun
-from kdrun.analysis import main
-from kdrun.analysis.linear_probe import Options, fitted
-from kdrun.analysis.teacher import entropy_deciles
-from kdrun.data.views import clean
-from kdrun.errors import ConfigError, KdrunError
-from kdrun.evaluation import Evaluator
-from kdrun.finished import FinishedRun
-from kdrun.record import find_records, read_record
-from kdrun.uncertainty import confident_errors, confident_errors_warning
+from kdrun.cli.analyze import main
+from kdrun.config.key import run_directory
+from kdrun.core.errors import ConfigError, KdrunError
+from kdrun.data.views.view import clean
+from kdrun.methods.uncertainty import confident_errors, confident_errors_warning
+from kdrun.results.analysis.linear_probe import Options, fitted
+from kdrun.results.analysis.teacher import entropy_deciles
+from kdrun.runs.finished import FinishedRun
+from kdrun.runs.record import find_records, read_record
+from kdrun.training.evaluator import Evaluator
 from tests.conftest import FAST, ROOT, TEACHER
 
 SURE, UNSURE = [20.0, 0, 0, 0], [0.0, 0, 0, 0]
@@ -72,7 +73,7 @@ def test_a_run_is_opened_again_and_its_teacher_judged(train, outputs, monkeypatc
     shutil.move(outputs, moved)
     directory = moved / directory.relative_to(outputs)
     run = FinishedRun.open(directory)
-    assert run.config.directory == directory
+    assert run_directory(run.config) == directory
     rebuilt = run.rebuild()
     images = torch.from_numpy(rebuilt.arrays.test_images)
     target = torch.from_numpy(rebuilt.arrays.test_labels)

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kdrun.config import CONF_DIR, ModelConfig
-from kdrun.models.cifar_base import CifarNetwork
+from kdrun.config.compose import Composer
+from kdrun.config.model import ModelConfig
+from kdrun.core.paths import CONF_DIR
+from kdrun.models.cifar.base import CifarNetwork
 from kdrun.models.network import build_network
-from kdrun.plan import Composer
 
 # Parameters at 100 classes and 3 channels, channels of the stages, their sides at 32 px.
 NETWORKS = {

@@ -9,23 +9,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdrun.clip import class_words
-from kdrun.config import TeacherConfig, from_nodes, run_key
-from kdrun.data.views import View, clean
-from kdrun.errors import ConfigError, DataError
-from kdrun.finished import FinishedRun
-from kdrun.kept import Kept
-from kdrun.method import Setup, Teacher
-from kdrun.plan import Composer
-from kdrun.prompts import CAPTIONS, TEMPLATES, captions
-from kdrun.schema import build
-from kdrun.teachers import make_teacher, untrained_teacher
+from kdrun.config.compose import Composer
+from kdrun.config.key import run_key
+from kdrun.config.nodes import from_nodes
+from kdrun.config.prompts import CAPTIONS, TEMPLATES, captions
+from kdrun.config.teacher import TeacherConfig
+from kdrun.core.errors import ConfigError, DataError
+from kdrun.core.schema import build
+from kdrun.data.views.view import View, clean
+from kdrun.methods.step import Setup
+from kdrun.models.class_texts import class_words
+from kdrun.runs.finished import FinishedRun
+from kdrun.teachers.cache import Kept
+from kdrun.teachers.make import make_teacher, untrained_teacher
+from kdrun.teachers.teacher import Teacher
 from tests.conftest import FAST
 from tests.contract.test_methods import ctx, fit, make
 from tests.unit.conftest import CFG, PREPROCESS
 
 NAMES = ("cat", "dog", "green frog")
-SETUP = Setup(3, 3, (0.3,) * 3, (0.2,) * 3, torch.zeros(5, dtype=torch.int64), class_names=NAMES)
+SETUP = Setup(3, 3, (0.3,) * 3, (0.2,) * 3, train_target=torch.zeros(5, dtype=torch.int64), class_names=NAMES)
 PIXELS = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 PROMPTS = ["a photo of a {}.", "one {} here"]
 
@@ -68,7 +71,7 @@ def test_gray_images_of_the_own_size_are_not_resized(net, folder):
 
 
 def test_other_teachers_have_no_class_embeddings():
-    from kdrun.config import ModelConfig
+    from kdrun.config.model import ModelConfig
 
     assert Teacher(SETUP.network(ModelConfig(name="resnet8"), 0)).class_embeddings is None
 
@@ -204,7 +207,9 @@ def test_a_class_without_a_name(folder, names, message):
 
 
 def test_wordnet_ids_of_imagenet_are_words():
-    setup = Setup(3, 3, (0.3,) * 3, (0.2,) * 3, torch.zeros(5), class_names=("n01440764", "n02012849", "n15075141"))
+    setup = Setup(
+        3, 3, (0.3,) * 3, (0.2,) * 3, train_target=torch.zeros(5), class_names=("n01440764", "n02012849", "n15075141")
+    )
     assert class_words(setup) == ["tench", "crane bird", "toilet paper"]
 
 
@@ -272,9 +277,9 @@ def test_a_run_with_a_clip_teacher(folder, train, outputs, capsys):
     record = json.loads(path.read_text())
     assert "test/teacher/top1" in record["metrics"]
     from_nodes(record["config"])  # can be opened again
-    import kdrun.finished
+    import kdrun.runs.finished
 
-    assert "teacher" in kdrun.finished.FinishedRun.open(path.parent).rebuild().predictors
+    assert "teacher" in kdrun.runs.finished.FinishedRun.open(path.parent).rebuild().predictors
 
 
 TINY = (
@@ -324,7 +329,7 @@ def test_contrastive_training_learns_resumes_and_moves_everything(contrastive):
     out.losses["ce"].backward()
     assert [name for name, p in method.named_parameters() if p.grad is None] == []
     method.zero_grad()
-    from kdrun.loop import make_optimizer
+    from kdrun.training.optimizer import make_optimizer
 
     losses = fit(config, method, loader, 0, 20)
     assert losses[-1] < losses[0]

@@ -9,17 +9,17 @@ import torch
 from safetensors import safe_open
 from torch.nn import functional as F
 
-from kdrun.build import setup_of, split_of
-from kdrun.config import ModelConfig
-from kdrun.data.dataset import load_dataset
-from kdrun.errors import ConfigError, DataError
-from kdrun.finished import FinishedRun
-from kdrun.method import Teacher
+from kdrun.config.compose import Composer
+from kdrun.config.model import ModelConfig
+from kdrun.config.prompts import TEMPLATES
+from kdrun.core.errors import ConfigError, DataError
+from kdrun.data.load import load_dataset
 from kdrun.models.network import load_network
-from kdrun.plan import Composer
-from kdrun.prompts import TEMPLATES
-from kdrun.record import find_records
-from kdrun.runner import check
+from kdrun.runs.finished import FinishedRun
+from kdrun.runs.record import find_records
+from kdrun.teachers.teacher import Teacher
+from kdrun.training.assembly import setup_of, split_of
+from kdrun.training.check import check
 from tests.conftest import FAST
 from tests.unit.conftest import CFG, PREPROCESS
 from tests.unit.test_clip import PIXELS, SETUP

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kdrun.clustering import ClusteringConfig, dec, kl, kmeans, match_classes, sharpen, student_t
-from kdrun.errors import ConfigError, KdrunError
-from kdrun.schema import build
+from kdrun.core.errors import ConfigError, KdrunError
+from kdrun.core.schema import build
+from kdrun.methods.clustering import ClusteringConfig, dec, kl, kmeans, match_classes, sharpen, student_t
 
 Z = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.2, 0.1], [0.9, 0.2]], dtype=torch.float64)
 MU = torch.tensor([[0.0, 0.0], [1.0, 0.1]], dtype=torch.float64)
@@ -213,10 +213,10 @@ def test_two_steps_by_hand(alpha):
 def test_k_means_of_many_images_starts_on_some_and_ends_on_all(monkeypatch):
     from sklearn.cluster import KMeans
 
-    import kdrun.clustering
+    import kdrun.methods.clustering
 
-    monkeypatch.setattr(kdrun.clustering, "START_IMAGES", 50)
-    monkeypatch.setattr(kdrun.clustering, "START_IMAGES_PER_CLUSTER", 20)
+    monkeypatch.setattr(kdrun.methods.clustering, "START_IMAGES", 50)
+    monkeypatch.setattr(kdrun.methods.clustering, "START_IMAGES_PER_CLUSTER", 20)
     fitted = []
     fit = KMeans.fit
     monkeypatch.setattr(KMeans, "fit", lambda self, x: fitted.append((self.n_init, x.shape)) or fit(self, x))
@@ -301,7 +301,7 @@ def test_features_are_left_alone():
 
 
 def prepare(features, **keys):
-    from kdrun.clustering import _prepare
+    from kdrun.methods.clustering import _prepare
 
     return _prepare(features, 1, ClusteringConfig(**keys))
 

@@ -8,12 +8,14 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as official
 from torchvision.transforms.v2 import functional as official_v2
 
-from kdrun.config import ViewsConfig, WeakConfig
-from kdrun.data.resample import resize_boxes, resize_by_matrices, weights
-from kdrun.data.streams import Stream
-from kdrun.data.views import Center, Crop, CropParams, clean
-from kdrun.errors import ConfigError
-from kdrun.plan import Composer
+from kdrun.config.compose import Composer
+from kdrun.config.views import ViewsConfig, WeakConfig
+from kdrun.core.errors import ConfigError
+from kdrun.data.stream import Stream
+from kdrun.data.views.center import Center
+from kdrun.data.views.recipes import Crop, CropParams
+from kdrun.data.views.resample import resize_boxes, resize_by_matrices, weights
+from kdrun.data.views.view import clean
 
 MODES = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 

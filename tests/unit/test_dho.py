@@ -8,13 +8,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kdrun.device import autocast
-from kdrun.errors import ConfigError
-from kdrun.gradients import backward_with_surgery, conflict, pcgrad
-from kdrun.loop import make_optimizer
-from kdrun.losses import cross_entropy, kd
+from kdrun.core.device import autocast
+from kdrun.core.errors import ConfigError
+from kdrun.losses.labels import cross_entropy
+from kdrun.losses.logits import kd
 from kdrun.methods.dho import best_combination, combine
-from kdrun.runner import check
+from kdrun.methods.gradients import backward_with_surgery, conflict, pcgrad
+from kdrun.training.check import check
+from kdrun.training.optimizer import make_optimizer
 from tests.contract.test_methods import ctx, make
 
 T = torch.tensor
@@ -90,7 +91,7 @@ def test_every_loss_goes_onto_the_heads(loss):
 
 
 def test_a_term_that_reads_labels_gets_the_teacher_s_class_for_unlabeled_images():
-    from kdrun.losses import dkd
+    from kdrun.losses.decoupled import dkd
 
     _, out, _, _, second, teacher = parts("dho", "loss=dkd", "loss.dkd.warmup=0")
     wanted = dkd(second[1], teacher[1], teacher[1].argmax(1), 1.0, 8.0, 4.0).mean()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from kdrun.data import digits
-from kdrun.data.digits import Digits
+from kdrun.data.sets import digits
+from kdrun.data.sets.digits import Digits
 
 
 @pytest.mark.parametrize("found", [True, False])
@@ -25,7 +25,7 @@ def test_pixels_labels_and_split(found, monkeypatch):
 
 
 def test_reading_them_does_not_import_scikit_learn():
-    code = "import sys; from kdrun.data.digits import Digits; Digits.load(Digits.Config(name='digits')); print('sklearn' in sys.modules)"
+    code = "import sys; from kdrun.data.sets.digits import Digits; Digits.load(Digits.Config(name='digits')); print('sklearn' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
         == "False"

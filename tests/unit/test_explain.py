@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from kdrun.errors import ConfigError
-from kdrun.explain import main
-from kdrun.registry import _REGISTRY, lookup
+from kdrun.cli.explain import main
+from kdrun.core.errors import ConfigError
+from kdrun.core.registry import _REGISTRY, lookup
 from tests.conftest import ROOT
 
 lookup("loss", "ce", "")

@@ -10,27 +10,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdrun.config import ModelConfig
-from kdrun.errors import ConfigError, KdrunError
-from kdrun.losses import (
-    LossSet,
-    Pair,
-    TermSpec,
-    at,
-    correlation_loss,
-    fitnet,
-    mutual_information_loss,
-    nce,
-    pkt,
-    rkd_angle,
-    rkd_distance,
-    vid,
-)  # fmt: skip
-from kdrun.losses.crd import of_other_classes
-from kdrun.method import Context, parameter_groups
-from kdrun.models.network import Output, build_network
-from kdrun.plan import Composer
-from kdrun.registry import lookup
+from kdrun.config.compose import Composer
+from kdrun.config.model import ModelConfig
+from kdrun.core.errors import ConfigError, KdrunError
+from kdrun.core.registry import lookup
+from kdrun.losses.crd import nce, of_other_classes
+from kdrun.losses.features import at, fitnet, pkt, rkd_angle, rkd_distance, vid
+from kdrun.losses.itrd import correlation_loss, mutual_information_loss
+from kdrun.losses.set import LossSet
+from kdrun.losses.term import Pair, TermSpec
+from kdrun.methods.step import Context
+from kdrun.models.network import build_network
+from kdrun.models.output import Output
+from kdrun.training.optimizer import parameter_groups
 from tests.contract.test_methods import ctx, make, make_optimizer
 
 MAPS = {

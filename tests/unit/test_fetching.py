@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from torchvision.datasets import utils
 
-from kdrun.data.fetching import resumed_downloads, retrieve
-from kdrun.data.files import ensure_files
-from kdrun.errors import DataError
+from kdrun.core.errors import DataError
+from kdrun.data.download import ensure_files, resumed_downloads, retrieve
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 300_000, np.uint8).tobytes()
 MD5 = hashlib.md5(CONTENT).hexdigest()

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 import kdrun
-from kdrun.files import atomic_path, write_bytes, write_json, write_text
-from kdrun.record import MetricsLog
+from kdrun.core.files import atomic_path, write_bytes, write_json, write_text
+from kdrun.runs.metrics_log import MetricsLog
 
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from kdrun.files import write_bytes
+from kdrun.core.files import write_bytes
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 try:

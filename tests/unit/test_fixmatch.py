@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kdrun.artifacts import Pool
-from kdrun.clustering import ClusteringConfig
-from kdrun.config import ModelConfig
-from kdrun.data.views import Samples
-from kdrun.losses import symmetric_cross_entropy
+from kdrun.config.model import ModelConfig
+from kdrun.data.views.view import Samples
+from kdrun.losses.robust import symmetric_cross_entropy
+from kdrun.methods.clustering import ClusteringConfig
+from kdrun.methods.pool import Pool
+from kdrun.methods.trusted import Selection, select
 from kdrun.models.network import build_network
-from kdrun.trusted import Selection, select
 from tests.contract.test_methods import ctx, make
 
 
@@ -124,7 +124,7 @@ def test_the_inner_network_starts_elsewhere_than_the_outer():
 
 
 def test_the_outer_run_is_the_plain_fixmatch_run():
-    from kdrun.config import run_key
+    from kdrun.config.key import run_key
 
     inner, _, _, _ = make("kd_fixmatch", "loss=sce", "method.threshold=0.9")
     outer = inner.method_class.requires(inner)["outer"]

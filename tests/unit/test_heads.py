@@ -7,14 +7,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdrun import load
-from kdrun.config import ModelConfig, run_key
-from kdrun.data.streams import Loader
-from kdrun.errors import ConfigError, KdrunError
-from kdrun.method import head_warmup_runs
+from kdrun.config.compose import Composer
+from kdrun.config.key import run_key
+from kdrun.config.model import ModelConfig
+from kdrun.core.errors import ConfigError, KdrunError
+from kdrun.data.loader import Loader
+from kdrun.methods.requires import head_warmup_runs
 from kdrun.models.network import Network, build_network, load_network
-from kdrun.plan import Composer
-from kdrun.record import find_records
-from kdrun.runner import check
+from kdrun.runs.record import find_records
+from kdrun.training.check import check
 from tests.conftest import FAST, TEACHER
 from tests.contract.test_methods import fit, make
 

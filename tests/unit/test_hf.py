@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdrun.data.dataset import load_dataset
-from kdrun.data.hf import class_names, numbered, of_split
-from kdrun.errors import DataError
-from kdrun.registry import lookup
-from kdrun.schema import build
+from kdrun.core.errors import DataError
+from kdrun.core.registry import lookup
+from kdrun.core.schema import build
+from kdrun.data.load import load_dataset
+from kdrun.data.sets.hf import class_names, numbered, of_split
 
 
 def config_of(path, root="data", **keys):

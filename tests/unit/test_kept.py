@@ -5,14 +5,17 @@ import json
 import pytest
 import torch
 
-from kdrun.config import ModelConfig
-from kdrun.data.streams import Stream
-from kdrun.data.views import Crop, StoredViews, View, Weak, together
-from kdrun.errors import ConfigError
-from kdrun.kept import fingerprint, keep, stored_views
-from kdrun.method import Setup, Teacher
-from kdrun.plan import Composer
-from kdrun.teachers import Ensemble, Tempered
+from kdrun.config.compose import Composer
+from kdrun.config.model import ModelConfig
+from kdrun.core.errors import ConfigError
+from kdrun.data.stream import Stream
+from kdrun.data.views.recipes import Crop, Weak
+from kdrun.data.views.stored import StoredViews
+from kdrun.data.views.view import View, together
+from kdrun.methods.step import Setup
+from kdrun.teachers.cache import fingerprint, keep, stored_views
+from kdrun.teachers.teacher import Teacher
+from kdrun.teachers.wrap import Ensemble, Tempered
 from tests.conftest import FAST, TEACHER
 
 IMAGES = torch.randint(0, 256, (12, 8, 8, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -22,7 +25,9 @@ CROP = Crop((8, 8), 6, (0.3, 1.0), (0.75, 1.33), "bilinear", True)
 
 
 def network(seed=0):
-    made = Setup(10, 1, (0.3,), (0.2,), torch.zeros(12)).network(ModelConfig(name="resnet8", args={"width": 4}), seed)
+    made = Setup(10, 1, (0.3,), (0.2,), train_target=torch.zeros(12)).network(
+        ModelConfig(name="resnet8", args={"width": 4}), seed
+    )
     return made.eval()
 
 
@@ -169,7 +174,7 @@ def test_what_cannot_be_kept_is_refused(train, capsys):
 
 
 def test_a_teacher_without_cache_has_the_key_that_it_had():
-    from kdrun.config import run_key
+    from kdrun.config.key import run_key
 
     with Composer() as composer:
         plain = run_key(composer.typed(["teacher=resnet8"]))

@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 
-from kdrun.config import MixConfig
-from kdrun.data.mix import Mix, Mixture
-from kdrun.errors import ConfigError, KdrunError
-from kdrun.losses import Pair, UnmixedOutputs, linearity
-from kdrun.losses.linearity import Linearity
-from kdrun.models.network import Output
-from kdrun.plan import Composer
+from kdrun.config.compose import Composer
+from kdrun.config.views import MixConfig
+from kdrun.core.errors import ConfigError, KdrunError
+from kdrun.data.views.mix import Mix, Mixture
+from kdrun.losses.linearity import Linearity, linearity
+from kdrun.losses.term import Pair, UnmixedOutputs
+from kdrun.models.output import Output
 from tests.contract.test_methods import ctx, fit, make
 
 N, CLASSES = 6, 5

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 import kdrun
-from kdrun import lock as lock_module
-from kdrun.lock import Lock
+from kdrun.core import lock as lock_module
+from kdrun.core.lock import Lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-import kdrun.lock as module
+import kdrun.core.lock as module
 module.PATIENCE = 0
 for item in sys.argv[2:]:
     name, value = item.split("=")
@@ -37,7 +37,7 @@ print("out", flush=True)
 RACE = """
 import os, sys, time
 from pathlib import Path
-import kdrun.lock as module
+import kdrun.core.lock as module
 module.POLL = 0.005
 path, journal, go = map(Path, sys.argv[1:4])
 print("ready", flush=True)
@@ -306,9 +306,7 @@ def test_lock_is_released_after_an_error(path):
 
 
 def test_module_is_light():
-    script = (
-        "import sys, kdrun.lock; print(sorted({'torch', 'timm', 'hydra', 'omegaconf', 'numpy'} & set(sys.modules)))"
-    )
+    script = "import sys, kdrun.core.lock; print(sorted({'torch', 'timm', 'hydra', 'omegaconf', 'numpy'} & set(sys.modules)))"
     root = str(Path(kdrun.__file__).parents[1])
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.strip() == "[]"

@@ -9,23 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import pearsonr
 
-from kdrun.errors import KdrunError
-from kdrun.losses import (
-    Pair,
-    TermSpec,
-    cross_entropy,
-    dist,
-    dkd,
-    kd,
-    nkd,
-    power_sum,
-    renyi_entropy,
-    standardize,
-    ttm,
-    wttm,
-)  # fmt: skip
-from kdrun.models.network import Output
-from kdrun.registry import _REGISTRY, lookup
+from kdrun.core.errors import KdrunError
+from kdrun.core.registry import _REGISTRY, lookup
+from kdrun.losses.correlation import dist
+from kdrun.losses.decoupled import dkd, nkd
+from kdrun.losses.labels import cross_entropy
+from kdrun.losses.logits import kd, power_sum, renyi_entropy, standardize, ttm, wttm
+from kdrun.losses.term import Pair, TermSpec
+from kdrun.models.output import Output
 
 lookup("loss", "kd", "")
 LOGIT_TERMS = [name for name in ("kd", "ttm", "wttm", "dkd", "dist", "nkd") if name in _REGISTRY["loss"]]

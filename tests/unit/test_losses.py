@@ -9,18 +9,15 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import kdrun
-from kdrun.losses import (
-    cross_entropy,
+from kdrun.losses.labels import cross_entropy
+from kdrun.losses.logits import kd, power_sum, ttm, wttm
+from kdrun.losses.robust import (
     generalized_cross_entropy,
-    kd,
     mean_absolute_error,
     normalized_cross_entropy,
-    power_sum,
     reverse_cross_entropy,
     symmetric_cross_entropy,
-    ttm,
-    wttm,
-)  # fmt: skip
+)
 
 T = torch.tensor([[3.0, 1.0, 0.0, -1.0]], dtype=torch.float64)
 S = torch.tensor([[1.0, 0.5, -0.5, 0.0]], dtype=torch.float64)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from kdrun.evaluation import Evaluator
 from kdrun.metrics import (
     classwise_calibration_error,
     compare_with_teacher,
@@ -20,6 +19,7 @@ from kdrun.metrics import (
     risk_coverage,
     risk_curve,
 )
+from kdrun.training.evaluator import Evaluator
 
 
 def float64(values):

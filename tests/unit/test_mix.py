@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from kdrun.config import MixConfig
-from kdrun.data.mix import Mix, Mixture
-from kdrun.data.streams import Stream
-from kdrun.data.views import Weak, clean
+from kdrun.config.views import MixConfig
+from kdrun.data.stream import Stream
+from kdrun.data.views.mix import Mix, Mixture
+from kdrun.data.views.recipes import Weak
+from kdrun.data.views.view import clean
 
 SIZE, CLASSES = (6, 5), 4
 

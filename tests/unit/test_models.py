@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from kdrun.config import ModelConfig
-from kdrun.data.views import View
-from kdrun.errors import ConfigError, DataError, KdrunError
+from kdrun.config.model import ModelConfig
+from kdrun.core.errors import ConfigError, DataError, KdrunError
+from kdrun.data.views.view import View
 from kdrun.models.flops import flops_of, flops_of_record
 from kdrun.models.network import build_network, load_network
 
@@ -341,10 +341,10 @@ def test_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     ],
 )
 def test_what_pixels_are_normalised_with(overrides, mean, std):
-    from kdrun.build import setup_of
-    from kdrun.data.dataset import load_dataset
+    from kdrun.config.compose import Composer
+    from kdrun.data.load import load_dataset
     from kdrun.data.splits import make_split
-    from kdrun.plan import Composer
+    from kdrun.training.assembly import setup_of
 
     with Composer() as composer:
         config = composer.typed(["method=supervised", "student=resnet8", *overrides])

@@ -7,10 +7,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from kdrun.data.dataset import load_dataset
-from kdrun.data.npz import Npz
-from kdrun.errors import ConfigError, DataError
-from kdrun.schema import build
+from kdrun.core.errors import ConfigError, DataError
+from kdrun.core.schema import build
+from kdrun.data.load import load_dataset
+from kdrun.data.sets.npz import Npz
 
 RNG = np.random.default_rng(0)
 

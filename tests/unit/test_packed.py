@@ -14,19 +14,20 @@ import numpy as np
 import pytest
 import torch
 
-from kdrun.config import WeakConfig
+from kdrun.config.views import WeakConfig
+from kdrun.core.errors import DataError
+from kdrun.core.registry import lookup
+from kdrun.core.schema import build
 from kdrun.data import packed
-from kdrun.data.dataset import Arrays, load_dataset
-from kdrun.data.files import decode
+from kdrun.data.arrays import Arrays
+from kdrun.data.images import decode
+from kdrun.data.load import load_dataset
+from kdrun.data.loader import make_loader
 from kdrun.data.packed import Pack
 from kdrun.data.residency import place
 from kdrun.data.splits import Split
-from kdrun.data.streams import make_loader
-from kdrun.data.views import Weak
-from kdrun.errors import DataError
-from kdrun.evaluation import Evaluator
-from kdrun.registry import lookup
-from kdrun.schema import build
+from kdrun.data.views.recipes import Weak
+from kdrun.training.evaluator import Evaluator
 from tests.unit.test_published import write_image, write_tree
 
 SIZE = 8

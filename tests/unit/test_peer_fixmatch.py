@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kdrun.config import ModelConfig, run_key
-from kdrun.data.views import View
-from kdrun.method import Teacher
-from kdrun.plan import Composer
-from kdrun.record import find_records
-from kdrun.teachers import Ensemble
-from kdrun.uncertainty import DeepEnsemble, agreement, entropy_weight
+from kdrun.config.compose import Composer
+from kdrun.config.key import run_key
+from kdrun.config.model import ModelConfig
+from kdrun.data.views.view import View
+from kdrun.methods.uncertainty import DeepEnsemble, agreement, entropy_weight
+from kdrun.runs.record import find_records
+from kdrun.teachers.teacher import Teacher
+from kdrun.teachers.wrap import Ensemble
 from tests.conftest import FAST, TEACHER
 from tests.contract.test_methods import TWO, ctx, make
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from kdrun.loop import make_optimizer
-from kdrun.losses import kd, mean_of_probabilities
+from kdrun.losses.logits import kd, mean_of_probabilities
 from kdrun.methods.peer_distill import PeerConfig, against_peers
+from kdrun.training.optimizer import make_optimizer
 from tests.contract.test_methods import TWO, ctx, fit, make
 
 A, B, C = "{name: resnet8, args: {width: 4}}", "{name: resnet14, args: {width: 4}}", "{name: resnet8, args: {width: 6}}"

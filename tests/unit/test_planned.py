@@ -5,14 +5,14 @@ import sys
 
 import pytest
 
-from kdrun import planned
-from kdrun.config import run_dir
-from kdrun.errors import ConfigError
-from kdrun.notes import deviations_in
-from kdrun.plan import Composer
-from kdrun.planned import TableConfig, make_plan, plan_of
-from kdrun.schema import build
-from kdrun.tables import main
+from kdrun.cli.table import main
+from kdrun.config.compose import Composer
+from kdrun.config.key import run_dir
+from kdrun.core.errors import ConfigError
+from kdrun.core.schema import build
+from kdrun.results import plan as planned
+from kdrun.results.notes import deviations_in
+from kdrun.results.plan import TableConfig, make_plan, plan_of
 from tests.conftest import ROOT
 
 SMALL = {"seeds": [0, 1, 2], "rows": {"CE": ["loss=ce"], "KD": ["loss=kd"]}, "columns": {"d": ["experiment=demo"]}}
@@ -92,7 +92,7 @@ def test_with_a_kept_plan_nothing_imports_torch(tmp_path, made, monkeypatch):
     monkeypatch.setattr(planned, "make_plan", lambda *_: made)
     plan_of("demo", demo, tmp_path)
     code = (
-        "import sys; from kdrun.tables import main; "
+        "import sys; from kdrun.cli.table import main; "
         f"print(main(['table=demo', 'outputs={tmp_path}', 'plan=true'])); assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

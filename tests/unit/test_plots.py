@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from kdrun.analysis import main as analyze
-from kdrun.analysis.propagation import fit
-from kdrun.errors import ConfigError, KdrunError
-from kdrun.finished import FinishedRun
-from kdrun.planned import configs_of, table_spec
-from kdrun.plots import main
-from kdrun.plots.curves import band
-from kdrun.plots.figure import legend_columns, legend_height
-from kdrun.plots.judged import RunOptions, judged
+from kdrun.cli.analyze import main as analyze
+from kdrun.cli.plot import main
+from kdrun.config.key import run_directory
+from kdrun.core.errors import ConfigError, KdrunError
+from kdrun.results.analysis.propagation import fit
+from kdrun.results.plan import configs_of, table_spec
+from kdrun.results.plots.curves import band
+from kdrun.results.plots.figure import legend_columns, legend_height
+from kdrun.results.plots.judged import RunOptions, judged
+from kdrun.runs.finished import FinishedRun
 from tests.conftest import ROOT
 
 
@@ -51,7 +52,7 @@ def demo(tmp_path_factory) -> Path:
                 }
                 metrics["test/student/confidence_gap"] = 0.02 + 0.5 * gap + noise
             directory = write_run(
-                config.directory, metrics, status="failed" if (row, config.seed) == ("TTM", 2) else "done"
+                run_directory(config), metrics, status="failed" if (row, config.seed) == ("TTM", 2) else "done"
             )
             lines = [{"step": step, "test/student/top1": step / 300 + noise} for step in (100, 200, 300)]
             (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -16,12 +16,12 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from kdrun.config import file_hash
-from kdrun.data.dataset import load_dataset
-from kdrun.data.files import decode
-from kdrun.errors import DataError
-from kdrun.registry import lookup
-from kdrun.schema import build
+from kdrun.core.errors import DataError
+from kdrun.core.hashing import file_hash
+from kdrun.core.registry import lookup
+from kdrun.core.schema import build
+from kdrun.data.images import decode
+from kdrun.data.load import load_dataset
 
 RNG = np.random.default_rng(0)
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from kdrun.schedule import RampConfig, Ramps
-from kdrun.schema import build
+from kdrun.config.schedule import RampConfig
+from kdrun.core.schema import build
+from kdrun.training.rates import Ramps
 
 KEY = "loss.kd.weight"
 

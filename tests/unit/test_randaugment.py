@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from sklearn.datasets import load_digits, load_sample_image
 
-from kdrun.data.randaugment import RECIPES, Op, StrongParams, StrongRecipe, apply_strong, draw_strong
-from kdrun.errors import ConfigError
+from kdrun.core.errors import ConfigError
+from kdrun.data.views.randaugment import RECIPES, Op, StrongParams, StrongRecipe, apply_strong, draw_strong
 
 NAMES = list(RECIPES)
 SIGNED = (Op.ROTATE, Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y)

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import scipy.io
 
-from kdrun.data.dataset import Arrays, load_dataset
-from kdrun.data.published import Published
-from kdrun.errors import ConfigError, DataError
-from kdrun.plan import Composer
-from kdrun.registry import lookup
-from kdrun.schema import build
+from kdrun.config.compose import Composer
+from kdrun.core.errors import ConfigError, DataError
+from kdrun.core.registry import lookup
+from kdrun.core.schema import build
+from kdrun.data.arrays import Arrays
+from kdrun.data.load import load_dataset
+from kdrun.data.sets.common import Published
 from tests.unit.test_published import write_food101, write_image
 
 SIZE = 4

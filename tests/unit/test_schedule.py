@@ -7,10 +7,11 @@ import random
 import pytest
 import torch
 
-from kdrun.errors import ConfigError
-from kdrun.registry import lookup
-from kdrun.schedule import Clock, LearningRate, ScheduleConfig
-from kdrun.schema import build
+from kdrun.config.schedule import Clock, ScheduleConfig
+from kdrun.core.errors import ConfigError
+from kdrun.core.registry import lookup
+from kdrun.core.schema import build
+from kdrun.training.rates import LearningRate
 
 
 def schedule(decay=None, **keys):

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from kdrun.config import from_nodes
+from kdrun.config.nodes import from_nodes
+from kdrun.core.errors import ConfigError, DataError, KdrunError
 from kdrun.data.splits import Split, make_split, write_split
-from kdrun.errors import ConfigError, DataError, KdrunError
 
 LABELS = np.repeat(np.arange(5), [30, 24, 20, 16, 10])
 

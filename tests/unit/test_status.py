@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdrun import publishing, tables
-from kdrun.comparing import main as compare
-from kdrun.errors import ConfigError, KdrunError, Unfinished
-from kdrun.evaluating import main as evaluate
-from kdrun.planned import PlannedCell, PlannedRun, TableConfig, TablePlan
-from kdrun.record import read_record, write_record
-from kdrun.schema import build
-from kdrun.status import main as status
-from kdrun.tables import main as table_main
+from kdrun.cli import publish as publishing
+from kdrun.cli.compare import main as compare
+from kdrun.cli.evaluate import main as evaluate
+from kdrun.cli.status import main as status
+from kdrun.cli.table import main as table_main
+from kdrun.core.errors import ConfigError, KdrunError, Unfinished
+from kdrun.core.schema import build
+from kdrun.results import fill as tables
+from kdrun.results.plan import PlannedCell, PlannedRun, TableConfig, TablePlan
+from kdrun.runs.record import read_record, write_record
 from tests.conftest import ROOT
 
 

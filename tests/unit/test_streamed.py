@@ -15,19 +15,21 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as official
 
-from kdrun.build import recipes_of
-from kdrun.config import run_key
-from kdrun.data.dataset import load_dataset
+from kdrun.cli.train import main
+from kdrun.config.compose import Composer
+from kdrun.config.key import run_key
+from kdrun.core.errors import ConfigError, DataError
+from kdrun.core.seeding import generator
+from kdrun.data.load import load_dataset
+from kdrun.data.loader import Loader, make_loader
 from kdrun.data.residency import place
 from kdrun.data.splits import Split
 from kdrun.data.streamed import ImageFiles, num_workers
-from kdrun.data.streams import Loader, make_loader
-from kdrun.data.views import Center, Crop, FileCrop, clean
-from kdrun.errors import ConfigError, DataError
-from kdrun.evaluation import Evaluator
-from kdrun.plan import Composer
-from kdrun.seeding import generator
-from kdrun.train import main
+from kdrun.data.views.center import Center
+from kdrun.data.views.recipes import Crop, FileCrop
+from kdrun.data.views.view import clean
+from kdrun.training.assembly import recipes_of
+from kdrun.training.evaluator import Evaluator
 
 SIZE = 16
 STEPS = 6

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from kdrun.config import StrongConfig
-from kdrun.data.dataset import Arrays
+from kdrun.config.views import StrongConfig
+from kdrun.data.arrays import Arrays
+from kdrun.data.loader import Loader, make_loader
 from kdrun.data.splits import Split
-from kdrun.data.streams import Loader, Stream, make_loader
-from kdrun.data.views import Strong, Weak
+from kdrun.data.stream import Stream
+from kdrun.data.views.recipes import Strong, Weak
 
 NUM = 40
 RECIPE = Weak(1, False, True)

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from kdrun import tables
-from kdrun.claims import judge, of_paper
-from kdrun.errors import ConfigError, KdrunError
-from kdrun.found import found_table
-from kdrun.intervals import paired, welch
-from kdrun.papers import Claim, Paper, read_paper
-from kdrun.planned import PlannedCell, PlannedRun, TableConfig, TablePlan
-from kdrun.record import write_record
-from kdrun.schema import build
-from kdrun.table import two_rows
-from kdrun.tables import main
-from kdrun.todo import Todo, _cost, commands_of
+from kdrun.cli.table import main
+from kdrun.core.errors import ConfigError, KdrunError
+from kdrun.core.schema import build
+from kdrun.results import fill as tables
+from kdrun.results.claims import judge, of_paper
+from kdrun.results.found import found_table
+from kdrun.results.intervals import paired, welch
+from kdrun.results.papers import Claim, Paper, read_paper
+from kdrun.results.plan import PlannedCell, PlannedRun, TableConfig, TablePlan
+from kdrun.results.progress import Todo, _cost, commands_of
+from kdrun.results.table import two_rows
+from kdrun.runs.record import write_record
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "table.txt"
 AGGREGATES = GOLDEN.with_name("table_aggregates.txt")

@@ -9,14 +9,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kdrun.config import ModelConfig, TeacherConfig
-from kdrun.errors import ConfigError, DataError
-from kdrun.method import Setup, Teacher
+from kdrun.config.model import ModelConfig
+from kdrun.config.teacher import TeacherConfig
+from kdrun.core.errors import ConfigError, DataError
+from kdrun.core.schema import build
+from kdrun.methods.step import Setup
 from kdrun.models.network import load_network
-from kdrun.schema import build
-from kdrun.teachers import make_teacher, read_state, renamed, untrained_teacher
+from kdrun.models.weights import read_state, renamed
+from kdrun.teachers.make import make_teacher, untrained_teacher
+from kdrun.teachers.teacher import Teacher
 
-SETUP = Setup(10, 1, (0.3,), (0.2,), torch.zeros(5, dtype=torch.int64))
+SETUP = Setup(10, 1, (0.3,), (0.2,), train_target=torch.zeros(5, dtype=torch.int64))
 PIXELS = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
 MODEL = {"name": "resnet8", "args": {"width": 4}}
 
@@ -239,7 +242,7 @@ def test_a_timm_teacher_must_know_the_classes_and_have_weights():
 def test_pretrained_weights_from_a_local_file_bring_their_normalisation(tmp_path):
     import timm
 
-    setup = Setup(7, 3, (0.1, 0.1, 0.1), (1.0, 1.0, 1.0), torch.zeros(5, dtype=torch.int64))
+    setup = Setup(7, 3, (0.1, 0.1, 0.1), (1.0, 1.0, 1.0), train_target=torch.zeros(5, dtype=torch.int64))
     source = timm.create_model("test_resnet", num_classes=1000)
     save_file(source.state_dict(), tmp_path / "w.safetensors")
     made = setup.network(ModelConfig(name="test_resnet", pretrained=True, file=str(tmp_path / "w.safetensors")), 0)
@@ -258,7 +261,7 @@ def test_weights_without_a_classifier_are_those_of_a_network_with_a_new_head(tmp
     """As DINO's ResNet-50 on ImageNet, whose classes are as many as those of timm's own weights."""
     import timm
 
-    setup = Setup(1000, 3, (0.1,) * 3, (1.0,) * 3, torch.zeros(5, dtype=torch.int64))
+    setup = Setup(1000, 3, (0.1,) * 3, (1.0,) * 3, train_target=torch.zeros(5, dtype=torch.int64))
     source = timm.create_model("test_resnet", num_classes=1000).state_dict()
     place = {"name": "test_resnet", "pretrained": True, "file": str(tmp_path / "w.pth")}
     torch.save({name: value for name, value in source.items() if not name.startswith("fc.")}, tmp_path / "w.pth")
@@ -274,7 +277,7 @@ def test_weights_without_a_classifier_are_those_of_a_network_with_a_new_head(tmp
 
 
 def test_weights_that_cannot_be_had_are_named(tmp_path):
-    setup = Setup(7, 3, (0.1,) * 3, (1.0,) * 3, torch.zeros(5, dtype=torch.int64))
+    setup = Setup(7, 3, (0.1,) * 3, (1.0,) * 3, train_target=torch.zeros(5, dtype=torch.int64))
     place = r"fetch model\.safetensors of timm/resnet18.* \(Hugging Face hub\) where there is a network"
     with pytest.raises(DataError, match=rf"resnet18: its published weights cannot be had \(.*\); {place}"):
         setup.network(ModelConfig(name="resnet18", pretrained=True), 0)
@@ -283,7 +286,7 @@ def test_weights_that_cannot_be_had_are_named(tmp_path):
 
 
 def test_weights_of_another_network_are_no_published_ones(tmp_path):
-    setup = Setup(7, 3, (0.1,) * 3, (1.0,) * 3, torch.zeros(5, dtype=torch.int64))
+    setup = Setup(7, 3, (0.1,) * 3, (1.0,) * 3, train_target=torch.zeros(5, dtype=torch.int64))
     save_file({"fc.weight": torch.zeros(7, 16)}, tmp_path / "w.safetensors")
     with pytest.raises(DataError, match=r"test_resnet: .*w\.safetensors lacks \d+ of its weights, e\.g\. conv1"):
         setup.network(ModelConfig(name="test_resnet", pretrained=True, file=str(tmp_path / "w.safetensors")), 0)

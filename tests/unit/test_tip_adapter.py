@@ -9,21 +9,23 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from kdrun.analysis import main as analyze
-from kdrun.build import fitted
-from kdrun.config import AdapterConfig, run_key
+from kdrun.cli.analyze import main as analyze
+from kdrun.config.compose import Composer
+from kdrun.config.key import run_key
+from kdrun.config.teacher import AdapterConfig
+from kdrun.core.errors import ConfigError, DataError, KdrunError
+from kdrun.data.loader import Loader
 from kdrun.data.splits import Split
-from kdrun.data.streams import Loader
-from kdrun.data.views import View, clean
-from kdrun.errors import ConfigError, DataError, KdrunError
-from kdrun.finished import FinishedRun
-from kdrun.method import Teacher, teacher_runs
+from kdrun.data.views.view import View, clean
+from kdrun.methods.requires import teacher_runs
 from kdrun.methods.tip_adapter import best
-from kdrun.plan import Composer
-from kdrun.record import find_records
-from kdrun.runner import check
-from kdrun.teachers import make_teacher
-from kdrun.tip_adapter import Cache, TipAdapter, trained
+from kdrun.runs.finished import FinishedRun
+from kdrun.runs.record import find_records
+from kdrun.teachers.make import make_teacher
+from kdrun.teachers.teacher import Teacher
+from kdrun.teachers.tip_adapter import Cache, TipAdapter, trained
+from kdrun.training.assembly import fitted
+from kdrun.training.check import check
 from tests.conftest import FAST
 from tests.unit.test_clip import PIXELS, SETUP, spec
 
@@ -171,7 +173,7 @@ def test_one_cache_for_all_students_of_the_same_labels_and_a_killed_one_goes_on_
 
 
 def _setup(rebuilt):
-    from kdrun.build import setup_of
+    from kdrun.training.assembly import setup_of
 
     return setup_of(rebuilt.config, rebuilt.arrays, rebuilt.split)
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from kdrun.errors import ConfigError
-from kdrun.planned import PlannedCell, PlannedRun, TableConfig, TablePlan
-from kdrun.schema import build
-from kdrun.tables import table_of
-from kdrun.todo import Todo, shown
+from kdrun.core.errors import ConfigError
+from kdrun.core.schema import build
+from kdrun.results.fill import table_of
+from kdrun.results.plan import PlannedCell, PlannedRun, TableConfig, TablePlan
+from kdrun.results.progress import Todo, shown
 
 SPEC = {"seeds": [0, 1], "rows": {"KD": ["loss=kd"], "CE": ["loss=ce"]}, "columns": {"a": [], "b": []}}
 LOW, HIGH = ["w=0.2"], ["w=0.8"]
@@ -78,8 +78,8 @@ def test_only_seeds_that_all_candidates_have_count(tmp_path):
 
 
 def test_the_plan_counts_all_candidates(tmp_path, monkeypatch):
-    monkeypatch.setattr("kdrun.todo.table_spec", lambda _: None)
-    monkeypatch.setattr("kdrun.todo.plan_of", lambda *_: PLAN)
+    monkeypatch.setattr("kdrun.results.progress.table_spec", lambda _: None)
+    monkeypatch.setattr("kdrun.results.progress.plan_of", lambda *_: PLAN)
     assert len(Todo.of(PLAN, tmp_path).states) == 12
     lines = shown("it", tmp_path, [], commands=False).splitlines()
     assert [line.split(maxsplit=1)[1].strip() for line in lines[2:4]] == [

@@ -6,19 +6,21 @@ import pytest
 import torch
 from torch import nn
 
-from kdrun.config import ModelConfig
-from kdrun.data.views import View
-from kdrun.errors import ConfigError
-from kdrun.losses import Pair, evidential
-from kdrun.method import Context, Setup, Teacher
-from kdrun.models.network import Output
-from kdrun.registry import lookup
-from kdrun.teachers import Ensemble
-from kdrun.uncertainty import agreement, entropy_weight, evidential_weight, max_prob_weight
+from kdrun.config.model import ModelConfig
+from kdrun.core.errors import ConfigError
+from kdrun.core.registry import lookup
+from kdrun.data.views.view import View
+from kdrun.losses.evidence import evidential
+from kdrun.losses.term import Pair
+from kdrun.methods.step import Context, Setup
+from kdrun.methods.uncertainty import agreement, entropy_weight, evidential_weight, max_prob_weight
+from kdrun.models.output import Output
+from kdrun.teachers.teacher import Teacher
+from kdrun.teachers.wrap import Ensemble
 
 PIXELS = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 VIEW = View(PIXELS, torch.arange(4))
-SETUP = Setup(10, 1, (0.3,), (0.2,), torch.zeros(5, dtype=torch.int64))
+SETUP = Setup(10, 1, (0.3,), (0.2,), train_target=torch.zeros(5, dtype=torch.int64))
 
 
 def network(name="wrn_16_1", seed=1, **args):

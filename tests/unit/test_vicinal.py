@@ -7,8 +7,10 @@ import shutil
 import pytest
 import torch
 
-from kdrun.analysis import main
-from kdrun.analysis.vicinal import (
+from kdrun.cli.analyze import main
+from kdrun.cli.table import main as table_main
+from kdrun.core.errors import KdrunError
+from kdrun.results.analysis.vicinal import (
     Answers,
     Options,
     Pairs,
@@ -19,9 +21,7 @@ from kdrun.analysis.vicinal import (
     deviation,
     measured,
 )
-from kdrun.errors import KdrunError
-from kdrun.record import find_records, read_record
-from kdrun.tables import main as table_main
+from kdrun.runs.record import find_records, read_record
 from tests.conftest import FAST, TEACHER
 
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from kdrun.config import StrongConfig, WeakConfig
-from kdrun.data.views import Strong, StrongViewParams, Weak, WeakParams, clean, join
-from kdrun.errors import ConfigError
+from kdrun.config.views import StrongConfig, WeakConfig
+from kdrun.core.errors import ConfigError
+from kdrun.data.views.recipes import Strong, StrongViewParams, Weak, WeakParams
+from kdrun.data.views.view import clean, join
 
 SHAPES = [(8, 8, 1), (32, 32, 3), (6, 10, 3), (9, 5, 1)]
 

@@ -1,0 +1,163 @@
+"""A finished run evaluated again, without training and without a new key: `<run>/evaluations/<name>.json`."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from kdrun.config.dataset import DatasetConfig
+from kdrun.config.run import RunConfig
+from kdrun.core.errors import ConfigError, KdrunError, allowed
+from kdrun.core.files import write_json
+from kdrun.core.schema import Schema, from_arguments
+from kdrun.data.arrays import Arrays
+from kdrun.data.load import load_dataset
+from kdrun.data.residency import place
+from kdrun.runs.finished import FinishedRun
+from kdrun.runs.record import finite
+from kdrun.training.assembly import center_of
+from kdrun.training.corruptions import Corruptions, summary
+from kdrun.training.evaluator import Evaluator
+from kdrun.training.shifted import shifted_sets
+
+STORED = "stored"
+WORDS = ("dataset", "evaluate", "method", "execution")
+
+
+class Options(Schema):
+    """`run=<directory> [name=] [amend=true]`, and keys of dataset, evaluate, method and execution."""
+
+    run: str
+    name: str | None = Field(None, pattern=r"^[\w.+-]+$")
+    """Of the file; null: what it is about."""
+    amend: bool = False
+    """Today's metrics that the record lacks go into it; only for what the run itself was evaluated on."""
+
+
+def main(arguments: Sequence[str]) -> str:
+    """What was written, and the metrics.
+
+    Raises:
+        ConfigError: an unknown key, or a value that is not allowed.
+        KdrunError: no finished run, or data that its networks do not take.
+    """
+    overrides = [a for a in arguments if a.partition("=")[0].split(".")[0] in WORDS]
+    options = from_arguments(Options, [a for a in arguments if a not in overrides])
+    run = FinishedRun.open(options.run)
+    execution = [a for a in overrides if a.startswith("execution.")]
+    asked = [a for a in overrides if a not in execution]
+    if not asked:
+        if execution:
+            raise ConfigError(f"{execution[0]}: stored predictions need no machine; ask for something else too")
+        return _told(run, options.name or STORED, asked, stored_metrics(run), options.amend)
+    if options.amend:
+        raise ConfigError(f"amend: {asked[0]}: this is not what the run was evaluated on; leave amend out")
+    name = options.name or "+".join(a.partition("=")[0] if "/" in a else a.replace("=", "-") for a in asked)
+    return _told(run, name, asked, _evaluated(run, asked, execution), False)
+
+
+def stored_metrics(run: FinishedRun) -> dict[str, float]:
+    """All metrics in closed form, as they are defined today, from the predictions that the run kept."""
+    logits, splits = {}, {}
+    for path in sorted((run.directory / "predictions").glob("*-*.npz")):
+        split, _, net = path.stem.partition("-")
+        logits[split, net], target = run.predictions(split, net)
+        splits[split] = (torch.empty(0), torch.arange(len(target)), target)
+    if not logits:
+        raise KdrunError(f"{run.directory}: it has kept no predictions")
+    return Evaluator(splits, 1).final_metrics(logits)
+
+
+def _evaluated(run: FinishedRun, asked: Sequence[str], execution: Sequence[str]) -> dict[str, float]:
+    typed = _composed(run, asked, execution)
+    run = replace(run, record=_with_method(run, asked))
+    rebuilt = run.rebuild(typed.execution)
+    config, arrays = rebuilt.config, rebuilt.arrays
+    if any(a.startswith("dataset") for a in asked):
+        arrays = _other_images(typed.dataset, arrays, run)
+    center = center_of(config, arrays)
+    batch, precision = typed.execution.eval_batch_size, config.schedule.precision
+    if typed.evaluate.corruptions is not None:
+        corruptions = Corruptions(typed.evaluate.corruptions, arrays.test_images.shape[1:], arrays.num_classes)
+        return summary(
+            corruptions.evaluate(
+                rebuilt.predictors, rebuilt.device, batch_size=batch, precision=precision, center=center
+            )
+        )
+    if typed.evaluate.sets:
+        found: dict[str, float] = {}
+        for shifted in shifted_sets(typed.evaluate, config.dataset, arrays.class_names):
+            found |= shifted.evaluate(
+                rebuilt.predictors, rebuilt.device, batch_size=batch, precision=precision, center=center
+            )
+        return found
+
+    resident, workers = config.dataset.resident, typed.execution.workers
+    train, test = place(rebuilt.arrays, rebuilt.device, resident, workers)
+    if arrays is not rebuilt.arrays:
+        _, test = place(arrays, rebuilt.device, resident, workers)
+    labels = torch.from_numpy(arrays.test_labels).to(rebuilt.device)
+    splits = {"test": (test, torch.arange(len(labels), device=rebuilt.device), labels)}
+    if any(a.startswith("method.") for a in asked):  # it may choose anew, on the run's own validation images
+        val = torch.from_numpy(rebuilt.split.val)
+        own = torch.from_numpy(rebuilt.arrays.train_labels)[val]
+        splits["val"] = train, val.to(rebuilt.device), own.to(rebuilt.device)
+    evaluator = Evaluator(splits, batch, precision, center=center)
+    if "val" not in evaluator.splits:
+        return evaluator.final_metrics(evaluator.logits(rebuilt.predictors))
+    logits = evaluator.settled(rebuilt.method)
+    rest = {name: predictor for name, predictor in rebuilt.predictors.items() if ("test", name) not in logits}
+    return evaluator.final_metrics({**logits, **evaluator.logits(rest)}) | rebuilt.method.choices()
+
+
+def _composed(run: FinishedRun, asked: Sequence[str], execution: Sequence[str]) -> RunConfig:
+    """Defaults with what is asked for; the method is the run's own."""
+    from kdrun.config.compose import Composer
+
+    rest = [a for a in asked if not a.startswith("method.")]
+    if bad := [a for a in rest if a.startswith("method=")]:
+        raise ConfigError(f"{bad[0]}: the run's method stays; give keys of it, method.<key>=<value>")
+    if not any(a.startswith("dataset=") for a in rest) and any(a.startswith("dataset.") for a in rest):
+        rest = [f"dataset={run.record['dataset']}", *rest]
+    with Composer() as composer:
+        return composer.typed([*rest, *execution])
+
+
+def _with_method(run: FinishedRun, asked: Sequence[str]) -> dict[str, Any]:
+    """The record with other keys of the method; typing it again checks their values."""
+    import yaml
+
+    config = run.record["config"]
+    method = dict(config["method"])
+    for argument in (a for a in asked if a.startswith("method.")):
+        key, _, value = argument.removeprefix("method.").partition("=")
+        if key not in method or key == "name":
+            raise ConfigError(f"method.{key}: unknown key; {allowed(key, [k for k in method if k != 'name'])}")
+        method[key] = yaml.safe_load(value)
+    return {**run.record, "config": {**config, "method": method}}
+
+
+def _other_images(dataset: DatasetConfig, own: Arrays, run: FinishedRun) -> Arrays:
+    arrays = load_dataset(dataset, run.outputs)
+    if arrays.num_classes != own.num_classes:
+        raise KdrunError(f"dataset={dataset.name}: has {arrays.num_classes} classes, the run's {own.num_classes}")
+    theirs, channels = arrays.test_images.shape[3], own.test_images.shape[3]
+    if theirs != channels:
+        raise KdrunError(f"dataset={dataset.name}: images have {theirs} channels, the run's {channels}")
+    return arrays
+
+
+def _told(run: FinishedRun, name: str, asked: Sequence[str], metrics: dict[str, float], amend: bool) -> str:
+    path = run.directory / "evaluations" / f"{name}.json"
+    found: dict[str, Any] = finite(metrics)
+    write_json(path, {"key": run.record["key"], "asked": list(asked), "metrics": found})
+    lines = [f"{key} {value:.4f}" for key, value in found.items() if value is not None]
+    if amend:
+        with run.amended() as record:
+            new = {key: value for key, value in found.items() if key not in record["metrics"]}
+            record["metrics"] |= new
+        lines.append(f"into the record: {len(new)} metrics that it did not have")
+    return "\n".join([*lines, f"wrote {Path(path)}"])

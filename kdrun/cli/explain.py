@@ -1,0 +1,119 @@
+"""What the loss of a run is: each term's equation, source and coefficients, and where each coefficient came from."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from kdrun.config.compose import Composer, ordered, parser
+from kdrun.config.nodes import to_config
+from kdrun.config.parts import TermConfig
+from kdrun.config.resolvers import set_of_terms
+from kdrun.core.errors import ConfigError
+from kdrun.core.registry import lookup
+
+Keys = tuple[str, ...]
+COMMAND_LINE = "the command line"
+
+
+def main(arguments: Sequence[str]) -> str:
+    """The text for a command line of `kdrun.train`. Raises ConfigError for what `kdrun.train` would refuse."""
+    args = parser().parse_args(ordered(arguments))
+    if args.multirun:
+        raise ConfigError("-m: one run is explained at a time; give each key one value")
+    with Composer(args.config_dir, args.config_name or "config") as composer:
+        composed = composer.compose(args.overrides)
+        config = to_config(composed)
+        origins = _Origins(composer, args.overrides, composed)
+        ce = sum(term.weight for term in config.losses.values() if term.name == "ce")
+        parts = [_term(label, term, ce, origins) for label, term in config.losses.items()]
+        idle = sorted(str(label) for label in composed.loss if label not in config.losses)
+    return "\n\n".join([*parts, "\n".join([_ratio(config.losses), *(f"weight 0, not built: {name}" for name in idle)])])
+
+
+def _term(label: str, term: TermConfig, ce_weight: float, origins: "_Origins") -> str:
+    cls = lookup("loss", term.name, f"loss.{label}.name")
+    rows = [
+        (name, f"{getattr(term, name)}", origins.of(("loss", label, name)))
+        for name in type(term).model_fields
+        if name != "name"
+    ]
+    wide, broad = (max(len(row[i]) for row in rows) for i in (0, 1))
+    lines = [
+        f"loss.{label}: {term.name}" + ("" if cls.per_sample else " (a statistic of the batch)"),
+        f"  equation: {cls.equation or 'its class names none'}",
+        f"  source: {cls.source or 'its class names none'}",
+        *(f"    {name:<{wide}} = {value:<{broad}}   {origin}" for name, value, origin in rows),
+        *(f"  {line}" for line in cls.remarks(term, ce_weight)),
+    ]
+    return "\n".join(lines)
+
+
+def _ratio(losses: dict[str, TermConfig]) -> str:
+    """CE : distillation, of the terms against the labels and those against the teacher; linearity may be neither."""
+    sides: dict[str, list[tuple[str, float]]] = {"target": [], "teacher": []}
+    for label, term in losses.items():
+        cls = lookup("loss", term.name, f"loss.{label}.name")
+        side = cls.works_against(term)
+        if side == "teacher" or not cls.needs_mix:
+            sides[side].append((label, term.weight))
+    for side, what in (("target", "no term against the labels alone"), ("teacher", "no distillation")):
+        if not sides[side]:
+            return f"CE : distillation: {what}"
+    labels, distillation = (sum(weight for _, weight in side) for side in sides.values())
+    share = distillation / (labels + distillation)
+    names = " : ".join(" + ".join(label for label, _ in side) for side in sides.values())
+    return (
+        f"CE : distillation = {names} = 1 : {distillation / labels:.4g} by weight "
+        f"(shares {1 - share:.4g} and {share:.4g})"
+    )
+
+
+class _Origins:
+    """Which file or argument has the last word on a key."""
+
+    def __init__(self, composer: Composer, overrides: Sequence[str], composed: DictConfig) -> None:
+        self.composed = composed
+        loader = composer.hydra.config_loader
+        defaults: Any = loader.compute_defaults_list(composer.config_name, list(overrides), RunMode.RUN)
+        self.nodes: list[tuple[Keys, Any, str]] = []  # (package, content, name), in the order of merging
+        for part in defaults.defaults:
+            found = loader.repository.load_config(part.config_path)  # type: ignore[attr-defined]
+            if found is not None and not str(part.package).startswith("hydra"):
+                content = OmegaConf.to_container(found.config, resolve=False)
+                folder = "conf" if found.provider == "main" else found.path.removeprefix("file://")
+                self.nodes.append((_keys(part.package), content, f"{folder}/{part.config_path}.yaml"))
+        for override in OverridesParser.create(config_loader=loader).parse_overrides(list(overrides)):
+            if not override.is_delete():
+                self.nodes.append((_keys(override.key_or_group), override.value(), COMMAND_LINE))
+
+    def of(self, keys: Keys) -> str:
+        """Such as `conf/loss/kd.yaml`, `the command line` or `coefficients.kd in conf/experiment/demo.yaml`."""
+        value, name = self._last(keys)
+        match = re.fullmatch(r"\$\{coefficient:([^,}]+)(,.*)?\}", str(value))
+        if match is None:
+            return name or "default of the schema"
+        terms = set_of_terms(self.composed)
+        _, table = self._last(("coefficients", terms, match[1].strip()))
+        return f"coefficients.{terms} {_place(table)}" if table else f"default of {name}"
+
+    def _last(self, keys: Keys) -> tuple[Any, str | None]:
+        for package, content, name in reversed(self.nodes):
+            if package == keys[: len(package)]:
+                node = content
+                for key in keys[len(package) :]:
+                    node = node.get(key, ...) if isinstance(node, dict) else ...
+                if node is not ...:
+                    return node, name
+        return None, None
+
+
+def _place(name: str) -> str:
+    return f"on {name}" if name == COMMAND_LINE else f"in {name}"
+
+
+def _keys(dotted: str | None) -> Keys:
+    return tuple((dotted or "").split(".")) if dotted else ()

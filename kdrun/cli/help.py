@@ -1,0 +1,45 @@
+"""`--help`, answered from the file names of conf/ alone (Hydra would walk and parse every group)."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from kdrun.core.paths import CONF_DIR
+
+TEXT = """\
+kdrun {version}: run, compare and reproduce knowledge distillation.
+
+  python -m kdrun.train [group=option] [key=value] [+key=value] [-m for a sweep]
+
+Groups and their options (conf/<group>/<option>.yaml):
+{groups}
+
+Examples:
+  python -m kdrun.train student=resnet8 teacher=resnet20 loss=wttm dataset.num_labels=100
+  python -m kdrun.train -m seed=0,1,2 loss=ce,kd,ttm,wttm dataset.num_labels=50,200
+  python scripts/table.py
+
+  --cfg job             show the composed configuration and stop
+  -m, --multirun        run all combinations of comma-separated values
+  --config-dir DIR      more config groups of your own (see README: extend)
+  --hydra-help          Hydra's own flags; shell completion: eval "$(kdrun -sc install=bash)"
+"""
+
+
+def show_help(arguments: Iterable[str]) -> str:
+    """The text of --help; options of a `--config-dir` on the command line are listed too."""
+    from kdrun.core.version import __version__
+
+    given = list(arguments)
+    folders = [CONF_DIR]
+    if "--config-dir" in given[:-1]:
+        folders.append(Path(given[given.index("--config-dir") + 1]))
+    folders += [Path(argument.split("=", 1)[1]) for argument in given if argument.startswith("--config-dir=")]
+    groups: dict[str, set[str]] = {}
+    for folder in folders:
+        for path in folder.rglob("*.yaml"):
+            relative = path.relative_to(folder)
+            if len(relative.parts) > 1:
+                groups.setdefault(relative.parent.as_posix(), set()).add(relative.stem)
+    shown = {name: options for name, options in sorted(groups.items()) if name not in ("table", "paper")}
+    lines = [f"  {name + ':':<20}{', '.join(sorted(options))}" for name, options in shown.items()]
+    return TEXT.format(version=__version__, groups="\n".join(lines))

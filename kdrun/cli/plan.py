@@ -1,0 +1,101 @@
+"""The plan of a command line: all jobs, composed and checked before anything runs."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdrun.config.compose import Composer, parser
+from kdrun.config.key import run_directory
+from kdrun.config.run import RunConfig
+from kdrun.core.errors import ConfigError, KdrunError
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep."""
+
+    overrides: tuple[str, ...]
+    config: RunConfig
+
+    @property
+    def directory(self) -> Path:
+        return run_directory(self.config)
+
+
+def plan(arguments: Sequence[str]) -> list[Job] | None:
+    """All jobs of a command line, checked. None where only Hydra knows them (`--cfg`, completion, other sweepers).
+
+    Raises:
+        ConfigError: one line for every mistake of every job.
+    """
+    args = parser().parse_args(list(arguments))
+    if args.shell_completion or args.hydra_help or args.info is not None or args.experimental_rerun:
+        return None
+    if args.config_path is not None:
+        raise ConfigError("--config-path: kdrun's own configs are always needed; add yours with --config-dir")
+    with Composer(args.config_dir, args.config_name or "config") as composer:
+        if args.cfg is not None:
+            composer.compose(args.overrides)
+            return None
+        expanded = composer.expand(args.overrides, bool(args.multirun))
+        if expanded is None:
+            return None
+        jobs, errors = [], []
+        for overrides in expanded:
+            try:
+                jobs.append(Job(overrides, composer.typed(overrides)))
+            except KdrunError as error:
+                errors += [(overrides, line) for line in str(error).splitlines()]
+    if not errors:
+        errors = _check(jobs)
+    if errors:
+        raise ConfigError(*_listed(errors, len(expanded), expanded))
+    return jobs
+
+
+def _check(jobs: list[Job]) -> list[tuple[tuple[str, ...], str]]:
+    """What only the data, the disk and the machine can tell, for the jobs that are not done yet."""
+    from kdrun.runs.layout import finished
+    from kdrun.training.check import check, check_measurements
+
+    errors = []
+    for outputs in {job.config.execution.outputs for job in jobs}:
+        if problem := _not_writable(Path(outputs)):
+            return [((), f"execution.outputs: {outputs}: {problem}")]
+    for job in jobs:
+        try:
+            if finished(job.directory) is None:
+                check(job.config)
+            else:
+                check_measurements(job.config)
+        except KdrunError as error:
+            errors += [(job.overrides, line) for line in str(error).splitlines()]
+    return errors
+
+
+def _not_writable(outputs: Path) -> str | None:
+    existing = outputs.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            return None
+    except OSError as error:
+        return f"cannot write there ({error.strerror}); choose another directory"
+
+
+def _listed(errors: list[tuple[tuple[str, ...], str]], count: int, jobs: list[tuple[str, ...]]) -> list[str]:
+    """Each mistake once; in a sweep with the overrides of the job that has it, unless all have it."""
+    lines: dict[str, list[tuple[str, ...]]] = {}
+    for overrides, line in errors:
+        lines.setdefault(line, []).append(overrides)
+    out = []
+    for line, owners in lines.items():
+        if count == 1 or len(owners) == count or owners == [()]:
+            out.append(line)
+        else:
+            own = " ".join(o for o in owners[0] if any(o not in job for job in jobs))
+            more = f" and {len(owners) - 1} more" if len(owners) > 1 else ""
+            out.append(f"job {jobs.index(owners[0])} ({own}){more}: {line}")
+    return out

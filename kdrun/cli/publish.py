@@ -1,0 +1,316 @@
+"""outputs/published/<table>: the records behind tables and their texts, which can be made again without the runs.
+
+records.jsonl (or records.jsonl.xz) holds the records, published.json the plan (which run stands in which cell), what is
+shown, and the points of learning curves; table.json and the marked part of table.md are made from these two alone.
+"""
+
+import json
+import lzma
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from kdrun.cli.table import extras_in
+from kdrun.core.errors import ConfigError, KdrunError, Unfinished
+from kdrun.core.files import write_bytes, write_text
+from kdrun.core.schema import Schema, build, from_arguments
+from kdrun.results.fill import CurveReader, Reader, curve_reader, curve_table, reader, table_of
+from kdrun.results.formats import to_json
+from kdrun.results.plan import PlannedRun, TableConfig, TablePlan, make_plan, plan_of, table_spec
+from kdrun.results.table import Table
+from kdrun.runs.record import SCHEMA, Record, finite
+
+BEGIN, END = "<!-- tables -->", "<!-- /tables -->"
+PLAIN, PACKED = "records.jsonl", "records.jsonl.xz"
+MOST = 1_000_000  # bytes of a published file
+MACHINE = re.compile(r"(^|[\s=:\[,])(/(?!/)|~\w*/|[A-Za-z]:\\|\\\\|file:/)")
+"""What begins like an absolute path."""
+
+
+class Options(Schema):
+    """`table=<name> [metric=...] [curve=...] [again=true|check=true] [outputs=] [published=] [readme=]`."""
+
+    table: str | None = None
+    metric: list[str] = Field(default_factory=list)
+    """A table of each; none and no curve: those that were published, else that of conf/table."""
+    curve: list[str] = Field(default_factory=list)
+    """<metric>:<points>, a table over training of each."""
+    columns: str = ""
+    """Further columns of the first table, as of scripts/table.py."""
+    override: list[str] = Field(default_factory=list)
+    """What the runs had beside conf/table, such as where their data lay; none: what was published."""
+    again: bool = False
+    """Make the texts again from the published records; curves that are not published yet come from `outputs`."""
+    check: bool = False
+    """Write nothing: say where `again` would change something."""
+    compose: bool = False
+    """With these two: compose the plan anew."""
+    outputs: str = "outputs"
+    published: str = "outputs/published"
+    readme: str = "README.md"
+
+
+class Shown(Schema):
+    """One table of a folder."""
+
+    metric: str
+    curve: int | None = Field(None, gt=0)
+    """Over training, at about so many steps."""
+    columns: str = ""
+
+
+class Published(Schema):
+    """published.json."""
+
+    override: list[str]
+    spec: TableConfig
+    """conf/table/<name>.yaml with `override` behind each column."""
+    shows: list[Shown]
+    curves: dict[str, dict[str, dict[str, float]]]
+    """Metric -> run key -> step -> value."""
+    plan: TablePlan
+
+
+def main(arguments: Sequence[str]) -> str:
+    """Raises Unfinished: with check=true, a text is not what its records make."""
+    options = from_arguments(Options, arguments)
+    folder = Path(options.published)
+    if options.check:
+        names = [options.table] if options.table else sorted(p.name for p in folder.iterdir() if p.is_dir())
+        wrong = [line for name in names for line in _differences(name, folder / name, options)]
+        if wrong:
+            raise Unfinished("", *wrong)
+        return f"as their records make them: {', '.join(names) or 'nothing is published'}"
+    if options.table is None:
+        raise ConfigError("table: missing; a value is required")
+    place, outputs = folder / options.table, Path(options.outputs)
+    lines = []
+    if options.again:
+        told = _again(options.table, place, options)
+        records = published_reader(place)
+    else:
+        told = _new(options.table, place, options)
+        found = list(_behind(options.table, told.plan, outputs))
+        _write_records(place, found)
+        records = reader(outputs)
+        lines.append(f"wrote {place}: {len(found)} records")
+    for key, value in _paths(told.model_dump()):
+        raise KdrunError(f"{place}: would hold a path of this machine, {key}: {value}; make it relative")
+    for path, text in _files(options.table, place, told, records, Path(options.readme)).items():
+        if not path.is_file() or _lines(path.read_text()) != _lines(text):
+            write_text(path, text)
+            lines.append(f"wrote {path}")
+    return "\n".join(lines) or f"{place}: nothing has changed"
+
+
+def _new(name: str, place: Path, options: Options) -> Published:
+    """Planned now, with curves from the runs."""
+    old = _read(place) if (place / "published.json").is_file() else None
+    override = options.override or (old.override if old else [])
+    spec = _spec(name, override)
+    outputs = Path(options.outputs)
+    plan = make_plan(name, spec) if override else plan_of(name, spec, outputs)
+    shows = _shows(spec, old, options)
+    curves = _curves(name, spec, plan, shows, curve_reader(outputs))
+    return Published(override=override, spec=spec, shows=shows, curves=curves, plan=plan)
+
+
+def _again(name: str, place: Path, options: Options) -> Published:
+    """What is there, with conf/table as it is now; composed only where that has changed, or if asked to."""
+    old = _read(place) if (place / "published.json").is_file() else None
+    override = options.override or (old.override if old else [])
+    spec = _spec(name, override)
+    kept = old is not None and old.spec == spec and not options.compose
+    plan = old.plan if old is not None and kept else make_plan(name, spec)
+    shows = _shows(spec, old, options)
+    known = old.curves if old else {}
+    fresh = [show for show in shows if show.curve and show.metric not in known]
+    curves = {show.metric: known[show.metric] for show in shows if show.metric in known}
+    curves |= _curves(name, spec, plan, fresh, curve_reader(Path(options.outputs)))
+    return Published(override=override, spec=spec, shows=shows, curves=curves, plan=plan)
+
+
+def _spec(name: str, override: Sequence[str]) -> TableConfig:
+    spec = table_spec(name)
+    return spec.replace(columns={column: [*words, *override] for column, words in spec.columns.items()})
+
+
+def _shows(spec: TableConfig, old: Published | None, options: Options) -> list[Shown]:
+    if not (options.metric or options.curve or options.columns) and old is not None:
+        return old.shows
+    shows = [Shown(metric=metric) for metric in options.metric or [spec.metric]]
+    extras_in(options.columns)
+    shows[0] = shows[0].replace(columns=options.columns)
+    for given in options.curve:
+        metric, _, points = given.rpartition(":")
+        if not metric or not points.isdecimal() or points == "0":
+            raise ConfigError(f"curve: {given}: write <metric>:<points>, such as train/mask_rate:8")
+        shows.append(Shown(metric=metric, curve=int(points)))
+    return shows
+
+
+def _curves(
+    name: str, spec: TableConfig, plan: TablePlan, shows: Sequence[Shown], read: CurveReader
+) -> dict[str, dict[str, dict[str, float]]]:
+    """The points that the tables show, and no more."""
+    out: dict[str, dict[str, dict[str, float]]] = {}
+    for show in shows:
+        if show.curve:
+            steps = set(curve_table(name, spec, plan, read, show.metric, show.curve).columns)
+            found = {_key(run.place): read(run.place, show.metric) for cell in plan.cells for run in cell.runs}
+            points = {key: {str(k): v for k, v in curve.items() if str(k) in steps} for key, curve in found.items()}
+            out.setdefault(show.metric, {}).update({key: curve for key, curve in points.items() if curve})
+    return out
+
+
+def _read(place: Path) -> Published:
+    path = place / "published.json"
+    try:
+        return build(Published, json.loads(path.read_text()), str(path))
+    except FileNotFoundError:
+        raise KdrunError(f"{path}: is not there; run scripts/publish.py table={place.name}") from None
+    except (OSError, ValueError) as error:
+        raise KdrunError(f"{path}: not readable ({error}); delete it and publish anew") from None
+
+
+def _write_records(place: Path, records: Sequence[Record]) -> None:
+    """records.jsonl, or records.jsonl.xz where that would be too large."""
+    text = "".join(json.dumps(finite(record), ensure_ascii=False) + "\n" for record in records).encode()
+    packed = len(text) > MOST
+    write_bytes(place / (PACKED if packed else PLAIN), lzma.compress(text) if packed else text)
+    (place / (PLAIN if packed else PACKED)).unlink(missing_ok=True)
+
+
+def published_reader(place: Path) -> Reader:
+    """Records of records.jsonl, by the key in a run's directory name."""
+    packed = (place / PACKED).is_file()
+    path = place / (PACKED if packed else PLAIN)
+    found: dict[str, Record] = {}
+    try:
+        text = lzma.decompress(path.read_bytes()) if packed else path.read_bytes()
+        for number, line in enumerate(text.decode().splitlines(), start=1):
+            record = json.loads(line)
+            if not isinstance(record, dict) or record.get("schema") != SCHEMA or "key" not in record:
+                raise ValueError(f"line {number} is no record of schema {SCHEMA}")
+            found[record["key"]] = record
+    except (OSError, ValueError, lzma.LZMAError) as error:
+        raise KdrunError(f"{path}: not readable ({error})") from None
+    return lambda run_place: found.get(_key(run_place))
+
+
+def _key(place: str) -> str:
+    """In the name of a run's directory."""
+    return place.rpartition("-")[2]
+
+
+def _behind(name: str, plan: TablePlan, outputs: Path) -> Iterator[Record]:
+    """The record of each run of a table and of what they need, once.
+
+    Raises:
+        KdrunError: a run is not done, or its record holds a path of this machine.
+    """
+    read, seen = reader(outputs), set[str]()
+
+    def each(run: PlannedRun) -> Iterator[Record]:
+        for other in run.needs.values():
+            yield from each(other)
+        if run.place not in seen:
+            seen.add(run.place)
+            record = read(run.place)
+            if record is not None and record["status"] != "running":
+                for key, value in _paths(record):
+                    raise KdrunError(
+                        f"{outputs / run.place}: its record holds a path of this machine, {key}: {value}; "
+                        "run it with a path that is relative to the working directory"
+                    )
+                yield record
+
+    found = [record for cell in plan.cells for run in cell.runs for record in each(run)]
+    if not any(record["status"] == "done" for record in found):
+        raise KdrunError(f"table={name}: none of its runs is done in {outputs}")
+    yield from found
+
+
+def _paths(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _paths(item, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _paths(item, f"{key}.{i}")
+    elif isinstance(value, str) and MACHINE.search(value):
+        yield key, value
+
+
+def _files(name: str, place: Path, told: Published, read: Reader, readme: Path) -> dict[Path, str]:
+    """What the generated files hold: published.json, table.json, table.md, and the README if it shows the table."""
+    tables = [_table(name, place, told, show, read) for show in told.shows]
+    for table in tables[1:]:
+        table.claims = []  # which are of figures of their own, whatever a table shows
+    whole = [json.loads(to_json(table)) for table in tables]
+    markdown = [table.to_markdown() for table in tables]
+    plain = told.model_dump(exclude_defaults=True)
+    out = {
+        place / "published.json": json.dumps(plain, indent=1, ensure_ascii=False) + "\n",
+        place / "table.json": json.dumps(whole, indent=1, ensure_ascii=False) + "\n",
+        place / "table.md": f"{BEGIN}\n{_joined(markdown)}\n{END}\n",
+    }
+    if (place / "table.md").is_file():
+        out[place / "table.md"] = _replaced(place / "table.md", BEGIN, END, _joined(markdown))
+    begin, end = f"<!-- table {name} -->", f"<!-- /table {name} -->"
+    if readme.is_file() and begin in readme.read_text():
+        out[readme] = _replaced(readme, begin, end, markdown[0])
+    return out
+
+
+def _joined(markdown: Sequence[str]) -> str:
+    return "\n\n".join(markdown)
+
+
+def _table(name: str, place: Path, told: Published, show: Shown, read: Reader) -> Table:
+    if show.curve is None:
+        table = table_of(name, told.spec, told.plan, place, read, show.metric)
+        table.extras = extras_in(show.columns)
+        return table
+
+    def points(run_place: str, metric: str) -> dict[int, float]:
+        return {int(step): value for step, value in told.curves[metric].get(_key(run_place), {}).items()}
+
+    return curve_table(name, told.spec, told.plan, points, show.metric, show.curve)
+
+
+def _differences(name: str, place: Path, options: Options) -> list[str]:
+    """What is not as the published records make it, too large, or planned otherwise by now."""
+    old = _read(place)
+    wrong = [
+        f"{path}: has {path.stat().st_size:,} bytes, more than {MOST:,}"
+        for path in sorted(place.iterdir())
+        if path.stat().st_size > MOST
+    ]
+    anew = f"run scripts/publish.py table={name} again=true"
+    if old.spec != _spec(name, old.override):
+        return [*wrong, f"{place / 'published.json'}: conf/table/{name}.yaml says something else by now; {anew}"]
+    told = _again(name, place, options.replace(metric=[], curve=[], columns="", override=[]))
+    files = _files(name, place, told, published_reader(place), Path(options.readme))
+    for path, text in files.items():
+        if not path.is_file() or _lines(path.read_text()) != _lines(text):
+            made = f"is not what {place / 'records.jsonl'} makes"
+            wrong.append(f"{path}: table={name} {made}; {anew} and look at what changes")
+    return wrong
+
+
+def _lines(text: str) -> list[str]:
+    """Without the spaces at the ends of lines, which editors take away."""
+    return [line.rstrip() for line in text.splitlines()]
+
+
+def _replaced(path: Path, begin: str, end: str, text: str) -> str:
+    """The file with another text between its markers; what stands around them stays."""
+    before, found, rest = path.read_text().partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise KdrunError(f"{path}: has no {begin} ... {end}; put them around the part that is generated")
+    return f"{before}{begin}\n{text}\n{end}{after}"

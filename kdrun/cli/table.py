@@ -1,0 +1,172 @@
+"""`kdrun table`."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from kdrun.config.key import run_dir, run_directory
+from kdrun.core.errors import ConfigError, Unfinished, allowed
+from kdrun.core.files import write_text
+from kdrun.core.schema import Schema, from_arguments
+from kdrun.results.fill import curve_reader, curve_table, planned_table
+from kdrun.results.formats import to_csv, to_json, to_latex, to_terminal
+from kdrun.results.found import found_table
+from kdrun.results.plan import (
+    Protocol,
+    about,
+    plan_of,
+    table_spec,
+)
+from kdrun.results.progress import Todo, arguments_of, shown
+from kdrun.results.table import EXTRAS, Table, compared, two_rows
+
+
+class TableOptions(Schema):
+    """Arguments of scripts/table.py."""
+
+    table: str | None = None
+    outputs: str = "outputs"
+    metric: str | None = None
+    protocol: Protocol | None = None
+    format: Literal["text", "markdown", "latex", "csv", "json", "html"] = "text"
+    out: str | None = None
+    """A file for it; null: printed, but html goes to <outputs>/reports/<table>.html."""
+    curve: int | None = Field(None, gt=0)
+    """Show the metric over training, at about so many steps."""
+    spread: Literal["std", "minmax"] = "std"
+    """minmax: the least and the greatest value too."""
+    columns: str = ""
+    """Further columns: params,flops,seconds,images_per_second,steps,teacher or metrics."""
+    compare: str | None = None
+    """Two rows, rowA,rowB: their difference over the same seeds."""
+    plan: bool = False
+    """Show what is done, missing, needed first, and what it will take."""
+    dry: bool = False
+    """With the commands that make what is missing."""
+    execute: bool = False
+    """Make what is missing."""
+    override: list[str] = Field(default_factory=list)
+    """More of the command line for what is made (a launcher, a device, threads); what changes run keys is refused."""
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if self.table is None:
+            for name in ("plan", "dry", "execute", "compare", "columns", "curve"):
+                if getattr(self, name):
+                    raise ValueError(f"{name}: give table=<name> too")
+            if self.format == "html":
+                raise ValueError("format=html: give table=<name> too")
+        if self.curve is not None and self.metric is None:
+            raise ValueError("curve: give metric=<what metrics.jsonl has, e.g. train/mask_rate> too")
+        if self.override and not (self.dry or self.execute):
+            raise ValueError("override: goes with dry=true or execute=true")
+        return self
+
+
+def extras_in(columns: str) -> list[str]:
+    """`params,test/ece` as names. Raises ConfigError for what is no further column."""
+    names = [name.strip() for name in columns.split(",") if name.strip()]
+    for name in names:
+        if name not in EXTRAS and "/" not in name:
+            raise ConfigError(f"columns: {name}: no such column; {allowed(name, EXTRAS)}, or a metric such as test/ece")
+    return names
+
+
+def main(arguments: Sequence[str]) -> str:
+    """The printed table for `key=value` arguments.
+
+    Raises:
+        Unfinished: after execute=true, runs that are not done.
+    """
+    options = from_arguments(TableOptions, arguments)
+    outputs = Path(options.outputs)
+    extras = extras_in(options.columns)
+    if options.plan or options.dry or options.execute:
+        from kdrun.cli.table import carry_out
+        from kdrun.results.progress import shown
+
+        if options.execute:
+            carry_out(options.table or "", outputs, options.override)
+        else:
+            return shown(options.table or "", outputs, options.override, commands=options.dry)
+    if options.table is None:
+        table = found_table(outputs, options.metric or "test/top1", options.protocol or "last")
+    elif options.curve is not None:
+        spec = table_spec(options.table)
+        plan = plan_of(options.table, spec, outputs)
+        table = curve_table(options.table, spec, plan, curve_reader(outputs), options.metric or "", options.curve)
+    else:
+        table = planned_table(options.table, outputs, options.metric, options.protocol)
+        table.extras, table.about = extras, about(options.table)
+        if options.compare is not None:
+            table.notes += compared(table, *two_rows(options.compare, table.rows))
+    table.minmax = options.spread == "minmax"
+    if options.format == "html":
+        from kdrun.results.report import html
+
+        path = Path(options.out) if options.out else outputs / "reports" / f"{options.table}.html"
+        write_text(path, html(table, outputs))
+        return f"wrote {path}"
+    writers = {"markdown": Table.to_markdown, "latex": to_latex, "csv": to_csv, "json": to_json}
+    plain = to_terminal if options.out is None and sys.stdout.isatty() else Table.to_text
+    text = writers.get(options.format, plain)(table)
+    if options.out is None:
+        return text
+    write_text(Path(options.out), text + "\n")
+    return f"wrote {options.out}"
+
+
+def carry_out(name: str, outputs: Path, extra: Sequence[str]) -> None:
+    """Make what is missing: prerequisites first, then each command of `commands_of`, by the same launcher as a sweep.
+
+    All of it is composed and checked before anything runs. A failure stops nothing else.
+
+    Raises:
+        ConfigError: one line for each mistake; or an override changes what the table plans.
+        Unfinished: names what is not done.
+    """
+    from kdrun.cli.plan import plan
+    from kdrun.cli.train import main as train
+    from kdrun.config.compose import Composer, ordered
+    from kdrun.training.runner import run
+
+    spec = table_spec(name)
+    todo = Todo.of(plan_of(name, spec, outputs), outputs)
+    commands = arguments_of(todo, outputs, extra)
+    planned = {run.place for cell in todo.plan.cells for run in cell.runs}
+    for arguments in commands:
+        for job in plan(ordered(arguments)) or []:
+            if run_dir(job.config) not in planned:
+                raise ConfigError(
+                    f"override: {' '.join(extra)}: makes {job.directory}, which table={name} does not plan"
+                )
+    wanted = {run.place for run in todo.wanted()}
+    with Composer() as composer:
+        for cell in todo.plan.cells:
+            seeds = [run.seed for run in todo.undone(cell)]
+            plain = [word for word in extra if not word.lstrip("+").startswith("hydra/")]
+            if not wanted or not seeds:
+                continue
+            configs = composer.typed_seeds([*cell.overrides, f"execution.outputs={outputs}", *plain], seeds)
+            for config in configs:
+                for role, other in config.method_class.requires(config).items():
+                    if run_dir(other) in wanted:
+                        wanted.discard(run_dir(other))
+                        print(f"first its {role}: {run_directory(other)}", file=sys.stderr)
+                        run(other, job_type=role)
+    for arguments in commands:
+        print(shlex.join(["python", "-m", "kdrun.train", *arguments]), file=sys.stderr)
+        if train(arguments) == 130:
+            raise KeyboardInterrupt
+    left = Todo.of(todo.plan, outputs)
+    bad = [
+        f"{state.state}: {outputs / place}{': ' + state.why if state.why else ''}"
+        for place, state in left.states.items()
+        if state.state not in ("done", "running")
+    ]
+    if bad:
+        raise Unfinished(shown(name, outputs, extra, commands=False), *bad)

@@ -1,0 +1,105 @@
+"""What all datasets have in common, and those of image files."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from kdrun.core.schema import FileContent, OutsideKey, Schema
+
+
+def _num_labels(given: Any) -> Any:
+    if isinstance(given, str) and not re.fullmatch(r"0*[1-9]\d*/class|(?=.*[1-9])\d+(\.\d+)?%", given):
+        raise ValueError(f"{given!r} is no number of labels; give e.g. 160, 16/class or 1%")
+    if isinstance(given, int) and given <= 0:
+        raise ValueError(f"{given} is no number of labels; give e.g. 160, 16/class or 1%")
+    return given
+
+
+NumLabels = Annotated[int | str | None, BeforeValidator(_num_labels)]
+"""How many labels: in all, of each class (`16/class`), or of the training images (`1%`, rounded down)."""
+
+
+class DatasetConfig(Schema):
+    """What all datasets have in common; a dataset's own `Config` adds its keys."""
+
+    name: str
+    num_labels: NumLabels = None
+    """Size of the labeled set, balanced over the classes, or `16/class`, or `1%`; null: the whole training part."""
+    val_fraction: float = Field(0.1, ge=0, lt=1)
+    """Share of the training images kept for validation, stratified."""
+    val_seed: int = Field(0, ge=0)
+    split_seed: int | None = Field(None, ge=0)
+    """Seed of the labeled draw; null: the run's seed, so that a spread over seeds contains the draw."""
+    upstream: float = Field(0.0, ge=0, lt=1)
+    """Share of the training images that validation leaves, stratified, which is set apart for a teacher of source=clip;
+    runs on the downstream part see none of them."""
+    part: Literal["downstream", "upstream"] = "downstream"
+    """Which of the two parts this run sees."""
+    split_file: Annotated[str | None, FileContent()] = None
+    """An .npz file with index arrays labeled (and unlabeled, val), instead of a draw."""
+    unlabeled: Annotated[str | None, FileContent()] = None
+    """Another unlabeled pool than the training images: a folder of images, or an .npz with an array `images`."""
+    class_names: list[str] | None = Field(None, min_length=2)
+    """Names of the classes for a teacher that reads them, in the order of the labels; or a text file with one a line;
+    null: the dataset's own."""
+    mirror: bool = True
+    """Whether a mirrored image keeps its class (false for digits)."""
+    mean: list[float] | None = None
+    """Per channel, of pixels scaled to [0, 1]; null: the dataset's own."""
+    std: list[Annotated[float, Field(gt=0)]] | None = None
+    resident: Annotated[bool | Literal["auto"], OutsideKey()] = "auto"
+    """Whether the images are kept on the training device, or fetched from the host's memory (packed ones: from their
+    file, through the page cache) batch by batch; auto: on the device where they fit."""
+
+    @field_validator("class_names", mode="before")
+    @classmethod
+    def listed(cls, given: Any) -> Any:
+        """The lines of a file."""
+        if not isinstance(given, str):
+            return given
+        try:
+            return [line.strip() for line in Path(given).expanduser().read_text().splitlines() if line.strip()]
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{given}: not a readable text file with a name on each line ({error})") from None
+
+
+class PackConfig(Schema):
+    """Image files, decoded once to a file of pixels that all runs share (outputs/artifacts/packed)."""
+
+    size: Annotated[int | None, Field(gt=0), OutsideKey()] = None
+    """Side in pixels; null: not packed, but decoded into memory by each process, at `dataset.size`."""
+    crop: Literal["center", "square"] = "center"
+    """center: short side resized, center square kept; square: both sides resized. Packed or not."""
+
+
+class FilesConfig(DatasetConfig):
+    """What all datasets of image files have in common."""
+
+    size: int = Field(224, gt=0)
+    """Side in pixels. What is packed has `pack.size`; the run key knows the size, not where the pixels are kept."""
+    pack: PackConfig = Field(default_factory=PackConfig)
+    stream: bool = False
+    """Neither packed nor held in memory: the files of each batch are decoded for it, by `execution.workers`. Crops at
+    random scales are then cut out of the file's own pixels, else all is as if the files were packed."""
+    skip_unreadable: bool = False
+    """Go on without files that cannot be decoded; the record says how many."""
+    coop_split: Annotated[str | None, FileContent()] = None
+    """A split_zhou_<Dataset>.json of CoOp (Zhou et al. 2022, arXiv 2109.01134): its train, val and test images."""
+    val: Literal["drawn", "official"] = "drawn"
+    """drawn: `val_fraction` of the training images, official validation images among them; official: those alone."""
+
+    @property
+    def pixels(self) -> int:
+        """Side in pixels, packed or not."""
+        return self.pack.size or self.size
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if self.stream and self.skip_unreadable:
+            raise ValueError(
+                "skip_unreadable: which files are unreadable is not known before they are streamed; set it or stream "
+                "to false"
+            )
+        return self

@@ -1,0 +1,91 @@
+"""The run key: the hash of everything that can change a result, and the directory that it names."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdrun.config.parts import UncertaintyConfig
+from kdrun.config.run import RunConfig
+from kdrun.core.hashing import content_hash
+from kdrun.core.registry import lookup, plugin_hashes
+from kdrun.core.schema import FileContent, OutsideKey, Schema, marker
+
+KEY_VERSION = 1  # raise it when a default changes its meaning: all keys change with it
+
+
+def run_key(config: RunConfig) -> str:
+    """12 hex digits that name this run: equal for equal results, whatever the paths, device or tracker.
+
+    Fields equal to their default are left out, so a field added later changes no key where it keeps the old behavior.
+    """
+    content = _content(config)
+    adaptive = config.schedule.decay.name == "plateau" or any(r.kind == "adaptive" for r in config.ramps.values())
+    if not adaptive and not config.method_class.evaluations_matter(config):
+        # evaluations only look on
+        for cadence in ("eval_every_steps", "eval_every_epochs"):
+            content["schedule"].pop(cadence, None)
+    if config.dataset.split_seed == config.seed:  # the same draw as null
+        content["dataset"].pop("split_seed", None)
+    if config.views.weak.scale is None:  # the same pixels, streamed or not
+        content["dataset"].pop("stream", None)
+    plugins = plugin_hashes(plugged_classes(config)) if config.plugins else []
+    text = json.dumps({"version": KEY_VERSION, "config": content, "plugins": plugins}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def run_dir(config: RunConfig) -> str:
+    """`runs/<method>/<dataset>/n<labels>/s<seed>-<key>`, below `execution.outputs`."""
+    labels = str(config.dataset.num_labels or "all").replace("/", "-per-").replace("%", "pct")
+    return f"runs/{config.method.name}/{config.dataset.name}/n{labels}/s{config.seed}-{run_key(config)}"
+
+
+def run_directory(config: RunConfig) -> Path:
+    """Content-named directory of the run."""
+    return Path(config.execution.outputs).expanduser() / run_dir(config)
+
+
+def _content(value: Any, key: str = "") -> Any:
+    if isinstance(value, Schema):
+        out = {}
+        for name, field in type(value).model_fields.items():
+            item, where = getattr(value, name), f"{key}.{name}".lstrip(".")
+            if marker(field, OutsideKey) or (
+                not field.is_required() and item == field.get_default(call_default_factory=True)
+            ):
+                continue
+            file = marker(field, FileContent)
+            content = content_hash(item, where, file) if file else _content(item, where)
+            # a node may differ from its default in nothing that counts
+            if content != {} or field.is_required() or not isinstance(item, Schema):
+                out[name] = content
+        return out
+    if isinstance(value, Mapping):
+        return {str(k): _content(v, f"{key}.{k}") for k, v in value.items()}
+    if isinstance(value, list):
+        return [_content(v, f"{key}.{i}") for i, v in enumerate(value)]
+    return value
+
+
+def plugged_classes(config: RunConfig) -> list[Any]:
+    """Every registered class or function that this run is made of."""
+    import timm
+
+    models = [*config.students, *config.teacher.models]
+    return [
+        config.method_class,
+        lookup("dataset", config.dataset.name, "dataset.name"),
+        *(
+            lookup("decay", s.decay.name, "schedule.decay.name")
+            for s in (config.schedule, config.teacher.schedule)
+            if s
+        ),
+        *(lookup("loss", term.name, "loss") for term in config.losses.values()),
+        *(timm.model_entrypoint(model.name) for model in models),
+        *(
+            lookup("uncertainty", part.name, "method")
+            for _, part in config.method
+            if isinstance(part, UncertaintyConfig)
+        ),
+    ]

@@ -1,0 +1,205 @@
+"""From plain nodes, as Hydra composes them or a record keeps them, to a `RunConfig`, and back."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kdrun.config.effective import effective
+from kdrun.config.model import ModelConfig
+from kdrun.config.parts import TermConfig
+from kdrun.config.run import EvaluateConfig, ExecutionConfig, RunConfig, TrackerConfig
+from kdrun.config.schedule import RampConfig, ScheduleConfig
+from kdrun.config.teacher import TeacherConfig
+from kdrun.config.views import ViewsConfig
+from kdrun.core.errors import ConfigError, allowed
+from kdrun.core.paths import CONF_DIR
+from kdrun.core.registry import load_plugins, lookup
+from kdrun.core.schema import S, build
+
+
+def to_config(composed: DictConfig) -> RunConfig:
+    """Type and check a composed Hydra config. Raises ConfigError with one line for each problem."""
+    try:
+        if not OmegaConf.is_dict(composed.get("execution")):
+            raise ConfigError("execution: missing; it must be the mapping of conf/config.yaml")
+        ours = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+        node = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "config"
+        raise ConfigError(f"{key}: {_first_line(error)}") from None
+    if not isinstance(node, dict):
+        raise ConfigError("config: not a mapping")
+    return from_nodes({str(k): v for k, v in node.items()})
+
+
+def from_nodes(node: dict[str, Any]) -> RunConfig:
+    """Type and check plain nodes, as Hydra composes them (`loss`, `student`) or as config.yaml records them."""
+    known = {"method", "dataset", "views", "teacher", "student", "students", "loss", "schedule", "seed"}
+    known |= {"tracker", "execution", "evaluate", "plugins", "coefficients", "settings", "experiment", "ramps"}
+    errors = [f"{key}: unknown key; {allowed(key, known)}" for key in node if key not in known]
+    absent = [key for key in ("method", "dataset", "schedule") if not node.get(key)]
+    absent += ["loss"] if node.get("loss") is None else []  # a method that trains nothing has no terms
+    errors += [f"{key}: missing; choose one" for key in absent]
+    if errors:
+        raise ConfigError(*errors)
+    plugins = node.get("plugins") or []
+    if not isinstance(plugins, list) or not all(isinstance(p, str) for p in plugins):
+        raise ConfigError(f"plugins: expected a list of Python files, got {plugins!r}")
+    load_plugins(plugins)
+
+    parts: dict[str, Any] = {"plugins": plugins, "seed": node.get("seed", 0)}
+
+    def collect(name: str, make: Any) -> None:
+        try:
+            parts[name] = make()
+        except ConfigError as error:
+            errors.extend(error.lines)
+
+    collect("method", lambda: plugged("method", node["method"], "method"))
+    collect("dataset", lambda: plugged("dataset", node["dataset"], "dataset"))
+    collect("losses", lambda: _losses(node["loss"]))
+    collect("students", lambda: _students(node))
+    collect("ramps", lambda: _ramps(node.get("ramps") or {}))
+    collect("schedule", lambda: build(ScheduleConfig, _decay(node["schedule"], "schedule"), "schedule"))
+    collect("teacher", lambda: build(TeacherConfig, _teacher(node.get("teacher") or {}, "teacher"), "teacher"))
+    for name, schema in (
+        ("views", ViewsConfig),
+        ("tracker", TrackerConfig),
+        ("execution", ExecutionConfig),
+        ("evaluate", EvaluateConfig),
+    ):
+        collect(name, lambda name=name, schema=schema: build(schema, node.get(name) or {}, name))
+    if errors:
+        raise ConfigError(*errors)
+    config = build(RunConfig, parts, "")
+    check_coefficients(node.get("coefficients") or {})
+    check_settings(node.get("settings") or {})
+    return effective(config)
+
+
+def plugged(kind: str, node: Any, key: str) -> Any:
+    """The typed configuration of a part that plugs in."""
+    if not isinstance(node, Mapping) or "name" not in node:
+        raise ConfigError(f"{key}: expected a mapping with a name, got {node!r}; choose a file of conf/{kind}")
+    return build(lookup(kind, node["name"], f"{key}.name").Config, node, key)
+
+
+def _losses(node: Any) -> dict[str, TermConfig]:
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"loss: expected a mapping of terms, got {node!r}")
+    errors: list[str] = []
+    terms: dict[str, TermConfig] = {}
+    for label, term in node.items():
+        try:
+            terms[str(label)] = plugged("loss", term, f"loss.{label}")
+        except ConfigError as error:
+            errors += error.lines
+    if errors:
+        raise ConfigError(*errors)
+    return terms
+
+
+def _decay(schedule: Any, key: str) -> Any:
+    """A schedule's node with its decay typed."""
+    if not isinstance(schedule, Mapping) or not schedule.get("decay"):
+        return schedule
+    return {**schedule, "decay": plugged("decay", schedule["decay"], f"{key}.decay")}
+
+
+def _teacher(node: Any, key: str) -> Any:
+    """A teacher's node, and those of its members, with the decay of its own schedule typed."""
+    if not isinstance(node, Mapping):
+        return node
+    out = {**node, "schedule": _decay(node.get("schedule"), f"{key}.schedule")}
+    if isinstance(node.get("model"), str):
+        out["model"] = _named_network(node["model"])
+    if isinstance(node.get("members"), list):
+        out["members"] = [_teacher(member, f"{key}.members.{i}") for i, member in enumerate(node["members"])]
+    return out
+
+
+def _ramps(node: Any) -> dict[str, RampConfig]:
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"ramps: expected a mapping such as {{alpha: {{key: loss.ce.weight, end: 0}}}}, got {node!r}")
+    return {str(name): build(RampConfig, ramp, f"ramps.{name}") for name, ramp in node.items()}
+
+
+def _students(node: dict[str, Any]) -> list[ModelConfig]:
+    given = node.get("students") or [node.get("student")]
+    if node.get("students") == [] and "student" not in node:
+        given = []  # the record of a method that has none
+    if not isinstance(given, list):
+        raise ConfigError(f"students: expected a list of names or mappings, got {given!r}")
+    out = []
+    for i, item in enumerate(given):
+        key = "student" if not node.get("students") else f"students.{i}"
+        out.append(build(ModelConfig, _named_network(item) if isinstance(item, str) else item, key))
+    return out
+
+
+def _named_network(name: str) -> dict[str, Any]:
+    """The content of conf/student/<name>.yaml, else any timm name."""
+    path = CONF_DIR / "student" / f"{name}.yaml"
+    node: dict[str, Any] = yaml.safe_load(path.read_text()) if path.is_file() else {"name": name}
+    return {key: value for key, value in node.items() if key != "defaults"}
+
+
+def check_coefficients(coefficients: Any) -> None:
+    """Each key of `coefficients` must name a field of a registered loss term."""
+    if not isinstance(coefficients, Mapping):
+        raise ConfigError(f"coefficients: expected a mapping of sets of terms, got {coefficients!r}")
+    errors = []
+    for terms, values in coefficients.items():
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"coefficients.{terms}: expected a mapping such as {{wttm.gamma: 0.3}}, got {values!r}")
+        for name in str(terms).split("+"):
+            lookup("loss", name, f"coefficients.{terms}")
+        for dotted in values:
+            name, _, field = str(dotted).partition(".")
+            fields = lookup("loss", name, f"coefficients.{terms}.{dotted}").Config.model_fields
+            if field not in fields:
+                errors.append(f"coefficients.{terms}.{dotted}: {name} has no {field!r}; {allowed(field, fields)}")
+    if errors:
+        raise ConfigError(*errors)
+
+
+def check_settings(settings: Any) -> None:
+    """Each key of `settings` must be one that conf/method/<name>.yaml reads there."""
+    if not isinstance(settings, Mapping) or not all(isinstance(values, Mapping) for values in settings.values()):
+        raise ConfigError(f"settings: expected a mapping such as {{dho: {{ce_share: 0.5}}}}, got {settings!r}")
+    for method, values in settings.items():
+        lookup("method", method, f"settings.{method}")
+        path = CONF_DIR / "method" / f"{method}.yaml"
+        read = re.findall(rf"\$\{{setting:{method}\.(\w+),", path.read_text()) if path.is_file() else []
+        for key in values:
+            if key not in read:
+                where = f"conf/method/{method}.yaml"
+                raise ConfigError(f"settings.{method}.{key}: {where} does not read it; {allowed(key, read)}")
+
+
+def dump(config: RunConfig) -> dict[str, Any]:
+    """Plain nodes of a config, readable by `from_nodes`."""
+    node = config.model_dump(mode="json")
+    node["loss"] = node.pop("losses")
+    return node
+
+
+def read_conf(kind: str, name: str, cls: type[S]) -> S:
+    """conf/<kind>/<name>.yaml, which stands beside the composed groups (tables, papers).
+
+    Raises:
+        ConfigError: there is no such file, or one line for each mistake in it.
+    """
+    path = CONF_DIR / kind / f"{name}.yaml"
+    if not path.is_file():
+        names = (p.stem for p in path.parent.glob("*.yaml"))
+        raise ConfigError(f"{kind}={name}: no such {kind}; {allowed(name, names)}")
+    return build(cls, yaml.safe_load(path.read_text()), f"{kind} {name}")
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

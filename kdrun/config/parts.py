@@ -1,0 +1,21 @@
+"""What the configurations of parts that plug in have in common."""
+
+from pydantic import Field
+
+from kdrun.core.schema import Schema
+
+
+class MethodConfig(Schema):
+    name: str
+
+
+class UncertaintyConfig(Schema):
+    name: str
+
+
+class TermConfig(Schema):
+    """What all loss terms have in common."""
+
+    name: str
+    weight: float = Field(1.0, ge=0)
+    """Factor on the term's mean; 0: the term is not built."""

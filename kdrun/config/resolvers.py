@@ -1,0 +1,49 @@
+"""The resolvers that conf/ uses."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from kdrun.config.key import run_dir
+from kdrun.config.nodes import to_config
+
+
+def _plain_weight(losses: Any, label: Any) -> Any:
+    node = losses[label]
+    return OmegaConf.to_container(node).get("weight") if OmegaConf.is_dict(node) else None  # type: ignore[union-attr]
+
+
+def set_of_terms(root: DictConfig) -> str:
+    """The key in `coefficients` of the terms in use: `crd+wttm` for ce, wttm and crd."""
+    losses: Any = OmegaConf.select(root, "loss") or OmegaConf.create({})
+    built = [label for label in losses if _plain_weight(losses, label) != 0]
+    names = [OmegaConf.select(losses, f"{label!s}.name") for label in built]
+    return "+".join(sorted(str(name) for name in names if name and name != "ce"))
+
+
+def _coefficient(key: str, default: Any, *, _root_: DictConfig) -> Any:
+    """`${coefficient:wttm.weight,4.0}`: what `coefficients` gives for the set of terms in use, or the default."""
+    table = OmegaConf.select(_root_, "coefficients") or {}
+    chosen = table.get(set_of_terms(_root_)) if isinstance(table, Mapping) else None
+    return chosen.get(key, default) if isinstance(chosen, Mapping) else default
+
+
+def _setting(key: str, default: Any, *, _root_: DictConfig) -> Any:
+    """`${setting:dho.ce_share,0.4}`: what `settings` gives for a method, or the default."""
+    given = OmegaConf.select(_root_, f"settings.{key}")
+    return default if given is None else given
+
+
+def _run_dir(*, _root_: DictConfig) -> str:
+    return run_dir(to_config(_root_))
+
+
+def register_resolvers() -> None:
+    """Register the resolvers that conf/ uses (needed once in a process)."""
+    OmegaConf.register_new_resolver("coefficient", _coefficient, replace=True)
+    OmegaConf.register_new_resolver("setting", _setting, replace=True)
+    OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
+
+
+register_resolvers()

@@ -1,0 +1,169 @@
+"""What in a configuration does not go together: one line for each part, found before anything runs."""
+
+from pathlib import Path
+
+from kdrun.config.model import ModelConfig
+from kdrun.config.run import RunConfig
+from kdrun.config.views import ViewsConfig
+from kdrun.core.errors import allowed
+from kdrun.core.registry import load, lookup
+
+
+def contradictions(config: RunConfig) -> list[str]:
+    """One line for each part that does not go with another."""
+    return [
+        *_of_views(config), *_of_terms(config), *config.method_class.contradictions(config), *_of_ramps(config),
+        *_of_teacher_and_data(config), *_of_networks(config),
+    ]  # fmt: skip
+
+
+def _of_views(config: RunConfig) -> list[str]:
+    errors, mix = [], config.views.mix
+    if mix.mixes and not config.method_class.mixes:
+        errors.append(
+            f"views.mix.kind: method={config.method.name} does not take mixed images, got {mix.kind}; set it to none, "
+            "or choose method=mixup_distill"
+        )
+    if config.views.weak.scale is None:
+        errors += [
+            f"views.{name}: goes with crops at random scales; give views.weak.scale, e.g. views=imagenet"
+            for name in ("size", "eval_ratio")
+            if getattr(config.views, name) != ViewsConfig.model_fields[name].default
+        ]
+    return errors
+
+
+def _of_terms(config: RunConfig) -> list[str]:
+    errors: list[str] = []
+    method, mix = config.method_class, config.views.mix
+    for label, term in config.losses.items():
+        kind = lookup("loss", term.name, f"loss.{label}.name")
+        if mix.mixes and kind.needs_index:
+            errors.append(
+                f"loss.{label}: {term.name} remembers single images, and views.mix.kind={mix.kind} mixes them; "
+                "choose another term, or set it to none"
+            )
+        if kind.needs_mix and not mix.mixes:
+            hint = "choose mixup or cutmix" if method.mixes else "choose method=mixup_distill"
+            errors.append(f"loss.{label}: {term.name} is about mixed images, and views.mix mixes none; {hint}")
+        against = kind.works_against(term)
+        if against not in method.loss_roles:
+            errors.append(
+                f"loss.{label}: {term.name} works against the {against}, "
+                f"which method={config.method.name} does not offer; "
+                + ("choose method=distill" if against == "teacher" else "choose a loss against the teacher")
+            )
+        elif against == "teacher" and config.teacher.source == "none":
+            errors.append(
+                f"loss.{label}: {term.name} needs a teacher, but teacher.source=none; choose one, e.g. teacher=resnet20"
+            )
+    if method.always_teacher and config.teacher.source == "none":
+        name = config.method.name
+        errors.append(f"method={name} needs a teacher, but teacher.source=none; choose one, e.g. teacher=resnet20")
+    return errors
+
+
+def _of_ramps(config: RunConfig) -> list[str]:
+    errors, weights, taken = [], config.weights, set[str]()
+    for name, ramp in config.ramps.items():
+        if ramp.key not in weights:
+            errors.append(f"ramps.{name}.key: no weight above 0 is called {ramp.key!r}; {allowed(ramp.key, weights)}")
+        elif ramp.key in taken:
+            errors.append(f"ramps.{name}.key: {ramp.key} has a ramp already; leave one of the two")
+        elif ramp.kind == "adaptive" and not config.schedule.evaluates_more_than_once:
+            errors.append(f"ramps.{name}: adaptive needs evaluations; give schedule.eval_every_steps or _epochs")
+        taken.add(ramp.key)
+    return errors
+
+
+def _of_teacher_and_data(config: RunConfig) -> list[str]:
+    errors, mix = [], config.views.mix
+    if config.schedule.decay.name == "plateau" and not config.schedule.evaluates_more_than_once:
+        errors.append("schedule.decay: plateau needs evaluations; give schedule.eval_every_steps or _epochs")
+    if config.teacher.cache.mode != "off" and mix.mixes and config.needs_teacher:
+        errors.append(
+            f"teacher.cache.mode: {config.teacher.cache.mode}, but mixed images (views.mix.kind={mix.kind}) are never "
+            "the same twice; set one of them to off or none"
+        )
+    if config.teacher.cache.mode != "off" and getattr(config.dataset, "stream", False) and config.needs_teacher:
+        errors.append(
+            f"teacher.cache.mode: {config.teacher.cache.mode}, but dataset.stream=true crops each image anew from its "
+            "file; pack the images (dataset.stream=false, dataset.pack.size), or set teacher.cache.mode=off"
+        )
+    if config.dataset.part == "upstream" and not config.dataset.upstream:
+        errors.append("dataset.part: the upstream part is empty; give dataset.upstream, the share that is set apart")
+    if config.dataset.split_file is not None and config.dataset.upstream:
+        errors.append("dataset.upstream: the images are those of dataset.split_file; set it to 0")
+    for spec in config.teacher.all:
+        shots = config.dataset.num_labels is not None or config.dataset.split_file is not None
+        if spec.source == "tip_adapter" and config.needs_teacher and not shots:
+            errors.append(
+                "teacher.source: tip_adapter keeps the labeled shots, and all images are labeled; give "
+                "dataset.num_labels, shots times classes"
+            )
+        if spec.source == "clip" and spec.model is not None and spec.model.name != "clip":
+            errors.append(
+                f"teacher.model.name: source=clip trains a network named clip, got {spec.model.name}; choose "
+                "teacher=digits_clip or its like"
+            )
+    if config.dataset.split_file is not None and config.teacher.num_labels is not None:
+        errors.append("teacher.num_labels: the labels are those of dataset.split_file; set it to null")
+    return errors
+
+
+def _of_networks(config: RunConfig) -> list[str]:
+    import timm
+
+    load("model")
+    method = config.method_class
+    errors = [
+        f"schedule.lr_for.{name}: timm knows no network {name!r}; {allowed(name, timm.list_models(), most=0)}"
+        for name in config.schedule.lr_for
+        if not timm.is_model(name)
+    ]
+    low, high = method.num_students
+    if len(config.students) < low or (high is not None and len(config.students) > high):
+        wanted = f"{low} or more" if high is None else low if low == high else f"{low} to {high}"
+        hint = "; give e.g. students=[resnet8,resnet14]" if low > 1 else ""
+        errors.append(f"students: method={config.method.name} trains {wanted}, got {len(config.students)}{hint}")
+    models = [("student", model) for model in config.students]
+    models += [("teacher.model", model) for model in config.teacher.models]
+    return [*errors, *(line for key, model in models for line in _of_network(key, model))]
+
+
+def _of_network(key: str, model: ModelConfig) -> list[str]:
+    import timm
+
+    if not timm.is_model(model.name):
+        return [f"{key}.name: timm knows no network {model.name!r}; {allowed(model.name, timm.list_models(), most=0)}"]
+    if model.name == "open_clip":
+        return _of_clip(key, model)
+    try:
+        published = timm.get_pretrained_cfg(model.name)
+    except RuntimeError as error:  # an unknown tag behind the point
+        return [f"{key}.name: {error}"]
+    errors = []
+    if model.pretrained and model.file is None and (published is None or not published.has_weights):
+        errors.append(
+            f"{key}.pretrained: timm has no published weights of {model.name}; set it to false or choose another"
+        )
+    if model.file is not None and not model.pretrained:
+        errors.append(f"{key}.file: weights are read with pretrained=true only; set it, or leave out the file")
+    if model.new_head and not model.pretrained:
+        errors.append(f"{key}.new_head: goes with pretrained=true; without published weights every head is new")
+    return errors
+
+
+def _of_clip(key: str, model: ModelConfig) -> list[str]:
+    named = [name for name in ("model", "tag") if model.args.get(name) is not None]
+    if model.file is not None and Path(model.file).expanduser().is_dir():
+        return [
+            f"{key}.args.{name}: the folder in {key}.file tells which network it holds; set it to null"
+            for name in named
+        ]
+    if model.file is None and ("model" not in named or (model.pretrained and "tag" not in named)):
+        return [
+            f"{key}.args: open_clip needs the name of a model and the tag of its weights, e.g. "
+            f"{{model: ViT-B-16, tag: openai}}, or {key}.file"
+        ]
+    return []

@@ -1,0 +1,117 @@
+"""The typed configuration of one run, the checks across its groups, and the key that names its directory.
+
+Hydra composes plain nodes; `to_config` turns them into a `RunConfig`. The run key is the hash of every field that can
+change a result, so that equal runs are found and never run twice.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SerializeAsAny, field_validator
+
+from kdrun.config.dataset import DatasetConfig
+from kdrun.config.model import ModelConfig
+from kdrun.config.parts import MethodConfig, TermConfig
+from kdrun.config.schedule import RampConfig, ScheduleConfig
+from kdrun.config.teacher import TeacherConfig
+from kdrun.config.views import ViewsConfig
+from kdrun.core.registry import lookup
+from kdrun.core.schema import OutsideKey, Schema
+
+
+class TrackerConfig(Schema):
+    """Mirror of the curves; the record on disk stays the source of truth."""
+
+    name: Literal["none", "wandb"] = "none"
+    project: str = "kdrun"
+    entity: str | None = None
+    tags: list[str] = Field(default_factory=list)
+    mode: Literal["online", "offline"] | None = None
+    """null: online where a key is configured, else offline (WANDB_MODE counts)."""
+
+
+class EvaluateConfig(Schema):
+    """What else is measured once a run is done. It changes no result, so a finished run can be measured later."""
+
+    corruptions: str | None = Field(None, min_length=1)
+    """A folder as CIFAR-10-C or CIFAR-100-C, of the dataset's test images; null: none."""
+    sets: list[Literal["imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r"]] = Field(default_factory=list)
+    """Other test sets, of networks that were trained on ImageNet or on some of its classes."""
+    root: str = Field("data", min_length=1)
+    """What holds the folders of `sets`, called as their authors' archives."""
+
+
+class ExecutionConfig(Schema):
+    """How and where a run is carried out; nothing here can change its result beyond rounding."""
+
+    device: str = "auto"
+    """auto (cuda where there is one, else cpu), cpu, cuda, cuda:<n> or mps."""
+    threads: int | None = Field(None, gt=0)
+    """Threads of torch on the CPU; null: torch's choice."""
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes that decode streamed images ahead of the training; 0: none, the run does it itself; auto: a core each
+    but one, at most 16."""
+    outputs: str = Field("outputs", min_length=1)
+    progress: bool | None = None
+    """Progress bar; null: only on a terminal."""
+    eval_batch_size: int = Field(1000, gt=0)
+    log_every_steps: int = Field(50, gt=0)
+    checkpoint_every_seconds: float = Field(300, gt=0)
+    checkpoint_every_steps: int | None = Field(None, gt=0)
+    keep_checkpoint: bool = False
+    """Keep the last checkpoint of a finished run."""
+
+    @field_validator("device")
+    @classmethod
+    def is_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+            raise ValueError(f"{value!r} is not a device; allowed: auto, cpu, cuda, cuda:<n>, mps")
+        return value
+
+
+class RunConfig(Schema):
+    """One run, wholly specified."""
+
+    method: SerializeAsAny[MethodConfig]
+    dataset: SerializeAsAny[DatasetConfig]
+    views: ViewsConfig
+    teacher: TeacherConfig
+    students: list[ModelConfig]
+    losses: dict[str, SerializeAsAny[TermConfig]]
+    schedule: ScheduleConfig
+    seed: int = Field(0, ge=0)
+    tracker: Annotated[TrackerConfig, OutsideKey()]
+    execution: Annotated[ExecutionConfig, OutsideKey()]
+    evaluate: Annotated[EvaluateConfig, OutsideKey()] = Field(default_factory=EvaluateConfig)
+    plugins: Annotated[list[str], OutsideKey()] = Field(default_factory=list)
+    ramps: dict[str, RampConfig] = Field(default_factory=dict)
+    """Weights that move during training."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """All weights above 0 by key: `loss.<term>.weight`, and `method.<name>_weight` of what the method adds."""
+        out = {f"loss.{label}.weight": term.weight for label, term in self.losses.items()}
+        own = {name: getattr(self.method, name) for name in type(self.method).model_fields if name.endswith("_weight")}
+        out |= {f"method.{name}": value for name, value in own.items() if isinstance(value, float)}
+        return {key: value for key, value in out.items() if value > 0}
+
+    @property
+    def method_class(self) -> Any:
+        """The registered method class."""
+        return lookup("method", self.method.name, "method.name")
+
+    @property
+    def sides(self) -> set[str]:
+        """What the loss terms work against: target, teacher."""
+        terms = self.losses.items()
+        return {lookup("loss", term.name, f"loss.{label}.name").works_against(term) for label, term in terms}
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the method or one of the loss terms asks a teacher."""
+        return bool(self.method_class.always_teacher or "teacher" in self.sides)
+
+    @property
+    def split_seed(self) -> int:
+        """Seed of the labeled draw."""
+        return self.seed if self.dataset.split_seed is None else self.dataset.split_seed

@@ -1,0 +1,129 @@
+"""The recipe of a run: length, batch size, optimizer, learning rate, evaluations; weights that move."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
+
+from kdrun.core.schema import Schema
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Translates between steps and epochs of one run."""
+
+    steps_per_epoch: float
+    total_steps: int
+
+    def steps(self, steps: int | None, epochs: float | None) -> int | None:
+        """The duration in steps; None when neither is given."""
+        if steps is not None:
+            return steps
+        return None if epochs is None else round(epochs * self.steps_per_epoch)
+
+
+class DecayConfig(Schema):
+    name: str
+
+
+class ConstantConfig(DecayConfig):
+    """The default: the rate stays as it is."""
+
+
+class RampConfig(Schema):
+    """How one weight moves: a factor on it that goes from `start` to `end`."""
+
+    key: str
+    """`loss.<term>.weight`, or `method.<name>_weight`."""
+    kind: Literal["linear", "cosine", "step", "adaptive"] = "linear"
+    """step: from one to the other at `until_progress`. adaptive: a step of `rate` of the way that is left, at each
+    evaluation after `patience` ones without a better validation top-1 (the mean over the students)."""
+    start: float = Field(1.0, ge=0)
+    end: float = Field(1.0, ge=0)
+    from_progress: float = Field(0.0, ge=0, le=1)
+    """Share of the run at which it begins to move; linear and cosine."""
+    until_progress: float = Field(1.0, ge=0, le=1)
+    """Share of the run from which on it has arrived; linear, cosine and step."""
+    patience: int = Field(0, ge=0)
+    rate: float = Field(0.5, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if self.kind in ("linear", "cosine") and self.from_progress >= self.until_progress:
+            raise ValueError(f"until_progress must be above from_progress, got {self.until_progress:g}")
+        if self.start == self.end:
+            raise ValueError(f"start and end are both {self.start:g}; nothing would move")
+        return self
+
+
+class ScheduleConfig(Schema):
+    """Everything about how long, with which optimizer and at which rates a network is trained."""
+
+    steps: int | None = Field(None, gt=0)
+    """Length in optimizer steps; this or `epochs`."""
+    epochs: float | None = Field(None, gt=0)
+    """Length in passes over the labeled set."""
+    batch_size: int = Field(64, gt=0)
+    repeat_labeled: bool = True
+    """Whether a labeled set smaller than a batch is repeated to fill it; false: batches are as small as it then."""
+    """Labeled images a step."""
+    optimizer: str = "sgd"
+    """sgd (with `momentum` and `nesterov`), or any optimizer name of timm."""
+    optimizer_args: dict[str, Any] = Field(default_factory=dict)
+    """Passed on to the optimizer, e.g. {betas: [0.9, 0.999]}."""
+    lr: float = Field(0.05, gt=0)
+    lr_for: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Learning rates of certain students, by network name."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(5e-4, ge=0)
+    weight_decay_on: Literal["kernels", "all"] = "all"
+    """kernels: not on biases and normalisation parameters."""
+    decay: SerializeAsAny[DecayConfig] = Field(default_factory=lambda: ConstantConfig(name="constant"))
+    warmup_steps: int | None = Field(None, ge=0)
+    warmup_epochs: float | None = Field(None, ge=0)
+    warmup_from: float = Field(0.0, ge=0, le=1)
+    """Factor on the learning rate at the first step of the warm-up."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Largest L2 norm of each student's gradient."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Decay of the exponential moving average of the weights; null: none."""
+    eval_every_steps: int | None = Field(None, gt=0)
+    eval_every_epochs: float | None = Field(None, gt=0)
+    """Evaluation cadence; neither: at the end only."""
+    channels_last: bool = True
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast type of networks and losses in training and evaluation; fp16 (with loss scaling) on cuda only."""
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
+    """Mode of torch.compile for the networks in training; evaluation stays eager. true means default."""
+    fused: bool = False
+    """One kernel for the whole optimizer step instead of one for each operation (foreach)."""
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def flag(cls, value: Any) -> Any:
+        return {True: "default", False: None}.get(value, value) if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give schedule.steps or schedule.epochs, exactly one (set the other to null)")
+        for name in ("warmup", "eval_every"):
+            if getattr(self, f"{name}_steps") is not None and getattr(self, f"{name}_epochs") is not None:
+                raise ValueError(f"give schedule.{name}_steps or schedule.{name}_epochs, not both")
+        twice = {"lr", "weight_decay", "momentum", "nesterov", "fused"} & set(self.optimizer_args)
+        if twice:
+            raise ValueError(f"schedule.optimizer_args: {min(twice)} belongs to schedule.{min(twice)}")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("schedule.nesterov needs schedule.momentum > 0")
+        return self
+
+    @property
+    def evaluates_more_than_once(self) -> bool:
+        return self.eval_every_steps is not None or self.eval_every_epochs is not None
+
+    def clock(self, num_labeled: int) -> Clock:
+        """The clock of a run on `num_labeled` images."""
+        steps_per_epoch = num_labeled / self.batch_size
+        steps = self.steps if self.steps is not None else round((self.epochs or 0) * steps_per_epoch)
+        return Clock(steps_per_epoch, max(steps, 1))

@@ -1,0 +1,115 @@
+"""Files written whole (a temporary name beside the target, fsync, then rename), and arrays read with care."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdrun.core.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path; on success it takes the place of `path`, on failure it is removed and `path` stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{threading.get_ident()}")
+    try:
+        with named(path):
+            yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target`, gone at the end with all that `put_in_place` has not moved out of it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = target.with_name(f".{target.name}.tmp-{os.getpid()}-{threading.get_ident()}")
+    folder.mkdir()
+    try:
+        with named(target):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def put_in_place(path: Path, target: Path) -> None:
+    """Move a file or a folder out of a staged folder, in which a folder that is replaced is left."""
+    for file in [path, *path.rglob("*")]:
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+    if target.is_dir():
+        os.replace(target, path.with_name(f"{path.name}.before"))
+    os.replace(path, target)
+    _sync(target.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Else a rename may not survive a power cut."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """A full disk does not say which file it was that did not fit; this adds it to the error."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def read_npz(path: Path, key: str) -> dict[str, npt.NDArray[Any]]:
+    """All arrays of an .npz file, without unpickling anything.
+
+    Raises:
+        DataError: absent, damaged, not an .npz file, or with pickled objects; names `key` and the file.
+    """
+    import numpy as np
+
+    try:
+        if path.expanduser().is_file() and not zipfile.is_zipfile(path.expanduser()):
+            raise zipfile.BadZipFile("it is no zip archive, or a truncated one")  # NumPy would advise to unpickle it
+        with np.load(path.expanduser(), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+            if alien := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+                raise ValueError(f"{alien[0]} is not an array")
+            return arrays
+    except FileNotFoundError:
+        raise DataError(f"{key}: {path}: no such file") from None
+    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, TypeError, KeyError) as error:
+        raise DataError(f"{key}: {path}: not a readable .npz file without pickles ({error})") from None
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

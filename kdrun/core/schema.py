@@ -1,0 +1,126 @@
+"""Typed nodes of the config: every YAML node becomes a frozen `Schema`, strict about keys, types and bounds."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from kdrun.core.errors import ConfigError, allowed
+
+S = TypeVar("S", bound="Schema")
+M = TypeVar("M")
+
+
+class Schema(BaseModel):
+    """Base of all config nodes. Unknown keys, wrong types and values out of bounds are refused; nothing is coerced."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    def replace(self: S, **changes: Any) -> S:
+        """A copy with some fields changed, validated again."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).model_validate({**values, **changes})
+
+
+class OutsideKey:
+    """Marks a field that cannot change a result (a path, a device): not part of the run key."""
+
+
+class FileContent:
+    """Marks a path that stands in the run key as the hash of the file's content.
+
+    Of a folder: of the names and sizes of its files, or with `whole` of their content.
+
+    Args:
+        or_name: what is no path here is a name of something elsewhere, and stands for itself.
+    """
+
+    def __init__(self, whole: bool = False, or_name: bool = False) -> None:
+        self.whole = whole
+        self.or_name = or_name
+
+
+def build(schema: type[S], node: Any, key: str, strict: bool | None = None) -> S:
+    """Turn a plain config node into `schema`; every problem becomes one line that names its dotted key.
+
+    Args:
+        strict: False: numbers may be given as text; None: as the schema says.
+    """
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"{key or 'config'}: expected a mapping of {', '.join(schema.model_fields)}, got {node!r}")
+    try:
+        return schema.model_validate(dict(node), strict=strict)
+    except ValidationError as error:
+        raise ConfigError(*dict.fromkeys(_explain(schema, e, key) for e in error.errors(include_url=False))) from None
+
+
+def from_arguments(schema: type[S], arguments: Sequence[str]) -> S:
+    """The words `key=value` of a command line as `schema`. A key of a list may be given several times."""
+    given: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise ConfigError(f"{argument}: write key=value; {allowed(key, schema.model_fields)}")
+        field = schema.model_fields.get(key)
+        if field is not None and get_origin(field.annotation) is list:
+            given.setdefault(key, []).append(value)
+        elif key in given:
+            raise ConfigError(f"{key}: given twice, {given[key]} and {value}; leave one out")
+        else:
+            given[key] = value
+    return build(schema, given, "", strict=False)
+
+
+def _explain(schema: type[BaseModel], error: ErrorDetails, prefix: str) -> str:
+    loc = [part for part in error["loc"] if not (isinstance(part, str) and part in _UNION_TAGS)]
+    key = ".".join(([prefix] if prefix else []) + [str(part) for part in loc])
+    kind, given = error["type"], error.get("input")
+    if kind == "extra_forbidden":
+        owner = _owner(schema, loc[:-1])
+        names = list(owner.model_fields) if owner else []
+        return f"{key}: unknown key; {allowed(loc[-1], names)}"
+    if kind == "missing":
+        return f"{key}: missing; a value is required"
+    if kind == "value_error":
+        return (
+            f"{key}: {error['msg'].removeprefix('Value error, ')}"
+            if key
+            else error["msg"].removeprefix("Value error, ")
+        )
+    if kind == "literal_error":
+        names = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+        return f"{key}: {given!r} is not allowed; {allowed(given, names)}"
+    message = error["msg"].replace("Input should be", "must be").replace("Input", "must")
+    return f"{key}: {message}, got {given!r}"
+
+
+# Names that pydantic puts into an error's location for the branches of a union.
+_UNION_TAGS = frozenset({"int", "float", "str", "bool", "list[int]", "list[str]", "list[float]"})
+
+
+def _owner(schema: type[BaseModel], loc: list[int | str]) -> type[BaseModel] | None:
+    """The schema that holds the key at `loc`."""
+    current: type[BaseModel] | None = schema
+    for part in loc:
+        if current is None:
+            return None
+        field = current.model_fields.get(str(part))
+        current = _schema_of(field.annotation) if field else current if isinstance(part, int) else None
+    return current
+
+
+def _schema_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) is Literal:
+        return None
+    return next((found for found in map(_schema_of, get_args(annotation)) if found), None)
+
+
+def marker(field: FieldInfo, kind: type[M]) -> M | None:
+    """The marker of a field, such as an `OutsideKey`; None: it has none."""
+    return next((item for item in field.metadata if isinstance(item, kind)), None)

@@ -1,0 +1,123 @@
+"""Infinite streams of batches: a batch is a pure function of (seed, step), so resuming needs no state.
+
+Every batch is full; an epoch is N/B steps, which may be a fraction. Images are uint8, resident on the training device,
+or on the host, from which those of a batch are fetched, or they are files, which worker processes decode ahead.
+"""
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from kdrun.config.views import MixConfig
+from kdrun.core.errors import ConfigError, allowed
+from kdrun.data.arrays import Arrays
+from kdrun.data.decoder import Decoder
+from kdrun.data.splits import Split
+from kdrun.data.stream import Stream
+from kdrun.data.streamed import ImageFiles
+from kdrun.data.views.mix import Mix
+from kdrun.data.views.stored import StoredViews
+from kdrun.data.views.view import Batch, Recipe, Source
+
+
+class Loader:
+    """The streams of a run, ahead of the loop: several steps at once where an accelerator has the images, else one step
+    in a thread.
+
+    Args:
+        total_steps: where the run ends; nothing is made beyond it.
+    """
+
+    BLOCK = 8  # steps augmented at once on an accelerator
+
+    def __init__(self, streams: Mapping[str, Stream], total_steps: int | None = None) -> None:
+        self.streams = dict(streams)
+        self.total_steps = total_steps
+        on_host = all(stream.images.device.type == "cpu" for stream in self.streams.values())
+        self.block = 1 if on_host else self.BLOCK
+        self._made: dict[int, Batch] = {}
+        files = [stream.images for stream in self.streams.values() if isinstance(stream.images, ImageFiles)]
+        self._decoder = Decoder(self.streams, files[0].workers, total_steps) if files else None
+        self._ahead: Future[dict[int, Batch]] | None = None
+        self._thread = ThreadPoolExecutor(1, "views", _one_thread) if on_host and total_steps is not None else None
+
+    def batch(self, step: int) -> Batch:
+        """The batch of 0-based `step`; steps are asked for in order, or it takes longer."""
+        if step not in self._made and self._ahead is not None:
+            self._made = self._ahead.result()
+            self._ahead = None
+        if step not in self._made:
+            self._made = self._make(step)
+        batch = self._made.pop(step)
+        if self._thread is not None and self._ahead is None and self._within(step + 1):
+            self._ahead = self._thread.submit(self._make, step + 1)
+        return batch
+
+    def close(self) -> None:
+        """Ends the thread and the workers."""
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+        if self._decoder is not None:
+            self._decoder.close()
+
+    def _within(self, step: int) -> bool:
+        return self.total_steps is None or step < self.total_steps
+
+    def _make(self, first: int) -> dict[int, Batch]:
+        last = first + self.block if self.total_steps is None else min(first + self.block, self.total_steps)
+        steps = range(first, max(last, first + 1))
+        decoded = {} if self._decoder is None else self._decoder.step(first)
+        made = {name: stream.batches(steps, decoded.get(name)) for name, stream in self.streams.items()}
+        return {step: {name: made[name][k] for name in made} for k, step in enumerate(steps)}
+
+
+def _one_thread() -> None:
+    # The loop's own threads compute the step meanwhile; a second team of threads would fight them for the cores.
+    torch.set_num_threads(1)
+
+
+SPLITS = ("labeled", "unlabeled")
+
+
+def check_streams(wanted: Mapping[str, tuple[str, ...]], recipes: Mapping[str, Recipe]) -> None:
+    """Refuse streams and views that do not exist."""
+    for name, views in wanted.items():
+        if name not in SPLITS:
+            raise ConfigError(f"stream {name}: unknown; {allowed(name, SPLITS)}")
+        for view in views:
+            if view not in recipes:
+                raise ConfigError(f"stream {name}: unknown view {view!r}; {allowed(view, recipes)}")
+
+
+def make_loader(
+    wanted: Mapping[str, tuple[str, ...]], arrays: Arrays, split: Split, images: Source, batch_sizes: Mapping[str, int],
+    recipes: Mapping[str, Recipe], seed: int, extra: Mapping[str, Tensor] | None = None,
+    total_steps: int | None = None, mix: MixConfig | None = None, device: torch.device | None = None,
+    size: tuple[int, int] | None = None, stored: StoredViews | None = None,
+) -> Loader:  # fmt: skip
+    """Build the streams that a method declares. Only the labeled stream has targets, and only of labeled images.
+
+    Args:
+        device: the training device; None: that of the images.
+        size: of the views; None: that of the images.
+        stored: where the weak views come from; None: they are drawn afresh.
+    """
+    streams = {}
+    device = images.device if device is None else device
+    mixed = None
+    if mix is not None and mix.mixes:
+        mixed = Mix(mix, size or (images.shape[1], images.shape[2]), arrays.num_classes)
+    for name, views in wanted.items():
+        index = torch.from_numpy({"labeled": split.labeled, "unlabeled": split.unlabeled}[name])
+        targets = None
+        if name == "labeled":
+            targets = torch.full((len(arrays.train_labels),), -1, dtype=torch.int64)
+            targets[index] = torch.from_numpy(arrays.train_labels)[index]
+            targets = targets.to(device)
+        chosen = {view: recipes[view] for view in views}
+        streams[name] = Stream(
+            name, images, targets, index, batch_sizes[name], chosen, seed, extra, mixed, device, stored
+        )  # fmt: skip
+    return Loader(streams, total_steps)

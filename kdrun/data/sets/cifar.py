@@ -1,0 +1,139 @@
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009): 50,000 training and 10,000 test images of 32x32 pixels.
+
+The published files are Python pickles. They are read with an unpickler that builds arrays, lists and texts only, so a
+file that wants to run code is refused, whoever packed it.
+"""
+
+import pickle
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+
+from kdrun.config.dataset import DatasetConfig
+from kdrun.core.errors import DataError
+from kdrun.core.registry import register
+from kdrun.core.schema import OutsideKey
+from kdrun.data.arrays import Arrays
+from kdrun.data.download import ensure_files, root_folder, verify
+from kdrun.data.types import Images, Labels
+
+# Of the training images, as the distillation literature uses them.
+STATISTICS = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+}
+
+
+class CifarConfig(DatasetConfig):
+    root: Annotated[str, OutsideKey()] = "data"
+    """Folder that holds, or will hold, the extracted archive."""
+    download: Annotated[bool, OutsideKey()] = True
+    verify_md5: bool = True
+    """Refuse files that are not the published ones; false for a re-packed copy."""
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Knows numpy arrays and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            from numpy._core.multiarray import _reconstruct
+
+            return _reconstruct
+        if module == "numpy" and name in ("ndarray", "dtype"):
+            return getattr(np, name)
+        if (module, name) == ("_codecs", "encode"):
+            import codecs
+
+            return codecs.encode
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """The dictionary of a CIFAR batch file. Raises DataError for a damaged file, and for one that wants to run code."""
+    try:
+        with path.open("rb") as file:
+            content = _ArrayUnpickler(file, encoding="latin1").load()
+    except Exception as error:  # a damaged pickle may raise anything
+        raise DataError(f"dataset.root: {path}: not a readable CIFAR file ({error})") from None
+    if not isinstance(content, dict):
+        raise DataError(f"dataset.root: {path}: not a CIFAR file (holds a {type(content).__name__})")
+    return content
+
+
+def _load(config: CifarConfig, published: Any, label_key: str, names_key: str) -> Arrays:
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    root = root_folder(config.root)
+    folder = root / published.base_folder
+    train, test = (
+        [(folder / name, md5) for name, md5 in files] for files in (published.train_list, published.test_list)
+    )
+    meta = (folder / published.meta["filename"], published.meta["md5"])
+    ensure_files(
+        root,
+        [path for path, _ in (*train, *test, meta)],
+        lambda: download_and_extract_archive(
+            published.url, str(root), filename=published.filename, md5=published.tgz_md5
+        ),
+        f"the content of {published.filename}",
+        config.download,
+        own=None if config.verify_md5 else folder,
+    )
+    if config.verify_md5:
+        verify([*train, *test, meta])
+    mean, std = STATISTICS[config.name]
+    names = read_pickle(meta[0]).get(names_key)
+    if not isinstance(names, list) or len(names) < 2:
+        raise DataError(f"dataset.root: {meta[0]}: no list {names_key} of two or more")
+    train_images, train_labels = _batches([path for path, _ in train], label_key, len(names))
+    test_images, test_labels = _batches([path for path, _ in test], label_key, len(names))
+    return Arrays(
+        train_images, train_labels, test_images, test_labels, tuple(map(str, names)), mean, std,
+        source=f"dataset.root: {folder}",
+    )  # fmt: skip
+
+
+def _batches(paths: list[Path], label_key: str, num_classes: int) -> tuple[Images, Labels]:
+    images, labels = [], []
+    for path in paths:
+        content = read_pickle(path)
+        data, given = content.get("data"), content.get(label_key)
+        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
+            found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
+            raise DataError(f"dataset.root: {path}: data is {found}, expected uint8 (N, 3072)")
+        if not isinstance(given, list) or len(given) != len(data):
+            raise DataError(f"dataset.root: {path}: {len(data)} images without as many {label_key}")
+        wrong = [label for label in given if not isinstance(label, int) or not 0 <= label < num_classes]
+        if wrong:
+            raise DataError(f"dataset.root: {path}: {label_key}: {wrong[0]!r}, allowed 0 to {num_classes - 1}")
+        images.append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        labels.append(np.asarray(given, np.int64))
+    # Straight into the final layout: a joined copy in the files' layout would be another 150 MB.
+    joined = np.empty((sum(map(len, images)), 32, 32, 3), np.uint8)
+    return np.concatenate(images, out=joined), np.concatenate(labels)
+
+
+@register("dataset", "cifar10")
+class Cifar10:
+    class Config(CifarConfig):
+        pass
+
+    @staticmethod
+    def load(config: Config) -> Arrays:
+        from torchvision.datasets import CIFAR10
+
+        return _load(config, CIFAR10, "labels", "label_names")
+
+
+@register("dataset", "cifar100")
+class Cifar100:
+    class Config(CifarConfig):
+        pass
+
+    @staticmethod
+    def load(config: Config) -> Arrays:
+        from torchvision.datasets import CIFAR100
+
+        return _load(config, CIFAR100, "fine_labels", "fine_label_names")

@@ -1,0 +1,84 @@
+"""Folders of image files, one for each class: any tree, ImageNet (Russakovsky et al. 2015) and 100 classes of it."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from kdrun.config.dataset import FilesConfig
+from kdrun.core.errors import DataError
+from kdrun.core.registry import register
+from kdrun.core.schema import FileContent, OutsideKey
+from kdrun.data.download import root_folder
+from kdrun.data.images import list_classes
+from kdrun.data.listing import Files, Listing, read_coop_split
+
+
+@register("dataset", "imagefolder")
+class ImageFolder:
+    """path/<train>/<class>/<image> and path/<test>/<class>/<image>."""
+
+    class Config(FilesConfig):
+        path: Annotated[str, FileContent()]
+        """The tree; the names and sizes of its files, not its place, count for the run key."""
+        train: str = "train"
+        test: str | None = None
+        """Folder of test images; null: test, or val where there is no test."""
+        classes: list[str] = Field(default_factory=list)
+        """Class folders to take; empty: all."""
+
+    @staticmethod
+    def files(config: Config) -> Listing:
+        root = Path(config.path).expanduser()
+        if config.coop_split is not None:
+            return read_coop_split(Path(config.coop_split), root, "dataset.path")
+        test = config.test or next((name for name in ("test", "val") if (root / name).is_dir()), None)
+        if test is None:
+            list_classes(root / config.train, config.classes)  # what is wrong with it comes first
+            raise DataError(f"dataset.path: {root}: no folder test or val; expected {root}/test/<class>/<image>")
+        return list_tree(root, config.train, test, config.classes, "dataset.path")
+
+
+class ImageNetConfig(FilesConfig):
+    root: Annotated[str, OutsideKey()] = "data/imagenet"
+    """Folder with train/<wnid>/<image> and val/<wnid>/<image>."""
+    classes: list[str] = Field(default_factory=list)
+    """Class folders (WordNet ids) to take; empty: all."""
+
+
+@register("dataset", "imagenet")
+class ImageNet:
+    """1,281,167 training images; the 50,000 validation images are the test images, as everywhere. No download."""
+
+    class Config(ImageNetConfig):
+        pass
+
+    @staticmethod
+    def files(config: ImageNetConfig) -> Listing:
+        root = root_folder(config.root)
+        if config.coop_split is not None:
+            return read_coop_split(Path(config.coop_split), root, "dataset.root")
+        return list_tree(root, "train", "val", config.classes, "dataset.root")
+
+
+@register("dataset", "imagenet100")
+class ImageNet100(ImageNet):
+    class Config(ImageNetConfig):
+        pass
+
+
+def list_tree(root: Path, train: str, test: str, classes: list[str], key: str) -> Listing:
+    """root/<train>/<class>/<image> and root/<test>/<class>/<image>. DataError: a line for each odd class."""
+    parts: dict[str, Files] = {}
+    names: dict[str, list[str]] = {}
+    for part in (train, test):
+        names[part], paths, labels = list_classes(root / part, classes, key=key)
+        parts[part] = list(zip(paths, labels, strict=True))
+    odd = [(name, there, other) for there, other in ((train, test), (test, train)) for name in names[there]]
+    if lines := [
+        f"{key}: {root}: class {name} is in {there}, but not in {other}"
+        for name, there, other in sorted(odd)
+        if name not in names[other]
+    ]:
+        raise DataError(*lines)
+    return Listing(parts[train], parts[test], names[train], root, key)

@@ -1,0 +1,68 @@
+"""Street View House Numbers (Netzer et al. 2011): 73,257 training and 26,032 test images of 32x32 pixels.
+
+Without the extra part, and never mirrored: a mirrored digit is another shape.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+
+from kdrun.config.dataset import DatasetConfig
+from kdrun.core.errors import DataError
+from kdrun.core.registry import register
+from kdrun.core.schema import OutsideKey
+from kdrun.data.arrays import Arrays
+from kdrun.data.download import ensure_files, root_folder, verify
+from kdrun.data.types import Images, Labels
+
+
+@register("dataset", "svhn")
+class Svhn:
+    class Config(DatasetConfig):
+        mirror: bool = False
+        root: Annotated[str, OutsideKey()] = "data"
+        """Folder that holds, or will hold, train_32x32.mat and test_32x32.mat."""
+        download: Annotated[bool, OutsideKey()] = True
+        verify_md5: bool = True
+        """Refuse files that are not the published ones; false for a re-packed copy."""
+
+    @staticmethod
+    def load(config: Config) -> Arrays:
+        from torchvision.datasets import SVHN
+        from torchvision.datasets.utils import download_url
+
+        root = root_folder(config.root)
+        parts: dict[str, tuple[Images, Labels]] = {}
+        for split in ("train", "test"):
+            url, name, md5 = SVHN.split_list[split]
+            path = root / name
+
+            def fetch(url: str = url, name: str = name, md5: str = md5) -> None:
+                download_url(url, str(root), name, md5)
+
+            ensure_files(root, [path], fetch, name, config.download)
+            if config.verify_md5:
+                verify([(path, md5)])
+            parts[split] = _read(path)
+        return Arrays(
+            *parts["train"], *parts["test"], class_names=tuple("0123456789"),
+            mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970), source=f"dataset.root: {root}",
+        )  # fmt: skip
+
+
+def _read(path: Path) -> tuple[Images, Labels]:
+    import scipy.io
+
+    try:
+        content: dict[str, Any] = scipy.io.loadmat(path)
+        images, labels = content["X"], content["y"]
+    except Exception as error:  # a damaged .mat file may raise anything
+        raise DataError(f"dataset.root: {path}: not a readable SVHN file ({type(error).__name__}: {error})") from None
+    if images.ndim != 4 or images.shape[:3] != (32, 32, 3) or images.dtype != np.uint8:
+        raise DataError(f"dataset.root: {path}: X is {images.dtype} {images.shape}, expected uint8 (32, 32, 3, N)")
+    if not np.isin(labels, np.arange(11)).all():
+        raise DataError(f"dataset.root: {path}: y ({labels.dtype}) holds more than the whole numbers 0 to 10")
+    digits = labels.reshape(-1).astype(np.int64)
+    digits[digits == 10] = 0  # the published files call the digit 0 class 10
+    return np.ascontiguousarray(images.transpose(3, 0, 1, 2)), digits

@@ -1,0 +1,178 @@
+"""Endless batches of one stream, each a pure function of (seed, step)."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdrun.core.device import send
+from kdrun.core.seeding import generator
+from kdrun.data.images import fit, read_rgb
+from kdrun.data.streamed import ImageFiles, refuse
+from kdrun.data.views.mix import Mix
+from kdrun.data.views.recipes import FileCrop, Strong
+from kdrun.data.views.stored import StoredViews
+from kdrun.data.views.view import Recipe, Samples, Source, Unmixed, View, join, rows
+
+
+class Stream:
+    """Batches of one split.
+
+    Args:
+        images: (N, H, W, C) uint8: the whole train array, or its files.
+        targets: (N,) int64 on the training device, or None for an unlabeled stream.
+        index: (M,) int64 on the CPU: positions that belong to the stream.
+        recipes: view name -> recipe.
+        extra: artifacts by name, (N, ...) on the training device, looked up for each image.
+        mix: how the images of a batch are mixed, all views alike; None: they are not.
+        device: the training device; None: that of the images.
+        stored: where the weak views come from, one after the other epoch by epoch; None: they are drawn afresh.
+    """
+
+    def __init__(
+        self, name: str, images: Source, targets: Tensor | None, index: Tensor, batch_size: int,
+        recipes: Mapping[str, Recipe], seed: int, extra: Mapping[str, Tensor] | None = None,
+        mix: Mix | None = None, device: torch.device | None = None, stored: StoredViews | None = None,
+    ) -> None:  # fmt: skip
+        self.name = name
+        self.device = images.device if device is None else device
+        self.images = images
+        self.targets = targets
+        self.index = index
+        self.batch_size = batch_size
+        self.recipes = dict(recipes)
+        self.seed = seed
+        self.extra = dict(extra or {})
+        self.mix = mix
+        self.stored = stored
+        self._orders: dict[int, Tensor] = {}
+
+    def for_workers(self) -> "Stream":
+        """A stream that decodes the same, without what is on the training device."""
+        return Stream(self.name, self.images, None, self.index, self.batch_size, self.recipes, self.seed)
+
+    def batch(self, step: int) -> Samples:
+        """The samples of 0-based `step`, views drawn afresh."""
+        return self.batches(range(step, step + 1))[0]
+
+    def batches(self, steps: range, decoded: "Decoded | None" = None) -> list[Samples]:
+        """The samples of several steps, their views made in one go: on an accelerator one set of kernels for all.
+
+        Args:
+            decoded: of a stream of files and one step: what `decode` gave; None: it is asked now.
+        """
+        device = self.device
+        positions = torch.cat([self.positions(step) for step in steps])
+        index = at = send(positions, device)
+        images: Mapping[str, Tensor]  # what each view is made from
+        if isinstance(self.images, ImageFiles):
+            decoded = self.decode(steps[0]) if decoded is None else decoded
+            refuse(decoded.unreadable)
+            sent = {name: send(pixels, device) for name, pixels in decoded.pixels.items()}
+            images = {name: sent[name if name in sent else WHOLE] for name in self.recipes}
+            at = torch.arange(len(positions), device=device)
+        elif self.images.device.type != device.type:
+            images = dict.fromkeys(self.recipes, rows(self.images, positions, device))
+            at = torch.arange(len(positions), device=device)
+        else:
+            images = dict.fromkeys(self.recipes, self.images)
+        parts: dict[str, tuple[Tensor, ...]] = {"index": index.split(self.batch_size)}
+        mixture = None
+        if self.mix is not None:
+            generators = [generator(self.seed, "mix", self.name, step) for step in steps]
+            mixture = self.mix.draw_steps(generators, self.batch_size, device)
+        if self.targets is not None:
+            target = self.targets[index]
+            target = target if mixture is None else mixture.labels(target)
+            parts["target"] = target.split(self.batch_size)
+        for name, recipe in self.recipes.items():
+            if self.stored is not None and name == self.stored.NAME:
+                which = torch.cat([self.epochs(step) for step in steps]) % self.stored.count
+                parts[f"replay {name}"] = send(which, device).split(self.batch_size)
+                params = self.stored.params(positions, which)
+            else:
+                params = join([self._draw(name, recipe, step) for step in steps])
+            pixels = recipe.apply(images[name], at, params)
+            if mixture is not None:
+                parts[f"unmixed {name}"] = pixels.split(self.batch_size)
+                pixels = mixture.images(pixels)
+            parts[f"view {name}"] = pixels.split(self.batch_size)
+        extra = {name: values[index].split(self.batch_size) for name, values in self.extra.items()}
+        mixtures = None if mixture is None else mixture.split(self.batch_size)
+
+        def view(name: str, k: int) -> View:
+            unmixed = None if mixtures is None else Unmixed(parts[f"unmixed {name}"][k], *mixtures[k])
+            replay = parts.get(f"replay {name}")
+            return View(parts[f"view {name}"][k], parts["index"][k], None if replay is None else replay[k], unmixed)
+
+        return [
+            Samples(
+                {name: view(name, k) for name in self.recipes},
+                parts["target"][k] if "target" in parts else None,
+                {name: values[k] for name, values in extra.items()},
+            )
+            for k in range(len(steps))
+        ]
+
+    def _draw(self, name: str, recipe: Recipe, step: int) -> Any:
+        return recipe.draw(generator(self.seed, "views", self.name, name, step), self.batch_size)
+
+    def decode(self, step: int) -> "Decoded":
+        """Of a stream of files: the pixels that the views of a step are made from, each file read once."""
+        files = self.images
+        if not isinstance(files, ImageFiles):
+            return Decoded({}, [])
+        crops: dict[str, tuple[FileCrop, Any]] = {}
+        for name, recipe in self.recipes.items():
+            crop = recipe.weak if isinstance(recipe, Strong) else recipe
+            if isinstance(crop, FileCrop):
+                params = self._draw(name, recipe, step)
+                crops[name] = crop, params.weak if isinstance(recipe, Strong) else params
+        sizes = {name: crop.size for name, (crop, _) in crops.items()}
+        if len(crops) < len(self.recipes):
+            sizes[WHOLE] = files.size
+        out = {name: np.empty((self.batch_size, size, size, 3), np.uint8) for name, size in sizes.items()}
+        unreadable = []
+        for k, position in enumerate(self.positions(step).tolist()):
+            image = read_rgb(files.path(position))
+            if isinstance(image, str):
+                unreadable.append(image)
+                continue
+            for name, (crop, params) in crops.items():
+                out[name][k] = crop.cut(image, params, k)
+            if WHOLE in out:
+                out[WHOLE][k] = fit(image, files.size, files.crop)
+        return Decoded({name: torch.from_numpy(pixels) for name, pixels in out.items()}, unreadable)
+
+    def positions(self, step: int) -> Tensor:
+        """(B,) int64 positions in the train array; each epoch is a new permutation of the stream's images."""
+        size = len(self.index)
+        ticket = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        first, last = step * self.batch_size // size, ((step + 1) * self.batch_size - 1) // size
+        parts = [self._order(epoch)[ticket[ticket // size == epoch] % size] for epoch in range(first, last + 1)]
+        return torch.cat(parts)
+
+    def epochs(self, step: int) -> Tensor:
+        """(B,) int64: the how-manieth pass over the stream's images each of the step is in."""
+        return torch.arange(step * self.batch_size, (step + 1) * self.batch_size) // len(self.index)
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            order = torch.randperm(len(self.index), generator=generator(self.seed, "order", self.name, epoch))
+            self._orders = {e: o for e, o in self._orders.items() if e >= epoch - 1}
+            self._orders[epoch] = self.index[order]
+        return self._orders[epoch]
+
+
+WHOLE = ""  # among views: images as they are, for views that are made from those
+
+
+class Decoded(NamedTuple):
+    """The files of one batch of a stream."""
+
+    pixels: dict[str, Tensor]
+    """View name -> (B, size, size, 3) uint8; `WHOLE`: for all views that are not cut out of the files."""
+    unreadable: list[str]
+    """`path (what is wrong)`; the pixels of these are arbitrary."""

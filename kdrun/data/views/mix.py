@@ -1,0 +1,98 @@
+"""Mixup and CutMix: each image of a batch with another one of the same batch, on the training device.
+
+mixup (Zhang et al. 2018, arXiv 1710.09412): x~ = lambda x + (1 - lambda) x_j. cutmix (Yun et al. 2019, arXiv
+1905.04899): x~ is x with a box of x_j, and lambda the share of pixels that are x's. Labels: y~ = lambda y +
+(1 - lambda) y_j. j is a random permutation of the batch, so an image may meet itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from kdrun.config.views import MixConfig
+from kdrun.core.device import send
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How batches of images of one size are mixed. All random numbers are drawn on the CPU."""
+
+    config: MixConfig
+    size: tuple[int, int]
+    num_classes: int
+
+    def draw(self, generator: Generator, n: int) -> "Mixture":
+        """For a batch of `n` images."""
+        from scipy.special import betaincinv
+
+        config, (height, width) = self.config, self.size
+        partner = torch.randperm(n, generator=generator)
+        mixed = torch.rand(n, generator=generator) < config.share
+        uniform = torch.rand(3, 1 if config.per == "batch" else n, generator=generator, dtype=torch.float64)
+        # by the inverse of its distribution function, because torch's Beta takes no generator
+        share = torch.as_tensor(betaincinv(config.alpha, config.alpha, uniform[0].numpy())).expand(n)
+        share = torch.where(mixed, share, 1.0)
+        box = torch.zeros(n, 4, dtype=torch.int64)
+        if config.kind == "cutmix":
+            top, bottom = _interval(uniform[1], (1 - share).sqrt(), height)
+            left, right = _interval(uniform[2], (1 - share).sqrt(), width)
+            box = torch.stack([top, bottom, left, right], 1)
+            share = 1 - (bottom - top) * (right - left) / (height * width)
+        return Mixture(self, partner, share.float(), box)
+
+    def draw_steps(self, generators: Sequence[Generator], n: int, device: torch.device) -> "Mixture":
+        """For several batches one after the other, each mixed within itself; on the device."""
+        drawn = [self.draw(generator, n) for generator in generators]
+        partner = torch.cat([mixture.partner + k * n for k, mixture in enumerate(drawn)])
+        share, box = torch.cat([m.share for m in drawn]), torch.cat([m.box for m in drawn])
+        return Mixture(self, *(send(tensor, device) for tensor in (partner, share, box)))
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What was drawn for the images of a batch."""
+
+    mix: Mix
+    partner: Tensor
+    """(B,) int64, place of x_j in the batch."""
+    share: Tensor
+    """(B,) float32, lambda: what of x~ and of its label is the image's own."""
+    box: Tensor
+    """(B, 4) int64, top, bottom, left and right of what CutMix takes from x_j; of no use to mixup."""
+
+    def images(self, pixels: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 in channels_last memory -> likewise float32 in [0, 1] of mixup, uint8 of CutMix."""
+        own = pixels.permute(0, 2, 3, 1)
+        other = own[self.partner]
+        if self.mix.config.kind == "mixup":
+            share = self.share[:, None, None, None]
+            # each image scaled as networks do it, so that with lambda = 1 they see what they would see unmixed
+            mixed = share * (own.float() / 255) + (1 - share) * (other.float() / 255)
+        else:
+            row, column = (torch.arange(side, device=pixels.device) for side in self.mix.size)
+            top, bottom, left, right = self.box.T[:, :, None]
+            inside = ((row >= top) & (row < bottom))[:, :, None] & ((column >= left) & (column < right))[:, None, :]
+            mixed = torch.where(inside[..., None], other, own)
+        return mixed.permute(0, 3, 1, 2)
+
+    def split(self, size: int) -> list[tuple[Tensor, Tensor]]:
+        """(place of x_j, lambda) of each batch of `size` images that were mixed within themselves."""
+        parts = enumerate(zip(self.partner.split(size), self.share.split(size), strict=True))
+        return [(partner - k * size, share) for k, (partner, share) in parts]
+
+    def labels(self, target: Tensor) -> Tensor:
+        """(B,) int64 -> (B, classes) float32."""
+        own = (target[:, None] == torch.arange(self.mix.num_classes, device=target.device)).float()
+        share = self.share[:, None]
+        return share * own + (1 - share) * own[self.partner]
+
+
+def _interval(uniform: Tensor, share: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Where CutMix's box begins and ends: `share` of the length about a uniform pixel, cut off at the image's border.
+
+    As in the authors' code, which halves the side in whole pixels. (1,) or (n,), (n,) -> (n,), (n,).
+    """
+    center, half = (uniform * length).long(), (share * length).long() // 2
+    return (center - half).clamp(0, length), (center + half).clamp(0, length)

@@ -1,0 +1,134 @@
+"""Views: batches of raw pixels, what makes them, and images as an evaluation sees them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from kdrun.core.device import send
+from kdrun.data.streamed import ImageFiles
+
+if TYPE_CHECKING:
+    pass
+from collections.abc import Callable
+
+from kdrun.data.views.center import Center
+
+
+@dataclass(frozen=True)
+class Unmixed:
+    """What the images of a mixed view were made of: x~ = share x + (1 - share) x[partner], of CutMix by area."""
+
+    pixels: Tensor
+    """(B, C, H, W) uint8, x: the same views before they were mixed."""
+    partner: Tensor
+    """(B,) int64, places in this batch."""
+    share: Tensor
+    """(B,) float32, lambda; 1: not mixed."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of a batch of images."""
+
+    pixels: Tensor
+    """(B, C, H, W) uint8, or float32 in [0, 1] once mixed by mixup; not normalised."""
+    index: Tensor
+    """(B,) int64, position in the dataset's train (or test) array; of a mixed image, that of the first."""
+    replay: Tensor | None = None
+    """(B,) int64, which stored draw this is; None: fresh."""
+    unmixed: Unmixed | None = None
+    """None: the images are not mixed."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a stream gives at a step."""
+
+    views: dict[str, View]
+    target: Tensor | None
+    """(B,) int64, or (B, classes) float32 once mixed; None for unlabeled streams."""
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    """Artifacts looked up by index, each (B, ...)."""
+
+
+Batch = dict[str, Samples]
+Source = Tensor | ImageFiles  # (N, H, W, C) uint8
+
+
+class Recipe(Protocol):
+    """How a view is made."""
+
+    def draw(self, generator: Generator, n: int) -> Any:
+        """The parameters of `n` views, on the CPU: a dataclass of tensors (n, ...)."""
+
+    def apply(self, images: Tensor, index: Tensor, params: Any) -> Tensor:
+        """The views of `images[index]`.
+
+        Args:
+            images: (N, H, W, C) uint8, the resident dataset, or the images of the batch alone.
+            index: (B,) int64 on the same device.
+
+        Returns:
+            (B, C, H, W) uint8 in channels_last memory.
+        """
+
+
+def together(views: Sequence[View]) -> View:
+    """Several views as one batch."""
+    replays = [view.replay for view in views if view.replay is not None]
+    return View(
+        torch.cat([view.pixels for view in views]),
+        torch.cat([view.index for view in views]),
+        torch.cat(replays) if len(replays) == len(views) else None,
+    )
+
+
+def join(params: Sequence[Any]) -> Any:
+    """What was drawn for several batches, as if drawn for one."""
+    first = params[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(params))
+    return type(first)(**{f.name: join([getattr(p, f.name) for p in params]) for f in fields(first)})
+
+
+def take(params: Any, rows: Tensor) -> Any:
+    """What was drawn for some of the views.
+
+    Args:
+        rows: (B,) int64.
+    """
+    if isinstance(params, Tensor):
+        return params[rows]
+    return type(params)(**{f.name: take(getattr(params, f.name), rows) for f in fields(params)})
+
+
+def rows(images: Source, index: Tensor, device: torch.device) -> Tensor:
+    """`images[index]` (B, H, W, C) on `device`, wherever the images are."""
+    return send(images.index_select(0, index.to(images.device)), device)
+
+
+def clean(images: Source, index: Tensor, center: Center | None = None) -> Tensor:
+    """`images[index]` on the device of `index` as (B, C, H, W) uint8 in channels_last memory, or their center."""
+    return _shown(rows(images, index, index.device), center)
+
+
+def clean_batches(
+    images: Source, index: Tensor, batch_size: int, center: Center | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each batch of `index` (M,) with its `clean` images; files of the next one are decoded meanwhile."""
+    chunks = index.split(batch_size)
+    if isinstance(images, Tensor):
+        yield from ((chunk, clean(images, chunk, center)) for chunk in chunks)
+        return
+    for chunk, found in zip(chunks, images.batches([chunk.cpu() for chunk in chunks]), strict=True):
+        yield chunk, _shown(send(found, chunk.device), center)
+
+
+def _shown(images: Tensor, center: Center | None) -> Tensor:
+    return (images if center is None else center.cut(images)).permute(0, 3, 1, 2)
+
+
+Predictor = Callable[[View], Tensor]

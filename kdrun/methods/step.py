@@ -1,0 +1,76 @@
+"""What goes into a step and comes out of it: Setup, Context, Step, Guesses."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+
+from kdrun.core.device import send
+from kdrun.core.seeding import generator, subseed
+from kdrun.models.factory import NetworkFactory
+from kdrun.teachers.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """Labels that a method gave to unlabeled images. The loop holds them against the hidden ones, for the log only."""
+
+    index: Tensor
+    """(B,) int64, positions in the train array."""
+    label: Tensor
+    """(B,) int64."""
+    used: Tensor
+    """(B,) bool, whether the step learned from it."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a method returns for a batch."""
+
+    losses: dict[str, Tensor]
+    """Named scalars, weighted already; their sum is minimised. Keys: `<term>` or `<net>/<term>`."""
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    """Named scalars to log, detached."""
+    guesses: Guesses | None = None
+
+
+class Context:
+    """Where in the run a step stands, and its random numbers."""
+
+    def __init__(
+        self, seed: int, step: int, total_steps: int, device: torch.device, factors: Mapping[str, float] | None = None
+    ) -> None:
+        self.factors = factors or {}
+        """Factors on the weights that move (`ramps`), by their keys."""
+        self.step = step
+        self.progress = step / total_steps
+        self.device = device
+        self._seed = seed
+        self._generator: Generator | None = None
+
+    def again(self) -> "Context":
+        """The same step with its numbers unused: what one student draws does not depend on the others."""
+        ctx = copy.copy(self)
+        ctx._generator = None
+        return ctx
+
+    def subseed(self, purpose: str) -> int:
+        """A seed for one purpose in this step."""
+        return subseed(self._seed, purpose, self.step)
+
+    def draw(self, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1) on the training device; they depend on (seed, step) and the order of calls only."""
+        if self._generator is None:
+            self._generator = generator(self._seed, "step", self.step)
+        return send(torch.rand(shape, generator=self._generator), self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup(NetworkFactory):
+    """What a method is built from, beside its configuration."""
+
+    train_target: Tensor
+    """(N,) int64, -1 where the label is hidden from the run."""
+    teacher: Teacher | None = None

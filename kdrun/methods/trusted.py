@@ -1,0 +1,141 @@
+"""Trusted pseudo labels (KD-FixMatch, Wang et al. 2023, arXiv 2309.05826, section 3): of a trained outer network's
+predictions on the unlabeled pool, those that are confident and whose cluster says the same class.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from kdrun.core.artifacts import ensure
+from kdrun.core.device import autocast
+from kdrun.core.errors import DataError
+from kdrun.core.files import write_bytes, write_json
+from kdrun.data.views.view import View, clean_batches
+from kdrun.methods.clustering import ClusteringConfig, Unclusterable, dec, kmeans, match_classes
+from kdrun.methods.pool import Pool
+from kdrun.models.network import Network, load_network
+
+Selector = Literal["dec", "kmeans", "confidence"]
+VERSION = 1  # raise it when the selection changes: it is part of the artifact's name
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How labels are chosen."""
+
+    threshold: float
+    """Lowest confidence."""
+    selector: Selector
+    """What must agree beside it: a deep embedding cluster, a k-means cluster, or nothing."""
+    clustering: ClusteringConfig
+    seed: int
+
+
+def trusted_labels(weights: Path, outer_key: str, selection: Selection, pool: Pool) -> tuple[Tensor, dict[str, Any]]:
+    """The labels that the network in the file `weights` can be trusted with, from outputs/artifacts/trusted if there.
+
+    Returns:
+        (N,) int64, -1 where there is none; and spec.json: `coverage`, `precision` against hidden labels, and how.
+    """
+    spec: dict[str, Any] = {
+        "version": VERSION,
+        "outer_key": outer_key,
+        "net": weights.stem,
+        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "pool": hashlib.sha256(pool.index.numpy().tobytes()).hexdigest(),
+        "select_threshold": selection.threshold,
+        "selector": selection.selector,
+    }
+    if selection.selector != "confidence":
+        spec |= {"clustering": selection.clustering.model_dump(), "seed": selection.seed}
+    key = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
+
+    def build(folder: Path) -> None:
+        warnings: list[str] = []
+        found = select(load_network(weights), selection, pool, warnings.append)
+        chosen = found["selected"].bool()
+        figures = pool.judge(found["index"][chosen], found["label"][chosen])
+        from safetensors.torch import save
+
+        write_bytes(folder / "trusted.safetensors", save(found))
+        figures |= {"num_confident": int((found["cluster"] > -2).sum()), "warnings": warnings}
+        write_json(folder / "spec.json", {**spec, **figures})
+
+    label, figures = read(ensure(pool.outputs / "artifacts" / "trusted" / key, build), len(pool.images))
+    for line in figures.pop("warnings", []):  # said by every run that uses the labels, not by their maker alone
+        pool.warn(line)
+    return label, figures
+
+
+def read(folder: Path, num_train: int) -> tuple[Tensor, dict[str, Any]]:
+    """(N,) int64 trusted labels of a folder that `trusted_labels` built, -1 where there is none, and its spec."""
+    from safetensors.torch import load_file
+
+    try:
+        found = load_file(folder / "trusted.safetensors")
+        spec = json.loads((folder / "spec.json").read_text())
+    except Exception as error:  # whatever a damaged file makes the reader raise
+        raise DataError(f"{folder}: damaged ({type(error).__name__}: {error}); delete it to build it anew") from error
+    label = torch.full((num_train,), -1, dtype=torch.int64)
+    chosen = found["selected"].bool()
+    label[found["index"][chosen]] = found["label"][chosen]
+    return label, {"key": folder.name, **spec}
+
+
+def select(network: Network, selection: Selection, pool: Pool, warn: Callable[[str], None]) -> dict[str, Tensor]:
+    """Predictions on the clean pool and which of them are selected. Where none can be, `warn` is told why.
+
+    Returns:
+        index i64, label i64, confidence f32, cluster i32 (-1: confident but not clustered, -2: not confident),
+        selected u8; each (M,).
+    """
+    confidence, label, features = predict(network, pool)
+    confident = confidence >= selection.threshold
+    cluster = torch.full_like(label, -2, dtype=torch.int32)
+    cluster[confident] = -1
+    where = confident.nonzero().squeeze(1)
+    agreed, why = where, "no image is confident enough"
+    if selection.selector != "confidence":
+        try:
+            found, classes = _clusters(features[where], label[where], selection, pool.num_classes)
+            cluster[where] = found.to(torch.int32)
+            agreed, why = where[classes[found.long()] == label[where]], "no cluster confirms its label"
+        except Unclusterable as reason:
+            agreed, why = where[:0], str(reason)
+    if not len(agreed):
+        threshold = f"method.select_threshold={selection.threshold:g}"
+        warn(f"{why} ({threshold}): no label is trusted, training goes on as FixMatch")
+    selected = torch.zeros(len(label), dtype=torch.uint8)
+    selected[agreed] = 1
+    return {"index": pool.index, "label": label, "confidence": confidence, "cluster": cluster, "selected": selected}
+
+
+def _clusters(features: Tensor, label: Tensor, selection: Selection, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Cluster (M,) of each image, and class (K,) of each cluster."""
+    count = selection.clustering.num_clusters or num_classes
+    if selection.selector == "dec":
+        found = dec(features, count, selection.seed, selection.clustering, labels=label).assignment
+    else:
+        found = kmeans(features, count, selection.seed, selection.clustering)
+    return found, match_classes(found, label, count, num_classes, selection.clustering.assign)
+
+
+@torch.no_grad()
+def predict(network: Network, pool: Pool) -> tuple[Tensor, Tensor, Tensor]:
+    """Confidence (M,), predicted class (M,) and the classifier's input (M, D) of the clean pool, on the CPU."""
+    device = pool.device
+    network.to(device).eval()
+    parts = []
+    for chunk, pixels in clean_batches(pool.images, pool.index.to(device), pool.batch_size, pool.center):
+        with autocast(device, pool.precision):
+            out = network(View(pixels, chunk), ("prelogits",))
+        best = out.logits.softmax(1).max(1)
+        parts.append((best.values.cpu(), best.indices.cpu(), out.features["prelogits"].float().cpu()))
+    confidence, label, features = (torch.cat(column) for column in zip(*parts, strict=True))
+    return confidence, label, features

@@ -1,0 +1,226 @@
+"""Tables of mean and spread over seeds, from records: planned in conf/table, or of whatever runs there are."""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from statistics import mean
+
+from kdrun.core.errors import KdrunError
+from kdrun.results.cell import Cell, Place, curve_of, given_teacher, own_metric, run_name, scaled, value_of
+from kdrun.results.claims import Verdict, judge
+from kdrun.results.papers import TEACHER, Paper, read_paper
+from kdrun.results.plan import PlannedCell, PlannedRun, TableConfig, TablePlan, plan_of, rows_with, table_spec
+from kdrun.results.table import Table
+from kdrun.results.tuned import settled
+from kdrun.runs.metric import is_percent
+from kdrun.runs.record import Record, read_record
+
+Reader = Callable[[str], Record | None]
+"""Directory below the outputs folder -> record; None: there is none. Raises KdrunError for a damaged one."""
+
+
+def reader(outputs: Path) -> Reader:
+    """Records below an outputs folder, each read once."""
+    kept: dict[str, Record | None] = {}
+
+    def read(place: str) -> Record | None:
+        if place not in kept:
+            kept[place] = read_record(outputs / place)
+        return kept[place]
+
+    return read
+
+
+def planned_table(
+    name: str, outputs: Path, metric: str | None = None, protocol: str | None = None, read: Reader | None = None
+) -> Table:
+    """The table that conf/table/<name>.yaml plans, filled with the records that there are.
+
+    Args:
+        read: where records come from; None: from below `outputs`.
+    """
+    spec = table_spec(name)
+    read = read or reader(outputs)
+    return table_of(name, spec, plan_of(name, spec, outputs), outputs, read, metric, protocol)
+
+
+def table_of(
+    name: str, spec: TableConfig, plan: TablePlan, outputs: Path, read: Reader, metric: str | None = None,
+    protocol: str | None = None,
+) -> Table:  # fmt: skip
+    """The table of a plan, filled with the records that `read` gives."""
+    metric, protocol = metric or spec.metric, protocol or spec.protocol
+    cells: dict[Place, Cell] = {}
+    settled_cells, tuned = _settled(spec, plan, read)
+    for planned in settled_cells:
+        own = spec.metric_of(planned.column, metric)
+        cells[planned.row, planned.column] = _filled(planned, own, protocol, read, outputs)
+    if not any(cell.values for cell in cells.values()):  # then it is no figure of another row's method
+        for cell in cells.values():
+            if cell.without:
+                raise KdrunError(cell.without[0])
+    for column, parts in spec.aggregates.items():
+        for row in spec.rows:
+            cells[row, column] = Cell.mean_of({part: cells[row, part] for part in parts})
+    paper = None if spec.paper is None else read_paper(spec.paper).only(spec.paper_tables)
+    table = Table(name, metric, list(spec.rows), [*spec.columns, *spec.aggregates], cells, paper, protocol)
+    if paper is not None and metric.startswith("test/"):
+        absent = [row for row in paper.rows_of(table.columns, metric.removeprefix("test/")) if row not in table.rows]
+        table.published = [row for row in absent if row not in rows_with(spec.paper)]
+    table.notes += [f"{column}: {split} in place of test" for column, split in spec.splits.items()]
+    table.notes += [f"{name}: the mean of {', '.join(parts)}, seed by seed" for name, parts in spec.aggregates.items()]
+    table.notes += tuned
+    claimed = read_paper(spec.claims) if spec.claims else paper
+    table.claims = _judged(claimed, spec, table, read)
+    return table
+
+
+def _settled(spec: TableConfig, plan: TablePlan, read: Reader) -> tuple[list[PlannedCell], list[str]]:
+    def record(run: PlannedRun) -> Record | None:
+        with suppress(KdrunError):  # the cell says which cannot be read
+            return read(run.place)
+        return None
+
+    return settled(spec, plan, record)
+
+
+def _judged(paper: Paper | None, spec: TableConfig, table: Table, read: Reader) -> list[Verdict]:
+    """Of the claims about rows that the table has, once a run is done. Aggregates count where a claim names them."""
+    if paper is None or not any(cell.values for cell in table.cells.values()):
+        return []
+    protocol = table.protocol if table.protocol == "best_on_val" else "last"
+
+    def figures(row: str, column: str, metric: str) -> dict[int, float]:
+        """By seed."""
+        if column in spec.aggregates:
+            parts = [figures(row, part, metric) for part in spec.aggregates[column]]
+            return {seed: mean(part[seed] for part in parts) for seed in sorted(set.intersection(*map(set, parts)))}
+        cell = table.cells.get((row.removeprefix(f"{TEACHER} of "), column), Cell())
+        if metric == "cost":
+            costs = {seed: _cost(run, read) for seed, run in cell.runs.items() if seed in cell.records}
+            return {} if len(cell.origins.get("device", ())) > 1 else {k: v for k, v in costs.items() if v is not None}
+        key = spec.metric_of(column, metric)
+        if row.startswith(f"{TEACHER} of "):
+            split, _, name = key.partition("/")
+            key = f"{split}/teacher/{name}"
+        found: dict[int, float] = {}
+        for seed, record in cell.records.items():
+            with suppress(KdrunError):
+                if record["status"] == "done":
+                    found[seed] = value_of(record, key, protocol)
+        return found
+
+    def values(row: str, column: str, metric: str) -> list[float]:
+        return scaled(figures(row, column, metric).values(), is_percent(metric))
+
+    named = [column for column in table.columns if column in spec.columns]
+    return [
+        judge(claim, table.columns if claim.columns else named, values)
+        for claim in paper.claims
+        if set(claim.rows) <= set(table.rows)
+    ]
+
+
+def _cost(run: PlannedRun, read: Reader) -> float | None:
+    """Seconds of a run and of the runs that it needs, teachers aside; None: one of them is not there."""
+    record = read(run.place)
+    parts = [(record or {}).get("seconds", {}).get("total")]
+    parts += [_cost(other, read) for role, other in run.needs.items() if not role.startswith("teacher")]
+    return None if None in parts else sum(parts)
+
+
+CurveReader = Callable[[str, str], dict[int, float]]
+"""(directory below the outputs folder, metric) -> step -> value, of what a run has logged."""
+
+
+def curve_table(name: str, spec: TableConfig, plan: TablePlan, read: CurveReader, metric: str, points: int) -> Table:
+    """A metric over training: one row for each cell of a plan that has it, one column for each step.
+
+    Raises:
+        KdrunError: none has.
+    """
+    shown = _curves(name, spec, plan, read, metric)
+    steps = sorted({step for seeds in shown.values() for curve in seeds for step in curve})
+    every = max(len(steps) // points, 1)
+    steps = steps[::-1][::every][::-1]  # the last one is always there
+    cells = {
+        (label, str(step)): Cell({str(k): curve[step] for k, curve in enumerate(seeds) if step in curve})
+        for label, seeds in shown.items()
+        for step in steps
+    }
+    return Table(f"{name}, by step", metric, list(shown), [str(step) for step in steps], cells)
+
+
+def planned_curves(name: str, outputs: Path, metric: str) -> dict[str, list[dict[int, float]]]:
+    """`<row>`, or `<row>, <column>` where there are several -> step -> value for each seed that has logged the metric.
+
+    Raises:
+        KdrunError: none has.
+    """
+    spec = table_spec(name)
+    return _curves(name, spec, plan_of(name, spec, outputs), curve_reader(outputs), metric)
+
+
+def curve_reader(outputs: Path) -> CurveReader:
+    """From metrics.jsonl below an outputs folder."""
+    return lambda place, metric: curve_of(outputs / place, metric)
+
+
+def _curves(
+    name: str, spec: TableConfig, plan: TablePlan, read: CurveReader, metric: str
+) -> dict[str, list[dict[int, float]]]:
+    curves = {}
+    for cell in plan.cells:
+        seeds = [curve for run in cell.runs if (curve := read(run.place, metric))]
+        if seeds:
+            words = [cell.row, *([] if len(spec.columns) == 1 else [cell.column]), *(cell.candidate or [])]
+            curves[", ".join(words)] = seeds
+    if not curves:
+        raise KdrunError(f"table={name}: no run has logged {metric}")
+    return curves
+
+
+def planned_records(name: str, outputs: Path) -> Iterator[tuple[str, str, list[Record | None]]]:
+    """(row, column, one record for each seed) of each cell of conf/table/<name>.yaml; None: there is none."""
+    read, spec = reader(outputs), table_spec(name)
+    for cell in _settled(spec, plan_of(name, spec, outputs), read)[0]:
+        yield cell.row, cell.column, [read(run.place) for run in cell.runs]
+
+
+def _filled(planned: PlannedCell, metric: str, protocol: str, read: Reader, outputs: Path) -> Cell:
+    cell = Cell(deviations=planned.deviations, ours=planned.ours)
+    for run in planned.runs:
+        cell.runs[run.seed] = run
+        own = _undamaged(run.place, read, cell)
+        if own is not None:
+            cell.records[run.seed] = own
+        cell.add(run.seed, own, metric, protocol, outputs / run.place)
+        if own is not None and planned.given_teacher:
+            cell.teachers.update(given_teacher(own, metric))
+        for role, required in run.needs.items():
+            record = _undamaged(required.place, read, cell) if role == "teacher" else None
+            if record is not None and record["status"] == "done":
+                value = _of_teacher(record, own, planned.teacher_as_trained, metric)
+                if value is not None:
+                    at = "" if planned.teacher_temperature == 1 else f" at T = {planned.teacher_temperature:g}"
+                    cell.teachers[f"{required.net}{at} ({run_name(Path(required.place))})"] = value
+    return cell
+
+
+def _undamaged(place: str, read: Reader, cell: Cell) -> Record | None:
+    """The record; None where there is none, or none that can be read, which the cell then tells."""
+    try:
+        return read(place)
+    except KdrunError as error:
+        if str(error) not in cell.damaged:
+            cell.damaged.append(str(error))
+        return None
+
+
+def _of_teacher(record: Record, student: Record | None, as_trained: bool, metric: str) -> float | None:
+    """The metric of a teacher, from its own run where that has it and tells the same, else from its student's."""
+    if as_trained:
+        with suppress(KdrunError):  # what only a student has, or what was measured with it
+            return value_of(record, own_metric(metric), "last")
+    split, _, name = own_metric(metric).partition("/")
+    return None if student is None else (student.get("metrics") or {}).get(f"{split}/teacher/{name}")

@@ -1,0 +1,188 @@
+"""Finished runs, opened again: their predictions, their networks, and what is added to their records."""
+
+import copy
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdrun.config.model import ModelConfig
+from kdrun.config.nodes import from_nodes
+from kdrun.config.run import ExecutionConfig, RunConfig
+from kdrun.core.device import use_machine
+from kdrun.core.errors import KdrunError, allowed
+from kdrun.core.registry import load, load_plugins
+from kdrun.data.arrays import Arrays
+from kdrun.data.load import load_dataset
+from kdrun.data.splits import Split
+from kdrun.data.views.center import Center
+from kdrun.data.views.view import Predictor
+from kdrun.methods.method import Method
+from kdrun.methods.step import Setup
+from kdrun.models.network import Network, load_network
+from kdrun.runs.layout import directory_of_key, finished, run_lock
+from kdrun.runs.record import Record, read_record, write_record
+from kdrun.teachers.make import make_teacher
+from kdrun.teachers.teacher import Teacher
+from kdrun.training.assembly import center_of, setup_of, split_of, to_device
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that is done, wherever its outputs folder lies now."""
+
+    directory: Path
+    record: Record
+
+    @classmethod
+    def open(cls, directory: str | Path) -> "FinishedRun":
+        """Raises KdrunError for a directory that is no run's, and for a run that is not done."""
+        path = Path(directory).expanduser().resolve()
+        record = read_record(path)
+        if record is None:
+            raise KdrunError(f"{directory}: not a run directory (no record.json)")
+        if record["status"] != "done":
+            raise KdrunError(f"{directory}: the run is {record['status']}, not done")
+        return cls(path, record)
+
+    @classmethod
+    def find(cls, run: str, outputs: str | Path) -> "FinishedRun":
+        """As `open`, of a directory or of a run key below `outputs`."""
+        if Path(run).exists() or not re.fullmatch("[0-9a-f]{12}", run):
+            return cls.open(run)
+        found = directory_of_key(Path(outputs).expanduser(), run)
+        if found is None:
+            raise KdrunError(f"run: no run with the key {run} below {outputs}; give its directory, or outputs=<folder>")
+        return cls.open(found)
+
+    @property
+    def outputs(self) -> Path:
+        """The outputs folder that it lies in."""
+        return self.directory.parents[4]
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """Its configuration, with the outputs folder as it is now."""
+        config = from_nodes(self.record["config"])
+        return config.replace(execution=config.execution.replace(outputs=str(self.outputs)))
+
+    def predictions(self, split: str, net: str) -> tuple[Tensor, Tensor]:
+        """Logits (M, C) float32 and targets (M,) int64 of `predictions/<split>-<net>.npz`."""
+        folder = self.directory / "predictions"
+        path = folder / f"{split}-{net}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return torch.from_numpy(file["logits"]), torch.from_numpy(file["target"])
+        except FileNotFoundError:
+            has = sorted(p.stem for p in folder.glob("*.npz"))
+            raise KdrunError(f"{self.directory}: no predictions {split}-{net}; it has {', '.join(has)}") from None
+        except (OSError, ValueError, KeyError) as error:
+            raise KdrunError(f"{path}: not readable predictions ({error})") from None
+
+    def network(self, net: str | None = None) -> Network:
+        """One trained network, the headline's by default, in eval mode on the CPU."""
+        import timm
+
+        load("model")
+        name = net or self.record["headline"]
+        path = self.directory / f"{name}.safetensors"
+        if not path.is_file():
+            raise KdrunError(f"{self.directory}: no network {name!r}; {allowed(name, self.record['nets'])}")
+        if not timm.is_model(self.record["nets"].get(name, {}).get("model", "")):  # from a user's file
+            plugins = self.record["config"]["plugins"]
+            load_plugins([p for p in plugins if Path(p).is_file()], forget=False)
+        return load_network(path)
+
+    def required(self, role: str) -> Path:
+        """Directory of a run that this one needed."""
+        key = self.record["requires"].get(role)
+        found = directory_of_key(self.outputs, key)
+        if found is None:
+            raise KdrunError(f"{self.directory}: its {role} (run {key}) is not below {self.outputs}")
+        return found
+
+    def method(self, setup: Setup | None = None) -> Method:
+        """Its method with the trained networks, in eval mode on the CPU; no setup: without its data and its teacher."""
+        networks = {name: self.network(name) for name in self.record["nets"]}
+        config = self.config.method_class.reopened(self.config)
+        # as they were saved, whatever they were trained from
+        config = config.replace(students=[ModelConfig.model_validate(n.spec.model) for n in networks.values()])
+        if setup is None:
+            if not networks:
+                raise KdrunError(f"{self.directory}: method={self.record['method']} trains no student")
+            spec = next(iter(networks.values())).spec
+            nothing = torch.empty(0, dtype=torch.int64)
+            setup = Setup(spec.num_classes, spec.in_chans, spec.mean, spec.std, train_target=nothing)
+        method: Method = config.method_class(config, setup)
+        method.students.update(networks)
+        own = self.directory / "method.safetensors"
+        if own.is_file():
+            from safetensors.torch import load_file
+
+            method.load_state_dict(load_file(own), strict=False)
+        method.fix()
+        return method.eval()
+
+    def rebuild(self, execution: ExecutionConfig | None = None) -> "Rebuilt":
+        """Its data and networks. Raises KdrunError where data, plugins or weights are gone.
+
+        Args:
+            execution: on which device and how many threads; as it was trained where this is None.
+        """
+        config = self.config
+        machine = execution or config.execution
+        device = use_machine(machine.device, machine.threads)
+        arrays = load_dataset(config.dataset, self.outputs)
+        split = split_of(config, arrays)
+        if split.hash != self.record["split"]["hash"]:
+            raise KdrunError(
+                f"{self.directory}: was trained on split {self.record['split']['hash']}, not on {split.hash}"
+            )
+        setup = setup_of(config, arrays, split)
+        roles = {role: self.required(role) for role in self.record["requires"] if role.startswith("teacher")}
+        frozen = make_teacher(config.teacher, setup, roles, outputs=self.outputs)
+        teacher = None if frozen is None else Teacher(to_device(frozen, config, device))
+        method = self.method(replace(setup, teacher=teacher))
+        to_device(method, config, device).eval()
+        predictors: dict[str, Predictor] = method.predictors()
+        if teacher is not None:
+            predictors["teacher"] = _predictor(teacher)
+        return Rebuilt(config, arrays, split, device, method, predictors, center_of(config, arrays))
+
+    @contextmanager
+    def amended(self) -> Iterator[Record]:
+        """The record as it is now, to change while nobody else can; written if the block ends well and changed it."""
+        with run_lock(self.directory) as lock:
+            record = finished(self.directory)
+            if record is None:
+                raise KdrunError(f"{self.directory}: was deleted meanwhile")
+            before = copy.deepcopy(record)
+            yield record
+            if record != before:
+                lock.require()
+                write_record(self.directory, record)
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """The parts of a finished run on its device."""
+
+    config: RunConfig
+    arrays: Arrays
+    split: Split
+    device: torch.device
+    method: Method
+    predictors: Mapping[str, Predictor]
+    """What the run evaluated, and `teacher` where it had one."""
+    center: Center | None
+    """What networks see of an image; None: all of it."""
+
+
+def _predictor(teacher: Teacher) -> Predictor:
+    return lambda view: teacher(view).logits

@@ -1,0 +1,109 @@
+"""record.json and metrics.jsonl: what a run was, and what came out (schema 1)."""
+
+import json
+import logging
+import math
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from kdrun.core.errors import KdrunError
+from kdrun.core.files import write_json
+from kdrun.core.paths import HERE
+
+log = logging.getLogger(__name__)
+SCHEMA = 1
+PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "scikit-learn", "wandb")
+Record = dict[str, Any]
+
+
+def read_record(directory: Path) -> Record | None:
+    """The record of a run directory, None if there is none. Raises KdrunError for a damaged or newer one."""
+    path = directory / "record.json"
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise KdrunError(f"{path}: not a readable record ({error}); delete it to run this anew") from None
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        found = record.get("schema") if isinstance(record, dict) else None
+        raise KdrunError(f"{path}: record schema {found!r}; this kdrun reads schema {SCHEMA}")
+    if not isinstance(record.get("status"), str):
+        raise KdrunError(f"{path}: not a whole record (it has no status); delete it to run this anew")
+    return record
+
+
+def write_record(directory: Path, record: Record) -> None:
+    write_json(directory / "record.json", finite(record))
+
+
+def find_records(outputs: Path, every: Callable[[Record], bool] | None = None) -> Iterator[tuple[Path, Record]]:
+    """All records below `outputs`/runs, in the order of their paths; damaged ones are named in the log and left out.
+
+    Args:
+        every: records of which it is true come first.
+    """
+    later = []
+    for path in sorted((outputs / "runs").glob("*/*/*/*/record.json")):
+        try:
+            record = read_record(path.parent)
+        except KdrunError as error:
+            log.warning("left out: %s", error)
+            continue
+        if record is not None and (every is None or every(record)):
+            yield path.parent, record
+        elif record is not None:
+            later.append(path.parent)  # not the record: there may be thousands
+    for directory in later:
+        record = read_record(directory)
+        if record is not None:
+            yield directory, record
+
+
+def finite(value: Any) -> Any:
+    """The same value with null in place of NaN and infinities, which JSON does not know."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return value
+
+
+@lru_cache(maxsize=1)
+def code_version() -> dict[str, Any]:
+    """Version of kdrun, and commit and state of its work tree if it runs from one."""
+    from kdrun.core.version import __version__
+
+    def git(*args: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(HERE), *args], capture_output=True, text=True, timeout=10, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    top = git("rev-parse", "--show-toplevel")
+    own = top is not None and Path(top) == HERE.parent
+    return {
+        "version": __version__,
+        "commit": git("rev-parse", "HEAD") if own else None,
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")) if own else None,
+    }
+
+
+@lru_cache(maxsize=1)
+def package_versions() -> dict[str, str]:
+    out = {}
+    for name in PACKAGES:
+        try:
+            out[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return out

@@ -1,0 +1,175 @@
+"""What a frozen teacher says of stored views, computed once: outputs/artifacts/teacher_outputs (see `teacher.cache`).
+
+A float16 array in a file that is mapped into memory, shared by every run with the same teacher, images and views.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdrun.config.run import RunConfig
+from kdrun.core.artifacts import ensure_readable
+from kdrun.core.device import autocast
+from kdrun.core.errors import ConfigError, DataError
+from kdrun.core.files import write_json
+from kdrun.data.residency import SHARE, free_memory
+from kdrun.data.views.recipes import Weak
+from kdrun.data.views.stored import StoredViews
+from kdrun.data.views.view import View, rows
+from kdrun.teachers.wrap import Tempered
+
+VERSION = 1  # raise it when what is kept changes: it is part of the artifact's name
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Logits of the stored views of some images."""
+
+    values: Tensor
+    """(M, K, C + 1) float16: logits less their mean over the classes, and that mean, which so costs no digits."""
+    row: Tensor
+    """(N,) int64, row of each training image in `values`."""
+    temperature: float = 1.0
+    """What the kept logits are divided by when they are read."""
+
+    def __call__(self, index: Tensor, replay: Tensor) -> Tensor:
+        """(B,), (B,) int64 -> (B, C) float32."""
+        found = self.values[self.row[index], replay].float()
+        return (found[:, :-1] + found[:, -1:]) / self.temperature
+
+
+def stored_views(config: RunConfig, recipe: Any, num_train: int) -> StoredViews | None:
+    """The views that `teacher.cache` stands for. Raises ConfigError for `clean` where views are random."""
+    cache = config.teacher.cache
+    if not cache.draws:
+        return None
+    if cache.mode == "clean" and not (isinstance(recipe, Weak) and recipe.pad == 0 and not recipe.flip):
+        random, remedy = "crops at random scales (views.weak.scale)", "choose"
+        if isinstance(recipe, Weak):
+            random = f"pad={recipe.pad}, flip={str(recipe.flip).lower()}"
+            remedy = "set views.weak.pad=0 views.weak.flip=false, or"
+        raise ConfigError(
+            f"teacher.cache.mode: clean is for views without randomness, and views.weak has {random}; {remedy} "
+            "mode=views"
+        )
+    return StoredViews(recipe, num_train, cache.draws)
+
+
+def refuse_features(config: RunConfig, asked: Sequence[str]) -> None:
+    """Raises ConfigError where a loss term, or how sure the teacher is, asks for what is not kept."""
+    if config.teacher.cache.draws and asked:
+        raise ConfigError(
+            f"teacher.cache.mode: only logits are kept, and the teacher's {asked[0]} is asked for; set it to off"
+        )
+
+
+def keep(
+    network: nn.Module, views: StoredViews, images: Tensor, index: Tensor, num_classes: int, device: torch.device,
+    batch_size: int, precision: str, outputs: Path,
+) -> tuple[Kept, dict[str, Any]]:  # fmt: skip
+    """The teacher's logits of the stored views of `images[index]`, read if some run made them.
+
+    What is kept knows nothing of `teacher.temperature`, so teachers that differ in it share it.
+
+    Args:
+        network: the teacher's own, frozen, on `device`.
+        images: (N, H, W, C) uint8, the whole train array, on `device` or on the host.
+        index: (M,) int64 on the CPU, sorted.
+        device: the training device.
+
+    Returns:
+        What to ask, and figures for the record.
+
+    Raises:
+        ConfigError: more than the device takes, or beyond float16.
+    """
+    temperature = 1.0
+    if isinstance(network, Tempered):
+        network, temperature = network.network, float(network.temperature)  # type: ignore[arg-type]
+    shape = (len(index), views.count, num_classes + 1)
+    size = 2 * math.prod(shape)
+    if device.type != "cpu" and size > SHARE * free_memory(device):
+        raise ConfigError(
+            f"teacher.cache: {views.count} views of {len(index)} images are {size / 1e9:.1f} GB of logits, too much "
+            f"for {device}; give a smaller num_views, or set mode to off"
+        )
+    digest = hashlib.sha256()
+    for part in index.split(batch_size):  # packed images may be more than the memory
+        digest.update(images[part.to(images.device)].cpu().numpy().tobytes())
+    recipe: dict[str, Any] = (
+        asdict(views.recipe) if is_dataclass(views.recipe) and not isinstance(views.recipe, type) else {}
+    )
+    spec: dict[str, Any] = {
+        "version": VERSION, "teacher": fingerprint(network), "images": digest.hexdigest(),
+        "index": hashlib.sha256(index.numpy().tobytes()).hexdigest(), "num_train": views.num_train,
+        "views": {"name": views.NAME, "count": views.count, "kind": type(views.recipe).__name__, **recipe},
+        "precision": precision,
+    }  # fmt: skip
+    key = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
+
+    @torch.no_grad()
+    def build(folder: Path) -> None:
+        path = folder / "logits.npy"
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+        for k in range(views.count):
+            for first in range(0, len(index), batch_size):
+                part = index[first : first + batch_size]
+                drawn = views.params(part, torch.full_like(part, k))
+                at = torch.arange(len(part), device=device)
+                view = View(views.recipe.apply(rows(images, part, device), at, drawn), part.to(device))
+                with autocast(device, precision):
+                    logits = network(view).logits.float()
+                mean = logits.mean(1, keepdim=True)
+                found = torch.cat([logits - mean, mean], 1).cpu().numpy()
+                if np.abs(found).max() > np.finfo(np.float16).max:
+                    raise ConfigError("teacher.cache.mode: its logits are beyond float16; set it to off")
+                array[first : first + len(part), k] = found
+        array.flush()
+        del array
+        write_json(folder / "spec.json", {**spec, "sha256": _sha256(path)})
+
+    def read(folder: Path) -> Tensor:
+        path = folder / "logits.npy"
+        try:
+            wanted = json.loads((folder / "spec.json").read_text())["sha256"]
+            if _sha256(path) != wanted:
+                raise ValueError("its content has changed")
+            array = np.load(path, mmap_mode="c", allow_pickle=False)  # nobody writes into it; torch wants it writable
+            if array.shape != shape or array.dtype != np.float16:
+                raise ValueError(f"{array.dtype} {array.shape}, expected float16 {shape}")
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise DataError(f"{path}: damaged teacher outputs ({error})") from None
+        return torch.from_numpy(array)
+
+    values = ensure_readable(outputs / "artifacts" / "teacher_outputs" / key, build, read)
+    row = torch.zeros(views.num_train, dtype=torch.int64)
+    row[index] = torch.arange(len(index))
+    figures = {"key": key, "images": len(index), "views": views.count, "bytes": size}
+    return Kept(values.to(device), row.to(device), temperature), figures
+
+
+def fingerprint(network: nn.Module) -> str:
+    """sha256 of what decides a network's outputs: its structure, sizes, weights and buffers."""
+    digest = hashlib.sha256(repr(network).encode())
+    for name, module in network.named_modules():
+        own = {key: getattr(module, key, None) for key in ("size", "scale", "resize", "temperature")}
+        digest.update(f"{name} {own}".encode())
+    state: Mapping[str, Tensor] = dict(network.named_parameters()) | dict(network.named_buffers())
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,51 @@
+"""Networks around networks: several as one, and one at a temperature."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kdrun.core.errors import ConfigError
+from kdrun.data.views.view import View
+from kdrun.losses.logits import mean_of_probabilities
+from kdrun.models.output import Output
+
+
+class Ensemble(nn.Module):
+    """Several networks as one: the logits are the logarithm of the mean of their probabilities.
+
+    Its one feature is `members`, (K, B, classes), the logits of each; loss terms can use none.
+    """
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.dims: dict[str, int] = {}
+        self.name = "+".join(str(member.name) for member in members)
+
+    def forward(self, view: View | Tensor, features: Sequence[str] = ()) -> Output:
+        if unknown := [name for name in features if name != "members"]:
+            raise ConfigError(f"an ensemble of teachers has no feature {unknown[0]!r}")
+        logits = torch.stack([member(view).logits for member in self.members])
+        return Output(mean_of_probabilities(logits), {"members": logits} if features else {})
+
+
+class Tempered(nn.Module):
+    """A network whose logits are divided by a temperature (Guo et al. 2017, arXiv 1706.04599); its features are not."""
+
+    def __init__(self, network: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.network = network
+        self.temperature = temperature
+        self.dims = network.dims
+        self.name = network.name
+
+    @property
+    def class_embeddings(self) -> Tensor | None:
+        """The network's own, of a CLIP."""
+        found: Tensor | None = getattr(self.network, "class_embeddings", None)
+        return found
+
+    def forward(self, view: View | Tensor, features: Sequence[str] = ()) -> Output:
+        out: Output = self.network(view, features)
+        return Output(out.logits / self.temperature, out.features)

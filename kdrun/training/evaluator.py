@@ -1,0 +1,104 @@
+"""Evaluation of every predictor on the validation and test images."""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdrun.core.device import autocast, eager
+from kdrun.core.files import atomic_path
+from kdrun.data.views.center import Center
+from kdrun.data.views.view import Predictor, Source, View, clean_batches
+from kdrun.methods.method import Method
+from kdrun.metrics import compare_with_teacher, evaluate_logits, fit_temperature
+
+
+class Evaluator:
+    """Holds the evaluation images.
+
+    Args:
+        splits: split name -> (images (N, H, W, C) uint8, index (M,) int64, targets (M,) int64), the latter two on the
+            device.
+        center: what networks see of an image; None: all of it.
+    """
+
+    def __init__(
+        self, splits: Mapping[str, tuple[Source, Tensor, Tensor]], batch_size: int, precision: str = "fp32",
+        compiled: bool = False, center: Center | None = None,
+    ) -> None:  # fmt: skip
+        self.splits = {name: parts for name, parts in splits.items() if len(parts[1])}
+        self.batch_size = batch_size
+        self.precision = precision
+        self.compiled = compiled
+        self.center = center
+
+    @torch.no_grad()
+    def logits(self, predictors: Mapping[str, Predictor]) -> dict[tuple[str, str], Tensor]:
+        """(split, net) -> logits (M, C). Networks must be in eval mode."""
+        with eager() if self.compiled else nullcontext():
+            return self._logits(predictors)
+
+    def _logits(self, predictors: Mapping[str, Predictor]) -> dict[tuple[str, str], Tensor]:
+        out: dict[tuple[str, str], Tensor] = {}
+        for split, (images, index, _) in self.splits.items():
+            parts: dict[str, list[Tensor]] = {net: [] for net in predictors}
+            for chunk, pixels in clean_batches(images, index, self.batch_size, self.center):
+                view = View(pixels, chunk)
+                with autocast(index.device, self.precision):
+                    for net, predictor in predictors.items():
+                        parts[net].append(predictor(view))
+            out.update({(split, net): torch.cat(chunks) for net, chunks in parts.items()})
+        return out
+
+    def settled(self, method: Method) -> dict[tuple[str, str], Tensor]:
+        """As `logits` of its predictors, once the method has chosen on the validation images what it has to choose."""
+        consulted = method.consulted()
+        logits = self.logits({**method.predictors(), **consulted})
+        val = self.splits.get("val")
+        settled = method.settle(logits, None if val is None else val[2])
+        return {place: values for place, values in settled.items() if place[1] not in consulted}
+
+    def metrics(self, logits: Mapping[tuple[str, str], Tensor]) -> dict[str, float]:
+        """Flat `split/net/metric` of logits that `logits` gave."""
+        out: dict[str, float] = {}
+        for (split, net), values in logits.items():
+            out |= _flat(f"{split}/{net}/", evaluate_logits(values, self.splits[split][2]))
+        return out
+
+    def final_metrics(self, logits: Mapping[tuple[str, str], Tensor]) -> dict[str, float]:
+        """As `metrics`, with what is too dear for every evaluation.
+
+        Students beside the network `teacher` where there is one; and each network's temperature, fitted on the
+        validation images (`val/<net>/temperature`), with the test metrics that it changes (`test/<net>/scaled_ece`).
+        Without validation images there is no temperature: the test images choose nothing.
+        """
+        out = self.metrics(logits)
+        for (split, net), values in logits.items():
+            teacher = logits.get((split, "teacher"))
+            if teacher is not None and net != "teacher":
+                out |= _flat(f"{split}/{net}/", compare_with_teacher(values, teacher))
+            if split == "val" and ("test", net) in logits:
+                temperature = fit_temperature(values, self.splits["val"][2])
+                test = logits["test", net]
+                scaled = evaluate_logits(test.to(temperature) / temperature, self.splits["test"][2])
+                out[f"val/{net}/temperature"] = temperature.item()
+                out |= _flat(f"test/{net}/scaled_", {k: v for k, v in scaled.items() if k not in ("top1", "top5")})
+        return out
+
+    def save(self, directory: Path, logits: Mapping[tuple[str, str], Tensor]) -> None:
+        """predictions/<split>-<net>.npz with index, target and float32 logits."""
+        for (split, net), values in logits.items():
+            _, index, target = self.splits[split]
+            arrays: dict[str, Any] = {"index": index, "target": target, "logits": values.float()}
+            with atomic_path(directory / f"{split}-{net}.npz") as path, path.open("wb") as file:
+                np.savez(file, **{name: value.cpu().numpy() for name, value in arrays.items()})
+
+
+def _flat(prefix: str, values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Scalars of one device as numbers, in one transfer."""
+    numbers = torch.stack(list(values.values())).tolist()
+    return {f"{prefix}{name}": number for name, number in zip(values, numbers, strict=True)}

@@ -1,0 +1,362 @@
+"""The only training loop: schedule, EMA, clipping, evaluation cadence, checkpoints, resume, finite guard.
+
+A run is bitwise the same whether it was interrupted or not (same machine, CPU): batches and in-step random numbers are
+pure functions of the step, and a checkpoint holds everything else.
+"""
+
+import contextlib
+import io
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from kdrun.config.run import RunConfig
+from kdrun.config.schedule import Clock, ScheduleConfig
+from kdrun.core.device import autocast
+from kdrun.core.errors import Interrupted, KdrunError, NonFiniteLoss
+from kdrun.core.files import atomic_path
+from kdrun.data.loader import Loader
+from kdrun.data.views.view import Batch
+from kdrun.methods.method import Method
+from kdrun.methods.step import Context, Guesses, Step
+from kdrun.runs.metrics_log import MetricsLog
+from kdrun.training.checkpoint import random_state, set_random_state
+from kdrun.training.ema import Ema
+from kdrun.training.evaluator import Evaluator
+from kdrun.training.optimizer import make_optimizer
+from kdrun.training.rates import LearningRate, Ramps
+from kdrun.training.signals import StopSignal
+from kdrun.training.tracking import Tracker
+
+log = logging.getLogger(__name__)
+KNOWN, RIGHT = "guesses_known", "guesses_right"  # kept step by step for the accuracy of a window, not logged
+
+
+@dataclass
+class Progress:
+    """What a checkpoint keeps beside weights: how far the run is, and what was seen on the way."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the last evaluation."""
+    best_on_val: dict[str, Any] | None = None
+    seconds: dict[str, float] = field(default_factory=lambda: {"total": 0.0, "train": 0.0, "data": 0.0, "eval": 0.0})
+
+
+class Loop:
+    """Trains a method to its last step. `run` may be called on a fresh loop only."""
+
+    def __init__(
+        self, method: Method, loader: Loader, evaluator: Evaluator, clock: Clock, directory: Path, tracker: Tracker,
+        key: str, still_ours: Callable[[], None] = lambda: None, hidden: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        self.method = method
+        self.loader = loader
+        self.evaluator = evaluator
+        self.clock = clock
+        self.config: RunConfig = method.config
+        self.schedule: ScheduleConfig = self.config.schedule
+        self.directory = directory
+        self.tracker = tracker
+        self.key = key
+        self.still_ours = still_ours  # raises where another process took the run over
+        self.hidden = hidden  # (N,) labels of the train array, -1 where nobody knows; to judge a method's guesses by
+        self.device = next(method.parameters()).device
+        self.optimizer = make_optimizer(method)
+        self.rate = LearningRate(self.schedule, clock)
+        self.ramps = Ramps(self.config.ramps)
+        self.ema = Ema(method, self.schedule.ema_decay) if self.schedule.ema_decay is not None else None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.schedule.precision == "fp16")
+        self.progress = Progress()
+        self.log = MetricsLog(directory / "metrics.jsonl")
+        self._last: dict[tuple[str, str], Tensor] = {}  # logits of the evaluation at the last step
+        self._window: list[Tensor] = []  # logged values of the steps since the last line
+        self._names: list[str] = []
+
+    # ------------------------------------------------------------------------------------------------- training
+
+    def run(self) -> Progress:
+        """Train from the last checkpoint, or from the start, to the last step."""
+        self._resume()
+        if not self.progress.step:
+            self._prepare()
+        execution, progress = self.config.execution, self.progress
+        clip = self._clipped()
+        batch_size = sum(type(self.method).batch_sizes(self.config).values())
+        hidden = None if execution.progress is None else not execution.progress
+        began, saved = time.perf_counter(), time.perf_counter()
+        before = dict(progress.seconds)
+        waited = evaluated = 0.0
+        bar = tqdm(
+            total=self.clock.total_steps * batch_size, initial=progress.step * batch_size, disable=hidden,
+            unit="img", unit_scale=True, leave=False, desc=self.directory.name,
+        )  # fmt: skip
+
+        def clock_in() -> None:
+            total = time.perf_counter() - began
+            spent = {"total": total, "train": total - waited - evaluated, "data": waited, "eval": evaluated}
+            progress.seconds = {name: before[name] + value for name, value in spent.items()}
+
+        self.method.train()
+        with StopSignal() as stop, bar:
+            try:
+                for step in range(progress.step, self.clock.total_steps):
+                    started = time.perf_counter()
+                    batch = self.loader.batch(step)
+                    waited += time.perf_counter() - started
+
+                    out = self._optimize(step, batch, clip)
+                    self._keep(out)
+                    progress.step = step + 1
+
+                    if progress.step % execution.log_every_steps == 0 or progress.step == self.clock.total_steps:
+                        self._flush()
+                    if self._evaluation_due(progress.step):
+                        self._check_finite()
+                        started = time.perf_counter()
+                        self._evaluate()
+                        evaluated += time.perf_counter() - started
+                    bar.update(batch_size)
+
+                    now = time.perf_counter()
+                    every = execution.checkpoint_every_steps
+                    due = now - saved >= execution.checkpoint_every_seconds or (every and progress.step % every == 0)
+                    last = progress.step == self.clock.total_steps
+                    if stop.received is not None or (due and not last):
+                        self._check_finite()
+                        clock_in()
+                        self._checkpoint()
+                        saved = now
+                    if stop.received is not None:
+                        raise Interrupted(
+                            f"stopped by {stop.received} after step {progress.step} of {self.clock.total_steps}; "
+                            "a checkpoint was written, the same command goes on from there"
+                        )
+            except Exception as error:
+                if stop.received is not None:  # the signal stops the sweep, whatever went wrong on the way
+                    raise Interrupted(f"stopped by {stop.received}; no checkpoint: {error}") from error
+                raise
+        clock_in()
+        waited, trained = progress.seconds["data"], progress.seconds["train"]
+        share = waited / max(waited + trained, 1e-9)
+        log.info("trained for %.1f s, of which %.0f %% waiting for data", waited + trained, 100 * share)
+        return progress
+
+    def _prepare(self) -> None:
+        with autocast(self.device, self.schedule.precision):
+            self.method.prepare(self.loader.batch, self.clock.total_steps)
+        if self.ema is not None:
+            self.ema = Ema(self.method, self.ema.decay)
+
+    def _optimize(self, step: int, batch: Batch, clip: Mapping[str, list[Tensor]]) -> Step:
+        """One optimizer step. Nothing here waits for the device."""
+        factor = self.rate.factor(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        factors = self.ramps.factors(step / self.clock.total_steps)
+        ctx = Context(self.config.seed, step, self.clock.total_steps, self.device, factors)
+        if self.schedule.compile is not None:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave may be overwritten
+        with autocast(self.device, self.schedule.precision):
+            out: Step = self.method(batch, ctx)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.method.backward(out.losses, self.scaler.scale)
+        if clip:
+            self.scaler.unscale_(self.optimizer)
+        for parameters in clip.values():
+            nn.utils.clip_grad_norm_(parameters, self.schedule.clip_norm or math.inf, foreach=True)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update()
+        self.method.finish_step(ctx)
+        return out
+
+    def _clipped(self) -> dict[str, list[Tensor]]:
+        """The parameters whose gradient norm is limited, by student."""
+        by_net: dict[str, list[Tensor]] = {}
+        for group in self.optimizer.param_groups if self.schedule.clip_norm is not None else []:
+            by_net.setdefault(group["net"], []).extend(group["params"])
+        return by_net
+
+    # ----------------------------------------------------------------------------------------------- evaluation
+
+    def _evaluation_due(self, done: int) -> bool:
+        if done == self.clock.total_steps:
+            return True
+        if self.schedule.eval_every_steps is not None:
+            return done % self.schedule.eval_every_steps == 0
+        if self.schedule.eval_every_epochs is not None:
+            period = self.schedule.eval_every_epochs * self.clock.steps_per_epoch
+            return math.floor((done + 0.5) / period) > math.floor((done - 0.5) / period)
+        return False
+
+    def _evaluate(self) -> None:
+        logits = self._logits()
+        metrics = {**self.evaluator.metrics(logits), **self.method.choices()}
+        progress = self.progress
+        if progress.step == self.clock.total_steps:
+            self._last = logits
+        progress.metrics = metrics
+        score = metrics.get(f"val/{self.method.headline}/top1")
+        if score is not None:
+            self.rate.decay.observe(score)
+            names = [f"val/{name}/top1" for name in self.method.students]  # a method may show other nets
+            scores = [metrics[name] for name in names if name in metrics] or [score]
+            self.ramps.observe(math.fsum(scores) / len(scores))
+            best = progress.best_on_val
+            if math.isfinite(score) and (best is None or score > best["metrics"][f"val/{self.method.headline}/top1"]):
+                progress.best_on_val = {"step": progress.step, "metrics": metrics}
+                if self.schedule.evaluates_more_than_once:
+                    self.save_networks(".best")
+        self._write(metrics)
+
+    def save_networks(self, suffix: str = "") -> None:
+        """Write <net><suffix>.safetensors, the averaged weights where there is an EMA."""
+        self.still_ours()
+        with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
+            for name, network in self.method.networks().items():
+                network.save(self.directory / f"{name}{suffix}.safetensors")
+
+    def final_logits(self) -> dict[tuple[str, str], Tensor]:
+        """(split, net) -> logits of every predictor after the last step."""
+        return self._last or self._logits()  # a run may have been stopped between its last step and its record
+
+    def _logits(self) -> dict[tuple[str, str], Tensor]:
+        """With an EMA, `<net>` has the averaged weights and `<net>_raw` the live ones."""
+        self.method.eval()
+        try:
+            if self.ema is None:
+                return self.evaluator.settled(self.method)
+            live = self.evaluator.settled(self.method)
+            raw = {(split, f"{net}_raw"): values for (split, net), values in live.items()}
+            with self.ema.applied():  # the last one: what the method chooses now stays
+                return {**self.evaluator.settled(self.method), **raw}
+        finally:
+            self.method.train()
+
+    # ------------------------------------------------------------------------------------------ logged values
+
+    def _keep(self, out: Step) -> None:
+        losses, metrics = out.losses, {**out.metrics, **self._judged(out.guesses)}
+        names = [f"train/loss/{name}" for name in losses] + [f"train/{name}" for name in metrics]
+        if self._names and names != self._names:
+            raise KdrunError(f"the method's losses and metrics changed their names from {self._names} to {names}")
+        self._names = names
+        self._window.append(torch.stack([*losses.values(), *metrics.values()]).detach())
+
+    def _judged(self, guesses: Guesses | None) -> dict[str, Tensor]:
+        """Shares of the batch: learned from, of those with a known label, and right."""
+        if guesses is None:
+            return {}
+        out = {"mask_rate": guesses.used.float().mean()}
+        if self.hidden is not None:
+            truth = self.hidden[guesses.index]
+            known = guesses.used & (truth >= 0)
+            right = known & (truth == guesses.label)
+            out |= {KNOWN: known.float().mean(), RIGHT: right.float().mean()}
+        return out
+
+    def _check_finite(self) -> None:
+        """Stop at the first step whose loss was NaN or infinite; one transfer for the whole window."""
+        if not self._window:
+            return
+        values = torch.stack(self._window).cpu()
+        for row, column in (~torch.isfinite(values)).nonzero().tolist():
+            name = self._names[column]
+            if name.startswith("train/loss/"):
+                step = self.progress.step - len(self._window) + row
+                raise NonFiniteLoss(
+                    f"step {step}: loss term {name.removeprefix('train/loss/')!r} became {values[row, column]:g} "
+                    f"(learning rate factor {self.rate.factor(step):.3g}); lower schedule.lr or set schedule.clip_norm"
+                )
+
+    def _flush(self) -> None:
+        self._check_finite()
+        means = torch.stack(self._window).cpu().double().nanmean(0).tolist()  # NaN: not measured in that step
+        self._window.clear()
+        values = dict(zip(self._names, means, strict=True))
+        known, right = values.pop(f"train/{KNOWN}", 0.0), values.pop(f"train/{RIGHT}", 0.0)
+        if known:  # a mean over steps would weigh a guess by how few there were beside it
+            values["train/pseudo_label_accuracy"] = right / known
+        factors = self.ramps.factors((self.progress.step - 1) / self.clock.total_steps)
+        weights = {f"train/{key}": factor * self.config.weights[key] for key, factor in factors.items()}
+        self._write({**values, "train/lr": self.optimizer.param_groups[0]["lr"], **weights})
+
+    def _write(self, values: dict[str, float]) -> None:
+        self.still_ours()
+        self.log.write(self.progress.step, values)
+        self.tracker.log(self.progress.step, values)
+
+    # ---------------------------------------------------------------------------------------------- checkpoints
+
+    def _checkpoint(self) -> None:
+        self.still_ours()
+        progress = self.progress
+        state = {
+            "key": self.key,
+            "progress": {
+                "step": progress.step, "metrics": progress.metrics, "best_on_val": progress.best_on_val,
+                "seconds": progress.seconds,
+            },
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.shadow if self.ema is not None else [],
+            "scaler": self.scaler.state_dict(),
+            "decay": self.rate.decay.state_dict(),
+            "ramps": self.ramps.state_dict(),
+            "window": self._window,
+            "names": self._names,
+            "random": random_state(),
+        }  # fmt: skip
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        last, previous = self._checkpoints()
+        with atomic_path(last) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+            if last.exists():  # only now that the new one is on disk: one of the two is whole at any time
+                os.replace(last, previous)
+
+    def _checkpoints(self) -> tuple[Path, Path]:
+        return self.directory / "checkpoint" / "last.pt", self.directory / "checkpoint" / "previous.pt"
+
+    def _resume(self) -> None:
+        found = [path for path in self._checkpoints() if path.exists()]
+        for i, path in enumerate(found):
+            try:
+                state = torch.load(path, map_location=self.device, weights_only=True)
+                break
+            except Exception as error:  # whatever a damaged file makes torch raise
+                if i + 1 == len(found):
+                    raise KdrunError(
+                        f"{path}: damaged checkpoint ({type(error).__name__}); "
+                        f"delete {path.parent} to start this run anew"
+                    ) from error
+                log.warning("%s is damaged; going on from %s", path, found[i + 1].name)
+        else:
+            self.log.cut(-1)
+            return
+        if state["key"] != self.key:
+            raise KdrunError(f"{path}: belongs to run {state['key']}, not {self.key}; delete {path.parent}")
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.shadow = list(state["ema"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.rate.decay.load_state_dict(state["decay"])
+        self.ramps.load_state_dict(state.get("ramps", {}))  # a checkpoint from before there were ramps has none
+        self._window, self._names = list(state["window"]), list(state["names"])
+        self.progress = Progress(**state["progress"])
+        set_random_state(state["random"])
+        self.log.cut(self.progress.step)
+        log.info("resumed at step %d of %d", self.progress.step, self.clock.total_steps)

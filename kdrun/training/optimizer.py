@@ -1,0 +1,82 @@
+"""The optimizer of a method: parameter groups and their learning rates."""
+
+import inspect
+from typing import Any
+
+import torch
+
+from kdrun.core.errors import ConfigError, allowed
+from kdrun.methods.method import Method
+
+
+def parameter_groups(method: Method) -> list[dict[str, Any]]:
+    """One group for each student and kind of parameter, with the student's learning rate.
+
+    Parameters of its loss terms (a regressor, an embedding) and its other `parts` belong to the student's group. A
+    frozen parameter is left out.
+    """
+    schedule = method.config.schedule
+    groups: list[dict[str, Any]] = []
+    for (name, network), model in zip(method.students.items(), method.config.students, strict=True):
+        lr = schedule.lr_for.get(model.name, schedule.lr) * model.lr_scale
+        parameters = [p for m in (network, *method.parts(name)) for p in m.parameters() if p.requires_grad]
+        spared = schedule.weight_decay_on == "kernels"
+        bare = [p for p in parameters if spared and p.ndim <= 1]
+        kernels = [p for p in parameters if not (spared and p.ndim <= 1)]
+        for params, decay in ((kernels, schedule.weight_decay), (bare, 0.0)):
+            if params:
+                groups.append({"params": params, "lr": lr, "base_lr": lr, "weight_decay": decay, "net": name})
+    claimed = {id(p) for group in groups for p in group["params"]}
+    rest = [p for p in method.parameters() if p.requires_grad and id(p) not in claimed]
+    if rest:  # what a method owns beside its students
+        groups.append(
+            {
+                "params": rest,
+                "lr": schedule.lr,
+                "base_lr": schedule.lr,
+                "weight_decay": schedule.weight_decay,
+                "net": "method",
+            }
+        )
+    return groups
+
+
+def make_optimizer(method: Method) -> torch.optim.Optimizer:
+    """The optimizer of `schedule` over all students, one group each."""
+    from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
+
+    schedule = method.config.schedule
+    groups = parameter_groups(method)
+    name, known = schedule.optimizer, [str(n) for n in list_optimizers()]
+    own: Any = getattr(torch.optim, name, None)
+    torch_own = isinstance(own, type) and name not in ("Optimizer", "LBFGS", "SparseAdam")
+    if not torch_own and name not in known:
+        raise ConfigError(f"schedule.optimizer: unknown optimizer {name!r}; {allowed(name, known, most=0)}")
+    plain = torch_own or name == "sgd"  # timm's "sgd" is always Nesterov's
+    build: Any = (own if torch_own else torch.optim.SGD) if plain else get_optimizer_class(name, bind_defaults=False)
+    accepted = inspect.signature(build).parameters
+    kernels = "fused" if schedule.fused else "foreach"
+    if schedule.fused and kernels not in accepted:
+        raise ConfigError(f"schedule.fused: {name} has no fused kernel; sgd, adam, adamw and adagrad have one")
+    common: dict[str, Any] = {"momentum": schedule.momentum, "nesterov": schedule.nesterov} if plain else {}
+    common = {key: value for key, value in {**common, kernels: True}.items() if key in accepted}
+    common |= schedule.optimizer_args
+    try:
+        made: object
+        if plain:
+            made = build(groups, lr=schedule.lr, **common)
+        else:
+            made = create_optimizer_v2(
+                groups,
+                opt=name,
+                lr=schedule.lr,
+                weight_decay=schedule.weight_decay,
+                momentum=schedule.momentum,
+                **common,
+            )
+    except (TypeError, ValueError, RuntimeError) as error:
+        given = schedule.optimizer_args
+        raise ConfigError(f"schedule.optimizer_args: {name} does not take {given}: {error}") from None
+    if not isinstance(made, torch.optim.Optimizer):
+        raise ConfigError(f"schedule.optimizer: {name} wraps an optimizer, which resuming does not support")
+    return made
