@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger("kdrun")
+register_resolvers()  # here: a launcher's worker resolves its directory before it calls `job`
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
 def job(composed: DictConfig) -> None:
     """One job of a sweep. A failure is recorded and does not stop the others."""
-    register_resolvers()
     from kdrun.training.runner import run
 
     config = to_config(composed)

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdrun.config.nodes import to_config
+from kdrun.config.resolvers import register_resolvers
 from kdrun.config.run import RunConfig
 from kdrun.core.errors import ConfigError, allowed
 from kdrun.core.paths import CONF_DIR
@@ -42,6 +43,7 @@ class Composer:
             if not extra.is_dir():
                 raise ConfigError(f"--config-dir: {extra}: no such directory")
             path.prepend(provider="command-line", path=f"file://{extra}", anchor=SearchPathQuery(provider="schema"))
+        register_resolvers()
         GlobalHydra.instance().clear()
         self.hydra = Hydra.create_main_hydra2(task_name="train", config_search_path=path)
         return self

@@ -44,6 +44,3 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("coefficient", _coefficient, replace=True)
     OmegaConf.register_new_resolver("setting", _setting, replace=True)
     OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
-
-
-register_resolvers()
