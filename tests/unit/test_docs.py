@@ -39,9 +39,8 @@ def test_names_and_paths_in_docs_exist(page):
             wrong.append(path)
         elif name and name not in definitions(target):
             wrong.append(f"{path}:{name}")
-    for link in re.findall(r"\]\(([\w./-]+\.md)\)", text):
-        if not (page.parent / link).exists():
-            wrong.append(link)
+    links = re.findall(r"\]\(([\w./-]+\.md)\)", text)
+    wrong += [link for link in links if not (page.parent / link).exists()]
     assert not wrong
 
 
