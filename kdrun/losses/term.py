@@ -64,6 +64,7 @@ class Term(nn.Module):
     """The term in the names of its `Config`; p are probabilities, z logits, y the label, s student, t teacher."""
     source: ClassVar[str] = ""
     """The paper and its arXiv id."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         refuse_gone(cls, _GONE, "docs/extend/loss.md")
@@ -84,7 +85,7 @@ class Term(nn.Module):
         raise NotImplementedError
 
     def metrics(self, pair: Pair) -> dict[str, Tensor]:
-        """Named scalars to log as `train/<label>/<name>`, the mean over the step's pairs; in every step the same names."""
+        """Named scalars to log as `train/<label>/<name>`, in every step the same names; of several pairs the mean counts."""
         return {}
 
     def after_step(self, pair: Pair) -> None:

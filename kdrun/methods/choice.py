@@ -41,6 +41,7 @@ class Choice:
         scores = torch.stack(found).tolist()  # one transfer for all
         return max(zip(grid, scores, strict=True), key=lambda item: tuple(item[1]))[0]
 
+    @torch.no_grad()
     def make(self, inputs: Inputs, target: Tensor) -> None:
         """Put the best candidate in force. Arguments as in `best`."""
         for buffer, value in zip(self.values.values(), self.best(inputs, target), strict=True):

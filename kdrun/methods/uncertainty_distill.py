@@ -62,8 +62,8 @@ class UncertaintyDistill(Method[W]):
         for label, needs in config.term_needs.items():
             if kind.weighs and needs.teacher and not needs.per_sample:
                 errors.append(
-                    f"loss.{label}: {config.losses[label].name} is a statistic of the batch, which cannot be weighted per sample; "
-                    "choose another loss, or method/uncertainty=none"
+                    f"loss.{label}: {config.losses[label].name} is a statistic of the batch, which cannot be weighted "
+                    "per sample; choose another loss, or method/uncertainty=none"
                 )
         return errors
 
