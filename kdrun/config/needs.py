@@ -33,8 +33,8 @@ class Needs:
     mixed: bool = False
     """It is about mixed images; refused where none are mixed."""
     over_ranks: OverRanks = "mean"
-    """mean: `forward` gives (B,), of which the mean counts. gathered: (), a statistic of the whole batch. no: (B,), with
-    a state of single images that ranks do not share."""
+    """mean: `forward` gives (B,), of which the mean counts. gathered: (), a statistic of the whole batch. no: (B,), and
+    it has a state of single images that ranks do not share."""
 
     # of a method only
     streams: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"labeled": ("weak",)})

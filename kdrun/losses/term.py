@@ -85,7 +85,7 @@ class Term(nn.Module):
         raise NotImplementedError
 
     def metrics(self, pair: Pair) -> dict[str, Tensor]:
-        """Named scalars to log as `train/<label>/<name>`, in every step the same names; of several pairs the mean counts."""
+        """Named scalars to log as `train/<label>/<name>`, the same in every step; of several pairs the mean counts."""
         return {}
 
     def after_step(self, pair: Pair) -> None:

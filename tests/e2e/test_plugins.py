@@ -69,7 +69,9 @@ class Old(Method):
     def step(self, batch, ctx): return Step({{}})
     def predictors(self): return {{}}
 """
-OLD_TERM = f"{OLD}\n@register('loss', 'old')\nclass Old(Term):\n    against = 'teacher'\n    class Config(TermConfig): ..."
+OLD_TERM = (
+    f"{OLD}\n@register('loss', 'old')\nclass Old(Term):\n    against = 'teacher'\n    class Config(TermConfig): ..."
+)
 
 
 @pytest.mark.parametrize(

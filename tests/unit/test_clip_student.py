@@ -14,6 +14,7 @@ from kdrun.config.model import ModelConfig
 from kdrun.config.prompts import TEMPLATES
 from kdrun.core.errors import ConfigError, DataError
 from kdrun.data.load import load_dataset
+from kdrun.data.views.view import View, clean
 from kdrun.models.network import load_network
 from kdrun.runs.finished import FinishedRun
 from kdrun.runs.record import find_records
