@@ -21,7 +21,8 @@ _PUBLIC = {
     "Arrays": "data.arrays", "Listing": "data.listing", "View": "data.views.view", "Batch": "data.views.view",
     "Output": "models.output", "Pair": "losses.term", "Term": "losses.term", "TermSpec": "losses.term",
     "Teacher": "teachers.teacher", "Method": "methods.method", "Context": "methods.step", "Guesses": "methods.step",
-    "Setup": "methods.step", "Step": "methods.step", "Uncertainty": "methods.uncertainty",
+    "Setup": "methods.step", "Step": "methods.step", "Needs": "config.needs", "Choice": "methods.choice",
+    "Start": "methods.pool", "Uncertainty": "methods.uncertainty",
 }  # fmt: skip
 _MODULES = ("losses", "metrics", "models")
 

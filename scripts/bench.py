@@ -125,7 +125,7 @@ class LoopBench:
         method = config.method_class(config, self.setup).to(memory_format=torch.channels_last)
         clock = config.schedule.clock(len(self.split.labeled))
         loader = Prebuilt(prebuilt) if prebuilt else make_loader(
-            method.streams, self.arrays, self.split, place(self.arrays, torch.device("cpu"), "auto")[0],
+            method.needed.streams, self.arrays, self.split, place(self.arrays, torch.device("cpu"), "auto")[0],
             type(method).batch_sizes(config), recipes_of(config, self.arrays), 0, total_steps=clock.total_steps,
             stored=self.stored,
         )  # fmt: skip
@@ -609,8 +609,8 @@ def bench_losses() -> None:
 
     def of(term: Any) -> Callable[[], None]:
         with torch.no_grad():
-            seen = student(pixels, term.features)
-            taught = teacher(pixels, term.features if term.teacher_features is None else term.teacher_features)
+            seen = student(pixels, term.needed.features)
+            taught = teacher(pixels, term.needed.of_teacher)
         leaves = [v.clone().requires_grad_() for v in (seen.logits, *seen.features.values())]
         out = Output(leaves[0], dict(zip(seen.features, leaves[1:], strict=True)))
         index = torch.arange(64)
@@ -648,7 +648,6 @@ def bench_losses() -> None:
 def bench_metrics(images: int = 10_000) -> None:
     """The closed-form metrics of an evaluation, beside the networks' pass in it: resnet20, 100 classes, 32 px."""
     from kdrun.config.model import ModelConfig
-    from kdrun.methods.method import predictor
     from kdrun.models.network import build_network
     from kdrun.training.evaluator import Evaluator
 
@@ -659,11 +658,11 @@ def bench_metrics(images: int = 10_000) -> None:
     pixels = torch.randint(0, 256, (images, 32, 32, 3), dtype=torch.uint8, generator=generator)
     index, target = torch.arange(images), torch.randint(0, 100, (images,), generator=generator)
     evaluator = Evaluator({"test": (pixels.to(device), index.to(device), target.to(device))}, 1000)
-    asked = {"student": predictor(network.eval())}
+    network.eval()
 
     def seconds() -> tuple[float, float]:
         started = time.perf_counter()
-        logits = evaluator.logits(asked)
+        logits = evaluator.logits(lambda view: {"student": network(view).logits})
         if device.type == "cuda":
             torch.cuda.synchronize()
         middle = time.perf_counter()

@@ -20,7 +20,7 @@ from kdrun.runs.finished import FinishedRun
 from kdrun.runs.record import finite
 from kdrun.training.assembly import center_of
 from kdrun.training.corruptions import Corruptions, summary
-from kdrun.training.evaluator import Evaluator
+from kdrun.training.evaluator import Evaluator, chosen
 from kdrun.training.shifted import shifted_sets
 
 STORED = "stored"
@@ -83,15 +83,13 @@ def _evaluated(run: FinishedRun, asked: Sequence[str], execution: Sequence[str])
     if typed.evaluate.corruptions is not None:
         corruptions = Corruptions(typed.evaluate.corruptions, arrays.test_images.shape[1:], arrays.num_classes)
         return summary(
-            corruptions.evaluate(
-                rebuilt.predictors, rebuilt.device, batch_size=batch, precision=precision, center=center
-            )
+            corruptions.evaluate(rebuilt.predict, rebuilt.device, batch_size=batch, precision=precision, center=center)
         )
     if typed.evaluate.sets:
         found: dict[str, float] = {}
         for shifted in shifted_sets(typed.evaluate, config.dataset, arrays.class_names):
             found |= shifted.evaluate(
-                rebuilt.predictors, rebuilt.device, batch_size=batch, precision=precision, center=center
+                rebuilt.predict, rebuilt.device, batch_size=batch, precision=precision, center=center
             )
         return found
 
@@ -107,10 +105,11 @@ def _evaluated(run: FinishedRun, asked: Sequence[str], execution: Sequence[str])
         splits["val"] = train, val.to(rebuilt.device), own.to(rebuilt.device)
     evaluator = Evaluator(splits, batch, precision, center=center)
     if "val" not in evaluator.splits:
-        return evaluator.final_metrics(evaluator.logits(rebuilt.predictors))
+        return evaluator.final_metrics(evaluator.logits(rebuilt.predict))
     logits = evaluator.settled(rebuilt.method)
-    rest = {name: predictor for name, predictor in rebuilt.predictors.items() if ("test", name) not in logits}
-    return evaluator.final_metrics({**logits, **evaluator.logits(rest)}) | rebuilt.method.choices()
+    if (teacher := rebuilt.method.teacher) is not None:
+        logits |= evaluator.logits(teacher.predict)
+    return evaluator.final_metrics(logits) | chosen(rebuilt.method)
 
 
 def _composed(run: FinishedRun, asked: Sequence[str], execution: Sequence[str]) -> RunConfig:

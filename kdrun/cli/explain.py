@@ -9,6 +9,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kdrun.config.compose import Composer, ordered, parser
+from kdrun.config.needs import Needs
 from kdrun.config.nodes import to_config
 from kdrun.config.parts import TermConfig
 from kdrun.config.resolvers import set_of_terms
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str]) -> str:
 
 def _term(label: str, term: TermConfig, ce_weight: float, origins: "_Origins") -> str:
     cls = lookup("loss", term.name, f"loss.{label}.name")
+    needs: Needs = cls.needs(term)
     rows = [
         (name, f"{getattr(term, name)}", origins.of(("loss", label, name)))
         for name in type(term).model_fields
@@ -43,7 +45,7 @@ def _term(label: str, term: TermConfig, ce_weight: float, origins: "_Origins") -
     ]
     wide, broad = (max(len(row[i]) for row in rows) for i in (0, 1))
     lines = [
-        f"loss.{label}: {term.name}" + ("" if cls.per_sample else " (a statistic of the batch)"),
+        f"loss.{label}: {term.name}" + ("" if needs.per_sample else " (a statistic of the batch)"),
         f"  equation: {cls.equation or 'its class names none'}",
         f"  source: {cls.source or 'its class names none'}",
         *(f"    {name:<{wide}} = {value:<{broad}}   {origin}" for name, value, origin in rows),
@@ -56,10 +58,9 @@ def _ratio(losses: dict[str, TermConfig]) -> str:
     """CE : distillation, of the terms against the labels and those against the teacher; linearity may be neither."""
     sides: dict[str, list[tuple[str, float]]] = {"target": [], "teacher": []}
     for label, term in losses.items():
-        cls = lookup("loss", term.name, f"loss.{label}.name")
-        side = cls.works_against(term)
-        if side == "teacher" or not cls.needs_mix:
-            sides[side].append((label, term.weight))
+        needs: Needs = lookup("loss", term.name, f"loss.{label}.name").needs(term)
+        if needs.teacher or not needs.mixed:
+            sides[needs.side].append((label, term.weight))
     for side, what in (("target", "no term against the labels alone"), ("teacher", "no distillation")):
         if not sides[side]:
             return f"CE : distillation: {what}"

@@ -18,12 +18,13 @@ from kdrun.core.hashing import file_hash
 def effective(config: RunConfig) -> RunConfig:
     """Drop what cannot have an effect, and refuse combinations that cannot run."""
     losses = {label: term for label, term in sorted(config.losses.items()) if term.weight > 0}
-    if not losses and config.method_class.trains:
+    needs = config.method_class.needs(config)
+    if not losses and needs.trains:
         raise ConfigError("loss: no term with a weight above 0; give one of them a weight")
     config = config.replace(losses=losses)
-    if config.method_class.num_students == (0, 0):
+    if needs.students == (0, 0):
         config = config.replace(students=[])
-    if not config.method_class.trains:
+    if not needs.trains:
         config = _without_training(config)
     if errors := contradictions(config):
         raise ConfigError(*errors)
@@ -40,15 +41,15 @@ def effective(config: RunConfig) -> RunConfig:
     config = config.replace(views=config.views.replace(weak=WeakConfig(**kept)))
     if not config.dataset.mirror:
         config = config.replace(views=config.views.replace(weak=config.views.weak.replace(flip=True)))  # no effect
-    if not any("strong" in views for views in config.method_class.streams.values()):
+    if not any("strong" in views for views in needs.streams.values()):
         config = config.replace(views=config.views.replace(strong=StrongConfig()))
     dataset = config.dataset
-    if "unlabeled" not in config.method_class.streams:
+    if "unlabeled" not in needs.streams:
         dataset = dataset.replace(unlabeled=None)
     if dataset.split_file is not None and dataset.num_labels is None:
         dataset = dataset.replace(num_labels=_num_listed(dataset.split_file))
     named = any(model.name == "open_clip" for model in config.students)  # its text encoder may be asked
-    if not (named or config.teacher.reads_names or config.method_class.reads_names):
+    if not (named or config.teacher.reads_names or needs.class_names):
         dataset = dataset.replace(class_names=None)
     if (dataset.num_labels is None or dataset.split_file is not None) and dataset.split_seed is not None:
         dataset = dataset.replace(split_seed=None)  # nothing is drawn

@@ -22,7 +22,7 @@ def run_key(config: RunConfig) -> str:
     """
     content = _content(config)
     adaptive = config.schedule.decay.name == "plateau" or any(r.kind == "adaptive" for r in config.ramps.values())
-    if not adaptive and not config.method_class.evaluations_matter(config):
+    if not adaptive and not config.needs.evaluations:
         # evaluations only look on
         for cadence in ("eval_every_steps", "eval_every_epochs"):
             content["schedule"].pop(cadence, None)

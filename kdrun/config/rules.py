@@ -6,7 +6,7 @@ from kdrun.config.model import ModelConfig
 from kdrun.config.run import RunConfig
 from kdrun.config.views import ViewsConfig
 from kdrun.core.errors import allowed
-from kdrun.core.registry import load, lookup
+from kdrun.core.registry import load
 
 
 def contradictions(config: RunConfig) -> list[str]:
@@ -19,7 +19,7 @@ def contradictions(config: RunConfig) -> list[str]:
 
 def _of_views(config: RunConfig) -> list[str]:
     errors, mix = [], config.views.mix
-    if mix.mixes and not config.method_class.mixes:
+    if mix.mixes and not config.needs.takes_mixed:
         errors.append(
             f"views.mix.kind: method={config.method.name} does not take mixed images, got {mix.kind}; set it to none, "
             "or choose method=mixup_distill"
@@ -35,29 +35,28 @@ def _of_views(config: RunConfig) -> list[str]:
 
 def _of_terms(config: RunConfig) -> list[str]:
     errors: list[str] = []
-    method, mix = config.method_class, config.views.mix
-    for label, term in config.losses.items():
-        kind = lookup("loss", term.name, f"loss.{label}.name")
-        if mix.mixes and kind.needs_index:
+    method, mix = config.method_class.needs(config), config.views.mix
+    for label, needs in config.term_needs.items():
+        term = config.losses[label].name
+        if mix.mixes and needs.index:
             errors.append(
-                f"loss.{label}: {term.name} remembers single images, and views.mix.kind={mix.kind} mixes them; "
+                f"loss.{label}: {term} remembers single images, and views.mix.kind={mix.kind} mixes them; "
                 "choose another term, or set it to none"
             )
-        if kind.needs_mix and not mix.mixes:
-            hint = "choose mixup or cutmix" if method.mixes else "choose method=mixup_distill"
-            errors.append(f"loss.{label}: {term.name} is about mixed images, and views.mix mixes none; {hint}")
-        against = kind.works_against(term)
-        if against not in method.loss_roles:
+        if needs.mixed and not mix.mixes:
+            hint = "choose mixup or cutmix" if method.takes_mixed else "choose method=mixup_distill"
+            errors.append(f"loss.{label}: {term} is about mixed images, and views.mix mixes none; {hint}")
+        if needs.side not in method.sides:
             errors.append(
-                f"loss.{label}: {term.name} works against the {against}, "
+                f"loss.{label}: {term} works against the {needs.side}, "
                 f"which method={config.method.name} does not offer; "
-                + ("choose method=distill" if against == "teacher" else "choose a loss against the teacher")
+                + ("choose method=distill" if needs.teacher else "choose a loss against the teacher")
             )
-        elif against == "teacher" and config.teacher.source == "none":
+        elif needs.teacher and config.teacher.source == "none":
             errors.append(
-                f"loss.{label}: {term.name} needs a teacher, but teacher.source=none; choose one, e.g. teacher=resnet20"
+                f"loss.{label}: {term} needs a teacher, but teacher.source=none; choose one, e.g. teacher=resnet20"
             )
-    if method.always_teacher and config.teacher.source == "none":
+    if method.teacher and config.teacher.source == "none":
         name = config.method.name
         errors.append(f"method={name} needs a teacher, but teacher.source=none; choose one, e.g. teacher=resnet20")
     return errors
@@ -115,13 +114,12 @@ def _of_networks(config: RunConfig) -> list[str]:
     import timm
 
     load("model")
-    method = config.method_class
     errors = [
         f"schedule.lr_for.{name}: timm knows no network {name!r}; {allowed(name, timm.list_models(), most=0)}"
         for name in config.schedule.lr_for
         if not timm.is_model(name)
     ]
-    low, high = method.num_students
+    low, high = config.needs.students
     if len(config.students) < low or (high is not None and len(config.students) > high):
         wanted = f"{low} or more" if high is None else low if low == high else f"{low} to {high}"
         hint = "; give e.g. students=[resnet8,resnet14]" if low > 1 else ""

@@ -5,12 +5,15 @@ change a result, so that equal runs are found and never run twice.
 """
 
 import re
+from functools import reduce
+from operator import or_
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator
 
 from kdrun.config.dataset import DatasetConfig
 from kdrun.config.model import ModelConfig
+from kdrun.config.needs import Needs
 from kdrun.config.parts import MethodConfig, TermConfig
 from kdrun.config.schedule import RampConfig, ScheduleConfig
 from kdrun.config.teacher import TeacherConfig
@@ -101,15 +104,26 @@ class RunConfig(Schema):
         return lookup("method", self.method.name, "method.name")
 
     @property
+    def term_needs(self) -> dict[str, Needs]:
+        """What each loss term asks of the run, by label."""
+        terms = self.losses.items()
+        return {label: lookup("loss", term.name, f"loss.{label}.name").needs(term) for label, term in terms}
+
+    @property
+    def needs(self) -> Needs:
+        """What the method and its loss terms ask of the run together."""
+        own: Needs = self.method_class.needs(self)
+        return reduce(or_, self.term_needs.values(), own)
+
+    @property
     def sides(self) -> set[str]:
         """What the loss terms work against: target, teacher."""
-        terms = self.losses.items()
-        return {lookup("loss", term.name, f"loss.{label}.name").works_against(term) for label, term in terms}
+        return {needs.side for needs in self.term_needs.values()}
 
     @property
     def needs_teacher(self) -> bool:
         """Whether the method or one of the loss terms asks a teacher."""
-        return bool(self.method_class.always_teacher or "teacher" in self.sides)
+        return self.needs.teacher
 
     @property
     def split_seed(self) -> int:

@@ -55,6 +55,14 @@ class Loader:
             self._ahead = self._thread.submit(self._make, step + 1)
         return batch
 
+    def give(self, extra: Mapping[str, Tensor]) -> None:
+        """Values for `Samples.extra` of all batches from now on: name -> (N, ...) on the training device."""
+        if self._ahead is not None:
+            self._ahead.result()
+        self._made, self._ahead = {}, None
+        for stream in self.streams.values():
+            stream.extra |= extra
+
     def close(self) -> None:
         """Ends the thread and the workers."""
         if self._thread is not None:

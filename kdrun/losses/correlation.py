@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdrun.config.needs import Needs
 from kdrun.core.registry import register
 from kdrun.losses.labels import full
 from kdrun.losses.logits import LogitConfig, LogitTerm, above_zero, squared_temperature
@@ -63,9 +64,12 @@ class DIST(LogitTerm):
         "P = softmax(z / temperature) over the batch, r = Pearson's correlation"
     )
     source = "Huang et al. 2022, arXiv 2205.10536"
-    per_sample = False
 
     Config = DISTConfig
+
+    @classmethod
+    def needs(cls, config: Any) -> Needs:
+        return Needs(teacher=True, over_ranks="gathered")
 
     def forward(self, pair: Pair) -> Tensor:
         return dist(*self.logits(pair), self.config.beta, self.config.gamma, self.config.temperature)

@@ -6,6 +6,7 @@ training image.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdrun.config.needs import Needs
 from kdrun.config.parts import TermConfig
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.registry import register
@@ -71,7 +73,6 @@ class CRD(PenultimateTerm):
         "ways, u and v of embedding_dim, one of them from a memory with momentum"
     )
     source = "Tian, Krishnan and Isola 2020, arXiv 1910.10699"
-    needs_index = True
 
     student_memory: Tensor
     """(N, D), unit norm; sorted by class, images without a label last."""
@@ -106,8 +107,12 @@ class CRD(PenultimateTerm):
         for role in ("student", "teacher"):
             start = F.normalize(torch.randn(len(target), config.embedding_dim))
             self.register_buffer(f"{role}_memory", start)
-        self._fresh: tuple[Tensor, Tensor] | None = None  # embeddings of this step, for the memories
         self._has_z = False  # whether this process has seen log_z set: asking the device would wait for it
+
+    @classmethod
+    def needs(cls, config: Any) -> Needs:
+        # the memories of the images that other ranks have seen would stay behind
+        return replace(super().needs(config), index=True, over_ranks="no")
 
     def forward(self, pair: Pair) -> Tensor:
         target = labels_of(pair, self)
@@ -117,7 +122,7 @@ class CRD(PenultimateTerm):
         with torch.autocast(student.device.type, enabled=False):
             u = F.normalize(self.student_embedding(student))
             v = F.normalize(self.teacher_embedding(teacher))
-            self._fresh = (u.detach(), v.detach())
+            pair.memo.update(student=u.detach(), teacher=v.detach())
             rows = self.row[pair.index]
             negatives = of_other_classes(pair.draw(len(rows), self.config.num_negatives), target, self.count)
             of_student = self._scores(u, self.teacher_memory, rows, negatives)
@@ -142,9 +147,6 @@ class CRD(PenultimateTerm):
         return positive / self.config.temperature, every.gather(1, negatives) / self.config.temperature
 
     def after_step(self, pair: Pair) -> None:
-        if self._fresh is None:
-            return
         rows, momentum = self.row[pair.index], self.config.momentum
-        for memory, fresh in zip((self.student_memory, self.teacher_memory), self._fresh, strict=True):
-            memory.index_copy_(0, rows, F.normalize(momentum * memory[rows] + (1 - momentum) * fresh))
-        self._fresh = None
+        for memory, role in ((self.student_memory, "student"), (self.teacher_memory, "teacher")):
+            memory.index_copy_(0, rows, F.normalize(momentum * memory[rows] + (1 - momentum) * pair.memo[role]))

@@ -7,6 +7,7 @@ two maps the larger one is average-pooled to the smaller. Constants are those of
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
@@ -14,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdrun.config.needs import Needs
 from kdrun.config.parts import TermConfig
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.registry import register
@@ -151,9 +153,7 @@ def _pooled(feature: Tensor, height: int, breadth: int) -> Tensor:
 
 
 class FeatureTerm(Term):
-    """A term over pairs of features: the k-th of `features` beside the k-th of `teacher_features`."""
-
-    against = "teacher"
+    """A term over pairs of features: the k-th that is needed of the student beside the k-th of the teacher."""
 
     def forward(self, pair: Pair) -> Tensor:
         student, teacher = self.given(pair)
@@ -168,22 +168,35 @@ class FeatureTerm(Term):
         """The student's features and the teacher's, in float32 or more, the teacher's without gradient."""
         if pair.teacher is None:
             raise KdrunError(f"loss.{self.config.name} needs a teacher, and the method gave none")
-        names = self.features if self.teacher_features is None else self.teacher_features
         return (
-            [full(pair.student.features[name]) for name in self.features],
-            [full(pair.teacher.features[name].detach()) for name in names],
+            [full(pair.student.features[name]) for name in self.needed.features],
+            [full(pair.teacher.features[name].detach()) for name in self.needed.of_teacher],
         )
+
+    @classmethod
+    def needs(cls, config: Any) -> Needs:
+        return Needs(teacher=True)
 
 
 class PenultimateTerm(FeatureTerm):
     """A term over the inputs of both classifiers, (B, D) and (B, D')."""
 
-    features = ("prelogits",)
-
     def __init__(self, config: Any, spec: TermSpec) -> None:
         super().__init__(config, spec)
         self.student_dim = width(spec.student_dims, "prelogits", "student")
         self.teacher_dim = width(spec.teacher_dims, "prelogits", "teacher")
+
+    @classmethod
+    def needs(cls, config: Any) -> Needs:
+        return Needs(teacher=True, features=("prelogits",))
+
+
+class StatisticTerm(PenultimateTerm):
+    """A statistic of all samples of a batch, ()."""
+
+    @classmethod
+    def needs(cls, config: Any) -> Needs:
+        return replace(super().needs(config), over_ranks="gathered")
 
 
 Stage = Annotated[str, Field(pattern=r"^stage[1-9][0-9]*$")]
@@ -218,7 +231,7 @@ class FitNet(FeatureTerm):
         super().__init__(config, spec)
         student = config.feature or _middle(spec.student_dims, "student")
         teacher = config.teacher_feature or config.feature or _middle(spec.teacher_dims, "teacher")
-        self.features, self.teacher_features = (student,), (teacher,)
+        self.needed = replace(self.needed, features=(student,), teacher_features=(teacher,))
         inputs, outputs = width(spec.student_dims, student, "student"), width(spec.teacher_dims, teacher, "teacher")
         self.regressor = nn.Sequential(
             nn.Conv2d(inputs, outputs, 1, bias=False),
@@ -259,7 +272,7 @@ class StagesTerm(FeatureTerm):
             student, teacher = config.features, config.teacher_features or config.features
         if len(student) != len(teacher):
             raise ConfigError(f"features names {len(student)} stages, teacher_features {len(teacher)}: they are paired")
-        self.features, self.teacher_features = tuple(student), tuple(teacher)
+        self.needed = replace(self.needed, features=tuple(student), teacher_features=tuple(teacher))
         self.widths = [
             (width(spec.student_dims, s, "student"), width(spec.teacher_dims, t, "teacher"))
             for s, t in zip(student, teacher, strict=True)
@@ -321,7 +334,7 @@ class VID(StagesTerm):
 
 
 @register("loss", "rkd")
-class RKD(PenultimateTerm):
+class RKD(StatisticTerm):
     """`rkd_distance` and `rkd_angle`, each with its weight."""
 
     equation = (
@@ -329,7 +342,6 @@ class RKD(PenultimateTerm):
         "their mean, c the cosines of the angles of triplets"
     )
     source = "Park et al. 2019, arXiv 1904.05068"
-    per_sample = False
 
     class Config(TermConfig):
         distance_weight: float = Field(25.0, ge=0)
@@ -342,12 +354,11 @@ class RKD(PenultimateTerm):
 
 
 @register("loss", "pkt")
-class PKT(PenultimateTerm):
+class PKT(StatisticTerm):
     """`pkt` as a term."""
 
     equation = "mean over pairs of p_t log(p_t / p_s), p = (cosine + 1) / 2 over the sum of its row"
     source = "Passalis and Tefas 2018, arXiv 1803.10837; weight: Tian et al. 2020, arXiv 1910.10699"
-    per_sample = False
 
     class Config(TermConfig):
         pass

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from kdrun.config.parts import TermConfig
 from kdrun.core.registry import register
-from kdrun.losses.features import TINY, PenultimateTerm
+from kdrun.losses.features import TINY, StatisticTerm
 from kdrun.losses.labels import full
 from kdrun.losses.term import TermSpec
 
@@ -60,7 +60,7 @@ def mutual_information_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 @register("loss", "itrd")
-class ITRD(PenultimateTerm):
+class ITRD(StatisticTerm):
     """`correlation_loss` and `mutual_information_loss`, each with its weight; they share the student's embedding.
 
     The linear embedding to the teacher's width always stands before the correlation, before the mutual information only
@@ -72,7 +72,6 @@ class ITRD(PenultimateTerm):
         "correlation of dimension k over the batch, G Gram matrices of unit rows"
     )
     source = "Miles et al. 2022, arXiv 2112.00459, as in the code of arXiv 2402.11148"
-    per_sample = False
 
     class Config(TermConfig):
         correlation_weight: float = Field(2.0, ge=0)

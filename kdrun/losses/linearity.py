@@ -6,12 +6,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from kdrun.config.needs import Needs
 from kdrun.config.parts import TermConfig
 from kdrun.core.errors import KdrunError
 from kdrun.core.registry import register
 from kdrun.losses.labels import full
 from kdrun.losses.logits import above_zero, kl
-from kdrun.losses.term import Pair, Term, TermSpec
+from kdrun.losses.term import Pair, Term
 
 
 def linearity(mixed_logits: Tensor, logits: Tensor, partner: Tensor, share: Tensor, temperature: float = 1.0) -> Tensor:
@@ -45,7 +46,6 @@ class Linearity(Term):
         "detach, both at temperature; x~ = lambda x_i + (1 - lambda) x_j"
     )
     source = "ours; the measure L_NL: Medina et al. 2026, arXiv 2606.12171, which leaves such a loss open"
-    needs_mix = True
 
     class Config(TermConfig):
         temperature: float = Field(1.0, gt=0)
@@ -61,13 +61,10 @@ class Linearity(Term):
             return self
 
     @classmethod
-    def works_against(cls, config: Any) -> Literal["target", "teacher"]:
-        return "teacher" if config.of == "teacher" else "target"
-
-    def __init__(self, config: Any, spec: TermSpec) -> None:
-        super().__init__(config, spec)
-        self.unmixed = config.of
-        self.unmixed_gradient = not config.detach
+    def needs(cls, config: Any) -> Needs:
+        return Needs(
+            teacher=config.of == "teacher", mixed=True, unmixed=(config.of,), unmixed_gradient=not config.detach
+        )
 
     def forward(self, pair: Pair) -> Tensor:
         unmixed = pair.unmixed

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdrun.config.needs import Needs
 from kdrun.config.parts import TermConfig
 from kdrun.core.errors import KdrunError
 from kdrun.core.registry import register
@@ -143,7 +144,9 @@ class LogitConfig(TermConfig):
 class LogitTerm(Term):
     """A term between the logits of the two networks."""
 
-    against = "teacher"
+    @classmethod
+    def needs(cls, config: Any) -> Needs:
+        return Needs(teacher=True)
 
     def logits(self, pair: Pair) -> tuple[Tensor, Tensor]:
         """The student's and the teacher's, standardised as configured."""

@@ -1,11 +1,12 @@
-"""The contract of a loss term, and the set of terms of one student."""
+"""The contract of a loss term; a page for authors is docs/extend/loss.md."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from kdrun.config.needs import Needs, refuse_gone
 from kdrun.config.parts import TermConfig
 from kdrun.core.errors import ConfigError
 from kdrun.models.output import Output
@@ -39,6 +40,8 @@ class Pair:
     """`draw(B, *shape)`: uniform numbers in [0, 1) that depend on (seed, step) only."""
     unmixed: UnmixedOutputs | None = None
     """Where a term asks for it."""
+    memo: dict[str, Tensor] = field(default_factory=dict)
+    """What a term's `forward` leaves for its `metrics` and `after_step` of the same pair; each term has its own."""
 
 
 @dataclass(frozen=True)
@@ -61,45 +64,36 @@ class Term(nn.Module):
     """The term in the names of its `Config`; p are probabilities, z logits, y the label, s student, t teacher."""
     source: ClassVar[str] = ""
     """The paper and its arXiv id."""
-    against: ClassVar[Literal["target", "teacher"]] = "target"
-    """teacher: the term needs a teacher; it may read the labels too."""
-    per_sample: ClassVar[bool] = True
-    """True: `forward` returns (B,). False: a statistic of the batch, ()."""
-    needs_index: ClassVar[bool] = False
-    """True: the term remembers single images by their index; it is refused with views.mix."""
-    needs_mix: ClassVar[bool] = False
-    """True: the term is about mixed images; it is refused where none are mixed."""
-    unmixed: Literal["student", "teacher"] | None = None
-    """Whose logits on the images before they were mixed the term wants, as `Pair.unmixed`."""
-    unmixed_gradient: bool = False
-    """Whether its gradient flows through those of the student."""
-    features: tuple[str, ...] = ()
-    """Features that the student must give, and the teacher too where the term works against it."""
-    teacher_features: tuple[str, ...] | None = None
-    """Features that the teacher must give, where they have other names there."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_gone(cls, _GONE, "docs/extend/loss.md")
 
     def __init__(self, config: Any, spec: TermSpec) -> None:
         super().__init__()
         self.config = config
+        self.needed = self.needs(config)
+        """What it asks of its networks: `needs`, and what the term found among their features."""
+
+    @classmethod
+    def needs(cls, config: Any) -> Needs:
+        """What the term asks of the run, as far as its configuration tells."""
+        return Needs()
 
     def forward(self, pair: Pair) -> Tensor:
+        """(B,), or () of a statistic of the batch; without the weight."""
         raise NotImplementedError
 
     def metrics(self, pair: Pair) -> dict[str, Tensor]:
-        """Named scalars to log as `train/<label>/<name>`, without gradients and in every step the same names."""
+        """Named scalars to log as `train/<label>/<name>`, the same in every step; of several pairs the mean counts."""
         return {}
 
     def after_step(self, pair: Pair) -> None:
-        """Called once after the optimizer step, without gradients (to update a memory)."""
-
-    @classmethod
-    def works_against(cls, config: Any) -> Literal["target", "teacher"]:
-        """`against`, where a term's configuration has no say in it."""
-        return cls.against
+        """Called after the optimizer step for each pair that `forward` saw in it, in that order, without gradients."""
 
     @classmethod
     def remarks(cls, config: Any, ce_weight: float) -> list[str]:
-        """What the weight means beside that of cross entropy (0 where there is none), for `scripts/explain.py`."""
+        """What the weight means beside that of cross entropy (0 where there is none), for `kdrun explain`."""
         return []
 
 
@@ -108,3 +102,16 @@ def width(dims: Mapping[str, int], feature: str, role: str) -> int:
     if feature not in dims:
         raise ConfigError(f"the {role} gives no {feature}; it gives {', '.join(dims) or 'none'}")
     return dims[feature]
+
+
+_GONE = {
+    "against": "needs, Needs(teacher=True)",
+    "works_against": "needs, Needs(teacher=...)",
+    "per_sample": 'needs, Needs(over_ranks="gathered")',
+    "needs_index": "needs, Needs(index=True)",
+    "needs_mix": "needs, Needs(mixed=True)",
+    "unmixed": "needs, Needs(unmixed=...)",
+    "unmixed_gradient": "needs, Needs(unmixed_gradient=True)",
+    "features": "needs, Needs(features=...)",
+    "teacher_features": "needs, Needs(teacher_features=...)",
+}

@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdrun.config.needs import Needs
 from kdrun.config.parts import MethodConfig
 from kdrun.config.prompts import captions, templates
 from kdrun.config.run import RunConfig
 from kdrun.core.registry import register
-from kdrun.data.views.view import Batch, Predictor, View
+from kdrun.data.views.view import Batch, View
 from kdrun.losses.term import Pair
 from kdrun.methods.method import Method
 from kdrun.methods.step import Context, Setup, Step
@@ -27,19 +28,21 @@ from kdrun.models.network import Network
 from kdrun.models.output import Output
 
 
+class ContrastiveConfig(MethodConfig):
+    captions: str | None = None
+    """A set of kdrun/config/prompts.py; null: the dataset's, else one that goes with any class names."""
+
+
 @register("method", "contrastive")
-class Contrastive(Method):
-    reads_names = True
+class Contrastive(Method[ContrastiveConfig]):
+    Config = ContrastiveConfig
+
     tokens: Tensor
     """(classes, 2, K, length): all captions of a class on dark and on bright images; the rest is 0."""
     count: Tensor
     """(classes, 2): how many they are."""
     held_out: Tensor
     """(classes, templates, length): the texts of the zero-shot classifier."""
-
-    class Config(MethodConfig):
-        captions: str | None = None
-        """A set of kdrun/config/prompts.py; null: the dataset's, else one that goes with any class names."""
 
     def __init__(self, config: RunConfig, setup: Setup) -> None:
         super().__init__(config, setup)
@@ -49,8 +52,7 @@ class Contrastive(Method):
         words = class_words(setup)
         length = self._net.clip.context_length
         tokenizer = open_clip().SimpleTokenizer(context_length=length)
-        chosen = config.method.captions  # type: ignore[attr-defined]
-        sentences = captions(chosen, config.dataset.name, words)
+        sentences = captions(self.spec.captions, config.dataset.name, words)
         most = max(len(said) for one in sentences for said in one)
         with torch.device("cpu"):  # the tokenizer writes numbers, for which meta has no place
             tokens = torch.zeros(len(words), 2, most, length, dtype=torch.int64)
@@ -75,6 +77,10 @@ class Contrastive(Method):
         return self._network.net
 
     @classmethod
+    def needs(cls, config: RunConfig) -> Needs:
+        return Needs(class_names=True)
+
+    @classmethod
     def contradictions(cls, config: RunConfig) -> list[str]:
         errors = [
             f"student.name: method=contrastive trains a CLIP, got {model.name}; choose student=digits_clip or its like"
@@ -86,6 +92,7 @@ class Contrastive(Method):
         return errors
 
     def step(self, batch: Batch, ctx: Context) -> Step:
+        self._clamp()
         samples = batch["labeled"]
         view = samples.views["weak"]
         if samples.target is None:
@@ -112,16 +119,13 @@ class Contrastive(Method):
         return self.tokens[target, bright, which]
 
     @torch.no_grad()
-    def after_step(self, ctx: Context) -> None:
+    def _clamp(self) -> None:
         self._net.clip.logit_scale.clamp_(0, math.log(100))  # as the paper
 
-    def predictors(self) -> dict[str, Predictor]:
-        def zero_shot(view: View) -> Tensor:
-            from kdrun.models.class_texts import class_features
+    def predict(self, view: View) -> dict[str, Tensor]:
+        from kdrun.models.class_texts import class_features
 
-            # by the weights that are in force now: an average of them may have taken their place
-            self._net.class_embeddings.copy_(class_features(self._net.clip, self.held_out))
-            logits: Tensor = self._network(view).logits
-            return logits
-
-        return {"student": zero_shot}
+        self._clamp()
+        # by the weights that are in force now: an average of them may have taken their place
+        self._net.class_embeddings.copy_(class_features(self._net.clip, self.held_out))
+        return super().predict(view)

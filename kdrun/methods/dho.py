@@ -2,13 +2,16 @@
 
 h_CE(z) = W_CE z + b, h_KD(z) = W_KD z + b; the losses are those of `kdrun.methods.sho`, terms against the labels on
 h_CE, the student's own classifier, and terms against the teacher on h_KD; in the paper 0.5 CE + 0.5 KL, temperature 2.
-Inference: p = alpha softmax(h_CE) + (1 - alpha) softmax(h_KD / beta).
+Inference: p = alpha softmax(h_CE) + (1 - alpha) softmax(h_KD / beta), alpha and beta of the highest accuracy on the
+validation images; of several, those of the lowest NLL (ours: that is not in the paper).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -16,13 +19,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdrun.config.model import ModelConfig
+from kdrun.config.needs import Needs
 from kdrun.config.prompts import templates
 from kdrun.config.run import RunConfig
 from kdrun.core.errors import ConfigError
 from kdrun.core.registry import register
 from kdrun.core.seeding import subseed
-from kdrun.data.views.view import Predictor, View
+from kdrun.data.views.view import View
 from kdrun.losses.term import width
+from kdrun.methods.choice import Choice, Inputs
 from kdrun.methods.sho import FEATURE, SHO, SHOConfig
 from kdrun.methods.step import Setup
 from kdrun.models.heads import make_head
@@ -64,40 +69,40 @@ class DHOConfig(SHOConfig):
 
 
 @register("method", "dho")
-class DHO(SHO):
+class DHO(SHO[DHOConfig]):
+    Config = DHOConfig
+    alone = MappingProxyType({"ce_head": "student"})
+
     ce_share: Tensor
     """() alpha in force."""
     kd_head_temperature: Tensor
     """() beta in force."""
-    alone: ClassVar = {"ce_head": "student"}
-
-    class Config(DHOConfig):
-        pass
 
     def __init__(self, config: RunConfig, setup: Setup) -> None:
         super().__init__(config, setup)
-        spec: DHOConfig = config.method  # type: ignore[assignment]
+        spec = self.spec
         dim = width(self.networks()["student"].dims, self.shared, "student")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(subseed(config.seed, "init", "kd_head", spec.kd_head))
             self.kd_head = make_head(spec.kd_head, dim, setup.num_classes, spec.zeta)
-        if spec.language_aware_init != "none":
+        if spec.language_aware_init != "none" and not setup.restoring:
             classifier: Any = self.networks()["student"].net.get_classifier()
             self._start_from_names(dim, [classifier, *([self.kd_head] if spec.language_aware_init == "both" else [])])
-        self.register_buffer("ce_share", torch.tensor(spec.ce_share))
-        self.register_buffer("kd_head_temperature", torch.tensor(spec.kd_head_temperature))
+        chosen = spec.combination == "search"  # else a finished run has those of its configuration, not of its file
+        self.register_buffer("ce_share", torch.tensor(spec.ce_share), persistent=chosen)
+        self.register_buffer("kd_head_temperature", torch.tensor(spec.kd_head_temperature), persistent=chosen)
 
     @classmethod
-    def reopened(cls, config: RunConfig) -> RunConfig:
-        config = super().reopened(config)
-        return config.replace(method=config.method.replace(language_aware_init="none"))
+    def needs(cls, config: RunConfig) -> Needs:
+        searches = cls.spec_of(config).combination == "search"
+        return replace(super().needs(config), validation="method.combination: search needs" if searches else None)
 
     @classmethod
     def contradictions(cls, config: RunConfig) -> list[str]:
         errors = super().contradictions(config)
         if "target" not in config.sides:
             errors.append("loss: method=dho needs a term against the labels; add one, or choose method=sho")
-        spec: DHOConfig = config.method  # type: ignore[assignment]
+        spec = cls.spec_of(config)
         if spec.language_aware_init == "none" or len(config.students) != 1:
             return errors
         student = config.students[0]
@@ -116,11 +121,6 @@ class DHO(SHO):
             )
         return errors
 
-    @classmethod
-    def needs_validation(cls, config: RunConfig) -> str | None:
-        search = config.method.combination == "search"  # type: ignore[attr-defined]
-        return "method.combination: search needs" if search else None
-
     @property
     def headline(self) -> str:
         return "combined"
@@ -136,27 +136,37 @@ class DHO(SHO):
     def heads(self, out: Output) -> tuple[Tensor, Tensor]:
         return out.logits, self.kd_head(out.features[self.shared]).float()
 
-    def predictors(self) -> dict[str, Predictor]:
+    def predict(self, view: View) -> dict[str, Tensor]:
         """Each head, and both together as `combined`."""
-        seen: list[Any] = []
+        return self._combined(self._heads(view))
 
-        def heads(view: View) -> tuple[Tensor, Tensor]:
-            if not seen or seen[0] is not view:  # each predictor asks for both, and the student runs once
-                seen[:] = [view, self.heads(self.students["student"](view, (self.shared,)))]
-            both: tuple[Tensor, Tensor] = seen[1]
-            return both
+    def choice(self) -> Choice | None:
+        if self.spec.combination != "search":
+            return None
+        values = {"ce_share": self.ce_share, "kd_head_temperature": self.kd_head_temperature}
+        return Choice(
+            net="combined", values=values, inputs=self._heads, candidates=self._candidates, apply=self._combined
+        )
 
-        return {
-            "ce_head": lambda view: heads(view)[0],
-            "kd_head": lambda view: heads(view)[1],
-            "combined": lambda view: self.combined(*heads(view)),
-        }
+    def _heads(self, view: View) -> dict[str, Tensor]:
+        both = self.heads(self.students["student"](view, (self.shared,)))
+        return dict(zip(("ce_head", "kd_head"), both, strict=True))
+
+    def _combined(self, heads: Inputs) -> dict[str, Tensor]:
+        """Log-probabilities (M, C) with the alpha and beta in force."""
+        share = None if self.spec.combination == "entropy" else self.ce_share
+        return {**heads, "combined": combine(heads["ce_head"], heads["kd_head"], share, self.kd_head_temperature)}
+
+    def _candidates(self, heads: Inputs) -> Iterator[tuple[tuple[float, ...], Tensor]]:
+        ce, kd = heads["ce_head"], heads["kd_head"]
+        for share, temperature in product(self.spec.ce_shares, self.spec.kd_head_temperatures):
+            yield (share, temperature), combine(ce, kd, ce.new_tensor(share), ce.new_tensor(temperature))
 
     @torch.no_grad()
     def _start_from_names(self, dim: int, heads: Iterable[Any]) -> None:
         """Give heads the embeddings of the class names as weights."""
         key, setup, student = "method.language_aware_init", self.setup, self.config.students[0]
-        if _own_texts(self.config.method, student):  # type: ignore[arg-type]
+        if _own_texts(self.spec, student):
             from kdrun.models.class_texts import class_words, student_texts
 
             words = class_words(setup)
@@ -183,35 +193,6 @@ class DHO(SHO):
             if getattr(head, "bias", None) is not None:
                 head.bias.zero_()
 
-    def combined(self, ce_logits: Tensor, kd_logits: Tensor) -> Tensor:
-        """Log-probabilities (B, C) with the alpha and beta in force."""
-        by_entropy = self.config.method.combination == "entropy"  # type: ignore[attr-defined]
-        return combine(ce_logits, kd_logits, None if by_entropy else self.ce_share, self.kd_head_temperature)
-
-    def settle(self, logits: dict[tuple[str, str], Tensor], val_target: Tensor | None) -> dict[tuple[str, str], Tensor]:
-        spec: DHOConfig = self.config.method  # type: ignore[assignment]
-        if spec.combination != "search" or val_target is None:
-            return logits
-        heads = logits["val", "ce_head"], logits["val", "kd_head"]
-        share, temperature = best_combination(*heads, val_target, spec.ce_shares, spec.kd_head_temperatures)
-        self.ce_share.fill_(share)
-        self.kd_head_temperature.fill_(temperature)
-        splits = {split for split, _ in logits}
-        again = {(s, "combined"): self.combined(logits[s, "ce_head"], logits[s, "kd_head"]) for s in splits}
-        return {key: again.get(key, values) for key, values in logits.items()}
-
-    def fix(self) -> None:
-        spec: DHOConfig = self.config.method  # type: ignore[assignment]
-        if spec.combination != "search":
-            self.ce_share.fill_(spec.ce_share)
-            self.kd_head_temperature.fill_(spec.kd_head_temperature)
-
-    def choices(self) -> dict[str, float]:
-        if self.config.method.combination != "search":  # type: ignore[attr-defined]
-            return {}
-        names = ("ce_share", "kd_head_temperature")
-        return {f"val/combined/{name}": round(getattr(self, name).item(), 6) for name in names}
-
 
 def combine(ce_logits: Tensor, kd_logits: Tensor, share: Tensor | None, temperature: Tensor) -> Tensor:
     """log(alpha softmax(h_CE) + (1 - alpha) softmax(h_KD / beta)).
@@ -230,20 +211,6 @@ def combine(ce_logits: Tensor, kd_logits: Tensor, share: Tensor | None, temperat
         odds = (ce.exp() * ce - kd.exp() * kd).sum(1, keepdim=True)  # H(p_KD) - H(p_CE)
         return torch.logaddexp(F.logsigmoid(odds) + ce, F.logsigmoid(-odds) + kd)
     return torch.logaddexp(share.log() + ce, torch.log1p(-share) + kd)
-
-
-def best_combination(
-    ce_logits: Tensor, kd_logits: Tensor, target: Tensor, shares: Iterable[float], temperatures: Iterable[float]
-) -> tuple[float, float]:
-    """alpha and beta of the highest accuracy; of several, those of the lowest NLL (ours: that is not in the paper)."""
-    grid = list(product(shares, temperatures))
-    found = []
-    for share, temperature in grid:
-        logs = combine(ce_logits, kd_logits, ce_logits.new_tensor(share), ce_logits.new_tensor(temperature))
-        right = (logs.argmax(1) == target).sum().float()
-        found.append(torch.stack([right, F.nll_loss(logs, target)]))
-    values = torch.stack(found).tolist()
-    return max(zip(grid, values, strict=True), key=lambda item: (item[1][0], -item[1][1]))[0]
 
 
 def _own_texts(spec: DHOConfig, student: ModelConfig) -> bool:

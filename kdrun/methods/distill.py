@@ -3,7 +3,9 @@
 The sum of all terms of `loss`: those against the labels and those against the teacher, which sees the same view.
 """
 
+from kdrun.config.needs import Needs
 from kdrun.config.parts import MethodConfig
+from kdrun.config.run import RunConfig
 from kdrun.core.registry import register
 from kdrun.data.views.view import Batch
 from kdrun.methods.method import Method
@@ -11,12 +13,13 @@ from kdrun.methods.step import Context, Step
 
 
 @register("method", "distill")
-class Distill(Method):
-    loss_roles = ("target", "teacher")
-    mixes = True
-
+class Distill(Method[MethodConfig]):
     class Config(MethodConfig):
         pass
+
+    @classmethod
+    def needs(cls, config: RunConfig) -> Needs:
+        return Needs(sides=("target", "teacher"), takes_mixed=True)
 
     def step(self, batch: Batch, ctx: Context) -> Step:
         pair = self.pair(batch, ctx)

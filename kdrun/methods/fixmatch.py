@@ -5,12 +5,13 @@ q = p(weak) without gradient and the second mean divides by all unlabeled images
 the `loss` group holds against labels (cross entropy in the paper); the labeled term always is cross entropy.
 """
 
-from typing import ClassVar
+from typing import TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from kdrun.config.needs import Needs
 from kdrun.config.parts import MethodConfig
 from kdrun.config.run import RunConfig
 from kdrun.core.registry import register
@@ -33,17 +34,21 @@ class FixMatchConfig(MethodConfig):
     """lambda_u."""
 
 
-@register("method", "fixmatch")
-class FixMatch(Method):
-    streams: ClassVar = {"labeled": ("weak",), "unlabeled": ("weak", "strong")}
+F = TypeVar("F", bound=FixMatchConfig)
 
-    class Config(FixMatchConfig):
-        pass
+
+@register("method", "fixmatch")
+class FixMatch(Method[F]):
+    Config = FixMatchConfig
+
+    @classmethod
+    def needs(cls, config: RunConfig) -> Needs:
+        return Needs(streams={"labeled": ("weak",), "unlabeled": ("weak", "strong")})
 
     @classmethod
     def batch_sizes(cls, config: RunConfig) -> dict[str, int]:
         size = config.schedule.batch_size
-        return {"labeled": size, "unlabeled": size * config.method.unlabeled_ratio}  # type: ignore[attr-defined]
+        return {"labeled": size, "unlabeled": size * cls.spec_of(config).unlabeled_ratio}
 
     def step(self, batch: Batch, ctx: Context) -> Step:
         labeled, unlabeled = batch["labeled"], batch["unlabeled"]
@@ -51,7 +56,7 @@ class FixMatch(Method):
         confidence, label = weak.logits.detach().softmax(1).max(1)
         target, used = self.targets(unlabeled, confidence, label, ctx)
         index = unlabeled.views["strong"].index
-        pair = self.keep(Pair(strong, None, target, index, ctx.progress, ctx.draw))
+        pair = Pair(strong, None, target, index, ctx.progress, ctx.draw)
         supervised = cross_entropy(known.logits, labeled.target).mean()  # type: ignore[arg-type]
         return Step(
             {"labeled": supervised, **self.unlabeled(pair, used, ctx)},
@@ -66,7 +71,7 @@ class FixMatch(Method):
         """
         labeled, unlabeled = batch["labeled"].views, batch["unlabeled"].views
         views = [labeled["weak"], unlabeled["weak"], unlabeled["strong"]]
-        out: Output = list(self.students.values())[k](together(views), self.losses(k).features())
+        out: Output = list(self.students.values())[k](together(views), self.losses(k).needed.features)
         return out.split([len(v.index) for v in views])
 
     def unlabeled(self, pair: Pair, used: Tensor, ctx: Context, k: int = 0) -> dict[str, Tensor]:
@@ -80,7 +85,7 @@ class FixMatch(Method):
 
     def targets(self, unlabeled: Samples, confidence: Tensor, label: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
         """Target (B,) int64 of each unlabeled image, and whether it is used, (B,) bool."""
-        return label, confidence >= self.config.method.threshold  # type: ignore[attr-defined]
+        return label, confidence >= self.spec.threshold
 
 
 def histogram(confidence: Tensor) -> dict[str, Tensor]:

@@ -5,8 +5,7 @@ frozen. A fresh inner network is trained with FixMatch, in which every unlabeled
 live prediction on its weak view where that is confident, else its trusted label, else none.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -14,9 +13,10 @@ from pydantic import Field
 from torch import Tensor
 
 from kdrun.config.effective import effective, ramps_in
-from kdrun.config.key import run_key
 from kdrun.config.model import ModelConfig
+from kdrun.config.needs import Needs
 from kdrun.config.run import RunConfig
+from kdrun.config.schedule import ScheduleConfig
 from kdrun.core.errors import KdrunError
 from kdrun.core.registry import lookup, register
 from kdrun.core.schema import Schema
@@ -24,11 +24,10 @@ from kdrun.core.seeding import subseed
 from kdrun.data.views.view import Samples
 from kdrun.methods.clustering import ClusteringConfig
 from kdrun.methods.fixmatch import FixMatch, FixMatchConfig
-from kdrun.methods.pool import Pool
+from kdrun.methods.pool import Required, Start
 from kdrun.methods.requires import head_warmup_runs
 from kdrun.methods.step import Context
 from kdrun.methods.trusted import Selection, Selector, trusted_labels
-from kdrun.runs.record import read_record
 
 
 class OuterConfig(Schema):
@@ -40,64 +39,63 @@ class OuterConfig(Schema):
     """Another network than the student's; null: the same."""
 
 
-@register("method", "kd_fixmatch")
-class KDFixMatch(FixMatch):
-    role = "inner"
+class KDFixMatchConfig(FixMatchConfig):
+    select_threshold: float = Field(0.8, ge=0, le=1)
+    """tau_select: the outer network's lowest confidence for a trusted label."""
+    selector: Selector = "dec"
+    """What must agree with the prediction: dec, kmeans, or confidence (nothing)."""
+    merge: str = Field("heuristic1", pattern=r"^(heuristic1|outer_only|inner_only|switch_at:\d+)$")
+    """heuristic1; outer_only: trusted labels alone; inner_only: FixMatch; switch_at:<step>: one, then the other."""
+    outer: OuterConfig = Field(default_factory=OuterConfig)
+    clustering: ClusteringConfig = Field(default_factory=ClusteringConfig)
 
-    class Config(FixMatchConfig):
-        select_threshold: float = Field(0.8, ge=0, le=1)
-        """tau_select: the outer network's lowest confidence for a trusted label."""
-        selector: Selector = "dec"
-        """What must agree with the prediction: dec, kmeans, or confidence (nothing)."""
-        merge: str = Field("heuristic1", pattern=r"^(heuristic1|outer_only|inner_only|switch_at:\d+)$")
-        """heuristic1; outer_only: trusted labels alone; inner_only: FixMatch; switch_at:<step>: one, then the other."""
-        outer: OuterConfig = Field(default_factory=OuterConfig)
-        clustering: ClusteringConfig = Field(default_factory=ClusteringConfig)
+    @property
+    def takes_best(self) -> bool:
+        return self.outer.checkpoint == "best_on_val"
+
+
+@register("method", "kd_fixmatch")
+class KDFixMatch(FixMatch[KDFixMatchConfig]):
+    Config = KDFixMatchConfig
+
+    @classmethod
+    def needs(cls, config: RunConfig) -> Needs:
+        return replace(super().needs(config), init="inner", evaluations=cls.spec_of(config).takes_best)
 
     @classmethod
     def requires(cls, config: RunConfig) -> dict[str, RunConfig]:
-        method: Any = config.method
+        spec = cls.spec_of(config)
         fixmatch, ce = lookup("method", "fixmatch", "method"), lookup("loss", "ce", "loss")
-        shared = {name: getattr(method, name) for name in FixMatchConfig.model_fields if name != "name"}
+        shared = {name: getattr(spec, name) for name in FixMatchConfig.model_fields if name != "name"}
         outer = config.replace(
             method=fixmatch.Config(name="fixmatch", **shared),
             losses={"ce": ce.Config(name="ce")},
-            students=[method.outer.model] if method.outer.model else config.students,
+            students=[spec.outer.model] if spec.outer.model else config.students,
         )
         return {**head_warmup_runs(config), "outer": effective(outer.replace(ramps=ramps_in(outer)))}
 
     @classmethod
     def contradictions(cls, config: RunConfig) -> list[str]:
-        method: Any = config.method
-        if method.outer.checkpoint == "best_on_val" and config.dataset.val_fraction == 0:
+        if cls.spec_of(config).takes_best and config.dataset.val_fraction == 0:
             return ["method.outer.checkpoint: best_on_val needs validation images; give dataset.val_fraction"]
         return []
 
-    @classmethod
-    def evaluations_matter(cls, config: RunConfig) -> bool:
-        return bool(config.method.outer.checkpoint == "best_on_val")  # type: ignore[attr-defined]
-
-    @classmethod
-    def artifacts(
-        cls, config: RunConfig, required: Mapping[str, Path], pool: Pool
-    ) -> dict[str, tuple[Tensor, dict[str, Any]]]:
-        method: Any = config.method
-        outer, wanted = required["outer"], cls.requires(config)["outer"]
-        best = method.outer.checkpoint == "best_on_val"
-        if best:
-            _same_cadence(outer, wanted)
+    def before(self, start: Start) -> dict[str, tuple[Tensor, dict[str, Any]]]:
+        """The trusted labels."""
+        spec, outer = self.spec, start.required["outer"]
+        if spec.takes_best:
+            _same_cadence(outer, self.config.schedule)
         selection = Selection(
-            method.select_threshold, method.selector, method.clustering, subseed(config.seed, "clusters")
+            spec.select_threshold, spec.selector, spec.clustering, subseed(self.config.seed, "clusters")
         )
-        weights = outer / ("student.best.safetensors" if best else "student.safetensors")
-        return {"trusted_label": trusted_labels(weights, run_key(wanted), selection, pool)}
+        weights = outer.directory / ("student.best.safetensors" if spec.takes_best else "student.safetensors")
+        return {"trusted_label": trusted_labels(weights, outer.key, selection, start.pool)}
 
     def targets(self, unlabeled: Samples, confidence: Tensor, label: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
-        config: Any = self.config.method
         trusted = unlabeled.extra["trusted_label"]
         has = trusted >= 0
         label, live = super().targets(unlabeled, confidence, label, ctx)
-        merge = config.merge
+        merge = self.spec.merge
         if merge.startswith("switch_at:"):
             merge = "outer_only" if ctx.step < int(merge.partition(":")[2]) else "inner_only"
         if merge == "outer_only":
@@ -107,14 +105,13 @@ class KDFixMatch(FixMatch):
         return torch.where(live, label, trusted.clamp(min=0)), live | has
 
 
-def _same_cadence(outer: Path, wanted: RunConfig) -> None:
+def _same_cadence(outer: Required, schedule: ScheduleConfig) -> None:
     """A run is the same however often it was evaluated, but its best checkpoint is not."""
-    record = read_record(outer) or {}
-    done = record["config"]["schedule"]
+    done = outer.record["config"]["schedule"]
     for name in ("eval_every_steps", "eval_every_epochs"):
-        given, asked = done.get(name), getattr(wanted.schedule, name)
+        given, asked = done.get(name), getattr(schedule, name)
         if given != asked:
             raise KdrunError(
-                f"{outer}: was evaluated with {name}={given}, this run asks for {asked}: its best checkpoint is "
-                "another; use the same cadence, or method.outer.checkpoint=last"
+                f"{outer.directory}: was evaluated with {name}={given}, this run asks for {asked}: its best checkpoint "
+                "is another; use the same cadence, or method.outer.checkpoint=last"
             )

@@ -6,14 +6,17 @@ more than two students the peers' mean probabilities are the target, or each of 
 teacher it is deep mutual learning (Zhang et al. 2018, arXiv 1706.00384).
 """
 
-from typing import Literal
+from dataclasses import replace
+from typing import Literal, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from kdrun.config.needs import Needs
+from kdrun.config.run import RunConfig
 from kdrun.core.registry import register
-from kdrun.data.views.view import Batch, Predictor, View
+from kdrun.data.views.view import Batch, View
 from kdrun.losses.logits import kd, mean_of_probabilities
 from kdrun.losses.term import Pair
 from kdrun.methods.step import Context, Step
@@ -29,12 +32,16 @@ class PeerConfig(WeightedConfig):
     """mean: the mean of the others' probabilities at tau. sum: one term against each of the others, added up."""
 
 
-@register("method", "peer_distill")
-class PeerDistill(UncertaintyDistill):
-    num_students = (2, None)
+P = TypeVar("P", bound=PeerConfig)
 
-    class Config(PeerConfig):
-        pass
+
+@register("method", "peer_distill")
+class PeerDistill(UncertaintyDistill[P]):
+    Config = PeerConfig
+
+    @classmethod
+    def needs(cls, config: RunConfig) -> Needs:
+        return replace(super().needs(config), students=(2, None))
 
     def step(self, batch: Batch, ctx: Context) -> Step:
         pairs, weight, metrics = self.pairs(batch, ctx)
@@ -42,39 +49,19 @@ class PeerDistill(UncertaintyDistill):
 
     def together(self, pairs: list[Pair], weight: Tensor | None, ctx: Context) -> dict[str, Tensor]:
         """Every student's terms: those of `loss`, and the one against its peers."""
-        config: PeerConfig = self.config.method  # type: ignore[assignment]
         logits = [pair.student.logits for pair in pairs]
         losses: dict[str, Tensor] = {}
         for k, (name, pair) in enumerate(zip(self.students, pairs, strict=True)):
             own = self.supervised(k, pair, weight)
-            if config.peer_weight:
-                own["peer"] = self.weight("peer_weight", ctx) * against_peers(logits, k, config).mean()
+            if self.spec.peer_weight:
+                own["peer"] = self.weight("peer_weight", ctx) * against_peers(logits, k, self.spec).mean()
             losses |= {f"{name}/{label}": value for label, value in own.items()}
         return losses
 
-    def predictors(self) -> dict[str, Predictor]:
+    def predict(self, view: View) -> dict[str, Tensor]:
         """Every student, and the mean of their probabilities as `ensemble`."""
-        seen: list[View] = []
-        known: dict[str, Tensor] = {}
-
-        def logits(name: str, view: View) -> Tensor:
-            if not seen or seen[0] is not view:  # the ensemble asks for all, and each student runs once
-                seen[:] = [view]
-                known.clear()
-            if name not in known:
-                known[name] = self.students[name](view).logits
-            return known[name]
-
-        def student(name: str) -> Predictor:
-            return lambda view: logits(name, view)
-
-        def ensemble(view: View) -> Tensor:
-            out = mean_of_probabilities(torch.stack([logits(name, view) for name in self.students]))
-            seen.clear()  # it is the last to be asked: neither images nor logits outlive the evaluation
-            known.clear()
-            return out
-
-        return {**{name: student(name) for name in self.students}, "ensemble": ensemble}
+        out = super().predict(view)
+        return {**out, "ensemble": mean_of_probabilities(torch.stack(list(out.values())))}
 
 
 def against_peers(logits: list[Tensor], k: int, config: PeerConfig) -> Tensor:

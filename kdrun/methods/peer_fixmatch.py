@@ -8,11 +8,13 @@ w(x) p_T + (1 - w(x)) mean_{j != k} p_j (both), where w(x) in [0, 1] is the weig
 normalize_weights does not touch here. l are the terms of `loss` against labels with their weights: of 0.4 CE, 0.4 CE.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from kdrun.config.needs import Needs
 from kdrun.config.run import RunConfig
 from kdrun.core.registry import lookup, register
 from kdrun.data.views.view import Batch, View
@@ -22,17 +24,23 @@ from kdrun.methods.peer_distill import PeerConfig, PeerDistill
 from kdrun.methods.step import Context, Guesses, Step
 
 
+class PeerFixMatchConfig(PeerConfig, FixMatchConfig):
+    labeler: Literal["peers", "teacher", "both"] = "peers"
+    """Who labels a student's unlabeled images. both: the teacher as far as it is sure of an image."""
+
+
 @register("method", "peer_fixmatch")
-class PeerFixMatch(PeerDistill, FixMatch):
-    class Config(PeerConfig, FixMatchConfig):
-        labeler: Literal["peers", "teacher", "both"] = "peers"
-        """Who labels a student's unlabeled images. both: the teacher as far as it is sure of an image."""
+class PeerFixMatch(PeerDistill[PeerFixMatchConfig], FixMatch[PeerFixMatchConfig]):
+    Config = PeerFixMatchConfig
+
+    @classmethod
+    def needs(cls, config: RunConfig) -> Needs:
+        return replace(super().needs(config), streams=FixMatch.needs(config).streams)
 
     @classmethod
     def contradictions(cls, config: RunConfig) -> list[str]:
-        errors, method = super().contradictions(config), config.method
-        labeler = method.labeler  # type: ignore[attr-defined]
-        uncertainty = method.uncertainty.name  # type: ignore[attr-defined]
+        errors, spec = super().contradictions(config), cls.spec_of(config)
+        labeler, uncertainty = spec.labeler, spec.uncertainty.name
         if labeler != "peers" and not config.needs_teacher:
             errors.append(
                 f"method.labeler: {labeler} asks the teacher, and no term of loss needs one; choose peers, or a loss "
@@ -61,7 +69,6 @@ class PeerFixMatch(PeerDistill, FixMatch):
         for k, name in enumerate(self.students):
             confidence, label = labels[k].max(1)
             target, used = self.targets(unlabeled, confidence, label, ctx)
-            # not kept: terms that log or remember do so on labeled images, where the teacher is
             pair = Pair(strong[k], None, target, index, ctx.progress, ctx.again().draw)
             losses |= {f"{name}/{term}": value for term, value in self.unlabeled(pair, used, ctx, k).items()}
             confidences.append(confidence)
@@ -79,7 +86,7 @@ class PeerFixMatch(PeerDistill, FixMatch):
         """
         own = [z.detach().softmax(1) for z in logits]
         peers = [torch.stack(own[:k] + own[k + 1 :]).mean(0) for k in range(len(own))]
-        labeler = self.config.method.labeler  # type: ignore[attr-defined]
+        labeler = self.spec.labeler
         if labeler == "peers" or self.teacher is None or self.uncertainty is None:  # others are refused without one
             return peers
         output = self.teacher(view, self.uncertainty.features)

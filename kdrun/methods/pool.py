@@ -1,7 +1,6 @@
-"""The unlabeled images of a run, for what a method makes of them before training."""
+"""What a method is given before its first step: other runs, the pool of unlabeled images, batches."""
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,7 @@ import torch
 from torch import Tensor
 
 from kdrun.data.views.center import Center
-from kdrun.data.views.view import Source
-
-log = logging.getLogger(__name__)
+from kdrun.data.views.view import Batch, Source
 
 
 @dataclass(frozen=True)
@@ -36,3 +33,27 @@ class Pool:
     """The training device."""
     center: Center | None = None
     """What networks see of an image in an evaluation; None: all of it."""
+
+
+@dataclass(frozen=True)
+class Required:
+    """A finished run that `requires` names."""
+
+    directory: Path
+    record: Mapping[str, Any]
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What `Method.before` is given."""
+
+    required: Mapping[str, Required]
+    """By role, as `requires` names them."""
+    pool: Pool
+    batches: Callable[[int], Batch]
+    """Step -> its batch."""
+    first: int
+    """The first number that is no step of this run: batches from there on are drawn for nothing else."""
+    fresh: bool
+    """False where the run goes on from a checkpoint, which has restored the parameters and buffers."""

@@ -29,7 +29,7 @@ def teacher_run(config: RunConfig, spec: TeacherConfig) -> RunConfig:
     """The ordinary supervised run that makes the teacher of `config`: same data and recipe, own network and seed."""
     loss = lookup("loss", spec.loss, "teacher.loss")
     own = loss.Config(name=spec.loss)
-    if loss.works_against(own) != "target":
+    if loss.needs(own).teacher:
         raise ConfigError(f"teacher.loss: {spec.loss} works against a teacher; choose a loss against labels, e.g. ce")
     schedule = spec.schedule or config.schedule
     if spec.steps is not None or spec.epochs is not None:

@@ -7,16 +7,17 @@ probable class for an unlabeled image (ours: the paper is silent).
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from kdrun.config.needs import Needs
 from kdrun.config.parts import MethodConfig
 from kdrun.config.run import RunConfig
 from kdrun.core.errors import KdrunError
-from kdrun.core.registry import lookup, register
+from kdrun.core.registry import register
 from kdrun.data.views.view import Batch, together
 from kdrun.losses.term import Pair
 from kdrun.methods.gradients import backward_with_surgery, conflict
@@ -36,32 +37,28 @@ class SHOConfig(MethodConfig):
     """Take out of each gradient, that of the labels and that of the teacher, what goes against the other one."""
 
 
-@register("method", "sho")
-class SHO(Method):
-    streams: ClassVar = {"labeled": ("weak",), "unlabeled": ("weak",)}
-    loss_roles = ("target", "teacher")
+S = TypeVar("S", bound=SHOConfig)
 
-    class Config(SHOConfig):
-        pass
+
+@register("method", "sho")
+class SHO(Method[S]):
+    Config = SHOConfig
+
+    @classmethod
+    def needs(cls, config: RunConfig) -> Needs:
+        return Needs(streams={"labeled": ("weak",), "unlabeled": ("weak",)}, sides=("target", "teacher"))
 
     @classmethod
     def batch_sizes(cls, config: RunConfig) -> dict[str, int]:
         size = config.schedule.batch_size
-        return {"labeled": size, "unlabeled": size * config.method.unlabeled_ratio}  # type: ignore[attr-defined]
+        return {"labeled": size, "unlabeled": size * cls.spec_of(config).unlabeled_ratio}
 
     @classmethod
     def contradictions(cls, config: RunConfig) -> list[str]:
-        kinds = {label: lookup("loss", term.name, f"loss.{label}.name") for label, term in config.losses.items()}
         name, errors = config.method.name, []
         if "teacher" not in config.sides:
             errors.append(f"loss: method={name} needs a term against the teacher; add one, or choose method=supervised")
-        errors += [
-            f"loss.{label}: {config.losses[label].name} remembers single images, and method={name} shows it two "
-            "batches a step; choose another term"
-            for label, kind in kinds.items()
-            if kind.needs_index
-        ]
-        if config.method.pcgrad and config.schedule.compile is not None:  # type: ignore[attr-defined]
+        if cls.spec_of(config).pcgrad and config.schedule.compile is not None:
             errors.append("method.pcgrad: needs two backward passes through a network; set schedule.compile=null")
         return errors
 
@@ -82,9 +79,10 @@ class SHO(Method):
         sizes = [len(view.index) for view in views]
         joint = together(views)
         losses, student = self.losses(), self.networks()["student"]
-        wanted = tuple(dict.fromkeys([*losses.features(), *([self.shared] if self.shared in student.dims else [])]))
-        taught = self.teacher(joint, losses.features("teacher")).split(sizes)
-        if self.config.method.concatenate:  # type: ignore[attr-defined]
+        shared = (self.shared,) if self.shared in student.dims else ()
+        wanted = tuple(dict.fromkeys((*losses.needed.features, *shared)))
+        taught = self.teacher(joint, losses.needed.of_teacher).split(sizes)
+        if self.spec.concatenate:
             root = student(joint, wanted)
             outputs = root.split(sizes)
         else:
@@ -94,11 +92,9 @@ class SHO(Method):
         ce_logits, kd_logits = self.heads(outputs[0])
         own = Pair(replace(outputs[0], logits=ce_logits), None, labeled.target, views[0].index, ctx.progress, ctx.draw)
         known = replace(own, student=replace(outputs[0], logits=kd_logits), teacher=taught[0])
-        new = self.keep(
-            replace(
-                known, student=replace(outputs[1], logits=self.heads(outputs[1])[1]), teacher=taught[1],
-                target=taught[1].logits.argmax(1), index=views[1].index,
-            )
+        new = replace(
+            known, student=replace(outputs[1], logits=self.heads(outputs[1])[1]), teacher=taught[1],
+            target=taught[1].logits.argmax(1), index=views[1].index,
         )  # fmt: skip
         against_labels = losses.target(own)
         against_teacher = losses.teacher(known)
@@ -118,10 +114,9 @@ class SHO(Method):
         return conflict(_sum(one), _sum(other), at, labeled)
 
     def backward(self, losses: Mapping[str, Tensor], scale: Callable[[Tensor], Tensor]) -> None:
-        method: Any = self.config.method
         targets = self.losses().labels_of("target")
         one = {name: value for name, value in losses.items() if name in targets}
-        if not method.pcgrad or not one:
+        if not self.spec.pcgrad or not one:
             return super().backward(losses, scale)
         other = {name: value for name, value in losses.items() if name not in one}
         parameters = [p for p in self.parameters() if p.requires_grad]

@@ -74,3 +74,5 @@ class Setup(NetworkFactory):
     train_target: Tensor
     """(N,) int64, -1 where the label is hidden from the run."""
     teacher: Teacher | None = None
+    restoring: bool = False
+    """A finished run is opened again: what only its training needs is left out, and weights follow."""

@@ -3,26 +3,30 @@
 The keys begin as the means of image features over weak views of the labeled images, of length 1, and learn by cross
 entropy of the logits of `kdrun.teachers.tip_adapter`. deviates: the authors average features before they bring them to
 length 1, we each of length 1, because that is what a CLIP gives here; they keep the epoch that is best on the test
-images, and on ImageNet choose a and b there, we keep the last epoch and choose on validation images, because the test
-set chooses nothing.
+images, and on ImageNet choose a and b there, we keep the last epoch and choose on validation images (of several, those
+of the lowest NLL), because the test set chooses nothing.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdrun.config.needs import Needs
 from kdrun.config.parts import MethodConfig
 from kdrun.config.run import RunConfig
 from kdrun.config.teacher import AdapterConfig
+from kdrun.core.device import autocast
 from kdrun.core.errors import KdrunError
 from kdrun.core.registry import register
-from kdrun.data.views.view import Batch, Predictor, View
-from kdrun.losses.set import LossSet
-from kdrun.losses.term import Pair, TermSpec, width
+from kdrun.data.views.view import Batch, View
+from kdrun.losses.term import Pair, width
+from kdrun.methods.choice import Choice, Inputs
 from kdrun.methods.method import Method
+from kdrun.methods.pool import Start
 from kdrun.methods.step import Context, Setup, Step
 from kdrun.models.output import Output
 from kdrun.teachers.tip_adapter import FEATURE, Cache
@@ -30,29 +34,31 @@ from kdrun.teachers.tip_adapter import FEATURE, Cache
 NET = "adapter"
 
 
-@register("method", "tip_adapter")
-class TipAdapterF(Method):
-    num_students = (0, 0)
-    always_teacher = True
+class TipAdapterConfig(MethodConfig, AdapterConfig):
+    pass
 
-    class Config(MethodConfig, AdapterConfig):
-        pass
+
+@register("method", "tip_adapter")
+class TipAdapterF(Method[TipAdapterConfig]):
+    Config = TipAdapterConfig
 
     def __init__(self, config: RunConfig, setup: Setup) -> None:
         super().__init__(config, setup)
         if setup.teacher is None:
             raise KdrunError(f"method={config.method.name} was built without a teacher")
-        spec: AdapterConfig = config.method  # type: ignore[assignment]
+        spec = self.spec
         self.clip = setup.teacher
         labeled = (setup.train_target >= 0).nonzero().squeeze(1)
         self.row = torch.zeros(len(setup.train_target), dtype=torch.int64, device=labeled.device)
         self.row[labeled] = torch.arange(len(labeled), device=labeled.device)  # of each labeled image its key
         dim = width(setup.teacher.dims, FEATURE, "teacher")
         target = setup.train_target[labeled]
-        self.cache = Cache(target, dim, setup.num_classes, spec.residual_ratio, spec.sharpness)
-        terms = TermSpec(setup.num_classes, len(setup.train_target), {}, {}, setup.train_target)
-        self.loss_sets[NET] = LossSet(config.losses, config.seed, terms)
-        self._seen: tuple[View, Output] | None = None
+        self.cache = Cache(target, dim, setup.num_classes, spec.residual_ratio, spec.sharpness, chosen=spec.search)
+        self.loss_sets[NET] = self._loss_set({}, {})
+
+    @classmethod
+    def needs(cls, config: RunConfig) -> Needs:
+        return Needs(teacher=True, teacher_features=(FEATURE,), students=(0, 0))
 
     @classmethod
     def contradictions(cls, config: RunConfig) -> list[str]:
@@ -73,23 +79,23 @@ class TipAdapterF(Method):
     def headline(self) -> str:
         return NET
 
-    def teacher_features(self) -> tuple[str, ...]:
-        return (FEATURE,)
-
     @torch.no_grad()
-    def prepare(self, batches: Callable[[int], Batch], first: int) -> None:
+    def before(self, start: Start) -> dict[str, tuple[Tensor, dict[str, Any]]]:
         """The keys: each labeled image is seen `passes` times, in batches that begin at an epoch's beginning."""
-        spec: AdapterConfig = self.config.method  # type: ignore[assignment]
-        count, size = len(self.cache.target), type(self).batch_sizes(self.config)["labeled"]
+        if not start.fresh:
+            return {}
+        count, size = len(self.cache.target), self.batch_sizes(self.config)["labeled"]
         period = count // math.gcd(count, size)  # steps after which an epoch begins with a batch
-        first = -(-first // period) * period
-        sums, left = torch.zeros_like(self.cache.keys), spec.passes * count
-        for step in range(first, first - (-left // size)):
-            view = batches(step)["labeled"].views["weak"]
-            image = self.clip(view, (FEATURE,)).features[FEATURE].float()[:left]
-            sums.index_add_(0, self.row.to(view.index.device)[view.index[:left]], image)
-            left -= len(image)
-        self.cache.keys.copy_(F.normalize(sums, dim=1))
+        first = -(-start.first // period) * period
+        sums, left = torch.zeros_like(self.cache.keys), self.spec.passes * count
+        with autocast(start.pool.device, start.pool.precision):
+            for step in range(first, first - (-left // size)):
+                view = start.batches(step)["labeled"].views["weak"]
+                image = self.clip(view, (FEATURE,)).features[FEATURE].float()[:left]
+                sums.index_add_(0, self.row.to(view.index.device)[view.index[:left]], image)
+                left -= len(image)
+            self.cache.keys.copy_(F.normalize(sums, dim=1))
+        return {}
 
     def step(self, batch: Batch, ctx: Context) -> Step:
         samples = batch["labeled"]
@@ -98,68 +104,27 @@ class TipAdapterF(Method):
         pair = Pair(Output(logits, {}), None, samples.target, view.index, ctx.progress, ctx.draw)
         return Step(self.losses().target(pair))
 
-    def predictors(self) -> dict[str, Predictor]:
-        return {NET: lambda view: self.cache(self._asked(view))}
+    def predict(self, view: View) -> dict[str, Tensor]:
+        return self._answer(self._asked(view))
 
-    def consulted(self) -> dict[str, Predictor]:
-        if not self.config.method.search:  # type: ignore[attr-defined]
-            return {}
-        return {
-            "zero_shot": lambda view: self._asked(view).logits.float(),
-            "image": lambda view: self._asked(view).features[FEATURE].float(),
-        }
+    def choice(self) -> Choice | None:
+        if not self.spec.search:
+            return None
+        values = {"residual_ratio": self.cache.residual_ratio, "sharpness": self.cache.sharpness}
+        return Choice(net=NET, values=values, inputs=self._asked, candidates=self._candidates, apply=self._answer)
 
-    def _asked(self, view: View) -> Output:
-        """What the CLIP says of a view, which several ask for one after the other."""
-        if self._seen is None or self._seen[0] is not view:
-            self._seen = view, self.clip(view, (FEATURE,))
-        return self._seen[1]
+    def _asked(self, view: View) -> dict[str, Tensor]:
+        """Logits (B, C) of the CLIP and its image features (B, D)."""
+        out = self.clip(view, (FEATURE,))
+        return {"zero_shot": out.logits.float(), "image": out.features[FEATURE].float()}
 
-    @torch.no_grad()
-    def settle(self, logits: dict[tuple[str, str], Tensor], val_target: Tensor | None) -> dict[tuple[str, str], Tensor]:
-        self._seen = None
-        spec: AdapterConfig = self.config.method  # type: ignore[assignment]
-        if not spec.search or val_target is None:
-            return logits
-        chosen = best(self.cache, logits["val", "zero_shot"], logits["val", "image"], val_target, *spec.grids)
-        self.cache.sharpness.fill_(chosen[0])
-        self.cache.residual_ratio.fill_(chosen[1])
-        out = dict(logits)
-        for split in {split for split, _ in logits}:
-            votes = self.cache.votes(logits[split, "image"], self.cache.sharpness)
-            out[split, NET] = logits[split, "zero_shot"] + self.cache.residual_ratio * votes
-        return out
+    def _answer(self, asked: Inputs) -> dict[str, Tensor]:
+        votes = self.cache.votes(asked["image"], self.cache.sharpness)
+        return {NET: asked["zero_shot"] + self.cache.residual_ratio * votes}
 
-    def fix(self) -> None:
-        spec: AdapterConfig = self.config.method  # type: ignore[assignment]
-        if not spec.search:
-            self.cache.residual_ratio.fill_(spec.residual_ratio)
-            self.cache.sharpness.fill_(spec.sharpness)
-
-    def choices(self) -> dict[str, float]:
-        if not self.config.method.search:  # type: ignore[attr-defined]
-            return {}
-        names = ("residual_ratio", "sharpness")
-        return {f"val/{NET}/{name}": round(getattr(self.cache, name).item(), 6) for name in names}
-
-
-def best(
-    cache: Cache, zero_shot: Tensor, image: Tensor, target: Tensor, sharpness: Sequence[float],
-    residual_ratio: Sequence[float],
-) -> tuple[float, float]:  # fmt: skip
-    """b and a of the highest accuracy; of several, those of the lowest NLL (ours: the authors take the first).
-
-    Args:
-        zero_shot: (N, C) logits of the CLIP.
-        image: (N, D), its image features.
-        target: (N,) int64.
-    """
-    grid, found = [], []
-    for b in sharpness:
-        votes = cache.votes(image, b)
-        for a in residual_ratio:
-            logs = zero_shot + a * votes
-            grid.append((b, a))
-            found.append(torch.stack([(logs.argmax(1) == target).sum().float(), F.cross_entropy(logs, target)]))
-    values = torch.stack(found).tolist()
-    return max(zip(grid, values, strict=True), key=lambda item: (item[1][0], -item[1][1]))[0]
+    def _candidates(self, asked: Inputs) -> Iterator[tuple[tuple[float, ...], Tensor]]:
+        sharpness, residual_ratio = self.spec.grids
+        for b in sharpness:
+            votes = self.cache.votes(asked["image"], b)
+            for a in residual_ratio:
+                yield (a, b), asked["zero_shot"] + a * votes

@@ -4,12 +4,13 @@ L = sum of all terms of `loss`, those against the teacher with w(x) on each imag
 alpha CE + beta mean_x w(x) tau^2 KL(p_T || p_s), w(x) = 1 - H(p_T) / log C.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from pydantic import Field, SerializeAsAny, field_validator
 from torch import Tensor
 
+from kdrun.config.needs import Needs
 from kdrun.config.nodes import plugged
 from kdrun.config.parts import MethodConfig, UncertaintyConfig
 from kdrun.config.run import RunConfig
@@ -18,7 +19,7 @@ from kdrun.data.views.view import Batch, Samples, View
 from kdrun.losses.term import Pair
 from kdrun.methods.method import Method
 from kdrun.methods.step import Context, Setup, Step
-from kdrun.methods.uncertainty import Entropy, Uncertainty, confident_errors_warning
+from kdrun.methods.uncertainty import Entropy, Uncertainty
 from kdrun.models.output import Output
 
 
@@ -34,42 +35,37 @@ class WeightedConfig(MethodConfig):
         return value if isinstance(value, UncertaintyConfig) else plugged("uncertainty", value, "method.uncertainty")
 
 
-@register("method", "uncertainty_distill")
-class UncertaintyDistill(Method):
-    loss_roles = ("target", "teacher")
+W = TypeVar("W", bound=WeightedConfig)
 
-    class Config(WeightedConfig):
-        pass
+
+@register("method", "uncertainty_distill")
+class UncertaintyDistill(Method[W]):
+    Config = WeightedConfig
+
+    @classmethod
+    def needs(cls, config: RunConfig) -> Needs:
+        kind = _kind(cls.spec_of(config))
+        return Needs(sides=("target", "teacher"), teacher_features=kind.features, unsure_errors=kind.weighs)
 
     def __init__(self, config: RunConfig, setup: Setup) -> None:
         super().__init__(config, setup)
         self.uncertainty: Uncertainty | None = None  # without a teacher there is nothing to weigh
         if setup.teacher is not None:
-            spec: UncertaintyConfig = config.method.uncertainty  # type: ignore[attr-defined]
-            self.uncertainty = lookup("uncertainty", spec.name, "method.uncertainty.name")(spec, setup.teacher)
+            self.uncertainty = _kind(self.spec)(self.spec.uncertainty, setup.teacher)
 
     @classmethod
     def contradictions(cls, config: RunConfig) -> list[str]:
         if not config.needs_teacher:
             return []
-        spec: UncertaintyConfig = config.method.uncertainty  # type: ignore[attr-defined]
-        kind = lookup("uncertainty", spec.name, "method.uncertainty.name")
-        errors: list[str] = kind.contradictions(config)
-        for label, term in config.losses.items():
-            loss = lookup("loss", term.name, f"loss.{label}.name")
-            if kind.weighs and loss.works_against(term) == "teacher" and not loss.per_sample:
+        kind = _kind(cls.spec_of(config))
+        errors = kind.contradictions(config)
+        for label, needs in config.term_needs.items():
+            if kind.weighs and needs.teacher and not needs.per_sample:
                 errors.append(
-                    f"loss.{label}: {term.name} is a statistic of the batch, which cannot be weighted per sample; "
-                    "choose another loss, or method/uncertainty=none"
+                    f"loss.{label}: {config.losses[label].name} is a statistic of the batch, which cannot be weighted "
+                    "per sample; choose another loss, or method/uncertainty=none"
                 )
         return errors
-
-    def findings(self, logits: Mapping[tuple[str, str], Tensor], targets: Mapping[str, Tensor]) -> list[str]:
-        if self.uncertainty is None or not self.uncertainty.weighs:
-            return []
-        split = "val" if ("val", "teacher") in logits else "test"
-        warning = confident_errors_warning(logits[split, "teacher"], targets[split], split)
-        return [] if warning is None else [warning]
 
     def step(self, batch: Batch, ctx: Context) -> Step:
         [pair], weight, metrics = self.pairs(batch, ctx)
@@ -79,37 +75,34 @@ class UncertaintyDistill(Method):
         """Every student beside the same pass of the teacher; the weight (B,) of each image; what to log."""
         view = batch["labeled"].views["weak"]
         teacher, weight, metrics = self.ask(view, ctx)
-        outputs = [student(view, self.losses(k).features()) for k, student in enumerate(self.students.values())]
+        outputs = [student(view, self.losses(k).needed.features) for k, student in enumerate(self.students.values())]
         return self.beside(batch["labeled"], outputs, teacher, ctx), weight, metrics
-
-    def teacher_features(self) -> tuple[str, ...]:
-        own = () if self.uncertainty is None else self.uncertainty.features
-        return tuple(dict.fromkeys((*own, *super().teacher_features())))
 
     def ask(self, view: View, ctx: Context) -> tuple[Output | None, Tensor | None, dict[str, Tensor]]:
         """The teacher's pass; the weight (B,) of each image; what to log."""
         teacher = weight = None
         metrics = {}
         if self.teacher is not None and self.uncertainty is not None:
-            teacher = self.teacher(view, self.teacher_features())
+            teacher = self.teacher(view, self.needed.of_teacher)
             if self.uncertainty.weighs:
                 weight = self.uncertainty.weight(view, teacher, ctx)
                 metrics["teacher_weight"] = weight.mean()
-                if self.config.method.normalize_weights:  # type: ignore[attr-defined]
+                if self.spec.normalize_weights:
                     weight = weight / weight.mean().clamp(min=1e-6)  # all 0 stay 0
         return teacher, weight, metrics
 
     def beside(self, samples: Samples, outputs: Sequence[Output], teacher: Output | None, ctx: Context) -> list[Pair]:
         """What every student gave for the weak views of `samples`, beside what the teacher gave."""
         index = samples.views["weak"].index
-        pairs = []
-        for k, output in enumerate(outputs):
-            # Each student draws what it would draw alone.
-            pair = Pair(output, teacher, samples.target, index, ctx.progress, ctx.again().draw)
-            pairs.append(self.keep(pair, k))
-        return pairs
+        # Each student draws what it would draw alone.
+        return [Pair(out, teacher, samples.target, index, ctx.progress, ctx.again().draw) for out in outputs]
 
     def supervised(self, k: int, pair: Pair, weight: Tensor | None) -> dict[str, Tensor]:
         """The k-th student's terms of `loss`."""
         losses = self.losses(k)
         return {**losses.target(pair), **losses.teacher(pair, weight)}
+
+
+def _kind(spec: WeightedConfig) -> type[Uncertainty]:
+    kind: type[Uncertainty] = lookup("uncertainty", spec.uncertainty.name, "method.uncertainty.name")
+    return kind

@@ -2,11 +2,12 @@
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from kdrun.data.arrays import Arrays
 from kdrun.data.load import load_dataset
 from kdrun.data.splits import Split
 from kdrun.data.views.center import Center
-from kdrun.data.views.view import Predictor
+from kdrun.data.views.view import View
 from kdrun.methods.method import Method
 from kdrun.methods.step import Setup
 from kdrun.models.network import Network, load_network
@@ -107,26 +108,24 @@ class FinishedRun:
             raise KdrunError(f"{self.directory}: its {role} (run {key}) is not below {self.outputs}")
         return found
 
-    def method(self, setup: Setup | None = None) -> Method:
+    def method(self, setup: Setup | None = None) -> Method[Any]:
         """Its method with the trained networks, in eval mode on the CPU; no setup: without its data and its teacher."""
         networks = {name: self.network(name) for name in self.record["nets"]}
-        config = self.config.method_class.reopened(self.config)
         # as they were saved, whatever they were trained from
-        config = config.replace(students=[ModelConfig.model_validate(n.spec.model) for n in networks.values()])
+        config = self.config.replace(students=[ModelConfig.model_validate(n.spec.model) for n in networks.values()])
         if setup is None:
             if not networks:
                 raise KdrunError(f"{self.directory}: method={self.record['method']} trains no student")
             spec = next(iter(networks.values())).spec
             nothing = torch.empty(0, dtype=torch.int64)
             setup = Setup(spec.num_classes, spec.in_chans, spec.mean, spec.std, train_target=nothing)
-        method: Method = config.method_class(config, setup)
+        method: Method[Any] = config.method_class(config, replace(setup, restoring=True))
         method.students.update(networks)
         own = self.directory / "method.safetensors"
         if own.is_file():
             from safetensors.torch import load_file
 
             method.load_state_dict(load_file(own), strict=False)
-        method.fix()
         return method.eval()
 
     def rebuild(self, execution: ExecutionConfig | None = None) -> "Rebuilt":
@@ -150,10 +149,7 @@ class FinishedRun:
         teacher = None if frozen is None else Teacher(to_device(frozen, config, device))
         method = self.method(replace(setup, teacher=teacher))
         to_device(method, config, device).eval()
-        predictors: dict[str, Predictor] = method.predictors()
-        if teacher is not None:
-            predictors["teacher"] = _predictor(teacher)
-        return Rebuilt(config, arrays, split, device, method, predictors, center_of(config, arrays))
+        return Rebuilt(config, arrays, split, device, method, center_of(config, arrays))
 
     @contextmanager
     def amended(self) -> Iterator[Record]:
@@ -177,12 +173,11 @@ class Rebuilt:
     arrays: Arrays
     split: Split
     device: torch.device
-    method: Method
-    predictors: Mapping[str, Predictor]
-    """What the run evaluated, and `teacher` where it had one."""
+    method: Method[Any]
     center: Center | None
     """What networks see of an image; None: all of it."""
 
-
-def _predictor(teacher: Teacher) -> Predictor:
-    return lambda view: teacher(view).logits
+    def predict(self, view: View) -> dict[str, Tensor]:
+        """What the run evaluated, and `teacher` where it had one."""
+        teacher = self.method.teacher
+        return self.method.predict(view) | ({} if teacher is None else teacher.predict(view))

@@ -4,7 +4,7 @@ Neither data nor teacher are needed; where the dataset is not on this machine, c
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,7 @@ from kdrun.data.load import load_dataset
 from kdrun.data.types import Images
 from kdrun.data.unlabeled import as_gray
 from kdrun.data.views.center import Center
-from kdrun.data.views.view import Predictor, View, clean
-from kdrun.methods.method import predictor
+from kdrun.data.views.view import View, clean
 from kdrun.metrics import fit_temperature
 from kdrun.models.network import Network, NetworkSpec
 from kdrun.runs.finished import FinishedRun
@@ -33,9 +32,10 @@ class Classifier(nn.Module):
 
     Args:
         parts: what holds the weights.
+        predict: of a view.
     """
 
-    def __init__(self, parts: nn.Module, predict: Predictor) -> None:
+    def __init__(self, parts: nn.Module, predict: Callable[[View], Tensor]) -> None:
         super().__init__()
         self.parts = parts
         self._predict = predict
@@ -123,10 +123,11 @@ def open_trained(run: FinishedRun, name: str | None = None, size: int | None = N
     alone = run.config.method_class.alone.get(name, name)
     network = run.network(alone) if alone in record["nets"] else None
     if network is not None:
-        classifier, spec = Classifier(network, predictor(network)), network.spec
+        classifier, spec = Classifier(network, lambda view: network(view).logits), network.spec
     else:
         method = run.method()
-        classifier, spec = Classifier(method, method.predictors()[name]), next(iter(method.networks().values())).spec
+        classifier = Classifier(method, lambda view: method.predict(view)[name])
+        spec = next(iter(method.networks().values())).spec
     return Trained(run, name, classifier.eval(), network, _shown(run, spec, size), _temperature(run, name))
 
 

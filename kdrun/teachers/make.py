@@ -49,7 +49,7 @@ def _made(
         return Ensemble([_tempered(member, factory, runs, f"{role}_{i}", outputs) for i, member in numbered])
     if spec.source == "tip_adapter":
         inner = _tempered(spec.members[0], factory, runs, f"{role}_1", outputs)
-        return tip_adapter.trained(inner, runs[role], factory.num_classes)
+        return tip_adapter.trained(inner, runs[role], factory.num_classes, spec.adapter)
     if spec.source == "train":
         return load_network(runs[role] / "student.safetensors")
     if spec.source in ("open_clip", "clip"):

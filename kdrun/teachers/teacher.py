@@ -32,6 +32,10 @@ class Teacher:
             return Output(self.kept(view.index, view.replay), {})
         return self._network(view, features)  # type: ignore[no-any-return]
 
+    def predict(self, view: View) -> dict[str, Tensor]:
+        """Its logits as those of the network `teacher`, for evaluation."""
+        return {"teacher": self(view).logits}
+
     @property
     def class_embeddings(self) -> Tensor | None:
         """(C, D) float32 of length 1, on the teacher's device: the classes in the space of a CLIP; None of others."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdrun.config.teacher import AdapterConfig
 from kdrun.core.errors import DataError
 from kdrun.data.views.view import View
 from kdrun.models.output import Output
@@ -26,6 +27,7 @@ class Cache(nn.Module):
     Args:
         target: (M,) int64, the class of each key.
         dim: D.
+        chosen: whether a and b are chosen on validation images, so that a file of weights holds them.
     """
 
     target: Tensor
@@ -34,13 +36,15 @@ class Cache(nn.Module):
     sharpness: Tensor
     """() b."""
 
-    def __init__(self, target: Tensor, dim: int, num_classes: int, residual_ratio: float, sharpness: float) -> None:
+    def __init__(
+        self, target: Tensor, dim: int, num_classes: int, residual_ratio: float, sharpness: float, chosen: bool = True
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.keys = nn.Parameter(torch.zeros(len(target), dim))
         self.register_buffer("target", target.clone())
-        self.register_buffer("residual_ratio", torch.tensor(residual_ratio))
-        self.register_buffer("sharpness", torch.tensor(sharpness))
+        self.register_buffer("residual_ratio", torch.tensor(residual_ratio), persistent=chosen)
+        self.register_buffer("sharpness", torch.tensor(sharpness), persistent=chosen)
 
     def forward(self, clip: Output) -> Tensor:
         """(B, C) float32, from what the CLIP gives with its image features."""
@@ -81,8 +85,11 @@ class TipAdapter(nn.Module):
         return Output(self.cache(out), out.features if features else {})
 
 
-def trained(clip: nn.Module, run: Path, num_classes: int) -> TipAdapter:
+def trained(clip: nn.Module, run: Path, num_classes: int, adapter: AdapterConfig) -> TipAdapter:
     """A CLIP with the cache that the run of method=tip_adapter in the directory `run` has trained.
+
+    Args:
+        adapter: of that run; its a and b count where none were chosen.
 
     Raises:
         DataError: its file is gone or damaged.
@@ -93,8 +100,9 @@ def trained(clip: nn.Module, run: Path, num_classes: int) -> TipAdapter:
     dims: Any = clip.dims
     if keys is None or target is None or keys.shape != (len(target), dims[FEATURE]):
         raise DataError(f"{path}: does not hold the keys of a Tip-Adapter over {clip.name}; delete {run}")
-    cache = Cache(target, keys.shape[1], num_classes, 1.0, 1.0)
-    cache.load_state_dict(state)
+    cache = Cache(target, keys.shape[1], num_classes, adapter.residual_ratio, adapter.sharpness, adapter.search)
+    own = cache.state_dict().keys()  # files of before 0.2 hold a and b in any case
+    cache.load_state_dict({name: value for name, value in state.items() if name in own})
     return TipAdapter(clip, cache)
 
 

@@ -1,5 +1,7 @@
 """The parts of a run that follow from its configuration and its data, for whoever trains or opens it again."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,11 +9,14 @@ import torch
 from torch import Tensor
 
 from kdrun.config.run import RunConfig
+from kdrun.core.errors import ConfigError
 from kdrun.data.arrays import Arrays
 from kdrun.data.splits import Split, make_split
 from kdrun.data.views.center import Center
 from kdrun.data.views.recipes import Crop, FileCrop, Strong, Weak
 from kdrun.data.views.view import Recipe
+from kdrun.methods.method import Method
+from kdrun.methods.requires import head_warmup_runs
 from kdrun.methods.step import Setup
 from kdrun.models.factory import for_channels
 
@@ -70,6 +75,18 @@ def visible_targets(arrays: Arrays, split: Split) -> Tensor:
     hidden = np.full(len(arrays.train_labels), -1, dtype=np.int64)
     hidden[split.labeled] = arrays.train_labels[split.labeled]
     return torch.from_numpy(hidden)
+
+
+def load_head_warmups(method: Method[Any], required: Mapping[str, Path]) -> None:
+    """Give each student with a head warm-up the weights of that run.
+
+    Args:
+        required: role -> directory of the finished run.
+    """
+    for role in head_warmup_runs(method.config):
+        if role not in required:
+            raise ConfigError(f"method={method.config.method.name}: its `requires` leaves out the {role} of a student")
+        method.networks()[role.replace("head_warmup", "student")].load(required[role] / "student.safetensors")
 
 
 def to_device(module: Any, config: RunConfig, device: torch.device) -> Any:

@@ -53,7 +53,7 @@ def check(config: RunConfig) -> None:
         raise ConfigError(
             "schedule.decay: plateau follows the validation score, and this split has no validation images"
         )
-    what = config.method_class.needs_validation(config)
+    what = config.needs.validation
     if what is not None and not len(split.val):
         raise ConfigError(f"{what} validation images, and this split has none; give dataset.val_fraction")
     adaptive = [name for name, ramp in config.ramps.items() if ramp.kind == "adaptive"]
@@ -90,7 +90,7 @@ def _require_weights(model: str, setup: Setup) -> None:
 
 
 def _build_without_memory(config: RunConfig, arrays: Arrays, split: Split) -> None:
-    wanted = config.method_class.streams
+    wanted = config.needs.streams
     recipes = recipes_of(config, arrays)
     check_streams(wanted, recipes)
     stored_views(config, recipes["weak"], len(arrays.train_images))
@@ -125,8 +125,8 @@ def _build_on_meta(config: RunConfig, arrays: Arrays, split: Split) -> None:
                 size = "x".join(map(str, pixels.shape[-2:]))
                 unfit = f"{name}: {network.name} does not take images of {size}"
                 raise ConfigError(f"{unfit}: {error}; see student.size") from None
-    refuse_features(config, method.teacher_features())
-    if not method.trains:
+    refuse_features(config, method.needed.of_teacher)
+    if not method.needed.trains:
         return
     make_optimizer(method)
     LearningRate(config.schedule, config.schedule.clock(len(split.labeled)))

@@ -5,7 +5,7 @@ then at 2, ... 5; and `labels.npy` (5 N,). 15 corruptions count for the mean, 4 
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 
 from kdrun.core.errors import DataError
 from kdrun.core.hashing import file_hash
-from kdrun.data.views.view import Predictor
+from kdrun.data.views.view import Predict
 from kdrun.training.evaluator import Evaluator
 
 CORRUPTIONS = (
@@ -66,21 +66,22 @@ class Corruptions:
         parts = [file_hash(str(path), KEY) for path in (self.folder, self.folder / "labels.npy")]
         return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
 
-    def evaluate(self, predictors: Mapping[str, Predictor], device: torch.device, **options: Any) -> Results:
+    def evaluate(self, predict: Predict, device: torch.device, **options: Any) -> Results:
         """net -> corruption -> severity, "1" to "5" -> metric; one file is in memory at a time.
 
         Args:
             options: of `Evaluator`.
         """
-        out: Results = {net: {} for net in predictors}
+        out: Results = {}
         labels = torch.from_numpy(self.labels.astype(np.int64)).to(device)
         blocks = torch.arange(len(labels), device=device).chunk(SEVERITIES)
         for name in self.names:
             images = torch.from_numpy(np.array(_array(self._path(name)))).to(device)
             evaluator = Evaluator({f"{k + 1}": (images, at, labels[at]) for k, at in enumerate(blocks)}, **options)
-            found = evaluator.metrics(evaluator.logits(predictors))
-            for net in predictors:
-                out[net][name] = {
+            logits = evaluator.logits(predict)
+            found = evaluator.metrics(logits)
+            for net in dict.fromkeys(net for _, net in logits):
+                out.setdefault(net, {})[name] = {
                     severity: {metric: found[f"{severity}/{net}/{metric}"] for metric in METRICS}
                     for severity in evaluator.splits
                 }

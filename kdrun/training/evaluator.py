@@ -1,4 +1,4 @@
-"""Evaluation of every predictor on the validation and test images."""
+"""Evaluation of all networks on the validation and test images."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdrun.config.needs import Needs
 from kdrun.core.device import autocast, eager
 from kdrun.core.files import atomic_path
 from kdrun.data.views.center import Center
-from kdrun.data.views.view import Predictor, Source, View, clean_batches
+from kdrun.data.views.view import Predict, Source, View, clean_batches
 from kdrun.methods.method import Method
+from kdrun.methods.uncertainty import confident_errors_warning
 from kdrun.metrics import compare_with_teacher, evaluate_logits, fit_temperature
 
 
@@ -37,30 +39,42 @@ class Evaluator:
         self.center = center
 
     @torch.no_grad()
-    def logits(self, predictors: Mapping[str, Predictor]) -> dict[tuple[str, str], Tensor]:
-        """(split, net) -> logits (M, C). Networks must be in eval mode."""
+    def logits(self, predict: Predict) -> dict[tuple[str, str], Tensor]:
+        """(split, net) -> logits (M, C) of what `predict` gives. Networks must be in eval mode."""
         with eager() if self.compiled else nullcontext():
-            return self._logits(predictors)
+            return self._logits(predict)
 
-    def _logits(self, predictors: Mapping[str, Predictor]) -> dict[tuple[str, str], Tensor]:
+    def _logits(self, predict: Predict) -> dict[tuple[str, str], Tensor]:
         out: dict[tuple[str, str], Tensor] = {}
         for split, (images, index, _) in self.splits.items():
-            parts: dict[str, list[Tensor]] = {net: [] for net in predictors}
+            parts: dict[str, list[Tensor]] = {}
             for chunk, pixels in clean_batches(images, index, self.batch_size, self.center):
                 view = View(pixels, chunk)
                 with autocast(index.device, self.precision):
-                    for net, predictor in predictors.items():
-                        parts[net].append(predictor(view))
+                    for net, values in predict(view).items():
+                        parts.setdefault(net, []).append(values)
             out.update({(split, net): torch.cat(chunks) for net, chunks in parts.items()})
         return out
 
-    def settled(self, method: Method) -> dict[tuple[str, str], Tensor]:
-        """As `logits` of its predictors, once the method has chosen on the validation images what it has to choose."""
-        consulted = method.consulted()
-        logits = self.logits({**method.predictors(), **consulted})
-        val = self.splits.get("val")
-        settled = method.settle(logits, None if val is None else val[2])
-        return {place: values for place, values in settled.items() if place[1] not in consulted}
+    @torch.no_grad()
+    def settled(self, method: Method[Any]) -> dict[tuple[str, str], Tensor]:
+        """As `logits` of its networks, once what it has to choose is chosen on the validation images."""
+        choice = method.choice()
+        if choice is None or "val" not in self.splits:
+            return self.logits(method.predict)
+        inputs: dict[str, dict[str, Tensor]] = {split: {} for split in self.splits}
+        for (split, name), values in self.logits(choice.inputs).items():
+            inputs[split][name] = values
+        choice.make(inputs["val"], self.splits["val"][2])
+        return {(split, net): values for split in inputs for net, values in choice.apply(inputs[split]).items()}
+
+    def warnings(self, logits: Mapping[tuple[str, str], Tensor], needs: Needs) -> list[str]:
+        """Lines for the record about what the networks do, where the method counts on it."""
+        split = "val" if ("val", "teacher") in logits else "test"
+        if not needs.unsure_errors or (split, "teacher") not in logits:
+            return []
+        warning = confident_errors_warning(logits[split, "teacher"], self.splits[split][2], split)
+        return [] if warning is None else [warning]
 
     def metrics(self, logits: Mapping[tuple[str, str], Tensor]) -> dict[str, float]:
         """Flat `split/net/metric` of logits that `logits` gave."""
@@ -96,6 +110,12 @@ class Evaluator:
             arrays: dict[str, Any] = {"index": index, "target": target, "logits": values.float()}
             with atomic_path(directory / f"{split}-{net}.npz") as path, path.open("wb") as file:
                 np.savez(file, **{name: value.cpu().numpy() for name, value in arrays.items()})
+
+
+def chosen(method: Method[Any]) -> dict[str, float]:
+    """What it chose on the validation images, as metrics."""
+    choice = method.choice()
+    return {} if choice is None else choice.metrics()
 
 
 def _flat(prefix: str, values: Mapping[str, Tensor]) -> dict[str, float]:

@@ -31,7 +31,7 @@ from kdrun.methods.step import Context, Guesses, Step
 from kdrun.runs.metrics_log import MetricsLog
 from kdrun.training.checkpoint import random_state, set_random_state
 from kdrun.training.ema import Ema
-from kdrun.training.evaluator import Evaluator
+from kdrun.training.evaluator import Evaluator, chosen
 from kdrun.training.optimizer import make_optimizer
 from kdrun.training.rates import LearningRate, Ramps
 from kdrun.training.signals import StopSignal
@@ -57,8 +57,9 @@ class Loop:
     """Trains a method to its last step. `run` may be called on a fresh loop only."""
 
     def __init__(
-        self, method: Method, loader: Loader, evaluator: Evaluator, clock: Clock, directory: Path, tracker: Tracker,
-        key: str, still_ours: Callable[[], None] = lambda: None, hidden: Tensor | None = None,
+        self, method: Method[Any], loader: Loader, evaluator: Evaluator, clock: Clock, directory: Path,
+        tracker: Tracker, key: str, still_ours: Callable[[], None] = lambda: None, hidden: Tensor | None = None,
+        before: Callable[[bool], None] = lambda fresh: None,
     ) -> None:  # fmt: skip
         self.method = method
         self.loader = loader
@@ -69,6 +70,7 @@ class Loop:
         self.directory = directory
         self.tracker = tracker
         self.key = key
+        self.before = before  # called once before the first step of this process: whether the run is fresh
         self.still_ours = still_ours  # raises where another process took the run over
         self.hidden = hidden  # (N,) labels of the train array, -1 where nobody knows; to judge a method's guesses by
         self.device = next(method.parameters()).device
@@ -88,8 +90,7 @@ class Loop:
     def run(self) -> Progress:
         """Train from the last checkpoint, or from the start, to the last step."""
         self._resume()
-        if not self.progress.step:
-            self._prepare()
+        self._prepare()
         execution, progress = self.config.execution, self.progress
         clip = self._clipped()
         batch_size = sum(type(self.method).batch_sizes(self.config).values())
@@ -153,9 +154,10 @@ class Loop:
         return progress
 
     def _prepare(self) -> None:
-        with autocast(self.device, self.schedule.precision):
-            self.method.prepare(self.loader.batch, self.clock.total_steps)
-        if self.ema is not None:
+        fresh, state = not self.progress.step, random_state()
+        self.before(fresh)
+        set_random_state(state)  # what was drawn there, or not as it lay on disk, changes no step
+        if fresh and self.ema is not None:
             self.ema = Ema(self.method, self.ema.decay)
 
     def _optimize(self, step: int, batch: Batch, clip: Mapping[str, list[Tensor]]) -> Step:
@@ -179,7 +181,7 @@ class Loop:
         self.scaler.update()
         if self.ema is not None:
             self.ema.update()
-        self.method.finish_step(ctx)
+        self.method.finish_step()
         return out
 
     def _clipped(self) -> dict[str, list[Tensor]]:
@@ -203,7 +205,7 @@ class Loop:
 
     def _evaluate(self) -> None:
         logits = self._logits()
-        metrics = {**self.evaluator.metrics(logits), **self.method.choices()}
+        metrics = {**self.evaluator.metrics(logits), **chosen(self.method)}
         progress = self.progress
         if progress.step == self.clock.total_steps:
             self._last = logits
@@ -229,7 +231,7 @@ class Loop:
                 network.save(self.directory / f"{name}{suffix}.safetensors")
 
     def final_logits(self) -> dict[tuple[str, str], Tensor]:
-        """(split, net) -> logits of every predictor after the last step."""
+        """(split, net) -> logits of all networks after the last step."""
         return self._last or self._logits()  # a run may have been stopped between its last step and its record
 
     def _logits(self) -> dict[tuple[str, str], Tensor]:

@@ -33,7 +33,7 @@ def with_corruptions(config: RunConfig, folder: str) -> Record:
             return record
         rebuilt = run.rebuild(config.execution)
         found = corruptions.evaluate(
-            rebuilt.predictors, rebuilt.device,
+            rebuilt.predict, rebuilt.device,
             batch_size=config.execution.eval_batch_size, precision=config.schedule.precision,
             center=rebuilt.center,
         )  # fmt: skip
@@ -57,7 +57,7 @@ def with_sets(config: RunConfig) -> Record:
         rebuilt = run.rebuild(config.execution)
         for part in missing:
             record["metrics"] |= finite(part.evaluate(
-                rebuilt.predictors, rebuilt.device,
+                rebuilt.predict, rebuilt.device,
                 batch_size=config.execution.eval_batch_size, precision=config.schedule.precision,
                 center=rebuilt.center,
             ))  # fmt: skip

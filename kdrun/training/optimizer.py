@@ -9,7 +9,7 @@ from kdrun.core.errors import ConfigError, allowed
 from kdrun.methods.method import Method
 
 
-def parameter_groups(method: Method) -> list[dict[str, Any]]:
+def parameter_groups(method: Method[Any]) -> list[dict[str, Any]]:
     """One group for each student and kind of parameter, with the student's learning rate.
 
     Parameters of its loss terms (a regressor, an embedding) and its other `parts` belong to the student's group. A
@@ -41,7 +41,7 @@ def parameter_groups(method: Method) -> list[dict[str, Any]]:
     return groups
 
 
-def make_optimizer(method: Method) -> torch.optim.Optimizer:
+def make_optimizer(method: Method[Any]) -> torch.optim.Optimizer:
     """The optimizer of `schedule` over all students, one group each."""
     from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 

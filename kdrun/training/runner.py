@@ -27,20 +27,29 @@ from kdrun.core.registry import plugin_hashes
 from kdrun.core.seeding import seed_everything, subseed
 from kdrun.data.arrays import Arrays
 from kdrun.data.load import load_dataset
-from kdrun.data.loader import make_loader
+from kdrun.data.loader import Loader, make_loader
 from kdrun.data.residency import place
 from kdrun.data.splits import Split, write_split
 from kdrun.data.views.view import Source
 from kdrun.methods.method import Method
-from kdrun.methods.pool import Pool
+from kdrun.methods.pool import Pool, Required, Start
 from kdrun.models.flops import flops_of
 from kdrun.runs.layout import finished, made, outputs_of, run_lock
 from kdrun.runs.record import SCHEMA, Record, code_version, package_versions, read_record, write_record
 from kdrun.teachers.cache import keep, refuse_features, stored_views
 from kdrun.teachers.make import make_teacher
 from kdrun.teachers.teacher import Teacher
-from kdrun.training.assembly import center_of, fitted, recipes_of, setup_of, split_of, to_device, view_size
-from kdrun.training.evaluator import Evaluator
+from kdrun.training.assembly import (
+    center_of,
+    fitted,
+    load_head_warmups,
+    recipes_of,
+    setup_of,
+    split_of,
+    to_device,
+    view_size,
+)
+from kdrun.training.evaluator import Evaluator, chosen
 from kdrun.training.loop import Loop, Progress
 from kdrun.training.measure import with_corruptions, with_sets
 from kdrun.training.tracking import make_tracker
@@ -140,26 +149,26 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
     setup = setup_of(config, arrays, split)
     frozen = make_teacher(config.teacher, setup, required, outputs=outputs_of(directory))
     teacher = None if frozen is None else Teacher(to_device(frozen, config, device))
-    method: Method = to_device(config.method_class(config, replace(setup, teacher=teacher)), config, device)
-    method.start(required)
+    method: Method[Any] = to_device(config.method_class(config, replace(setup, teacher=teacher)), config, device)
+    load_head_warmups(method, required)
     if config.schedule.compile is not None:
         compile_networks([*method.networks().values(), *([frozen] if frozen else [])], config.schedule.compile)
     recipes = recipes_of(config, arrays)
-    extra = _artifacts(config, required, record, arrays, split, train_images, device)
-    refuse_features(config, method.teacher_features())
+    needs = method.needed
+    refuse_features(config, needs.of_teacher)
     stored = stored_views(config, recipes["weak"], len(train_images))
     if stored is not None and teacher is not None and frozen is not None and isinstance(train_images, Tensor):
         streams = {"labeled": split.labeled, "unlabeled": split.unlabeled}
-        shown = np.unique(np.concatenate([streams[name] for name in method.streams]))
+        shown = np.unique(np.concatenate([streams[name] for name in needs.streams]))
         teacher.kept, record["artifacts"]["teacher_outputs"] = keep(
             frozen, stored, train_images, torch.from_numpy(shown), arrays.num_classes, device,
             config.execution.eval_batch_size, config.schedule.precision, outputs_of(directory),
         )  # fmt: skip
         log.info("the teacher's logits of stored views: %s", record["artifacts"]["teacher_outputs"])
     clock = config.schedule.clock(len(split.labeled))
-    seed = subseed(config.seed, "streams", method.role) if method.role else config.seed
+    seed = subseed(config.seed, "streams", needs.init) if needs.init else config.seed
     loader = make_loader(
-        method.streams, arrays, split, train_images, type(method).batch_sizes(config), recipes, seed, extra,
+        needs.streams, arrays, split, train_images, type(method).batch_sizes(config), recipes, seed, None,
         clock.total_steps, config.views.mix, device, view_size(config, arrays), stored,
     )  # fmt: skip
     labels, everything = torch.from_numpy(arrays.train_labels), torch.arange(len(test_images), device=device)
@@ -181,34 +190,35 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
     }
     record.update(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        threads=torch.get_num_threads(), steps=clock.total_steps if method.trains else 0, headline=method.headline,
+        threads=torch.get_num_threads(), steps=clock.total_steps if needs.trains else 0, headline=method.headline,
         nets=nets,
     )  # fmt: skip
     write_record(directory, record)
-    work = f"{clock.total_steps} steps of {config.schedule.batch_size}" if method.trains else "nothing to train"
+    work = f"{clock.total_steps} steps of {config.schedule.batch_size}" if needs.trains else "nothing to train"
     sizes = [f"{n['model']} {n['num_params']:,} parameters" for n in nets.values()]
     log.info(
         "%s on %s: %d labeled of %d, %s",
         config.method.name, config.dataset.name, len(split.labeled), len(split.unlabeled), ", ".join([work, *sizes]),
     )  # fmt: skip
 
+    pool = _pool(config, record, arrays, split, train_images, device)
     tracker = make_tracker(config, directory, job_type)
     failed = True
     try:
         loop, progress, logits = None, Progress(), {}
-        if method.trains:
+        if needs.trains:
             loop = Loop(
-                method, loader, evaluator, clock, directory, tracker, run_key(config), lock.require, labels.to(device)
-            )
+                method, loader, evaluator, clock, directory, tracker, run_key(config), lock.require, labels.to(device),
+                partial(_before, method, record, required, pool, loader, clock.total_steps),
+            )  # fmt: skip
             progress = loop.run()
         started = time.perf_counter()
         if loop is not None:
             logits = loop.final_logits()
         if teacher is not None:
-            logits.update(evaluator.logits({"teacher": lambda view: teacher(view).logits}))
-        metrics = {**evaluator.final_metrics(logits), **method.choices()}
-        for line in method.findings(logits, {name: parts[2] for name, parts in evaluator.splits.items()}):
-            _warn(record, line)
+            logits.update(evaluator.logits(teacher.predict))
+        metrics = {**evaluator.final_metrics(logits), **chosen(method)}
+        _warn(record, *evaluator.warnings(logits, needs))
         lock.require()
         evaluator.save(directory / "predictions", logits)
         if loop is not None:
@@ -226,11 +236,9 @@ def _execute(config: RunConfig, directory: Path, record: Record, job_type: str, 
         tracker.finish(record["metrics"], failed)
 
 
-def _artifacts(
-    config: RunConfig, required: dict[str, Path], record: Record, arrays: Arrays, split: Split, images: Source,
-    device: torch.device,
-) -> dict[str, Tensor]:  # fmt: skip
-    """What the method makes of the pool before training; its figures go into the record."""
+def _pool(
+    config: RunConfig, record: Record, arrays: Arrays, split: Split, images: Source, device: torch.device
+) -> Pool:
     labels, pool = torch.from_numpy(arrays.train_labels), torch.from_numpy(split.unlabeled)
 
     def judge(index: Tensor, label: Tensor) -> dict[str, Any]:
@@ -239,13 +247,24 @@ def _artifacts(
         precision = (truth == label)[known].float().mean().item() if known.any() else None
         return {"coverage": len(index) / len(pool), "precision": precision}
 
-    made = config.method_class.artifacts(
-        config, required,
-        Pool(images, pool, arrays.num_classes, config.execution.eval_batch_size, config.schedule.precision,
-             outputs_of(run_directory(config)), judge, partial(_warn, record), device, center_of(config, arrays)),
+    return Pool(
+        images, pool, arrays.num_classes, config.execution.eval_batch_size, config.schedule.precision,
+        outputs_of(run_directory(config)), judge, partial(_warn, record), device, center_of(config, arrays),
     )  # fmt: skip
-    record["artifacts"] = {name: figures for name, (_, figures) in made.items()}
-    return {name: values.to(device) for name, (values, _) in made.items()}
+
+
+def _before(
+    method: Method[Any], record: Record, required: dict[str, Path], pool: Pool, loader: Loader, first: int, fresh: bool
+) -> None:
+    """What the method does before its first step; its figures go into the record, its values to the batches."""
+    runs = {
+        role: Required(directory, read_record(directory) or {}, record["requires"][role])
+        for role, directory in required.items()
+    }
+    start = Start(required=runs, pool=pool, batches=loader.batch, first=first, fresh=fresh)
+    made = method.before(start)
+    record["artifacts"] |= {name: figures for name, (_, figures) in made.items()}
+    loader.give({name: values.to(pool.device) for name, (values, _) in made.items()})
 
 
 def _warn(record: Record, *lines: str) -> None:
@@ -285,7 +304,7 @@ def _keep_split(split: Split, directory: Path, record: Record, arrays: Arrays) -
         record["num_labels"] = len(split.labeled)
 
 
-def _save_networks(method: Method, loop: Loop, directory: Path) -> None:
+def _save_networks(method: Method[Any], loop: Loop, directory: Path) -> None:
     from safetensors.torch import save
 
     loop.save_networks()

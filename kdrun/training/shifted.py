@@ -6,7 +6,6 @@ ImageNet-V2 (Recht et al. 2019, arXiv 1902.10811; folders 0 to 999), ImageNet-Sk
 """
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from kdrun.core.errors import DataError
 from kdrun.core.hashing import file_hash
 from kdrun.data.images import list_classes
 from kdrun.data.streamed import ImageFiles
-from kdrun.data.views.view import Predictor
+from kdrun.data.views.view import Predict
 from kdrun.training.corruptions import METRICS
 from kdrun.training.evaluator import Evaluator
 
@@ -75,8 +74,8 @@ class ShiftedSet:
         """Of the names and sizes of all files."""
         return hashlib.sha256(file_hash(str(self.folder), KEY).encode()).hexdigest()[:12]
 
-    def evaluate(self, predictors: Mapping[str, Predictor], device: torch.device, **options: Any) -> dict[str, float]:
-        """`<set>/<net>/<metric>` of every predictor.
+    def evaluate(self, predict: Predict, device: torch.device, **options: Any) -> dict[str, float]:
+        """`<set>/<net>/<metric>` of every network.
 
         Args:
             options: of `Evaluator`.
@@ -84,7 +83,7 @@ class ShiftedSet:
         index = torch.arange(len(self.targets), device=device)
         evaluator = Evaluator({self.name: (self.files, index, self.targets.to(device))}, **options)
         columns = torch.tensor(self.classes, device=device)
-        logits = {place: values[:, columns] for place, values in evaluator.logits(predictors).items()}
+        logits = {place: values[:, columns] for place, values in evaluator.logits(predict).items()}
         found = evaluator.metrics(logits)
         return {key: value for key, value in found.items() if key.rpartition("/")[2] in METRICS}
 

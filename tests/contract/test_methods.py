@@ -1,5 +1,6 @@
 """What every registered method must keep, at no cost to its author."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ EXTRA: dict[str, list[str]] = {
     "distill": ["loss=wttm", *TEACHER], "uncertainty_distill": TEACHER, "peer_distill": [TWO, *TEACHER],
     "mixup_distill": ["loss=kd_mixup", *TEACHER], "peer_fixmatch": [TWO, *TEACHER],
 }  # fmt: skip
-# What `Method.artifacts` would give, for the 1,397 training digits.
+# What `Method.before` would give, for the 1,397 training digits.
 ARTIFACTS = {"kd_fixmatch": {"trusted_label": torch.arange(1397) % 11 - 1}}
 
 
@@ -50,7 +51,7 @@ def make(name: str, *overrides: str, device: str = "cpu") -> tuple[RunConfig, Me
     images = torch.from_numpy(arrays.train_images).to(device)
     extra = {key: value.to(device) for key, value in ARTIFACTS.get(name, {}).items()}
     loader = make_loader(
-        method.streams, arrays, split, images, type(method).batch_sizes(config), recipes, config.seed, extra,
+        method.needed.streams, arrays, split, images, type(method).batch_sizes(config), recipes, config.seed, extra,
         mix=config.views.mix,
     )  # fmt: skip
     return config, method, loader, torch.from_numpy(arrays.train_labels)
@@ -69,7 +70,7 @@ def fit(config: RunConfig, method: Method, loader: Loader, first: int, last: int
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-        method.finish_step(ctx(config, step))
+        method.finish_step()
         losses.append(total.item())
     return losses
 
@@ -143,7 +144,7 @@ class TestEveryMethod:
             optimizer.step()
         method.eval()
         labeled = batch["labeled"]
-        predicted = method.predictors()[method.headline](labeled.views["weak"]).argmax(1)
+        predicted = method.predict(labeled.views["weak"])[method.headline].argmax(1)
         wanted = labeled.target if method.teacher is None else method.teacher(labeled.views["weak"]).logits.argmax(1)
         given = labeled.target if labeled.target.ndim == 1 else labeled.target.argmax(1)
         agreement = max((predicted == w).float().mean().item() for w in (wanted, given))
@@ -166,15 +167,89 @@ class TestEveryMethod:
                 else:
                     assert samples.target is None
 
-    def test_predictors_give_scores_for_every_class(self, name):
+    def test_what_it_predicts_are_scores_for_every_class_its_networks_run_once(self, name):
         config, method, loader, _ = make(name)
         method.eval()
-        assert method.headline in method.predictors()
-        view = next(iter(loader.batch(0).values())).views
-        for predictor in method.predictors().values():
-            scores = predictor(next(iter(view.values())))
+        view = next(iter(loader.batch(0).values())).views["weak"]
+        ran = []
+        for net in method.networks().values():
+            net.register_forward_hook(lambda module, *_: ran.append(module))
+        with torch.no_grad():
+            predicted = method.predict(view)
+        assert ran == list(method.networks().values())
+        assert method.headline in predicted
+        for scores in predicted.values():
             assert scores.shape == (config.schedule.batch_size, 10)
             assert scores.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["dho", "kd_fixmatch", "distill"])
+def test_a_finished_method_predicts_what_its_choice_applies_and_has_no_losses(name):
+    config, method, loader, _ = make(name)
+    restored = config.method_class(config, replace(method.setup, restoring=True)).eval()
+    assert all(not losses.terms for losses in restored.loss_sets.values())
+    view = loader.batch(0)["labeled"].views["weak"]
+    choice = restored.choice()
+    assert (choice is not None) == (name == "dho")
+    if choice is not None:
+        with torch.no_grad():
+            applied, predicted = choice.apply(choice.inputs(view)), restored.predict(view)
+        assert applied.keys() == predicted.keys()
+        assert all(torch.equal(applied[net], predicted[net]) for net in applied)
+        assert choice.net in predicted
+        for value in choice.values.values():
+            assert any(value is buffer for buffer in restored.buffers())
+
+
+class TwoBatches(Distill):
+    """Two pairs of one student in a step: the terms hear of both."""
+
+    def step(self, batch, ctx):
+        self.given = [self.pair(one, ctx) for one in (batch, self.other)]
+        found = [self.losses().teacher(pair) for pair in self.given]
+        return Step({f"{label}_{k}": value for k, one in enumerate(found) for label, value in one.items()})
+
+
+def test_every_pair_of_a_step_reaches_the_metrics_and_the_memories_of_the_terms():
+    config, method, loader, _ = make("distill", "loss=wttm_crd", "loss.crd.num_negatives=8")
+    two = TwoBatches(config, method.setup).train()
+    batch, two.other = loader.batch(0), loader.batch(1)
+    out = two(batch, ctx(config, 0))
+    terms = two.losses().terms
+    told = [terms["wttm"].metrics(pair)["renyi_entropy"] for pair in two.given]
+    assert told[0] != told[1]
+    torch.testing.assert_close(out.metrics["wttm/renyi_entropy"], torch.stack(told).mean().detach())
+    memory, before = terms["crd"].student_memory, terms["crd"].student_memory.clone()
+    two.finish_step()
+    touched = set((memory != before).any(1).nonzero().flatten().tolist())
+    assert touched == set(terms["crd"].row[torch.cat([pair.index for pair in two.given])].tolist())
+    assert len(touched) > len(two.given[0].index)
+    again = memory.clone()
+    two.finish_step()
+    assert torch.equal(memory, again)  # each pair once
+
+
+@pytest.mark.parametrize("name", ["sho", "dho"])
+def test_labeled_and_unlabeled_pairs_reach_a_memory_and_resume_bitwise(name):
+    def fresh():
+        return make(name, "loss=wttm_crd", "loss.crd.num_negatives=8")
+
+    config, method, loader, _ = fresh()
+    crd, batch = method.losses().terms["crd"], loader.batch(0)
+    before = crd.teacher_memory.clone()
+    assert {"crd", "unlabeled_crd"} <= method(batch, ctx(config, 0)).losses.keys()
+    method.finish_step()
+    index = torch.cat([batch[stream].views["weak"].index for stream in ("labeled", "unlabeled")])
+    touched = (crd.teacher_memory != before).any(1).nonzero().flatten().tolist()
+    assert set(touched) == set(crd.row[index].tolist())
+
+    whole = fit(*fresh()[:3], 0, 6)
+    first, second = fresh(), fresh()
+    optimizer, other = make_optimizer(first[1]), make_optimizer(second[1])
+    head = fit(*first[:3], 0, 3, optimizer)
+    second[1].load_state_dict(first[1].state_dict())
+    other.load_state_dict(optimizer.state_dict())
+    assert head + fit(*second[:3], 3, 6, other) == whole
 
 
 def test_what_terms_tell_is_logged_under_their_labels():
@@ -187,7 +262,9 @@ def test_what_terms_tell_is_logged_under_their_labels():
 
 def test_what_terms_tell_of_several_students_is_kept_apart():
     class Two(Distill):
-        num_students = (2, 2)
+        @classmethod
+        def needs(cls, config):
+            return replace(super().needs(config), students=(2, 2))
 
         def step(self, batch, ctx):
             pairs = [self.pair(batch, ctx, k=k) for k in range(2)]

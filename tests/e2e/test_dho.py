@@ -64,7 +64,7 @@ def test_choices_are_in_the_record_and_a_killed_run_goes_on_bitwise(train, outpu
     images = torch.from_numpy(rebuilt.arrays.test_images)
     index = torch.arange(len(images))
     with torch.no_grad():
-        again = rebuilt.predictors["combined"](View(clean(images, index), index))
+        again = rebuilt.predict(View(clean(images, index), index))["combined"]
     assert torch.allclose(again, run.predictions("test", "combined")[0], atol=1e-4)
     assert kdrun.load(directory, "student").name == "resnet8"
     with pytest.raises(KdrunError, match="no network 'combined'"):

@@ -60,9 +60,32 @@ def test_mistakes_in_a_users_config_are_caught_as_ours_are(tmp_path, monkeypatch
     assert "method=confident_distill needs a teacher" in capsys.readouterr().err
 
 
+OLD = "from kdrun import Method, MethodConfig, Step, Term, TermConfig, register\n"
+OLD_METHOD = f"""{OLD}
+@register('method', 'old')
+class Old(Method):
+    loss_roles = ('target', 'teacher')
+    class Config(MethodConfig): ...
+    def step(self, batch, ctx): return Step({{}})
+    def predictors(self): return {{}}
+"""
+OLD_TERM = (
+    f"{OLD}\n@register('loss', 'old')\nclass Old(Term):\n    against = 'teacher'\n    class Config(TermConfig): ..."
+)
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [
+        (
+            OLD_METHOD,
+            "Old: written for an older kdrun: loss_roles is now needs, Needs(sides=...); predictors is now "
+            "predict(view); see docs/extend/method.md",
+        ),
+        (
+            OLD_TERM,
+            "Old: written for an older kdrun: against is now needs, Needs(teacher=True); see docs/extend/loss.md",
+        ),
         ("def (", "plugins: bad.py: SyntaxError"),
         ("import nothing_of_this_name", "plugins: bad.py: ModuleNotFoundError"),
         (
@@ -88,18 +111,19 @@ def test_a_broken_plugin_is_one_line(tmp_path, monkeypatch, capsys, code, messag
 
 
 TERM = """
-from kdrun.config import TermConfig
-from kdrun.losses import Term
-from kdrun.registry import register
+from kdrun import Needs, Term, TermConfig, register
 
 
 @register("loss", "NAME")
 class Counting(Term):
-    against = "teacher"
     seen = []
 
     class Config(TermConfig):
         pass
+
+    @classmethod
+    def needs(cls, config):
+        return Needs(teacher=True)
 
     def forward(self, pair):
         return (pair.student.logits - pair.teacher.logits).square().mean(1)

@@ -58,8 +58,8 @@ def one_hot(target: torch.Tensor, classes: int = 10) -> torch.Tensor:
 def test_a_run_is_opened_again_and_its_teacher_judged(train, outputs, monkeypatch, tmp_path, capsys):
     plain = Evaluator.logits
 
-    def sure_and_wrong(self, predictors):
-        out = plain(self, predictors)
+    def sure_and_wrong(self, predict):
+        out = plain(self, predict)
         return {key: one_hot(self.splits[key[0]][2]) if key[1] == "teacher" else z for key, z in out.items()}
 
     monkeypatch.setattr(Evaluator, "logits", sure_and_wrong)
@@ -77,7 +77,7 @@ def test_a_run_is_opened_again_and_its_teacher_judged(train, outputs, monkeypatc
     rebuilt = run.rebuild()
     images = torch.from_numpy(rebuilt.arrays.test_images)
     target = torch.from_numpy(rebuilt.arrays.test_labels)
-    again = Evaluator({"test": (images, torch.arange(len(images)), target)}, 100).logits(rebuilt.predictors)
+    again = Evaluator({"test": (images, torch.arange(len(images)), target)}, 100).logits(rebuilt.predict)
     logits, targets = run.predictions("test", "student")
     assert torch.equal(targets, target)
     assert torch.equal(again["test", "student"], logits)

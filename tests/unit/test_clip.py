@@ -279,7 +279,9 @@ def test_a_run_with_a_clip_teacher(folder, train, outputs, capsys):
     from_nodes(record["config"])  # can be opened again
     import kdrun.runs.finished
 
-    assert "teacher" in kdrun.runs.finished.FinishedRun.open(path.parent).rebuild().predictors
+    rebuilt = kdrun.runs.finished.FinishedRun.open(path.parent).rebuild()
+    index = torch.arange(2)
+    assert "teacher" in rebuilt.predict(View(clean(torch.from_numpy(rebuilt.arrays.test_images), index), index))
 
 
 TINY = (
@@ -343,7 +345,7 @@ def test_contrastive_training_learns_resumes_and_moves_everything(contrastive):
     assert head + fit(config, second, loader, 10, 20, other) == losses
     method.eval()
     view = loader.batch(0)["labeled"].views["weak"]
-    assert method.predictors()["student"](view).shape == (16, 10)
+    assert method.predict(view)["student"].shape == (16, 10)
     torch.testing.assert_close(method.students["student"].net.class_embeddings.norm(dim=1), torch.ones(10))
 
 
@@ -394,7 +396,7 @@ def test_dho_learns_from_kept_logits_of_a_clip_and_is_opened_again(train, output
     images, index = torch.from_numpy(rebuilt.arrays.test_images), torch.arange(400)
     with torch.no_grad():
         for name in ("teacher", "combined"):
-            again = rebuilt.predictors[name](View(clean(images, index), index))
+            again = rebuilt.predict(View(clean(images, index), index))[name]
             torch.testing.assert_close(again, run.predictions("test", name)[0], atol=1e-4, rtol=1e-4)
 
 

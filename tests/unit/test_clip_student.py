@@ -14,6 +14,7 @@ from kdrun.config.model import ModelConfig
 from kdrun.config.prompts import TEMPLATES
 from kdrun.core.errors import ConfigError, DataError
 from kdrun.data.load import load_dataset
+from kdrun.data.views.view import View, clean
 from kdrun.models.network import load_network
 from kdrun.runs.finished import FinishedRun
 from kdrun.runs.record import find_records
@@ -160,7 +161,9 @@ def test_a_run_that_is_opened_after_its_weights_are_gone(folder, train, outputs,
         assert {name.split(".")[0] for name in file.keys()} == {"visual", "head"}  # noqa: SIM118
     shutil.rmtree(copy)
     run = FinishedRun.open(place)
-    assert run.rebuild().predictors.keys() == {"ce_head", "kd_head", "combined", "teacher"}
+    rebuilt, index = run.rebuild(), torch.arange(2)
+    view = View(clean(torch.from_numpy(rebuilt.arrays.test_images), index, rebuilt.center), index)
+    assert rebuilt.predict(view).keys() == {"ce_head", "kd_head", "combined", "teacher"}
 
 
 @pytest.mark.parametrize(

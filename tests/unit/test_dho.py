@@ -12,9 +12,10 @@ from kdrun.core.device import autocast
 from kdrun.core.errors import ConfigError
 from kdrun.losses.labels import cross_entropy
 from kdrun.losses.logits import kd
-from kdrun.methods.dho import best_combination, combine
+from kdrun.methods.dho import combine
 from kdrun.methods.gradients import backward_with_surgery, conflict, pcgrad
 from kdrun.training.check import check
+from kdrun.training.evaluator import Evaluator, chosen
 from kdrun.training.optimizer import make_optimizer
 from tests.contract.test_methods import ctx, make
 
@@ -170,12 +171,12 @@ def test_each_head_has_layers_of_its_own_over_the_same_features(head, kd_head):
     view = loader.batch(0)["labeled"].views["weak"]
     with torch.no_grad():
         features = network(view, ("pooled",)).features["pooled"]
-        before = method.predictors()["kd_head"](view)
+        before = method.predict(view)["kd_head"]
         assert torch.equal(before, method.kd_head(features))
         for p in classifier.parameters():
             p.zero_()
-        assert torch.equal(method.predictors()["kd_head"](view), before)
-        assert not method.predictors()["ce_head"](view).any()
+        assert torch.equal(method.predict(view)["kd_head"], before)
+        assert not method.predict(view)["ce_head"].any()
     with pytest.raises(ConfigError, match=f"language_aware_init: an {head} head has no weight for each class"):
         make("dho", f"student.head={head}", "method.language_aware_init=ce")
 
@@ -218,30 +219,41 @@ def test_the_search_finds_what_trying_all_finds(seed):
             p[range(60), target].log().mean().item(),
         ),
     )
-    assert best_combination(ce, kd_, target, shares, temperatures) == best
+    choice = make("dho")[1].choice()
+    assert choice.best({"ce_head": ce, "kd_head": kd_}, target) == best
 
 
-def test_an_evaluation_chooses_by_validation_alone_and_keeps_it():
-    _, method, _, _ = make("dho")
+def test_an_evaluation_chooses_by_validation_alone_and_keeps_it(monkeypatch):
+    method = make("dho")[1].eval()
     torch.manual_seed(0)
     target = torch.randint(10, (40,))
-    logits = {(s, net): torch.randn(40, 10) for s in ("val", "test") for net in ("ce_head", "kd_head", "combined")}
-    logits["val", "kd_head"][range(40), target] += 9
-    logits["test", "ce_head"][range(40), target] += 9
-    settled = method.settle(logits, target)
-    chosen = method.choices()
-    assert chosen["val/combined/ce_share"] < 0.5
-    assert settled.keys() == logits.keys()
+    heads = {(s, net): torch.randn(40, 10) for s in ("val", "test") for net in ("ce_head", "kd_head")}
+    heads["val", "kd_head"][range(40), target] += 9
+    heads["test", "ce_head"][range(40), target] += 9
+    nothing = torch.empty(0)
+    evaluator = Evaluator({split: (nothing, torch.arange(40), target) for split in ("val", "test")}, 40)
+    monkeypatch.setattr(Evaluator, "logits", lambda self, predict: heads)
+    settled = evaluator.settled(method)
+    found = chosen(method)
+    assert found.keys() == {"val/combined/ce_share", "val/combined/kd_head_temperature"}
+    assert found["val/combined/ce_share"] < 0.5
+    assert settled.keys() == {*heads, ("val", "combined"), ("test", "combined")}
     for split in ("val", "test"):
-        heads = [logits[split, net] for net in ("ce_head", "kd_head")]
-        share, beta = (T(chosen[f"val/combined/{name}"]) for name in ("ce_share", "kd_head_temperature"))
-        assert torch.allclose(settled[split, "combined"], combine(*heads, share, beta), atol=1e-5)
-        assert settled[split, "ce_head"] is logits[split, "ce_head"]
-    state = method.state_dict()
-    assert state["ce_share"].item() == pytest.approx(chosen["val/combined/ce_share"])
-    fixed = make("dho", "method.combination=fixed", "method.ce_share=0.3")[1]
-    assert fixed.settle(logits, target) is logits
-    assert fixed.choices() == {}
+        own = [heads[split, net] for net in ("ce_head", "kd_head")]
+        share, beta = (T(found[f"val/combined/{name}"]) for name in ("ce_share", "kd_head_temperature"))
+        assert torch.allclose(settled[split, "combined"], combine(*own, share, beta), atol=1e-5)
+        assert settled[split, "ce_head"] is heads[split, "ce_head"]
+    assert method.state_dict()["ce_share"].item() == pytest.approx(found["val/combined/ce_share"])
+
+
+def test_what_is_not_searched_is_the_configuration_s_wherever_the_weights_come_from():
+    config, method, _, _ = make("dho", "method.combination=fixed", "method.ce_share=0.3")
+    assert method.choice() is None
+    assert chosen(method) == {}
+    again = config.replace(method=config.method.replace(ce_share=0.7))
+    opened = config.method_class(again, method.setup)
+    opened.load_state_dict({**method.state_dict(), "ce_share": T(0.3)}, strict=False)  # as older runs kept it
+    assert opened.ce_share.item() == pytest.approx(0.7)
 
 
 def test_a_search_needs_validation_images():

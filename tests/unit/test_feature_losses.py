@@ -352,8 +352,8 @@ def output(dims, batch: int, side: int, seed: int, dtype=torch.float32, names=No
 def make_pair(losses: LossSet, batch: int = 6, step: int = 0, dtype=torch.float32, target=None, index=None) -> Pair:
     index = torch.tensor([0, 1, 2, 3, 5, 6])[:batch] if index is None else index
     return Pair(
-        output(DIMS, batch, 8, 1, dtype, losses.features()),
-        output(WIDE, batch, 4, 2, dtype, losses.features("teacher")),
+        output(DIMS, batch, 8, 1, dtype, losses.needed.features),
+        output(WIDE, batch, 4, 2, dtype, losses.needed.of_teacher),
         LABELS[index] if target is None else target, index, 0.0,
         Context(0, step, 10, torch.device("cpu")).draw,
     )  # fmt: skip
@@ -366,7 +366,7 @@ def test_a_term_gives_what_it_says_and_no_gradient_reaches_the_teacher(name, bat
     pair = make_pair(losses, batch)
     term = losses.terms[name]
     value = term(pair)
-    assert value.shape == ((batch,) if term.per_sample else ())
+    assert value.shape == ((batch,) if term.needed.per_sample else ())
     assert torch.isfinite(value).all()
     value.mean().backward()
     assert all(x.grad is not None and torch.isfinite(x.grad).all() for x in pair.student.features.values())
@@ -452,9 +452,9 @@ def test_the_stages_that_the_literature_pairs(names):
             losses = loss_set(name, student_dims, teacher_dims)
             term = losses.terms[name]
             value = term.value(*term.given(SimpleNamespace(student=student, teacher=teacher)))
-        assert value.shape == ((2,) if term.per_sample else ())
+        assert value.shape == ((2,) if term.needed.per_sample else ())
         if name in expected:
-            found = losses.features(), losses.features("teacher")
+            found = losses.needed.features, losses.needed.of_teacher
             assert found == tuple(tuple(f"stage{k}" for k in stages) for stages in expected[name])
 
 
@@ -469,12 +469,12 @@ def test_terms_of_a_set_take_its_coefficients():
 
 def test_stages_by_name():
     losses = loss_set("at", features=["stage1", "stage3"], teacher_features=["stage2", "stage3"])
-    assert losses.features() == ("stage1", "stage3")
-    assert losses.features("teacher") == ("stage2", "stage3")
-    assert loss_set("vid", features=["stage3"]).features("teacher") == ("stage3",)
-    assert loss_set("fitnet", feature="stage1").features("teacher") == ("stage1",)
+    assert losses.needed.features == ("stage1", "stage3")
+    assert losses.needed.of_teacher == ("stage2", "stage3")
+    assert loss_set("vid", features=["stage3"]).needed.of_teacher == ("stage3",)
+    assert loss_set("fitnet", feature="stage1").needed.of_teacher == ("stage1",)
     one = loss_set("fitnet", feature="stage1", teacher_feature="stage3")
-    assert (one.features(), one.features("teacher")) == (("stage1",), ("stage3",))
+    assert (one.needed.features, one.needed.of_teacher) == (("stage1",), ("stage3",))
 
 
 BARE = {"prelogits": 8}
@@ -557,7 +557,7 @@ def test_crd_against_a_loop_over_samples():
 
     found.sum().backward()
     with torch.no_grad():
-        losses.after_step(pair)
+        term.after_step(pair)
     for role, bank in banks.items():
         for b, i in enumerate(pair.index.tolist()):
             mixed = 0.5 * bank[row_of[i]] + 0.5 * unit[role][b]
@@ -590,7 +590,7 @@ def test_crd_memory_changes_in_the_rows_of_the_batch_only_and_keeps_unit_norm():
     losses.teacher(pair)["crd"].backward()
     assert all(torch.equal(getattr(term, f"{r}_memory"), before[r]) for r in before)  # not before the step
     with torch.no_grad():
-        losses.after_step(pair)
+        losses.after_step()
     touched = set(term.row[pair.index].tolist())
     for role, old in before.items():
         new = getattr(term, f"{role}_memory")
@@ -640,7 +640,7 @@ def test_crd_takes_an_unlabeled_image_that_was_given_a_class_but_never_as_a_nega
     before = term.teacher_memory.clone()
     term(pair).sum().backward()
     with torch.no_grad():
-        losses.after_step(pair)
+        term.after_step(pair)
     assert (term.teacher_memory != before).any(1).nonzero().flatten().tolist() == term.row[hidden].tolist()
 
 

@@ -15,6 +15,7 @@ from kdrun.data.loader import Loader
 from kdrun.methods.requires import head_warmup_runs
 from kdrun.models.network import Network, build_network, load_network
 from kdrun.runs.record import find_records
+from kdrun.training.assembly import load_head_warmups
 from kdrun.training.check import check
 from tests.conftest import FAST, TEACHER
 from tests.contract.test_methods import fit, make
@@ -204,5 +205,5 @@ def test_several_students_with_a_warm_up_each():
     students = "students=[{name: resnet8, args: {width: 4}, head_warmup: {epochs: 1}}, {name: wrn_16_1}]"
     config, method, _, _ = make("peer_distill", students)
     with pytest.raises(ConfigError, match="its `requires` leaves out the head_warmup_1 of a student"):
-        method.start({})
+        load_head_warmups(method, {})
     assert list(config.method_class.requires(config)) == ["head_warmup_1", "teacher"]

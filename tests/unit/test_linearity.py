@@ -87,7 +87,7 @@ def test_extreme_logits_stay_finite(scale):
 def test_the_gradient_passes_the_unmixed_images_only_where_it_may(detach):
     made, student, clean = pair()
     asked = term(detach=detach)
-    assert (asked.unmixed, asked.unmixed_gradient) == ("student", not detach)
+    assert (asked.needed.unmixed, asked.needed.unmixed_gradient) == (("student",), not detach)
     asked(made).mean().backward()
     assert student.grad.abs().sum() > 0
     assert (clean.grad is None) == detach
@@ -100,7 +100,7 @@ def test_the_teacher_s_outputs_are_vicinal_targets():
     asked = term(of="teacher", temperature=2.0)
     value = asked(made)
     assert torch.equal(value, linearity(student, teacher, partner, share, 2.0))
-    assert asked.unmixed == "teacher"
+    assert asked.needed.unmixed == ("teacher",)
     value.mean().backward()
     assert clean.grad is None
 

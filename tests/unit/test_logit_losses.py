@@ -283,7 +283,7 @@ class TestEveryLogitTerm:
         s, t = logits(4, 10)
         made, y = term(name, standardize=mode), labels(6, 10)
         whole = made(pair(s, t, y))
-        if not made.per_sample:
+        if not made.needed.per_sample:
             assert whole.shape == ()
             return
         alone = [made(pair(s[i : i + 1], t[i : i + 1], y[i : i + 1])) for i in range(6)]

@@ -264,7 +264,7 @@ def test_batches_and_evaluations_are_the_same_wherever_the_images_are(tree, outp
     for loader in both:
         loader.close()
     at = torch.arange(6)
-    (logits,) = Evaluator({"test": (test, at, at)}, 4).logits({"net": lambda v: v.pixels.float().mean((2, 3))}).values()
+    (logits,) = Evaluator({"test": (test, at, at)}, 4).logits(lambda v: {"net": v.pixels.float().mean((2, 3))}).values()
     torch.testing.assert_close(logits, torch.from_numpy(mapped.test_images.astype(np.float32).mean((1, 2))))
 
 
@@ -292,7 +292,7 @@ def test_twice_the_allowed_memory(tmp_path):
             view = loader.batch(step)["labeled"].views["weak"]
             assert torch.equal(view.pixels[:, 0, 0, 0], (view.index % 256).to(torch.uint8))
         at = torch.arange(count)
-        Evaluator({"train": (train, at, at % 2)}, 16).logits({"net": lambda v: v.pixels[:, :2, 0, 0].float()})
+        Evaluator({"train": (train, at, at % 2)}, 16).logits(lambda v: {"net": v.pixels[:, :2, 0, 0].float()})
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
     assert len(test) == 5

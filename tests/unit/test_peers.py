@@ -104,10 +104,9 @@ def test_each_network_runs_once_in_a_step_and_once_in_an_evaluation():
     method(batch, ctx(config, 0))
     assert sorted(runs) == ["student_1", "student_2", "student_3", "teacher"]
     runs.clear()
-    predictors = method.eval().predictors()
     view = batch["labeled"].views["weak"]
     with torch.no_grad():
-        logits = {name: predict(view) for name, predict in predictors.items()}
+        logits = method.eval().predict(view)
     assert runs == ["student_1", "student_2", "student_3"]
     mean = torch.stack([logits[name].softmax(1) for name in method.students]).mean(0)
     torch.testing.assert_close(logits["ensemble"].softmax(1), mean)

@@ -164,7 +164,7 @@ def test_evaluation_streams_too(tree, composer, outputs):
     assert torch.equal(clean(one, index, center), clean(other, index, center))
     found = [
         Evaluator({"val": (images, index, index)}, 2, center=center).logits(
-            {"net": lambda view: view.pixels.flatten(1).float()}
+            lambda view: {"net": view.pixels.flatten(1).float()}
         )["val", "net"]
         for images in (one, other)
     ]

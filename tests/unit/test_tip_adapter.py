@@ -2,6 +2,8 @@
 
 import json
 import sys
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from kdrun.data.loader import Loader
 from kdrun.data.splits import Split
 from kdrun.data.views.view import View, clean
 from kdrun.methods.requires import teacher_runs
-from kdrun.methods.tip_adapter import best
+from kdrun.methods.tip_adapter import TipAdapterF
 from kdrun.runs.finished import FinishedRun
 from kdrun.runs.record import find_records
 from kdrun.teachers.make import make_teacher
@@ -85,9 +87,12 @@ def test_the_grids_are_the_authors_and_the_search_finds_what_trying_all_finds():
         logits = zero + a * torch.exp(-b * (1 - image @ cache.keys.detach().T)) @ one_hot
         return ((logits.argmax(1) == target).sum().item(), -F.cross_entropy(logits, target).item())
 
-    with torch.no_grad():
-        chosen = best(cache, zero, image, target, *grid)
-    assert chosen == max(((b, a) for b in grid[0] for a in grid[1]), key=score)
+    spec = SimpleNamespace(grids=grid, search=True)
+    method = SimpleNamespace(cache=cache, spec=spec, _asked=None, _answer=None)
+    method._candidates = partial(TipAdapterF._candidates, method)
+    TipAdapterF.choice(method).make({"zero_shot": zero, "image": image}, target)
+    found = cache.sharpness.item(), cache.residual_ratio.item()
+    assert found == pytest.approx(max(((b, a) for b in grid[0] for a in grid[1]), key=score))
 
 
 # ---------------------------------------------------------------------------------------------------- whole runs
@@ -129,7 +134,7 @@ def test_one_cache_for_all_students_of_the_same_labels_and_a_killed_one_goes_on_
         rebuilt = FinishedRun.open(place).rebuild()
         images, index = torch.from_numpy(rebuilt.arrays.test_images), torch.arange(100)
         with torch.no_grad():
-            again = rebuilt.predictors[name](View(clean(images, index), index))
+            again = rebuilt.predict(View(clean(images, index), index))[name]
         wanted = FinishedRun.open(place).predictions("test", name)[0][:100]
         torch.testing.assert_close(again, wanted, atol=1e-4, rtol=1e-4)
 
@@ -143,16 +148,17 @@ def test_one_cache_for_all_students_of_the_same_labels_and_a_killed_one_goes_on_
     images = clean(torch.from_numpy(rebuilt.arrays.train_images), labeled)
     with torch.no_grad():
         wanted = clip(images, ("prelogits",)).features["prelogits"]
-    made = trained(clip, place, 10)
+    fixed = AdapterConfig(search=False)
+    made = trained(clip, place, 10, fixed)
     torch.testing.assert_close(made.cache.keys.detach(), wanted, atol=1e-5, rtol=1e-5)
     assert made.cache.target.tolist() == rebuilt.arrays.train_labels[labeled.numpy()].tolist()
     assert made.cache.residual_ratio.item() == pytest.approx(1.17)
     save_file({"cache.keys": torch.zeros(50, 7), "cache.target": made.cache.target}, place / "method.safetensors")
     with pytest.raises(DataError, match="does not hold the keys of a Tip-Adapter over"):
-        trained(clip, place, 10)  # of another width
+        trained(clip, place, 10, fixed)  # of another width
     (place / "method.safetensors").write_bytes(b"damaged")
     with pytest.raises(DataError, match="not a readable file of weights"):
-        trained(clip, place, 10)
+        trained(clip, place, 10, fixed)
 
     plain = Loader.batch
 
@@ -212,7 +218,9 @@ def test_the_teacher_alone_is_a_run_that_all_seeds_and_shots_share(folder, train
     assert 0 <= record["metrics"]["test/teacher/top1"] <= 1
     run = FinishedRun.open(directory)
     assert run.config.students == []
-    assert list(run.rebuild().predictors) == ["teacher"]
+    rebuilt = run.rebuild()
+    index = torch.arange(2)
+    assert list(rebuilt.predict(View(clean(torch.from_numpy(rebuilt.arrays.test_images), index), index))) == ["teacher"]
     with pytest.raises(KdrunError, match="method=zero_shot trains no student"):
         analyze(["linear_probe", f"run={directory}"])
 

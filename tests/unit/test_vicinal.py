@@ -103,6 +103,10 @@ def of_pixels(view):
     return (pixels if pixels.is_floating_point() else pixels.float() / 255).log()
 
 
+def net(view):
+    return {"net": of_pixels(view)}
+
+
 def two_channels(n):
     first = torch.arange(1, n + 1, dtype=torch.uint8)
     return torch.stack([first, 255 - first], 1)[:, None, None, :]
@@ -111,7 +115,7 @@ def two_channels(n):
 def test_a_network_that_is_linear_in_probability_deviates_by_nothing():
     images, target = two_channels(100), torch.arange(100) % 2
     options = Options(run=["x"], batch_size=16)
-    answers, pairs = ask({"linear": of_pixels}, images, torch.arange(100), target, options)
+    answers, pairs = ask(lambda v: {"linear": of_pixels(v)}, images, torch.arange(100), target, options)
     assert deviation(answers["linear"], pairs).abs().max() < 1e-10
     assert len(pairs.share) == 100
     assert pairs.share.min() > 0
@@ -119,7 +123,7 @@ def test_a_network_that_is_linear_in_probability_deviates_by_nothing():
     blocks = torch.arange(100) // 16
     assert torch.equal(blocks[pairs.partner], blocks)  # pairs within a batch
 
-    squared, _ = ask({"net": lambda v: 2 * of_pixels(v)}, images, torch.arange(100), target, options)
+    squared, _ = ask(lambda v: {"net": 2 * of_pixels(v)}, images, torch.arange(100), target, options)
     assert deviation(squared["net"], pairs).mean() > 1e-3
 
 
@@ -127,7 +131,7 @@ def test_the_same_seed_gives_the_same_pairs_and_no_image_twice():
     images, target = two_channels(100), torch.arange(100) % 2
 
     def asked(**keys):
-        return ask({"net": of_pixels}, images, torch.arange(10, 90), target, Options(run=["x"], **keys))
+        return ask(net, images, torch.arange(10, 90), target, Options(run=["x"], **keys))
 
     answers, pairs = asked(batches=2, batch_size=32)
     again, same = asked(batches=2, batch_size=32)
@@ -139,14 +143,16 @@ def test_the_same_seed_gives_the_same_pairs_and_no_image_twice():
 
 
 def test_one_image_meets_itself():
-    answers, pairs = ask({"net": of_pixels}, two_channels(1), torch.tensor([0]), torch.tensor([0]), Options(run=["x"]))
+    answers, pairs = ask(net, two_channels(1), torch.tensor([0]), torch.tensor([0]), Options(run=["x"]))
     numbers = measured(answers, pairs)["net"].numbers
     assert numbers["linearity"] == pytest.approx(0, abs=1e-12)
     assert math.isnan(numbers["similarity_correlation"])
 
 
 def test_logits_that_are_no_numbers_are_refused():
-    broken = {"net": lambda view: torch.full((len(view.index), 2), torch.nan)}
+    def broken(view):
+        return {"net": torch.full((len(view.index), 2), torch.nan)}
+
     with pytest.raises(KdrunError, match="net: logits on clean images that are not finite"):
         ask(broken, two_channels(4), torch.arange(4), torch.zeros(4, dtype=torch.int64), Options(run=["x"]))
 

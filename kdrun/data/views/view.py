@@ -131,4 +131,4 @@ def _shown(images: Tensor, center: Center | None) -> Tensor:
     return (images if center is None else center.cut(images)).permute(0, 3, 1, 2)
 
 
-Predictor = Callable[[View], Tensor]
+Predict = Callable[[View], dict[str, Tensor]]  # network -> logits (B, C)

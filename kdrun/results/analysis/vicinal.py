@@ -22,7 +22,7 @@ from kdrun.core.seeding import generator
 from kdrun.data.residency import place
 from kdrun.data.views.center import Center
 from kdrun.data.views.mix import Mix
-from kdrun.data.views.view import Predictor, Source, View, clean
+from kdrun.data.views.view import Predict, Source, View, clean
 from kdrun.metrics import kl_divergence
 from kdrun.results.plots.figure import color, drawn, legend, marker, panels, places, told
 from kdrun.runs.finished import FinishedRun, Rebuilt
@@ -173,10 +173,10 @@ def measured(answers: Mapping[str, Answers], pairs: Pairs) -> dict[str, Findings
 
 @torch.no_grad()
 def ask(
-    predictors: Mapping[str, Predictor], images: Source, index: Tensor, target: Tensor, options: Options,
+    predict: Predict, images: Source, index: Tensor, target: Tensor, options: Options,
     device: torch.device | None = None, center: Center | None = None,
 ) -> tuple[dict[str, Answers], Pairs]:  # fmt: skip
-    """The predictors' answers on clean and on mixed images, and the pairs, on the CPU.
+    """All networks' answers on clean and on mixed images, and the pairs, on the CPU.
 
     Args:
         images: (M, H, W, C) uint8.
@@ -190,15 +190,16 @@ def ask(
     order = torch.randperm(len(index), generator=generator(options.seed, "vicinal", "images"))
     index = index[order[: options.batches * options.batch_size]]
     mix = Mix(MixConfig(kind="mixup"), size, num_classes=0)  # it mixes no labels
-    parts: dict[tuple[str, str], list[Tensor]] = {(net, kind): [] for net in predictors for kind in ("clean", "mixed")}
+    parts: dict[tuple[str, str], list[Tensor]] = {}
     partner, share = [], []
     for k, chunk in enumerate(index.split(options.batch_size)):
         at = chunk.to(device)
         pixels = clean(images, at, center)
         mixture = mix.draw_steps([generator(options.seed, "vicinal", k)], len(chunk), device)
         views = {"clean": View(pixels, at), "mixed": View(mixture.images(pixels), at)}
-        for (net, kind), answers in parts.items():
-            answers.append(predictors[net](views[kind]).cpu())
+        for kind, view in views.items():
+            for net, values in predict(view).items():
+                parts.setdefault((net, kind), []).append(values.cpu())
         partner.append(mixture.partner.cpu() + k * options.batch_size)
         share.append(mixture.share.cpu())
     logits = {place: torch.cat(answers) for place, answers in parts.items()}
@@ -206,7 +207,7 @@ def ask(
         if not logits[net, kind].isfinite().all():
             raise KdrunError(f"{net}: logits on {kind} images that are not finite; nothing can be measured")
     log_p = {place: values.double().log_softmax(1) for place, values in logits.items()}
-    answers_of = {net: Answers(log_p[net, "clean"], log_p[net, "mixed"]) for net in predictors}
+    answers_of = {net: Answers(log_p[net, "clean"], log_p[net, "mixed"]) for net, kind in parts if kind == "clean"}
     return answers_of, Pairs(target[index], torch.cat(partner), torch.cat(share).double())
 
 
@@ -224,7 +225,7 @@ def vicinal(run: FinishedRun, options: Options) -> str:
     if not len(index):
         raise KdrunError(f"{run.directory}: has no {options.split} images; choose another split")
     try:
-        answers, pairs = ask(rebuilt.predictors, images, index, target, options, rebuilt.device, rebuilt.center)
+        answers, pairs = ask(rebuilt.predict, images, index, target, options, rebuilt.device, rebuilt.center)
     except KdrunError as error:
         raise KdrunError(f"{run.directory}: {error}") from None
     found = measured(answers, pairs)
