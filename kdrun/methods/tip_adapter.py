@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from kdrun.config.parts import MethodConfig
 from kdrun.config.run import RunConfig
-from kdrun.config.teacher import AdapterConfig
 from kdrun.core.errors import KdrunError
 from kdrun.core.registry import register
 from kdrun.data.views.view import Batch, Predictor, View
@@ -25,7 +24,7 @@ from kdrun.losses.term import Pair, TermSpec, width
 from kdrun.methods.method import Method
 from kdrun.methods.step import Context, Setup, Step
 from kdrun.models.output import Output
-from kdrun.teachers.tip_adapter import FEATURE, Cache
+from kdrun.teachers.tip_adapter import FEATURE, AdapterConfig, Cache
 
 NET = "adapter"
 
@@ -57,7 +56,8 @@ class TipAdapterF(Method):
     @classmethod
     def contradictions(cls, config: RunConfig) -> list[str]:
         errors = []
-        if config.teacher.source not in ("none", "open_clip", "clip"):
+        kind = config.teacher.kind()
+        if kind.present and not kind.is_clip:
             errors.append(
                 f"teacher.source: method=tip_adapter stands on a CLIP, got {config.teacher.source}; choose open_clip "
                 "or clip"

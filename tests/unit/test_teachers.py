@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import save_file
 
 from kdrun.config.model import ModelConfig
+from kdrun.config.nodes import teacher_of
 from kdrun.config.teacher import TeacherConfig
 from kdrun.core.errors import ConfigError, DataError
 from kdrun.core.schema import build
 from kdrun.methods.step import Setup
 from kdrun.models.network import load_network
 from kdrun.models.weights import read_state, renamed
-from kdrun.teachers.make import make_teacher, untrained_teacher
+from kdrun.teachers.kind import make_teacher, untrained_teacher
 from kdrun.teachers.teacher import Teacher
 
 SETUP = Setup(10, 1, (0.3,), (0.2,), train_target=torch.zeros(5, dtype=torch.int64))
@@ -25,7 +26,7 @@ MODEL = {"name": "resnet8", "args": {"width": 4}}
 
 
 def spec(**keys) -> TeacherConfig:
-    return build(TeacherConfig, {"source": "file", "model": MODEL, **keys}, "teacher")
+    return teacher_of({"source": "file", "model": MODEL, **keys})
 
 
 def network(seed=1):
@@ -158,7 +159,7 @@ def test_the_bad_member_of_an_ensemble_is_named(tmp_path):
     torch.save(own_state(), tmp_path / "a.pt")
     torch.save({**own_state(), "fc.bias": torch.zeros(7)}, tmp_path / "b.pt")
     members = [{"source": "file", "model": MODEL, "path": str(tmp_path / name)} for name in ("a.pt", "b.pt")]
-    ensemble = build(TeacherConfig, {"source": "ensemble", "members": members}, "teacher")
+    ensemble = teacher_of({"source": "ensemble", "members": members})
     with pytest.raises(
         ConfigError, match=r"teacher\.members\.1\.path: .*b\.pt does not fit resnet8: fc\.bias is \(7,\)"
     ):
@@ -180,7 +181,7 @@ def test_ensemble_is_the_mean_of_the_probabilities(tmp_path):
     for seed in (1, 2, 3):
         torch.save(network(seed).net.state_dict(), tmp_path / f"{seed}.pt")
         members.append({"source": "file", "model": MODEL, "path": str(tmp_path / f"{seed}.pt")})
-    made = make_teacher(build(TeacherConfig, {"source": "ensemble", "members": members}, "teacher"), SETUP, {})
+    made = make_teacher(teacher_of({"source": "ensemble", "members": members}), SETUP, {})
     made.eval()
     mean = torch.stack([network(seed)(PIXELS).logits.softmax(1) for seed in (1, 2, 3)]).mean(0)
     torch.testing.assert_close(made(PIXELS).logits.softmax(1), mean)
@@ -201,7 +202,7 @@ def test_a_temperature_changes_how_sure_a_teacher_is_and_not_what_it_says(tmp_pa
         assert torch.equal(tempered.mc_samples(PIXELS, 2, 0), plain.mc_samples(PIXELS, 2, 0) / temperature)
         assert (tempered.dims, tempered.name) == (plain.dims, plain.name)
     members = [{"source": "file", "model": MODEL, "path": path, "temperature": t} for t in (1, 2)]
-    made = make_teacher(build(TeacherConfig, {"source": "ensemble", "members": members}, "teacher"), SETUP, {}).eval()
+    made = make_teacher(teacher_of({"source": "ensemble", "members": members}), SETUP, {}).eval()
     logits = plain(PIXELS).logits
     torch.testing.assert_close(made(PIXELS).logits.softmax(1), (logits.softmax(1) + (logits / 2).softmax(1)) / 2)
 
@@ -219,9 +220,12 @@ def test_a_temperature_is_a_positive_number(value):
             {"source": "ensemble", "members": [], "model": None},
             r"teacher: an ensemble needs two teacher\.members or more, got 0",
         ),
-        ({"members": [{"source": "none"}]}, r"teacher\.members are for source=ensemble"),
-        ({"path": None}, r"teacher\.path is missing"),
-        ({"model": None, "path": "x"}, r"teacher\.model is missing"),
+        (
+            {"members": [{"source": "none"}]},
+            r"teacher\.members: not for source=file; source=ensemble and tip_adapter have it",
+        ),
+        ({"path": None}, r"teacher\.path: missing; a value is required"),
+        ({"model": None, "path": "x"}, r"teacher\.model: missing; a value is required"),
     ],
 )
 def test_incomplete_teachers(keys, message):
