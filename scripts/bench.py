@@ -88,7 +88,7 @@ class LoopBench:
         """Let `teacher` of the config be a network that nobody trained. Returns it without its input adapter."""
         from kdrun.teachers.teacher import Teacher
 
-        network = self.setup.network(self.config.teacher.model, 0).to(memory_format=torch.channels_last)  # type: ignore[arg-type]
+        network = self.setup.network(self.config.teacher.models[0], 0).to(memory_format=torch.channels_last)
         self.setup = dataclasses.replace(self.setup, teacher=Teacher(network))
         return network.net  # type: ignore[no-any-return]
 

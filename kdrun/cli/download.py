@@ -20,7 +20,7 @@ from kdrun.config.run import RunConfig
 from kdrun.config.teacher import TeacherConfig
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.registry import lookup
-from kdrun.core.schema import Schema, from_arguments
+from kdrun.core.schema import FileContent, Schema, from_arguments, marker
 from kdrun.data.load import OUTPUTS
 from kdrun.data.packed import readable
 from kdrun.results.plan import configs_of as planned_configs
@@ -134,7 +134,7 @@ def _parts(config: RunConfig) -> Iterator[tuple[str, Callable[[], Need]]]:
     for name in config.evaluate.sets:
         place = Path(config.evaluate.root).expanduser() / FOLDERS[name]
         yield f"set {place}", lambda name=name, place=place: _folder(name, place)  # type: ignore[misc]
-    for model in [*config.students, *_published(config.teacher)]:
+    for model in [*config.students, *(model for kind in config.teacher.kinds for model in kind.published)]:
         if model.pretrained and model.file is None and model.name != "open_clip":
             yield f"weights {model.name}", lambda model=model: _weights(model)  # type: ignore[misc]
     required: dict[str, RunConfig] = config.method_class.requires(config)
@@ -142,29 +142,24 @@ def _parts(config: RunConfig) -> Iterator[tuple[str, Callable[[], Need]]]:
         yield from _parts(other)
 
 
-def _published(teacher: TeacherConfig) -> list[ModelConfig]:
-    """The networks of a teacher whose published weights are read; one that is trained is a run of its own."""
-    if teacher.source == "ensemble":
-        return [model for member in teacher.members for model in _published(member)]
-    return [teacher.model] if teacher.source == "timm" and teacher.model is not None else []
-
-
 def _files(config: RunConfig) -> Iterator[tuple[str, str]]:
     """(key, path) of single files and folders that the user has to give."""
-
-    def teachers(teacher: TeacherConfig, key: str) -> Iterator[tuple[str, str | None]]:
-        yield f"{key}.path", teacher.path
-        for i, member in enumerate(teacher.members):
-            yield from teachers(member, f"{key}.members.{i}")
 
     data = config.dataset
     given = [
         ("dataset.split_file", data.split_file), ("dataset.unlabeled", data.unlabeled),
         ("dataset.coop_split", data.coop_split if isinstance(data, FilesConfig) else None),
-        ("evaluate.corruptions", config.evaluate.corruptions), *teachers(config.teacher, "teacher"),
+        ("evaluate.corruptions", config.evaluate.corruptions), *_of_teachers(config.teacher),
         *(("student.file", model.file) for model in config.students),
     ]  # fmt: skip
     yield from ((key, path) for key, path in given if path is not None)
+
+
+def _of_teachers(teacher: TeacherConfig) -> Iterator[tuple[str, str | None]]:
+    for key, part in teacher.parts().items():
+        for name, field in type(part).model_fields.items():
+            if marker(field, FileContent):
+                yield f"{key}.{name}", getattr(part, name)
 
 
 def _file(key: str, path: str) -> Need:

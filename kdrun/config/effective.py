@@ -4,11 +4,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from kdrun.config.dataset import FilesConfig
-from kdrun.config.prompts import templates
 from kdrun.config.rules import contradictions
 from kdrun.config.run import RunConfig
 from kdrun.config.schedule import RampConfig, ScheduleConfig
-from kdrun.config.teacher import AdapterConfig, CacheConfig, TeacherConfig
+from kdrun.config.teacher import CacheConfig, TeacherConfig
 from kdrun.config.views import MixConfig, StrongConfig, WeakConfig
 from kdrun.core.errors import ConfigError
 from kdrun.core.files import read_npz
@@ -29,7 +28,7 @@ def effective(config: RunConfig) -> RunConfig:
     if errors := contradictions(config):
         raise ConfigError(*errors)
     config = config.replace(
-        teacher=_effective_teacher(config) if config.needs_teacher else TeacherConfig(),
+        teacher=config.teacher.kind().effective(config) if config.needs_teacher else TeacherConfig(),
         views=config.views.replace(mix=config.views.mix.effective()),
     )
     present = {model.name for model in (*config.students, *config.teacher.models)}
@@ -64,30 +63,16 @@ def effective(config: RunConfig) -> RunConfig:
 
 def _without_training(config: RunConfig) -> RunConfig:
     """Of a run that evaluates its teacher alone: the same for all seeds, labels and recipes that the teacher shares."""
-    dataset, schedule, seed, parts = config.dataset, config.schedule, config.seed, config.teacher.all
-    if not any(part.source == "tip_adapter" or part.num_labels is not None for part in parts):
+    dataset, schedule, seed, kinds = config.dataset, config.schedule, config.seed, config.teacher.kinds
+    if not any(kind.draws_labels for kind in kinds):
         seed = 0
         if dataset.split_file is None:
             dataset = dataset.replace(num_labels=None, split_seed=None)
-    if not any(part.source == "train" and part.schedule is None for part in parts):
+    if not any(kind.follows_schedule for kind in kinds):
         schedule = ScheduleConfig(steps=1, precision=schedule.precision, channels_last=schedule.channels_last)
     return config.replace(
         losses={}, ramps={}, seed=seed, dataset=dataset, schedule=schedule,
         views=config.views.replace(mix=MixConfig()), teacher=config.teacher.replace(cache=CacheConfig()),
-    )  # fmt: skip
-
-
-def _effective_teacher(config: RunConfig, teacher: TeacherConfig | None = None) -> TeacherConfig:
-    teacher = config.teacher if teacher is None else teacher
-    if teacher.source not in ("train", "clip") and teacher.model is not None:  # it is not trained
-        teacher = teacher.replace(model=teacher.model.replace(trainable="all", head_warmup=None))
-    members = [_effective_teacher(config, member) for member in teacher.members]
-    prompts = None
-    if teacher.source in ("open_clip", "clip"):  # written out: another default some day is another run
-        prompts = templates(teacher.prompts, config.dataset.name)
-    return teacher.replace(
-        mix=teacher.mix.effective(), members=members, prompts=prompts, cache=teacher.cache.effective(),
-        adapter=teacher.adapter if teacher.source == "tip_adapter" else AdapterConfig(),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from kdrun.config.parts import UncertaintyConfig
 from kdrun.config.run import RunConfig
+from kdrun.config.teacher import RecipeConfig
 from kdrun.core.hashing import content_hash
 from kdrun.core.registry import lookup, plugin_hashes
 from kdrun.core.schema import FileContent, OutsideKey, Schema, marker
@@ -72,15 +73,14 @@ def plugged_classes(config: RunConfig) -> list[Any]:
     """Every registered class or function that this run is made of."""
     import timm
 
-    models = [*config.students, *config.teacher.models]
+    models, schedules = [*config.students, *config.teacher.models], [config.schedule]
+    if isinstance(config.teacher, RecipeConfig) and config.teacher.schedule is not None:
+        schedules.append(config.teacher.schedule)
     return [
         config.method_class,
+        *(type(kind) for kind in config.teacher.kinds),
         lookup("dataset", config.dataset.name, "dataset.name"),
-        *(
-            lookup("decay", s.decay.name, "schedule.decay.name")
-            for s in (config.schedule, config.teacher.schedule)
-            if s
-        ),
+        *(lookup("decay", schedule.decay.name, "schedule.decay.name") for schedule in schedules),
         *(lookup("loss", term.name, "loss") for term in config.losses.values()),
         *(timm.model_entrypoint(model.name) for model in models),
         *(

@@ -7,6 +7,8 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from kdrun.config.effective import effective
 from kdrun.config.model import ModelConfig
@@ -17,8 +19,8 @@ from kdrun.config.teacher import TeacherConfig
 from kdrun.config.views import ViewsConfig
 from kdrun.core.errors import ConfigError, allowed
 from kdrun.core.paths import CONF_DIR
-from kdrun.core.registry import load_plugins, lookup
-from kdrun.core.schema import S, build
+from kdrun.core.registry import load_plugins, lookup, registered
+from kdrun.core.schema import S, Schema, build
 
 
 def to_config(composed: DictConfig) -> RunConfig:
@@ -65,7 +67,7 @@ def from_nodes(node: dict[str, Any]) -> RunConfig:
     collect("students", lambda: _students(node))
     collect("ramps", lambda: _ramps(node.get("ramps") or {}))
     collect("schedule", lambda: build(ScheduleConfig, _decay(node["schedule"], "schedule"), "schedule"))
-    collect("teacher", lambda: build(TeacherConfig, _teacher(node.get("teacher") or {}, "teacher"), "teacher"))
+    collect("teacher", lambda: teacher_of(node.get("teacher") or {}))
     for name, schema in (
         ("views", ViewsConfig),
         ("tracker", TrackerConfig),
@@ -110,16 +112,62 @@ def _decay(schedule: Any, key: str) -> Any:
     return {**schedule, "decay": plugged("decay", schedule["decay"], f"{key}.decay")}
 
 
-def _teacher(node: Any, key: str) -> Any:
-    """A teacher's node, and those of its members, with the decay of its own schedule typed."""
+def teacher_of(node: Any, key: str = "teacher") -> TeacherConfig:
+    """The typed configuration of a teacher: the keys of the kind that `source` names, its members typed alike.
+
+    Args:
+        key: where it stands, for messages.
+
+    Raises:
+        ConfigError: one line for each mistake.
+    """
     if not isinstance(node, Mapping):
-        return node
-    out = {**node, "schedule": _decay(node.get("schedule"), f"{key}.schedule")}
-    if isinstance(node.get("model"), str):
-        out["model"] = _named_network(node["model"])
-    if isinstance(node.get("members"), list):
-        out["members"] = [_teacher(member, f"{key}.members.{i}") for i, member in enumerate(node["members"])]
+        raise ConfigError(f"{key}: expected a mapping with a source, got {node!r}; choose a file of conf/teacher")
+    source = node.get("source", "none")
+    schema: type[TeacherConfig] = lookup("teacher", source, f"{key}.source").Config
+    given = _own_keys(node, schema, key)
+    if "schedule" in given:
+        given["schedule"] = _decay(given["schedule"], f"{key}.schedule")
+    if isinstance(given.get("model"), str):
+        given["model"] = _named_network(given["model"])
+    if isinstance(given.get("members"), list):
+        given["members"] = [teacher_of(member, f"{key}.members.{i}") for i, member in enumerate(given["members"])]
+    return build(schema, given, key)
+
+
+def _own_keys(node: Mapping[str, Any], schema: type[TeacherConfig], key: str) -> dict[str, Any]:
+    """The keys of one kind of teacher, and those that no kind has.
+
+    YAML and old records list the keys of all kinds: one that only others have is left out where it stands at its
+    default, else refused.
+    """
+    kinds = {kind: cls.Config.model_fields for kind, cls in registered("teacher").items()}  # type: ignore[attr-defined]
+    own, out, errors = schema.model_fields, {}, []
+    for name, value in node.items():
+        if name in own:
+            if value is not None or not own[name].is_required():  # else it is said as what it is: missing
+                out[name] = value
+            continue
+        owners = [kind for kind, fields in sorted(kinds.items()) if name in fields]
+        if not owners:
+            out[name] = value
+        elif not any(_at_default(kinds[kind][name], value) for kind in owners):
+            have = " and ".join(owners) + (" have it" if len(owners) > 1 else " has it")
+            member = f" (of a member: {key}.members.0.{name})" if "members" in own else ""
+            errors.append(f"{key}.{name}: not for source={node.get('source', 'none')}; source={have}{member}")
+    if errors:
+        raise ConfigError(*errors)
     return out
+
+
+def _at_default(field: FieldInfo, value: Any) -> bool:
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    if isinstance(default, Schema) and isinstance(value, Mapping):
+        try:
+            return type(default).model_validate(dict(value)) == default
+        except ValidationError:
+            return False
+    return bool(value == default)
 
 
 def _ramps(node: Any) -> dict[str, RampConfig]:

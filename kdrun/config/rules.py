@@ -4,6 +4,7 @@ from pathlib import Path
 
 from kdrun.config.model import ModelConfig
 from kdrun.config.run import RunConfig
+from kdrun.config.teacher import LabelsConfig
 from kdrun.config.views import ViewsConfig
 from kdrun.core.errors import allowed
 from kdrun.core.registry import load
@@ -52,11 +53,11 @@ def _of_terms(config: RunConfig) -> list[str]:
                 f"which method={config.method.name} does not offer; "
                 + ("choose method=distill" if needs.teacher else "choose a loss against the teacher")
             )
-        elif needs.teacher and config.teacher.source == "none":
+        elif needs.teacher and not config.teacher.kind().present:
             errors.append(
                 f"loss.{label}: {term} needs a teacher, but teacher.source=none; choose one, e.g. teacher=resnet20"
             )
-    if method.teacher and config.teacher.source == "none":
+    if method.teacher and not config.teacher.kind().present:
         name = config.method.name
         errors.append(f"method={name} needs a teacher, but teacher.source=none; choose one, e.g. teacher=resnet20")
     return errors
@@ -93,20 +94,11 @@ def _of_teacher_and_data(config: RunConfig) -> list[str]:
         errors.append("dataset.part: the upstream part is empty; give dataset.upstream, the share that is set apart")
     if config.dataset.split_file is not None and config.dataset.upstream:
         errors.append("dataset.upstream: the images are those of dataset.split_file; set it to 0")
-    for spec in config.teacher.all:
-        shots = config.dataset.num_labels is not None or config.dataset.split_file is not None
-        if spec.source == "tip_adapter" and config.needs_teacher and not shots:
-            errors.append(
-                "teacher.source: tip_adapter keeps the labeled shots, and all images are labeled; give "
-                "dataset.num_labels, shots times classes"
-            )
-        if spec.source == "clip" and spec.model is not None and spec.model.name != "clip":
-            errors.append(
-                f"teacher.model.name: source=clip trains a network named clip, got {spec.model.name}; choose "
-                "teacher=digits_clip or its like"
-            )
-    if config.dataset.split_file is not None and config.teacher.num_labels is not None:
-        errors.append("teacher.num_labels: the labels are those of dataset.split_file; set it to null")
+    if config.needs_teacher:
+        errors += [line for kind in config.teacher.kinds for line in kind.contradictions(config)]
+    for key, part in config.teacher.parts().items():
+        if config.dataset.split_file is not None and isinstance(part, LabelsConfig) and part.num_labels is not None:
+            errors.append(f"{key}.num_labels: the labels are those of dataset.split_file; set it to null")
     return errors
 
 

@@ -78,7 +78,7 @@ class RunConfig(Schema):
     method: SerializeAsAny[MethodConfig]
     dataset: SerializeAsAny[DatasetConfig]
     views: ViewsConfig
-    teacher: TeacherConfig
+    teacher: SerializeAsAny[TeacherConfig]
     students: list[ModelConfig]
     losses: dict[str, SerializeAsAny[TermConfig]]
     schedule: ScheduleConfig

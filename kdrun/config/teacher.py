@@ -1,15 +1,14 @@
-"""Where the teacher comes from."""
+"""Where the teacher comes from: what the kinds of teachers share. Each kind has its own keys, in kdrun/teachers/."""
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from kdrun.config.dataset import NumLabels
 from kdrun.config.model import ModelConfig
 from kdrun.config.schedule import ScheduleConfig
-from kdrun.config.views import MixConfig
-from kdrun.core.schema import FileContent, Schema
+from kdrun.core.registry import lookup
+from kdrun.core.schema import Schema
 
 
 class CacheConfig(Schema):
@@ -67,126 +66,106 @@ class AdapterConfig(Schema):
 
 
 class TeacherConfig(Schema):
-    """Where the teacher comes from."""
+    """Where the teacher comes from: what all kinds have; of source=none it is all."""
 
-    source: Literal["none", "train", "timm", "file", "ensemble", "open_clip", "clip", "tip_adapter"] = "none"
-    """train: an ordinary supervised run of `model`, built once and shared; timm: published weights; file: weights from
-    `path`; ensemble: `members` together; open_clip: a published CLIP, which tells classes by their names; clip: a CLIP
-    trained by a run of method=contrastive on the upstream part of the dataset; tip_adapter: the CLIP in `members` with
-    a cache of the labeled images, trained by a run of method=tip_adapter on the very labels of the student."""
-    model: ModelConfig | None = None
-    path: Annotated[str | None, FileContent(whole=True)] = None
-    """Weights of a file teacher: safetensors, or a PyTorch file of plain tensors. Of an open_clip teacher also a folder
-    as open_clip saves it (open_clip_config.json and weights), which needs no `model`."""
-    pretrained: str | None = None
-    """open_clip: the tag of published weights; beside `path`, the tag whose preprocessing the file expects.
-    `local-dir:<folder>` is `path`."""
-    prompts: list[str] | str | None = None
-    """CLIPs: templates with {} for the class name, or the name of a set of kdrun/config/prompts.py; null: the dataset's
-    set, else "a photo of a {}."."""
-    zeta: float | None = Field(None, gt=0)
-    """CLIPs: logits are cosines divided by it; null: the network's own, exp(-logit_scale), .01 of OpenAI's."""
-    strip_prefix: str = ""
-    """Taken off the names in `path`, e.g. "module."."""
-    rename: dict[str, str] = Field(default_factory=dict)
-    """Leading parts of names in `path` -> the network's, e.g. {linear: fc}."""
-    members: list["TeacherConfig"] = Field(default_factory=list)
-    """Teachers of an ensemble; the one CLIP of a tip_adapter."""
-    adapter: AdapterConfig = Field(default_factory=AdapterConfig)
-    """tip_adapter: its cache."""
-    loss: str = "ce"
-    """train: what it is trained with, a loss term against labels, e.g. evidential."""
-    seed: int = Field(0, ge=0)
-    steps: int | None = Field(None, gt=0)
-    epochs: float | None = Field(None, gt=0)
-    """Length of the teacher's run; neither: as long as the student's (clip: 600 steps; tip_adapter: 20 epochs)."""
-    num_labels: NumLabels = None
-    """Labeled images that the teacher sees; null: all that validation leaves (or that dataset.split_file names)."""
-    mix: MixConfig = Field(default_factory=MixConfig)
-    """Mixed images in the teacher's own training; `views.mix` is for the student's."""
-    schedule: ScheduleConfig | None = None
-    """train, tip_adapter: the recipe of its own run; null: the student's, or that of Tip-Adapter-F."""
+    source: str = "none"
+    """Which kind: a name that a class of kdrun/teachers/ is registered under."""
     temperature: float = Field(1.0, gt=0)
     """What the frozen teacher's logits are divided by wherever it is asked: above 1 it is less confident, below 1 more,
     as accurate as before. Its own training knows nothing of it; a loss term's temperature comes on top."""
     cache: CacheConfig = Field(default_factory=CacheConfig)
 
-    @model_validator(mode="before")
-    @classmethod
-    def local_dir(cls, node: Any) -> Any:
-        """`pretrained: local-dir:<folder>`, as open_clip writes it, is a path."""
-        given = node.get("pretrained") if isinstance(node, Mapping) else None
-        if not isinstance(given, str) or not given.startswith("local-dir:"):
-            return node
-        return {**node, "pretrained": None, "path": given.removeprefix("local-dir:")}
+    def kind(self, key: str = "teacher") -> Any:
+        """The registered class of `source` around this configuration, a `kdrun.teachers.kind.TeacherKind`.
 
-    @model_validator(mode="after")
-    def consistent(self) -> Self:
-        if self.source == "open_clip":
-            if self.path is None and (self.model is None or self.pretrained is None):
-                raise ValueError(
-                    "open_clip needs teacher.model.name and teacher.pretrained (a published tag), or teacher.path"
-                )
-        elif self.source not in ("none", "ensemble", "tip_adapter") and self.model is None:
-            raise ValueError("teacher.model is missing")
-        for template in self.prompts if isinstance(self.prompts, list) else []:
-            if template.count("{}") != 1:
-                raise ValueError(f"teacher.prompts: {template!r} must hold {{}} once, where the class name goes")
-        if self.prompts == []:
-            raise ValueError("teacher.prompts: no template; give one, or null")
-        if self.source == "ensemble" and len(self.members) < 2:
-            raise ValueError(f"an ensemble needs two teacher.members or more, got {len(self.members)}")
-        if self.source == "tip_adapter":
-            self._adapts_one_clip()
-        elif self.source != "ensemble" and self.members:
-            raise ValueError("teacher.members are for source=ensemble, or for the one CLIP of source=tip_adapter")
-        if self.source == "file" and self.path is None:
-            raise ValueError("teacher.path is missing: the file with the teacher's weights")
-        if self.steps is not None and self.epochs is not None:
-            raise ValueError("give teacher.steps or teacher.epochs, not both")
-        if any(member.cache.mode != "off" for member in self.members):
-            raise ValueError("teacher.members.*.cache: the ensemble is kept as one; set teacher.cache instead")
-        if self.mix.mixes and self.source != "train":
-            raise ValueError("teacher.mix is for source=train")
-        if self.schedule is not None and self.source not in ("train", "tip_adapter"):
-            raise ValueError("teacher.schedule is for source=train and source=tip_adapter")
-        if self.schedule is not None and (self.steps, self.epochs) != (None, None):
-            raise ValueError("teacher.schedule has a length of its own; leave teacher.steps and teacher.epochs null")
-        if any(model.new_head for model in self.models):
-            raise ValueError("teacher.model.new_head: a frozen teacher would have a random classifier; set it to false")
-        if self.source == "timm" and self.model is not None and self.model.head != "linear":
-            raise ValueError("teacher.model.head: timm's published weights are of a linear head; set it to linear")
-        if self.source == "open_clip" and self.model is not None and self.model.head != "linear":
-            raise ValueError("teacher.model.head: a CLIP has none; leave it linear")
-        return self
-
-    def _adapts_one_clip(self) -> None:
-        if len(self.members) != 1:
-            raise ValueError(f"a tip_adapter stands on one CLIP in teacher.members, got {len(self.members)}")
-        if self.members[0].source not in ("open_clip", "clip"):
-            raise ValueError(
-                f"teacher.members.0.source: a tip_adapter stands on a CLIP, got {self.members[0].source}; choose "
-                "open_clip or clip"
-            )
-        own = [name for name in ("model", "path", "pretrained", "prompts", "zeta") if getattr(self, name) is not None]
-        if own:
-            raise ValueError(f"teacher.{own[0]}: of a tip_adapter it belongs into teacher.members.0.{own[0]}")
-        if self.num_labels is not None:
-            raise ValueError("teacher.num_labels: a tip_adapter sees the labels of the student; leave it null")
+        Args:
+            key: where this stands in the configuration of the run, for messages.
+        """
+        return lookup("teacher", self.source, f"{key}.source")(self, key)
 
     @property
-    def all(self) -> "list[TeacherConfig]":
-        """This teacher and those that it is made of."""
-        return [self, *(part for member in self.members for part in member.all)]
+    def kinds(self) -> list[Any]:
+        """Those of this teacher and of the teachers that it is made of."""
+        return [part.kind(key) for key, part in self.parts().items()]
+
+    def parts(self, key: str = "teacher") -> "dict[str, TeacherConfig]":
+        """Dotted key -> this teacher, and those that it is made of."""
+        return {key: self}
 
     @property
     def models(self) -> list[ModelConfig]:
         """All networks of timm in this teacher."""
-        if self.members:
-            return [model for member in self.members for model in member.models]
-        return [] if self.model is None or self.source == "open_clip" else [self.model]
+        return [part.model for part in self.parts().values() if isinstance(part, NetworkConfig)]
 
     @property
     def reads_names(self) -> bool:
         """Whether it depends on the names of the classes."""
-        return any(part.source in ("open_clip", "clip") for part in self.all)
+        return any(kind.is_clip for kind in self.kinds)
+
+
+class NetworkConfig(TeacherConfig):
+    """A teacher that is one network of timm."""
+
+    model: ModelConfig
+
+    @model_validator(mode="after")
+    def has_a_classifier(self) -> Self:
+        if self.model.new_head:
+            raise ValueError("teacher.model.new_head: a frozen teacher would have a random classifier; set it to false")
+        return self
+
+
+class MembersConfig(TeacherConfig):
+    """A teacher that is made of others."""
+
+    members: list[SerializeAsAny[TeacherConfig]] = Field(default_factory=list)
+
+    def parts(self, key: str = "teacher") -> dict[str, TeacherConfig]:
+        out: dict[str, TeacherConfig] = {key: self}
+        for i, member in enumerate(self.members):
+            out |= member.parts(f"{key}.members.{i}")
+        return out
+
+    @model_validator(mode="after")
+    def of_teachers(self) -> Self:
+        for i, member in enumerate(self.members):
+            if not member.kind().present:
+                raise ValueError(f"teacher.members.{i}.source: {member.source} is no teacher; choose another")
+        if any(member.cache.mode != "off" for member in self.members):
+            raise ValueError("teacher.members.*.cache: the ensemble is kept as one; set teacher.cache instead")
+        return self
+
+
+class OwnRunConfig(TeacherConfig):
+    """A teacher that a run of its own makes."""
+
+    seed: int = Field(0, ge=0)
+    steps: int | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0)
+    """Length of that run; neither: as long as the student's (clip: 600 steps; tip_adapter: 20 epochs)."""
+
+    @model_validator(mode="after")
+    def one_length(self) -> Self:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give teacher.steps or teacher.epochs, not both")
+        return self
+
+
+class LabelsConfig(OwnRunConfig):
+    """A teacher whose own run may see other labels than the student."""
+
+    num_labels: NumLabels = None
+    """Labeled images that the teacher sees; null: all that validation leaves (or that dataset.split_file names)."""
+
+
+class RecipeConfig(OwnRunConfig):
+    """A teacher whose own run may have a schedule of its own."""
+
+    schedule: ScheduleConfig | None = None
+    """The recipe of that run; null: the student's, or that of Tip-Adapter-F."""
+
+    @model_validator(mode="after")
+    def one_recipe(self) -> Self:
+        if self.schedule is not None and (self.steps, self.epochs) != (None, None):
+            raise ValueError("teacher.schedule has a length of its own; leave teacher.steps and teacher.epochs null")
+        return self

@@ -1,4 +1,4 @@
-"""Names of the parts that plug in: methods, loss terms, datasets, learning-rate decays and uncertainties.
+"""Names of the parts that plug in: methods, loss terms, datasets, teachers, learning-rate decays, uncertainties.
 
 `@register("method", "distill")` on a class is all that a new part needs. Its nested `Config` is the schema of its YAML
 node. Networks are registered with timm's own `register_model`.
@@ -20,7 +20,7 @@ T = TypeVar("T", bound=type)
 # Where the parts of each kind lie: a package, each of whose files is found by itself, or one file.
 _PACKAGES = {
     "method": "kdrun.methods", "loss": "kdrun.losses", "dataset": "kdrun.data.sets", "model": "kdrun.models",
-    "decay": "kdrun.training.decay", "uncertainty": "kdrun.methods.uncertainty",
+    "decay": "kdrun.training.decay", "uncertainty": "kdrun.methods.uncertainty", "teacher": "kdrun.teachers",
 }  # fmt: skip
 _REGISTRY: dict[str, dict[str, type]] = {kind: {} for kind in _PACKAGES if kind != "model"}  # networks are timm's
 _PLUGIN_HASHES: dict[str, str] = {}  # module name -> sha256 of its file
@@ -60,6 +60,12 @@ def lookup(kind: str, name: object, key: str) -> Any:
             f"{key}: unknown {kind} {name!r}; {allowed(name, _REGISTRY[kind])}{_unregistered(kind, name)}"
         )
     return found
+
+
+def registered(kind: str) -> dict[str, type]:
+    """Name -> class of everything of a kind."""
+    load(kind)
+    return dict(_REGISTRY[kind])
 
 
 def _unregistered(kind: str, name: object) -> str:

@@ -172,7 +172,7 @@ class DHO(SHO[DHOConfig]):
             words = class_words(setup)
             if not student.pretrained:  # built to be checked, or to be given weights
                 return
-            prompts = next((part.prompts for part in self.config.teacher.all if part.prompts is not None), None)
+            prompts = next((kind.prompts for kind in self.config.teacher.kinds if kind.prompts is not None), None)
             outputs = Path(self.config.execution.outputs).expanduser()
             embeddings: Tensor | None = student_texts(
                 student, words, templates(prompts, self.config.dataset.name), outputs

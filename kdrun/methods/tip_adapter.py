@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from kdrun.config.needs import Needs
 from kdrun.config.parts import MethodConfig
 from kdrun.config.run import RunConfig
-from kdrun.config.teacher import AdapterConfig
 from kdrun.core.device import autocast
 from kdrun.core.errors import KdrunError
 from kdrun.core.registry import register
@@ -29,7 +28,7 @@ from kdrun.methods.method import Method
 from kdrun.methods.pool import Start
 from kdrun.methods.step import Context, Setup, Step
 from kdrun.models.output import Output
-from kdrun.teachers.tip_adapter import FEATURE, Cache
+from kdrun.teachers.tip_adapter import FEATURE, AdapterConfig, Cache
 
 NET = "adapter"
 
@@ -63,7 +62,8 @@ class TipAdapterF(Method[TipAdapterConfig]):
     @classmethod
     def contradictions(cls, config: RunConfig) -> list[str]:
         errors = []
-        if config.teacher.source not in ("none", "open_clip", "clip"):
+        kind = config.teacher.kind()
+        if kind.present and not kind.is_clip:
             errors.append(
                 f"teacher.source: method=tip_adapter stands on a CLIP, got {config.teacher.source}; choose open_clip "
                 "or clip"

@@ -182,11 +182,11 @@ class DeepEnsemble(Uncertainty):
 
     @classmethod
     def contradictions(cls, config: RunConfig) -> list[str]:
-        source = config.teacher.source
-        if source == "ensemble":
+        if "members" in config.teacher.kind().features:
             return []
         return [
-            f"method.uncertainty: deep_ensemble needs several teachers, teacher.source is {source}; choose ensemble"
+            f"method.uncertainty: deep_ensemble needs several teachers, teacher.source is {config.teacher.source}; "
+            "choose ensemble"
         ]
 
 
@@ -200,10 +200,10 @@ class Evidential(Uncertainty):
 
     @classmethod
     def contradictions(cls, config: RunConfig) -> list[str]:
-        source, loss = config.teacher.source, config.teacher.loss
-        if source == "file" or (source == "train" and loss == "evidential"):  # of a file, its owner knows
+        if config.teacher.kind().trained_with("evidential"):
             return []
-        given = f"teacher.loss is {loss}" if source == "train" else f"teacher.source is {source}"
+        loss = getattr(config.teacher, "loss", None)
+        given = f"teacher.source is {config.teacher.source}" if loss is None else f"teacher.loss is {loss}"
         return [
             f"method.uncertainty: evidential needs a teacher trained with that loss, and {given}; "
             "set teacher.loss=evidential (with source=train)"

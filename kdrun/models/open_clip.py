@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from kdrun.config.model import ModelConfig
-from kdrun.config.teacher import TeacherConfig
 from kdrun.core.errors import ConfigError, DataError, allowed
 from kdrun.core.hashing import file_hash
 from kdrun.models.weights import check_state, offline_where_there_is_no_network, read_state
@@ -83,12 +82,6 @@ class Asked:
     args_key: str
     path_key: str
     tag_key: str
-
-    @classmethod
-    def by_teacher(cls, spec: TeacherConfig, key: str) -> "Asked":
-        name, args = (None, {}) if spec.model is None else (spec.model.name, spec.model.args)
-        keys = (f"{key}.model", f"{key}.model.name", f"{key}.model.args", f"{key}.path", f"{key}.pretrained")
-        return cls(name, args, spec.path, spec.pretrained, *keys)
 
     @classmethod
     def by_student(cls, model: ModelConfig) -> "Asked":

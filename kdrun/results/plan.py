@@ -165,13 +165,13 @@ def make_plan(name: str, spec: TableConfig) -> TablePlan:
     for row, column, candidate, overrides, composed, runs, picked in _composed(name, spec):
         planned = [_planned(run) for run in runs]
         first = runs[0].teacher
-        given = first.source not in ("none", "train", "clip", "tip_adapter")
+        given = first.kind().present and "teacher" not in planned[0].needs
         deviations = list(dict.fromkeys(line for path, _ in picked for line in deviations_in(path)))
         cells.append(
             PlannedCell(
                 row=row, column=column, candidate=candidate, overrides=overrides, given_teacher=given, runs=planned,
                 teacher_temperature=first.temperature, deviations=deviations,
-                teacher_as_trained=first.source == "train" and first.temperature == 1,
+                teacher_as_trained=first.kind().as_its_run and first.temperature == 1,
                 ours=ours_in(picked, composed) if spec.paper is not None else [],
             )
         )  # fmt: skip

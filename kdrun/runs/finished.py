@@ -29,7 +29,7 @@ from kdrun.methods.step import Setup
 from kdrun.models.network import Network, load_network
 from kdrun.runs.layout import directory_of_key, finished, run_lock
 from kdrun.runs.record import Record, read_record, write_record
-from kdrun.teachers.make import make_teacher
+from kdrun.teachers.kind import make_teacher
 from kdrun.teachers.teacher import Teacher
 from kdrun.training.assembly import center_of, setup_of, split_of, to_device
 

@@ -17,7 +17,7 @@ from kdrun.data.splits import Split
 from kdrun.methods.step import Setup
 from kdrun.runs.layout import outputs_of
 from kdrun.teachers.cache import refuse_features, stored_views
-from kdrun.teachers.make import untrained_teacher
+from kdrun.teachers.kind import untrained_teacher
 from kdrun.teachers.teacher import Teacher
 from kdrun.training.assembly import fitted, recipes_of, setup_of, split_of, view_size
 from kdrun.training.measure import corruptions_of
@@ -110,7 +110,7 @@ def _build_without_memory(config: RunConfig, arrays: Arrays, split: Split) -> No
 def _build_on_meta(config: RunConfig, arrays: Arrays, split: Split) -> None:
     with torch.device("meta"):
         setup = setup_of(config, arrays, split)
-        if config.teacher.source != "none":
+        if config.teacher.kind().present:
             setup = replace(setup, teacher=Teacher(untrained_teacher(config.teacher, setup)))
         bare = config.replace(students=[_untrained(model) for model in config.students])
         method = config.method_class(bare, setup)

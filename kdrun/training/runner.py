@@ -37,7 +37,7 @@ from kdrun.models.flops import flops_of
 from kdrun.runs.layout import finished, made, outputs_of, run_lock
 from kdrun.runs.record import SCHEMA, Record, code_version, package_versions, read_record, write_record
 from kdrun.teachers.cache import keep, refuse_features, stored_views
-from kdrun.teachers.make import make_teacher
+from kdrun.teachers.kind import make_teacher
 from kdrun.teachers.teacher import Teacher
 from kdrun.training.assembly import (
     center_of,

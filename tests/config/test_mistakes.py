@@ -100,7 +100,7 @@ MISTAKES = {
     "method that cannot mix": (["method=fixmatch", "views.mix.kind=cutmix"], "views.mix.kind: method=fixmatch does not take mixed images, got cutmix; set it to none"),
     "method that must mix": (["method=mixup_distill", "views=usb"], "views.mix.kind: none, but method=mixup_distill mixes; choose mixup or cutmix"),
     "memory of mixed images": (["method=mixup_distill", "loss=crd"], "loss.crd: crd remembers single images, and views.mix.kind=mixup mixes them"),
-    "mixing for a teacher from a file": (["teacher=file", "student@teacher.model=resnet8", f"teacher.path={__file__}", "teacher.mix.kind=mixup"], "teacher: teacher.mix is for source=train"),
+    "mixing for a teacher from a file": (["teacher=file", "student@teacher.model=resnet8", f"teacher.path={__file__}", "teacher.mix.kind=mixup"], "teacher.mix: not for source=file; source=train has it"),
     "temperature of zero": (["method=mixup_distill", "loss.kd.temperature=0"], "loss.kd.temperature: must be greater than 0, got 0"),
     "coefficient of no term": (["++coefficients={wttn: {wttm.gamma: 1}}"], "coefficients.wttn: unknown loss 'wttn'; nearest: wttm"),
     "coefficient of no field": (["++coefficients={wttm: {wttm.gama: 1}}"], "coefficients.wttm.wttm.gama: wttm has no 'gama'; nearest: gamma"),

@@ -7,6 +7,7 @@ folder, with random weights.
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +19,11 @@ from kdrun.config.effective import effective
 from kdrun.config.model import ModelConfig
 from kdrun.config.run import RunConfig
 from kdrun.config.schedule import ScheduleConfig
-from kdrun.config.teacher import TeacherConfig
+from kdrun.config.teacher import MembersConfig, NetworkConfig, RecipeConfig, TeacherConfig
 from kdrun.core.paths import CONF_DIR
 from kdrun.data.sets.folders import ImageFolder, ImageNetConfig
+from kdrun.teachers.open_clip import OpenClipConfig
+from kdrun.teachers.train import TrainConfig
 from kdrun.training.check import check
 from kdrun.training.runner import run
 from tests.unit import test_readers as readers
@@ -149,14 +152,19 @@ def short(schedule: ScheduleConfig) -> ScheduleConfig:
 
 def short_teacher(teacher: TeacherConfig, clip: Path) -> TeacherConfig:
     """Published weights and files are not at hand: such a teacher is trained too, but a published CLIP is `clip`."""
-    if teacher.source == "open_clip":
+    if isinstance(teacher, OpenClipConfig):
         return teacher.replace(path=str(clip), model=None, pretrained=None)
-    source = "train" if teacher.source in ("timm", "file", "clip") else teacher.source
-    own = teacher.schedule and short(teacher.schedule)
-    return teacher.replace(
-        source=source, path=None, prompts=None, strip_prefix="", rename={}, steps=None, epochs=None, num_labels=None, schedule=own,
-        model=teacher.model and small(teacher.model, clip), members=[short_teacher(m, clip) for m in teacher.members],
-    )  # fmt: skip
+    changes: dict[str, Any] = {}
+    if isinstance(teacher, MembersConfig):
+        changes = {"members": [short_teacher(member, clip) for member in teacher.members]}
+    if isinstance(teacher, NetworkConfig):
+        changes = {"model": small(teacher.model, clip)}
+        if not isinstance(teacher, TrainConfig):
+            return TrainConfig(source="train", temperature=teacher.temperature, cache=teacher.cache, **changes)
+        changes |= {"num_labels": None}
+    if isinstance(teacher, RecipeConfig):
+        changes |= {"steps": None, "epochs": None, "schedule": teacher.schedule and short(teacher.schedule)}
+    return teacher.replace(**changes)
 
 
 def shrunk(config: RunConfig, place: Path, clip: Path) -> RunConfig:

@@ -11,17 +11,16 @@ import torch.nn.functional as F
 
 from kdrun.config.compose import Composer
 from kdrun.config.key import run_key
-from kdrun.config.nodes import from_nodes
+from kdrun.config.nodes import from_nodes, teacher_of
 from kdrun.config.prompts import CAPTIONS, TEMPLATES, captions
 from kdrun.config.teacher import TeacherConfig
 from kdrun.core.errors import ConfigError, DataError
-from kdrun.core.schema import build
 from kdrun.data.views.view import View, clean
 from kdrun.methods.step import Setup
 from kdrun.models.class_texts import class_words
 from kdrun.runs.finished import FinishedRun
 from kdrun.teachers.cache import Kept
-from kdrun.teachers.make import make_teacher, untrained_teacher
+from kdrun.teachers.kind import make_teacher, untrained_teacher
 from kdrun.teachers.teacher import Teacher
 from tests.conftest import FAST
 from tests.contract.test_methods import ctx, fit, make
@@ -34,7 +33,7 @@ PROMPTS = ["a photo of a {}.", "one {} here"]
 
 
 def spec(**keys) -> TeacherConfig:
-    return build(TeacherConfig, {"source": "open_clip", "prompts": PROMPTS, **keys}, "teacher")
+    return teacher_of({"source": "open_clip", "prompts": PROMPTS, **keys})
 
 
 def test_logits_are_cosines_to_the_averaged_texts(net, folder):

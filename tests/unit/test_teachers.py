@@ -1,5 +1,7 @@
 """Teachers from files, from timm and as ensembles: what is loaded, and what is refused."""
 
+import ast
+import json
 import os
 import pickle
 from functools import partial
@@ -9,15 +11,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from kdrun.config.compose import Composer
+from kdrun.config.key import run_key
 from kdrun.config.model import ModelConfig
+from kdrun.config.nodes import dump, from_nodes, teacher_of
 from kdrun.config.teacher import TeacherConfig
 from kdrun.core.errors import ConfigError, DataError
+from kdrun.core.registry import registered
 from kdrun.core.schema import build
 from kdrun.methods.step import Setup
 from kdrun.models.network import load_network
 from kdrun.models.weights import read_state, renamed
-from kdrun.teachers.make import make_teacher, untrained_teacher
+from kdrun.teachers.kind import make_teacher, untrained_teacher
 from kdrun.teachers.teacher import Teacher
+from tests.conftest import ROOT
 
 SETUP = Setup(10, 1, (0.3,), (0.2,), train_target=torch.zeros(5, dtype=torch.int64))
 PIXELS = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
@@ -25,7 +32,7 @@ MODEL = {"name": "resnet8", "args": {"width": 4}}
 
 
 def spec(**keys) -> TeacherConfig:
-    return build(TeacherConfig, {"source": "file", "model": MODEL, **keys}, "teacher")
+    return teacher_of({"source": "file", "model": MODEL, **keys})
 
 
 def network(seed=1):
@@ -158,7 +165,7 @@ def test_the_bad_member_of_an_ensemble_is_named(tmp_path):
     torch.save(own_state(), tmp_path / "a.pt")
     torch.save({**own_state(), "fc.bias": torch.zeros(7)}, tmp_path / "b.pt")
     members = [{"source": "file", "model": MODEL, "path": str(tmp_path / name)} for name in ("a.pt", "b.pt")]
-    ensemble = build(TeacherConfig, {"source": "ensemble", "members": members}, "teacher")
+    ensemble = teacher_of({"source": "ensemble", "members": members})
     with pytest.raises(
         ConfigError, match=r"teacher\.members\.1\.path: .*b\.pt does not fit resnet8: fc\.bias is \(7,\)"
     ):
@@ -180,7 +187,7 @@ def test_ensemble_is_the_mean_of_the_probabilities(tmp_path):
     for seed in (1, 2, 3):
         torch.save(network(seed).net.state_dict(), tmp_path / f"{seed}.pt")
         members.append({"source": "file", "model": MODEL, "path": str(tmp_path / f"{seed}.pt")})
-    made = make_teacher(build(TeacherConfig, {"source": "ensemble", "members": members}, "teacher"), SETUP, {})
+    made = make_teacher(teacher_of({"source": "ensemble", "members": members}), SETUP, {})
     made.eval()
     mean = torch.stack([network(seed)(PIXELS).logits.softmax(1) for seed in (1, 2, 3)]).mean(0)
     torch.testing.assert_close(made(PIXELS).logits.softmax(1), mean)
@@ -201,7 +208,7 @@ def test_a_temperature_changes_how_sure_a_teacher_is_and_not_what_it_says(tmp_pa
         assert torch.equal(tempered.mc_samples(PIXELS, 2, 0), plain.mc_samples(PIXELS, 2, 0) / temperature)
         assert (tempered.dims, tempered.name) == (plain.dims, plain.name)
     members = [{"source": "file", "model": MODEL, "path": path, "temperature": t} for t in (1, 2)]
-    made = make_teacher(build(TeacherConfig, {"source": "ensemble", "members": members}, "teacher"), SETUP, {}).eval()
+    made = make_teacher(teacher_of({"source": "ensemble", "members": members}), SETUP, {}).eval()
     logits = plain(PIXELS).logits
     torch.testing.assert_close(made(PIXELS).logits.softmax(1), (logits.softmax(1) + (logits / 2).softmax(1)) / 2)
 
@@ -219,14 +226,119 @@ def test_a_temperature_is_a_positive_number(value):
             {"source": "ensemble", "members": [], "model": None},
             r"teacher: an ensemble needs two teacher\.members or more, got 0",
         ),
-        ({"members": [{"source": "none"}]}, r"teacher\.members are for source=ensemble"),
-        ({"path": None}, r"teacher\.path is missing"),
-        ({"model": None, "path": "x"}, r"teacher\.model is missing"),
+        (
+            {"members": [{"source": "none"}]},
+            r"teacher\.members: not for source=file; source=ensemble and tip_adapter have it",
+        ),
+        ({"path": None}, r"teacher\.path: missing; a value is required"),
+        ({"model": None, "path": "x"}, r"teacher\.model: missing; a value is required"),
     ],
 )
 def test_incomplete_teachers(keys, message):
     with pytest.raises(ConfigError, match=message):
         spec(**keys)
+
+
+def test_a_key_of_another_kind_is_left_out_at_its_default_and_refused_otherwise():
+    every = {name: field for cls in registered("teacher").values() for name, field in cls.Config.model_fields.items()}
+    old = {name: f.get_default(call_default_factory=True) for name, f in every.items() if not f.is_required()}
+    old = json.loads(json.dumps(old, default=lambda value: value.model_dump()))  # as records hold it
+    assert {"members", "adapter", "rename", "mix", "schedule", "zeta"} <= set(old)
+    for own in ({"path": "x"}, {"source": "train"}, {"source": "timm"}, {"source": "none", "model": None}):
+        short = {"source": "file", "model": MODEL, **own}
+        assert teacher_of({**old, **short}) == teacher_of(short)
+    assert teacher_of({**old, "source": "none"}) == TeacherConfig()
+    with pytest.raises(ConfigError) as found:
+        teacher_of({"source": "train", "model": MODEL, "path": "x", "adapter": {"passes": 3}, "seed": -1})
+    assert found.value.lines == [
+        "teacher.path: not for source=train; source=file and open_clip have it",
+        "teacher.adapter: not for source=train; source=tip_adapter has it",
+    ]
+    assert teacher_of({"source": "train", "model": MODEL, "adapter": {"passes": 10}}).model.name == "resnet8"
+    members = [{"source": "file", "model": MODEL, "path": "x", **more} for more in ({}, {"zeta": 0.1})]
+    with pytest.raises(ConfigError, match=r"^teacher\.members\.1\.zeta: not for source=file; .* have it$"):
+        teacher_of({"source": "ensemble", "members": members})
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"sede": 1, "source": "train", "path": None}, r"teacher\.sede: unknown key; nearest: seed \(allowed: "),
+        ({"source": "fil"}, r"teacher\.source: unknown teacher 'fil'; nearest: file \(allowed: .*tip_adapter, train"),
+        ({"source": "ensemble", "model": None, "members": [{"source": "none"}, {}]}, r"teacher\.members\.0\.source: none is no teacher"),
+        ({"source": "ensemble", "model": None, "members": [3, 4]}, r"teacher\.members\.0: expected a mapping with a source, got 3"),
+    ],
+)  # fmt: skip
+def test_what_no_kind_takes(keys, message):
+    with pytest.raises(ConfigError, match=message):
+        spec(**keys)
+
+
+PLUGIN = """
+from kdrun.core.registry import register
+from kdrun.teachers.train import TrainConfig, TrainedTeacher
+
+class TwiceConfig(TrainConfig):
+    times: int = 2
+
+@register("teacher", "twice")
+class Twice(TrainedTeacher):
+    Config = TwiceConfig
+"""
+
+
+def test_a_kind_in_a_users_file_has_its_keys_and_counts_by_its_content(tmp_path):
+    def composed(*more):
+        with Composer() as composer:
+            return composer.typed([f"plugins=[{path}]", "teacher=resnet8", *more])
+
+    path = tmp_path / "twice.py"
+    path.write_text(PLUGIN)
+    config = composed("teacher.source=twice", "+teacher.times=3")
+    assert config.teacher.times == 3
+    assert run_key(from_nodes(dump(config))) == run_key(config)
+    [run] = config.method_class.requires(config).values()
+    assert run.plugins == []  # an ordinary run
+    with pytest.raises(ConfigError, match=r"teacher\.times: not for source=train; source=twice has it"):
+        composed("+teacher.times=3")
+    path.write_text(PLUGIN + "# edited")
+    assert run_key(composed("teacher.source=twice", "+teacher.times=3")) != run_key(config)
+    with Composer() as composer, pytest.raises(ConfigError, match=r"teacher\.source: unknown teacher 'twice'"):
+        composer.typed(["teacher=resnet8", "teacher.source=twice"])
+
+
+def test_only_the_kinds_themselves_ask_what_a_source_is_called():
+    """A comparison elsewhere would not know a kind that somebody adds."""
+    found = []
+    for path in [*(ROOT / "kdrun").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]:
+        if path.parent.name != "teachers":
+            tree = ast.parse(path.read_text())
+            found += [f"{path.relative_to(ROOT)}:{n.lineno}" for n in ast.walk(tree) if _compares_a_source(n)]
+    assert not found
+    for line in ("t.source == 'x'", "'x' != source", "t.source in ('x', y)", "t['source'] == 'x'", "t.get('source') == 'x'",
+                 "match t.source:\n case 'x': pass", "{'x': 1}[t.source]", "t.source.startswith('x')"):  # fmt: skip
+        assert any(_compares_a_source(node) for node in ast.walk(ast.parse(line))), line
+
+
+def _compares_a_source(node: ast.AST) -> bool:
+    if isinstance(node, ast.Compare):
+        sides = [node.left, *node.comparators]
+        texts = any(isinstance(n, ast.Constant) and isinstance(n.value, str) for s in sides for n in ast.walk(s))
+        return texts and any(map(_is_source, sides))
+    if isinstance(node, ast.Match):
+        return _is_source(node.subject)
+    if isinstance(node, ast.Subscript):
+        return isinstance(node.value, ast.Dict) and _is_source(node.slice)
+    return isinstance(node, ast.Attribute) and node.attr in ("startswith", "endswith") and _is_source(node.value)
+
+
+def _is_source(node: ast.AST) -> bool:
+    match node:
+        case ast.Attribute(attr="source") | ast.Name(id="source") | ast.Subscript(slice=ast.Constant(value="source")):
+            return True
+        case ast.Call(func=ast.Attribute(attr="get"), args=[ast.Constant(value="source"), *_]):
+            return True
+    return False
 
 
 def test_a_timm_teacher_must_know_the_classes_and_have_weights():

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from kdrun.cli.analyze import main as analyze
 from kdrun.config.compose import Composer
 from kdrun.config.key import run_key
-from kdrun.config.teacher import AdapterConfig
 from kdrun.core.errors import ConfigError, DataError, KdrunError
 from kdrun.data.loader import Loader
 from kdrun.data.splits import Split
@@ -23,9 +22,9 @@ from kdrun.methods.requires import teacher_runs
 from kdrun.methods.tip_adapter import TipAdapterF
 from kdrun.runs.finished import FinishedRun
 from kdrun.runs.record import find_records
-from kdrun.teachers.make import make_teacher
+from kdrun.teachers.kind import make_teacher
 from kdrun.teachers.teacher import Teacher
-from kdrun.teachers.tip_adapter import Cache, TipAdapter, trained
+from kdrun.teachers.tip_adapter import AdapterConfig, Cache, TipAdapter, trained
 from kdrun.training.assembly import fitted
 from kdrun.training.check import check
 from tests.conftest import FAST
@@ -242,8 +241,11 @@ def test_the_teacher_alone_is_a_run_that_all_seeds_and_shots_share(folder, train
             ["teacher.members=[{source: train, model: resnet8}]"],
             r"teacher\.members\.0\.source: a tip_adapter stands on a CLIP, got train",
         ),
-        (["teacher.zeta=0.01"], r"teacher\.zeta: of a tip_adapter it belongs into teacher\.members\.0\.zeta"),
-        (["teacher.num_labels=20"], r"teacher\.num_labels: a tip_adapter sees the labels of the student"),
+        (
+            ["teacher.zeta=0.01"],
+            r"teacher\.zeta: not for source=tip_adapter; source=clip and open_clip have it \(of a member: teacher\.members\.0\.zeta\)",
+        ),
+        (["teacher.num_labels=20"], r"teacher\.num_labels: not for source=tip_adapter; source=clip and train have it"),
         (["teacher.adapter.search_scale=[0.1, 3.0]"], r"teacher\.adapter\.search_scale\.0: must be greater than 0\.1"),
         (["method=tip_adapter"], r"method=tip_adapter stands on a CLIP, got tip_adapter"),
     ],

@@ -1,0 +1,31 @@
+"""A run that another run needs: its teacher, the head that its student starts from."""
+
+from typing import Any
+
+from kdrun.config.effective import effective
+from kdrun.config.key import plugged_classes
+from kdrun.config.run import RunConfig
+from kdrun.config.teacher import TeacherConfig
+from kdrun.config.views import MixConfig
+from kdrun.core.registry import lookup, plugin_hashes
+
+
+def derived(config: RunConfig, **changes: Any) -> RunConfig:
+    """`config` with other fields, and, unless they say otherwise, with cross entropy alone: no teacher, mix or ramp.
+
+    It knows no plug-in that it does not use, so that runs with and without one share it.
+
+    Raises:
+        ConfigError: it cannot run.
+    """
+    plain = {
+        "losses": {"ce": lookup("loss", "ce", "loss").Config(name="ce")}, "ramps": {}, "teacher": TeacherConfig(),
+        "views": config.views.replace(mix=MixConfig()),
+    }  # fmt: skip
+    run = config.replace(**{**plain, **changes})
+    return effective(run.replace(plugins=config.plugins if plugin_hashes(plugged_classes(run)) else []))
+
+
+def supervised(config: RunConfig, **changes: Any) -> RunConfig:
+    """As `derived`: an ordinary run on labels."""
+    return derived(config, method=lookup("method", "supervised", "method").Config(name="supervised"), **changes)
