@@ -27,6 +27,7 @@ from kdrun.models.network import Network
 from kdrun.models.weights import read_state
 from kdrun.results.analysis.vicinal import images_of
 from kdrun.runs.finished import FinishedRun, Rebuilt
+from kdrun.runs.metric import Metric
 from kdrun.runs.record import finite
 from kdrun.training.assembly import to_device
 
@@ -84,9 +85,9 @@ def linear_probe(run: FinishedRun, options: Options) -> str:
     path = run.directory / "analysis" / f"{name}.json"
     with run.amended() as record:
         write_json(path, finite(content))
-        old = {key for key in record["metrics"] if key.startswith(f"{name}/{net}/")}
-        kept = {key: value for key, value in record["metrics"].items() if key not in old}
-        record["metrics"] = kept | finite({f"{name}/{net}/{metric}": value for metric, value in figures.items()})
+        kinds = {key: Metric.parse(key) for key in record["metrics"]}
+        others = {key: record["metrics"][key] for key, m in kinds.items() if (m.split, m.net) != (name, net)}
+        record["metrics"] = others | finite({str(Metric(name, net, key)): value for key, value in figures.items()})
     told = [f"{run.directory}: a linear classifier on {content['dim']} features of {net}, {content['images']} labels"]
     told += [f"test {', '.join(f'{k} {v:.4f}' for k, v in figures.items())}, c {chosen['c']:g} by validation"]
     if not chosen["converged"]:
