@@ -9,7 +9,7 @@ from kdrun.core.errors import ConfigError, allowed
 from kdrun.core.lock import held
 from kdrun.core.schema import Schema, from_arguments
 from kdrun.results.found import flatten, unique_records
-from kdrun.runs.metric import is_percent
+from kdrun.runs.metric import Metric, is_percent
 from kdrun.runs.record import Record
 
 TAIL = 3  # last lines of log.txt that are shown of a failed run
@@ -82,9 +82,8 @@ def _state(directory: Path, record: Record) -> str:
 
 
 def _metric(record: Record, metric: str) -> float | None:
-    split, _, name = metric.partition("/")
     metrics = record["metrics"] or {}
-    found = metrics.get(metric, metrics.get(f"{split}/{record.get('headline')}/{name}"))
+    found = metrics.get(metric, metrics.get(Metric.parse(metric).key(record.get("headline"))))
     return None if found is None else float(found)
 
 

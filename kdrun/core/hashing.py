@@ -1,13 +1,26 @@
-"""Content of files and folders as hashes, remembered while their size and time stay."""
+"""Hashes of files and folders, remembered while their size and time stay, and of plain values."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from kdrun.core.errors import ConfigError
 from kdrun.core.schema import FileContent
+
+
+def json_hash(value: Any) -> str:
+    """12 hex digits of a value that JSON can write, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def file_sha256(path: Path) -> str:
+    """Of the content, read now and in parts: 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def content_hash(path: str, key: str, file: FileContent) -> str:
@@ -50,8 +63,7 @@ def _file_hash(path: str, size: int, mtime_ns: int) -> str:
         files = sorted(_files_in(Path(path), ()))
         listing = "".join(f"{p.relative_to(path).as_posix()}\0{p.stat().st_size}\n" for p in files)
         return hashlib.sha256(os.fsencode(listing)).hexdigest()
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(Path(path))
 
 
 def _files_in(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:

@@ -25,8 +25,10 @@ from typing import Any
 
 import numpy as np
 
+from kdrun.core.artifacts import Artifact
 from kdrun.core.errors import DataError
 from kdrun.core.files import named, write_json
+from kdrun.core.hashing import file_sha256
 from kdrun.core.lock import Lock
 from kdrun.data.images import cores, decoded
 from kdrun.data.types import Images
@@ -72,20 +74,17 @@ class Pack:
         if missing:
             raise DataError(*absent(missing, key))
         self.row = size * size * 3
-        self.artifacts = outputs.expanduser() / "artifacts"
-        self.note = self.artifacts / "contents" / f"{seen.hexdigest()[:16]}.json"
+        self.outputs = outputs.expanduser()
+        self.note = self.outputs / "artifacts" / "contents" / f"{seen.hexdigest()[:16]}.json"
         self.spec: dict[str, Any] = {"version": VERSION, "size": size, "crop": crop, "num_files": len(paths)}
         try:
-            self._named(str(json.loads(self.note.read_text())["files"]))
+            self.artifact: Artifact | None = self._artifact(str(json.loads(self.note.read_text())["files"]))
         except (OSError, ValueError, KeyError, TypeError):
-            self.folder: Path | None = None  # not noted, or not legibly: `build` reads the files for it
+            self.artifact = None  # not noted, or not legibly: `build` reads the files for it
 
-    def _named(self, content: str) -> Path:
+    def _artifact(self, content: str) -> Artifact:
         """Where the pixels are, or will be, of files with this hash."""
-        self.spec["files"] = content
-        name = hashlib.sha256(json.dumps(self.spec, sort_keys=True).encode()).hexdigest()[:12]
-        self.folder = self.artifacts / "packed" / name
-        return self.folder
+        return Artifact.of(self.outputs, "packed", {**self.spec, "files": content})
 
     def _content(self) -> tuple[str, bool]:
         """Hash of all names and contents, and whether all could be read; what could not counts as empty."""
@@ -102,25 +101,26 @@ class Pack:
 
     def open(self) -> Packed | None:
         """None: not packed yet. Raises DataError for what is damaged."""
-        if self.folder is None:
+        if self.artifact is None:
             return None
-        damaged = f"{self.folder}: damaged packed images; delete the folder to pack them anew"
+        folder = self.artifact.folder
+        damaged = f"{folder}: damaged packed images; delete the folder to pack them anew"
         try:
-            found = json.loads((self.folder / "spec.json").read_text())
+            found = json.loads((folder / "spec.json").read_text())
             shape = (found["num_images"], self.spec["size"], self.spec["size"], 3)
-            whole = (self.folder / "images.bin").stat().st_size == found["num_images"] * self.row
+            whole = (folder / "images.bin").stat().st_size == found["num_images"] * self.row
         except FileNotFoundError:
-            if not self.folder.exists():
+            if not folder.exists():
                 return None
             raise DataError(damaged) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{damaged} ({type(error).__name__}: {error})") from None
-        if not whole or any(found.get(name) != value for name, value in self.spec.items()):
+        if not whole or any(found.get(name) != value for name, value in self.artifact.spec.items()):
             raise DataError(damaged)
         # Read-only: a private copy on write would count as memory that is taken, and the file may be larger than that.
         images: Images = np.empty((0, *shape[1:]), np.uint8)
         if shape[0]:  # an empty file cannot be mapped
-            images = np.memmap(self.folder / "images.bin", np.uint8, "r", shape=shape)
+            images = np.memmap(folder / "images.bin", np.uint8, "r", shape=shape)
         return Packed(images, {int(position): problem for position, problem in found["unreadable"].items()})
 
     def build(self) -> Packed:
@@ -129,22 +129,22 @@ class Pack:
         Raises:
             DataError: they do not fit on the disk.
         """
-        folder = self.folder
-        if folder is None:
+        if self.artifact is None:
             content, whole = self._content()
-            folder = self._named(content)
+            self.artifact = self._artifact(content)
             if whole:  # else a file may be made legible, which changes neither its size nor its time
                 write_json(self.note, {"files": content})
-        with Lock(folder.with_name(f"{folder.name}.lock")) as lock:
+        with self.artifact.lock as lock:
             packed = self.open()
             if packed is None:
-                self._build(folder, lock)
+                self._build(self.artifact, lock)
                 packed = self.open()
         if packed is None:
-            raise DataError(f"{folder}: was deleted while it was packed; run the same command again")
+            raise DataError(f"{self.artifact.folder}: was deleted while it was packed; run the same command again")
         return packed
 
-    def _build(self, folder: Path, lock: Lock) -> None:
+    def _build(self, artifact: Artifact, lock: Lock) -> None:
+        folder = artifact.folder
         partial = folder.with_name(f"{folder.name}.partial")
         state = self._state(partial)
         total, left = (n * self.row for n in (len(self.paths), len(self.paths) - state["next"]))
@@ -164,7 +164,7 @@ class Pack:
             with named(partial / "images.bin"):
                 self._write(partial, state, lock)
             count = len(self.paths) - len(state["unreadable"])
-            write_json(partial / "spec.json", {**self.spec, "num_images": count, "unreadable": state["unreadable"]})
+            write_json(partial / "spec.json", {**artifact.spec, "num_images": count, "unreadable": state["unreadable"]})
         except OSError as error:
             if error.errno not in FULL:
                 raise
@@ -222,8 +222,7 @@ class Pack:
 
 def _file_digest(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError:
         return ""
 

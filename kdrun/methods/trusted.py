@@ -3,23 +3,24 @@ predictions on the unlabeled pool, those that are confident and whose cluster sa
 """
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
-from kdrun.core.artifacts import ensure
+from kdrun.core.artifacts import Artifact
 from kdrun.core.device import autocast
-from kdrun.core.errors import DataError
-from kdrun.core.files import write_bytes, write_json
+from kdrun.core.files import write_bytes
+from kdrun.core.hashing import file_sha256
 from kdrun.data.views.view import View, clean_batches
 from kdrun.methods.clustering import ClusteringConfig, Unclusterable, dec, kmeans, match_classes
 from kdrun.methods.pool import Pool
 from kdrun.models.network import Network, load_network
+from kdrun.models.weights import read_state
 
 Selector = Literal["dec", "kmeans", "confidence"]
 VERSION = 1  # raise it when the selection changes: it is part of the artifact's name
@@ -47,45 +48,33 @@ def trusted_labels(weights: Path, outer_key: str, selection: Selection, pool: Po
         "version": VERSION,
         "outer_key": outer_key,
         "net": weights.stem,
-        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "weights": file_sha256(weights),
         "pool": hashlib.sha256(pool.index.numpy().tobytes()).hexdigest(),
         "select_threshold": selection.threshold,
         "selector": selection.selector,
     }
     if selection.selector != "confidence":
         spec |= {"clustering": selection.clustering.model_dump(), "seed": selection.seed}
-    key = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
 
-    def build(folder: Path) -> None:
+    def build(folder: Path) -> dict[str, Any]:
         warnings: list[str] = []
         found = select(load_network(weights), selection, pool, warnings.append)
         chosen = found["selected"].bool()
         figures = pool.judge(found["index"][chosen], found["label"][chosen])
-        from safetensors.torch import save
-
         write_bytes(folder / "trusted.safetensors", save(found))
-        figures |= {"num_confident": int((found["cluster"] > -2).sum()), "warnings": warnings}
-        write_json(folder / "spec.json", {**spec, **figures})
+        return {**figures, "num_confident": int((found["cluster"] > -2).sum()), "warnings": warnings}
 
-    label, figures = read(ensure(pool.outputs / "artifacts" / "trusted" / key, build), len(pool.images))
+    def read(folder: Path, spec: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        found = read_state(folder / "trusted.safetensors", str(folder / "trusted.safetensors"))
+        label = torch.full((len(pool.images),), -1, dtype=torch.int64)
+        chosen = found["selected"].bool()
+        label[found["index"][chosen]] = found["label"][chosen]
+        return label, {"key": folder.name, **spec}
+
+    label, figures = Artifact.of(pool.outputs, "trusted", spec).value(build, read)
     for line in figures.pop("warnings", []):  # said by every run that uses the labels, not by their maker alone
         pool.warn(line)
     return label, figures
-
-
-def read(folder: Path, num_train: int) -> tuple[Tensor, dict[str, Any]]:
-    """(N,) int64 trusted labels of a folder that `trusted_labels` built, -1 where there is none, and its spec."""
-    from safetensors.torch import load_file
-
-    try:
-        found = load_file(folder / "trusted.safetensors")
-        spec = json.loads((folder / "spec.json").read_text())
-    except Exception as error:  # whatever a damaged file makes the reader raise
-        raise DataError(f"{folder}: damaged ({type(error).__name__}: {error}); delete it to build it anew") from error
-    label = torch.full((num_train,), -1, dtype=torch.int64)
-    chosen = found["selected"].bool()
-    label[found["index"][chosen]] = found["label"][chosen]
-    return label, {"key": folder.name, **spec}
 
 
 def select(network: Network, selection: Selection, pool: Pool, warn: Callable[[str], None]) -> dict[str, Tensor]:

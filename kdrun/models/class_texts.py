@@ -1,7 +1,5 @@
 """The classes as texts: their names in templates, through the text encoder of a CLIP."""
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,12 +7,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save
 from torch import Tensor
 
 from kdrun.config.model import ModelConfig
-from kdrun.core.artifacts import ensure_readable
+from kdrun.core.artifacts import Artifact
 from kdrun.core.errors import ConfigError, DataError
-from kdrun.core.files import write_bytes, write_json
+from kdrun.core.files import write_bytes
 from kdrun.models.factory import NetworkFactory
 from kdrun.models.open_clip import Asked, Tokenizer, find_clip, open_clip
 from kdrun.models.weights import read_state
@@ -74,22 +73,18 @@ def text_features(
     if outputs is None:
         return computed()
     spec = {"version": VERSION, **identity, "prompts": prompts, "class_names": words}
-    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
 
-    def build(folder: Path) -> None:
-        from safetensors.torch import save
+    def build(folder: Path) -> dict[str, Any]:
+        write_bytes(folder / "features.safetensors", save({"class_embeddings": computed()}))
+        return {}
 
-        features = computed()
-        write_bytes(folder / "features.safetensors", save({"class_embeddings": features}))
-        write_json(folder / "spec.json", spec)
-
-    def read(folder: Path) -> Tensor:
+    def read(folder: Path, _: dict[str, Any]) -> Tensor:
         found = read_state(folder / "features.safetensors", str(folder / "features.safetensors"))
         if "class_embeddings" not in found or len(found["class_embeddings"]) != len(words):
             raise DataError(f"{folder}: does not hold the features of {len(words)} classes")
         return found["class_embeddings"].clone()  # not a view into a file that others may replace
 
-    return ensure_readable(outputs / "artifacts" / "text_features" / digest, build, read)
+    return Artifact.of(outputs, "text_features", spec).value(build, read)
 
 
 def class_tokens(tokenizer: Tokenizer, words: Sequence[str], prompts: Sequence[str]) -> Tensor:

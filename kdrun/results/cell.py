@@ -9,6 +9,7 @@ from kdrun.core.errors import KdrunError, allowed
 from kdrun.results.intervals import Interval, welch
 from kdrun.results.papers import PaperCell
 from kdrun.results.plan import PlannedRun
+from kdrun.runs.metric import Metric
 from kdrun.runs.metrics_log import MetricsLog
 from kdrun.runs.record import Record, read_record
 
@@ -64,7 +65,7 @@ class Cell:
                 self.seeds[record["key"]] = seed
             except KdrunError as error:
                 self.without.append(str(error))
-                if metric.partition("/")[0] in EVALUATED:  # else it is a figure that only some methods have
+                if Metric.parse(metric).split in EVALUATED:  # else it is a figure that only some methods have
                     self.lacking.append(seed)
 
     @classmethod
@@ -159,11 +160,11 @@ def value_of(record: Record, metric: str, protocol: str = "last", directory: Pat
     Raises:
         KdrunError: the record does not have it.
     """
-    split, _, name = metric.partition("/")
-    artifact = (record.get("artifacts") or {}).get(split) or {}
-    if isinstance(artifact.get(name), int | float):
-        return float(artifact[name])
-    key = metric if "/" in name else f"{split}/{record['headline']}/{name}"
+    asked = Metric.parse(metric)
+    artifact = (record.get("artifacts") or {}).get(asked.split) or {}
+    if asked.net is None and isinstance(artifact.get(asked.name), int | float):
+        return float(artifact[asked.name])
+    key = asked.key(record["headline"])
     if protocol == "median20":
         return _median(record, key, directory)
     best = (record.get("best_on_val") or {}).get("metrics") or {}
@@ -188,16 +189,20 @@ def curve_of(directory: Path, metric: str) -> dict[int, float]:
     record = read_record(directory)
     if record is None:
         return {}
-    split, _, name = metric.partition("/")
-    keys = (metric, f"{split}/{record.get('headline')}/{name}")
+    keys = (metric, Metric.parse(metric).key(record.get("headline")))  # some keys, such as train/loss, name no network
     lines = MetricsLog(directory / "metrics.jsonl").lines()
     return {line["step"]: line[key] for line in lines for key in keys if line.get(key) is not None}
 
 
+def teacher_value(record: Record, metric: str) -> float | None:
+    """The same metric of the teacher, as a student's record holds it."""
+    value: float | None = (record.get("metrics") or {}).get(str(Metric.parse(metric).of("teacher")))
+    return value
+
+
 def given_teacher(record: Record, metric: str) -> dict[str, float]:
-    """Name -> the same metric of the teacher, as a student's record holds it."""
-    split, _, name = own_metric(metric).partition("/")
-    value = (record.get("metrics") or {}).get(f"{split}/teacher/{name}")
+    """Name -> `teacher_value`."""
+    value = teacher_value(record, metric)
     if value is None:
         return {}
     teacher = (record.get("config") or {}).get("teacher") or {}
@@ -210,12 +215,6 @@ def given_teacher(record: Record, metric: str) -> dict[str, float]:
 def run_name(directory: Path) -> str:
     """`supervised/digits/nall/s0-...`."""
     return "/".join(directory.parts[-4:])
-
-
-def own_metric(metric: str) -> str:
-    """The metric for another run's headline network."""
-    parts = metric.split("/")
-    return f"{parts[0]}/{parts[-1]}"
 
 
 Place = tuple[str, str]  # row, column

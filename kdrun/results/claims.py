@@ -6,7 +6,7 @@ from itertools import pairwise
 from statistics import mean, stdev
 
 from kdrun.results.intervals import welch
-from kdrun.results.papers import TEACHER, Claim, Paper
+from kdrun.results.papers import TEACHER, Claim, Paper, printed_name
 
 Values = Callable[[str, str, str], Sequence[float]]
 """(row, column, metric) -> the figure of each seed, in percent where tables show percent; of `Teacher of <row>` too."""
@@ -88,7 +88,9 @@ def of_paper(paper: Paper) -> Values:
     """The paper's own numbers, against which its claims must hold."""
 
     def values(row: str, column: str, metric: str) -> list[float]:
-        name = metric.removeprefix("test/")
+        name = printed_name(metric)
+        if name is None:
+            return []
         cell = paper.cell(row, column, name)
         if cell is None and row.startswith(f"{TEACHER} of "):
             cell = paper.cell(TEACHER, column, name)

@@ -6,13 +6,13 @@ from pathlib import Path
 from statistics import mean
 
 from kdrun.core.errors import KdrunError
-from kdrun.results.cell import Cell, Place, curve_of, given_teacher, own_metric, run_name, scaled, value_of
+from kdrun.results.cell import Cell, Place, curve_of, given_teacher, run_name, scaled, teacher_value, value_of
 from kdrun.results.claims import Verdict, judge
-from kdrun.results.papers import TEACHER, Paper, read_paper
+from kdrun.results.papers import TEACHER, Paper, printed_name, read_paper
 from kdrun.results.plan import PlannedCell, PlannedRun, TableConfig, TablePlan, plan_of, rows_with, table_spec
 from kdrun.results.table import Table
 from kdrun.results.tuned import settled
-from kdrun.runs.metric import is_percent
+from kdrun.runs.metric import Metric, is_percent
 from kdrun.runs.record import Record, read_record
 
 Reader = Callable[[str], Record | None]
@@ -64,9 +64,9 @@ def table_of(
             cells[row, column] = Cell.mean_of({part: cells[row, part] for part in parts})
     paper = None if spec.paper is None else read_paper(spec.paper).only(spec.paper_tables)
     table = Table(name, metric, list(spec.rows), [*spec.columns, *spec.aggregates], cells, paper, protocol)
-    if paper is not None and metric.startswith("test/"):
-        absent = [row for row in paper.rows_of(table.columns, metric.removeprefix("test/")) if row not in table.rows]
-        table.published = [row for row in absent if row not in rows_with(spec.paper)]
+    if paper is not None and (printed := printed_name(metric)) is not None:
+        others = [row for row in paper.rows_of(table.columns, printed) if row not in table.rows]
+        table.published = [row for row in others if row not in rows_with(spec.paper)]
     table.notes += [f"{column}: {split} in place of test" for column, split in spec.splits.items()]
     table.notes += [f"{name}: the mean of {', '.join(parts)}, seed by seed" for name, parts in spec.aggregates.items()]
     table.notes += tuned
@@ -101,8 +101,7 @@ def _judged(paper: Paper | None, spec: TableConfig, table: Table, read: Reader) 
             return {} if len(cell.origins.get("device", ())) > 1 else {k: v for k, v in costs.items() if v is not None}
         key = spec.metric_of(column, metric)
         if row.startswith(f"{TEACHER} of "):
-            split, _, name = key.partition("/")
-            key = f"{split}/teacher/{name}"
+            key = str(Metric.parse(key).of("teacher"))
         found: dict[int, float] = {}
         for seed, record in cell.records.items():
             with suppress(KdrunError):
@@ -221,6 +220,5 @@ def _of_teacher(record: Record, student: Record | None, as_trained: bool, metric
     """The metric of a teacher, from its own run where that has it and tells the same, else from its student's."""
     if as_trained:
         with suppress(KdrunError):  # what only a student has, or what was measured with it
-            return value_of(record, own_metric(metric), "last")
-    split, _, name = own_metric(metric).partition("/")
-    return None if student is None else (student.get("metrics") or {}).get(f"{split}/teacher/{name}")
+            return value_of(record, str(Metric.parse(metric).of(None)), "last")
+    return None if student is None else teacher_value(student, metric)

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from kdrun.config.nodes import read_conf
 from kdrun.core.errors import ConfigError, allowed
 from kdrun.core.schema import Schema
+from kdrun.runs.metric import Metric
 
 TEACHER = "Teacher"
 """The row of the teachers' own accuracy."""
@@ -108,6 +109,12 @@ class Paper(Schema):
         """The accuracy of the teacher behind a column, in percent."""
         cells = (cell for cell in self.cells if cell.metric == "top1")
         return next((cell.mean for cell in cells if (cell.row, cell.column) == (TEACHER, column)), None)
+
+
+def printed_name(metric: str) -> str | None:
+    """What papers may print of a metric: its name, of the headline on test images; None: they print no such number."""
+    asked = Metric.parse(metric)
+    return asked.name if (asked.split, asked.net) == ("test", None) else None
 
 
 def read_paper(name: str) -> Paper:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from importlib import metadata
 from itertools import chain, takewhile
@@ -26,6 +27,7 @@ from kdrun.core.hashing import file_hash
 from kdrun.core.paths import CONF_DIR, HERE
 from kdrun.core.schema import FileContent, Schema, build, marker
 from kdrun.results.notes import Picked, deviations_in, ours_in
+from kdrun.runs.metric import Metric
 
 log = logging.getLogger(__name__)
 Protocol = Literal["last", "best_on_val", "median20"]
@@ -73,8 +75,8 @@ class TableConfig(Schema):
 
     def metric_of(self, column: str, metric: str) -> str:
         """What a column shows where the table shows `metric`."""
-        split, _, rest = metric.partition("/")
-        return f"{self.splits[column]}/{rest}" if split == "test" and column in self.splits else metric
+        asked = Metric.parse(metric)
+        return str(replace(asked, split=self.splits.get(column, "test"))) if asked.split == "test" else metric
 
 
 class PlannedRun(Schema):

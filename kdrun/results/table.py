@@ -10,7 +10,7 @@ from kdrun.core.errors import ConfigError, KdrunError, allowed
 from kdrun.results.cell import Cell, Place, grouped, scaled, where
 from kdrun.results.claims import Verdict
 from kdrun.results.intervals import paired
-from kdrun.results.papers import Paper, PaperCell
+from kdrun.results.papers import Paper, PaperCell, printed_name
 from kdrun.runs.metric import is_percent
 from kdrun.runs.record import Record
 
@@ -71,8 +71,8 @@ class Table:
 
     def theirs(self, row: str, column: str) -> PaperCell | None:
         """The paper's number of a cell."""
-        split, _, name = self.metric.partition("/")
-        return self.paper.cell(row, column, name) if self.paper is not None and split == "test" else None
+        name = printed_name(self.metric)
+        return None if self.paper is None or name is None else self.paper.cell(row, column, name)
 
     def _text(self, row: str, column: str, cell: Cell) -> str:
         text, theirs = cell.text(self.percent, self.minmax), self.theirs(row, column)

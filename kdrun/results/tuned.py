@@ -7,6 +7,7 @@ from statistics import mean
 from kdrun.core.errors import KdrunError
 from kdrun.results.cell import grouped, value_of, where
 from kdrun.results.plan import PlannedCell, PlannedRun, TableConfig, TablePlan
+from kdrun.runs.metric import Metric
 from kdrun.runs.record import Record
 
 HIGHER = ("top1", "top5")
@@ -24,8 +25,8 @@ def settled(
     Args:
         read: record of a run; None: there is none, or none that can be read.
     """
-    name = spec.metric.rpartition("/")[2]
-    sign = 1 if name in HIGHER else -1
+    metric = Metric("val", None, Metric.parse(spec.metric).name)
+    sign = 1 if metric.name in HIGHER else -1
     places: dict[tuple[str, str], list[PlannedCell]] = {}
     for cell in plan.cells:
         places.setdefault((cell.row, cell.column), []).append(cell)
@@ -33,7 +34,7 @@ def settled(
     for place, cells in places.items():
         best, said = cells[0], []
         if len(cells) > 1:
-            found = [_figures(cell, f"val/{name}", read) for cell in cells]
+            found = [_figures(cell, str(metric), read) for cell in cells]
             seeds = set.intersection(*(set(figures) for figures in found))
             if seeds:
                 best = max(zip(cells, found, strict=True), key=lambda pair: sign * mean(pair[1][k] for k in seeds))[0]
@@ -44,7 +45,7 @@ def settled(
         notes[place] = said
     rows, columns = list(spec.rows), list(spec.columns)
     lines = [f"  {where(at, [*rows, ''], columns)}: {text}" for text, at in grouped(notes).items()]
-    head = f"tuned: of the candidates of a row each column shows the best by val/{name}, the mean over seeds:"
+    head = f"tuned: of the candidates of a row each column shows the best by {metric}, the mean over seeds:"
     return chosen, [head, *lines] if lines else []
 
 

@@ -25,6 +25,7 @@ from kdrun.data.views.view import View, clean
 from kdrun.metrics import fit_temperature
 from kdrun.models.network import Network, NetworkSpec
 from kdrun.runs.finished import FinishedRun
+from kdrun.runs.metric import Metric
 
 
 class Classifier(nn.Module):
@@ -133,13 +134,12 @@ def open_trained(run: FinishedRun, name: str | None = None, size: int | None = N
 
 def predictors_of(run: FinishedRun) -> list[str]:
     """What the run evaluated, but its teacher, which is a run of its own or a file."""
-    parts = [key.split("/") for key in run.record["metrics"]]
-    evaluated = [part[1] for part in parts if len(part) == 3 and part[0] == "test" and part[1] != "teacher"]
-    return list(dict.fromkeys(evaluated))
+    metrics = map(Metric.parse, run.record["metrics"])
+    return list(dict.fromkeys(m.net for m in metrics if m.split == "test" and m.net and m.net != "teacher"))
 
 
 def _temperature(run: FinishedRun, name: str) -> float | None:
-    known = run.record["metrics"].get(f"val/{name}/temperature")
+    known = run.record["metrics"].get(str(Metric("val", name, "temperature")))
     if known is None and (run.directory / "predictions" / f"val-{name}.npz").is_file():  # an older record
         known = fit_temperature(*run.predictions("val", name)).item()
     return known if known is not None and math.isfinite(known) else None

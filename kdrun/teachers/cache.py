@@ -4,7 +4,6 @@ A float16 array in a file that is mapped into memory, shared by every run with t
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
@@ -16,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from kdrun.config.run import RunConfig
-from kdrun.core.artifacts import ensure_readable
+from kdrun.core.artifacts import Artifact
 from kdrun.core.device import autocast
-from kdrun.core.errors import ConfigError, DataError
-from kdrun.core.files import write_json
+from kdrun.core.errors import ConfigError
+from kdrun.core.hashing import file_sha256
 from kdrun.data.residency import SHARE, free_memory
 from kdrun.data.views.recipes import Weak
 from kdrun.data.views.stored import StoredViews
@@ -27,6 +26,7 @@ from kdrun.data.views.view import View, rows
 from kdrun.teachers.wrap import Tempered
 
 VERSION = 1  # raise it when what is kept changes: it is part of the artifact's name
+FILE = "logits.npy"
 
 
 @dataclass(frozen=True)
@@ -101,59 +101,63 @@ def keep(
             f"teacher.cache: {views.count} views of {len(index)} images are {size / 1e9:.1f} GB of logits, too much "
             f"for {device}; give a smaller num_views, or set mode to off"
         )
+    spec = _spec(network, views, images, index, batch_size, precision)
+
+    def build(folder: Path) -> dict[str, Any]:
+        array = np.lib.format.open_memmap(folder / FILE, mode="w+", dtype=np.float16, shape=shape)
+        for k in range(views.count):
+            for first in range(0, len(index), batch_size):
+                part = index[first : first + batch_size]
+                drawn, at = views.params(part, torch.full_like(part, k)), torch.arange(len(part), device=device)
+                view = View(views.recipe.apply(rows(images, part, device), at, drawn), part.to(device))
+                array[first : first + len(part), k] = _values(network, view, precision).cpu().numpy()
+        array.flush()
+        return {"sha256": file_sha256(folder / FILE)}
+
+    def read(folder: Path, spec: dict[str, Any]) -> Tensor:
+        if file_sha256(folder / FILE) != spec["sha256"]:
+            raise ValueError(f"the content of {FILE} has changed")
+        array = np.load(folder / FILE, mmap_mode="c", allow_pickle=False)  # nobody writes; torch wants it writable
+        if array.shape != shape or array.dtype != np.float16:
+            raise ValueError(f"{FILE}: {array.dtype} {array.shape}, expected float16 {shape}")
+        return torch.from_numpy(array)
+
+    artifact = Artifact.of(outputs, "teacher_outputs", spec)
+    values = artifact.value(build, read)
+    row = torch.zeros(views.num_train, dtype=torch.int64)
+    row[index] = torch.arange(len(index))
+    figures = {"key": artifact.key, "images": len(index), "views": views.count, "bytes": size}
+    return Kept(values.to(device), row.to(device), temperature), figures
+
+
+def _spec(
+    network: nn.Module, views: StoredViews, images: Tensor, index: Tensor, batch_size: int, precision: str
+) -> dict[str, Any]:
+    """Everything that the logits depend on."""
     digest = hashlib.sha256()
     for part in index.split(batch_size):  # packed images may be more than the memory
         digest.update(images[part.to(images.device)].cpu().numpy().tobytes())
     recipe: dict[str, Any] = (
         asdict(views.recipe) if is_dataclass(views.recipe) and not isinstance(views.recipe, type) else {}
     )
-    spec: dict[str, Any] = {
+    return {
         "version": VERSION, "teacher": fingerprint(network), "images": digest.hexdigest(),
         "index": hashlib.sha256(index.numpy().tobytes()).hexdigest(), "num_train": views.num_train,
         "views": {"name": views.NAME, "count": views.count, "kind": type(views.recipe).__name__, **recipe},
         "precision": precision,
     }  # fmt: skip
-    key = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
 
-    @torch.no_grad()
-    def build(folder: Path) -> None:
-        path = folder / "logits.npy"
-        array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-        for k in range(views.count):
-            for first in range(0, len(index), batch_size):
-                part = index[first : first + batch_size]
-                drawn = views.params(part, torch.full_like(part, k))
-                at = torch.arange(len(part), device=device)
-                view = View(views.recipe.apply(rows(images, part, device), at, drawn), part.to(device))
-                with autocast(device, precision):
-                    logits = network(view).logits.float()
-                mean = logits.mean(1, keepdim=True)
-                found = torch.cat([logits - mean, mean], 1).cpu().numpy()
-                if np.abs(found).max() > np.finfo(np.float16).max:
-                    raise ConfigError("teacher.cache.mode: its logits are beyond float16; set it to off")
-                array[first : first + len(part), k] = found
-        array.flush()
-        del array
-        write_json(folder / "spec.json", {**spec, "sha256": _sha256(path)})
 
-    def read(folder: Path) -> Tensor:
-        path = folder / "logits.npy"
-        try:
-            wanted = json.loads((folder / "spec.json").read_text())["sha256"]
-            if _sha256(path) != wanted:
-                raise ValueError("its content has changed")
-            array = np.load(path, mmap_mode="c", allow_pickle=False)  # nobody writes into it; torch wants it writable
-            if array.shape != shape or array.dtype != np.float16:
-                raise ValueError(f"{array.dtype} {array.shape}, expected float16 {shape}")
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise DataError(f"{path}: damaged teacher outputs ({error})") from None
-        return torch.from_numpy(array)
-
-    values = ensure_readable(outputs / "artifacts" / "teacher_outputs" / key, build, read)
-    row = torch.zeros(views.num_train, dtype=torch.int64)
-    row[index] = torch.arange(len(index))
-    figures = {"key": key, "images": len(index), "views": views.count, "bytes": size}
-    return Kept(values.to(device), row.to(device), temperature), figures
+@torch.no_grad()
+def _values(network: nn.Module, view: View, precision: str) -> Tensor:
+    """(B, C + 1) float32: logits less their mean over the classes, and that mean. ConfigError: beyond float16."""
+    with autocast(view.pixels.device, precision):
+        logits = network(view).logits.float()
+    mean = logits.mean(1, keepdim=True)
+    values = torch.cat([logits - mean, mean], 1)
+    if values.abs().max() > torch.finfo(torch.float16).max:
+        raise ConfigError("teacher.cache.mode: its logits are beyond float16; set it to off")
+    return values
 
 
 def fingerprint(network: nn.Module) -> str:
@@ -168,8 +172,3 @@ def fingerprint(network: nn.Module) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
     return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

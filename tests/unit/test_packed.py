@@ -97,7 +97,7 @@ def test_packed_once_for_all_copies_and_anew_when_a_file_changes(tree, outputs, 
     os.utime(path, ns=(1, 1))
     changed = pack_of(tree, outputs)
     assert changed.open() is None
-    assert changed._named(changed._content()[0]) != first.folder
+    assert changed._artifact(changed._content()[0]) != first.artifact
 
 
 def build_and_die(tree, outputs):
@@ -177,10 +177,10 @@ def test_another_process_waits(tree, outputs, caplog):
 def test_what_is_damaged_is_refused(tree, outputs, spoil):
     pack = pack_of(tree, outputs)
     pack.build()
-    spoil(pack.folder)
-    with pytest.raises(DataError, match=rf"{pack.folder}: damaged packed images; delete the folder"):
+    spoil(pack.artifact.folder)
+    with pytest.raises(DataError, match=rf"{pack.artifact.folder}: damaged packed images; delete the folder"):
         pack.build()
-    shutil.rmtree(pack.folder)
+    shutil.rmtree(pack.artifact.folder)
     assert len(pack.build().images) == 12
 
 

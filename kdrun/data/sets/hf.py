@@ -3,18 +3,17 @@
 The images are unpacked once to files, so that they can be packed and streamed like all others.
 """
 
-import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from kdrun.config.dataset import FilesConfig
+from kdrun.core.artifacts import Artifact
 from kdrun.core.errors import ConfigError, DataError, allowed
-from kdrun.core.files import write_json
-from kdrun.core.hashing import content_hash
+from kdrun.core.hashing import content_hash, json_hash
 from kdrun.core.registry import register
 from kdrun.core.schema import FileContent, OutsideKey
 from kdrun.data.download import root_folder
@@ -50,21 +49,24 @@ class HuggingFace:
             raise ConfigError("dataset.coop_split: CoOp's split files name image files; dataset=hf has none")
         content = [content_hash(config.path, KEY, FileContent(or_name=True)), config.revision or ""]
         content += [config.image, config.label, config.train, config.test or ""]
-        key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
         name = re.sub(r"\W+", "-", Path(config.path).name)
-        from kdrun.core.artifacts import ensure  # which needs views, and they this package
-
-        folder = ensure(root_folder(config.root) / "hf" / f"{name}-{key}", lambda place: unpack(config, place))
-        spec = json.loads((folder / "spec.json").read_text())
-        train, test = (
-            [(folder / split / f"{k:08d}.img", label) for k, label in enumerate(spec[split])]
-            for split in ("train", "test")
-        )
-        return Listing(train, test, spec["class_names"], folder, KEY)
+        unpacked = Artifact(root_folder(config.root) / "hf", {"content": content}, f"{name}-{json_hash(content)}")
+        return unpacked.value(lambda folder: unpack(config, folder), listing_of)
 
 
-def unpack(config: HuggingFace.Config, place: Path) -> None:
-    """Write train/ and test/ with a file for each row, and spec.json with their labels.
+def listing_of(folder: Path, spec: Mapping[str, Any]) -> Listing:
+    """The images that `unpack` wrote."""
+    train, test = (
+        [(folder / split / f"{k:08d}.img", label) for k, label in enumerate(spec[split])] for split in ("train", "test")
+    )
+    return Listing(train, test, spec["class_names"], folder, KEY)
+
+
+def unpack(config: HuggingFace.Config, folder: Path) -> dict[str, Any]:
+    """Write train/ and test/ with a file for each row.
+
+    Returns:
+        The class names, and the labels of each split.
 
     Raises:
         DataError: no pyarrow, no such files, columns or labels.
@@ -81,18 +83,18 @@ def unpack(config: HuggingFace.Config, place: Path) -> None:
                 f"{KEY}: {config.path}: no parquet files of split {wanted}, such as {wanted}-00000-of-00001.parquet; "
                 f"it has {', '.join(path.name for path in files[:5])}"
             )
-        (place / split).mkdir()
+        (folder / split).mkdir()
         labels[split] = []
         for path in chosen:
             try:
                 table = parquet.ParquetFile(path)
                 names = names or class_names(table.schema_arrow.metadata, config.label)
                 for image, label in _rows(table, path, config):
-                    (place / split / f"{len(labels[split]):08d}.img").write_bytes(image)
+                    (folder / split / f"{len(labels[split]):08d}.img").write_bytes(image)
                     labels[split].append(label)
             except ValueError as error:  # also pyarrow's ArrowInvalid
                 raise DataError(f"{KEY}: {path}: damaged, or no parquet file ({error})") from None
-    write_json(place / "spec.json", numbered(labels, names, config))
+    return numbered(labels, names, config)
 
 
 def numbered(labels: dict[str, list[Any]], names: list[str] | None, config: HuggingFace.Config) -> dict[str, Any]:

@@ -5,8 +5,6 @@ views, features standardised by the training images, multinomial logistic regres
 validation images.
 """
 
-import hashlib
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +12,10 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
+from safetensors.torch import save
 from torch import Tensor
 
-from kdrun.core.artifacts import ensure_readable
+from kdrun.core.artifacts import Artifact
 from kdrun.core.device import autocast
 from kdrun.core.errors import DataError, KdrunError
 from kdrun.core.files import write_bytes, write_json
@@ -28,6 +27,7 @@ from kdrun.models.network import Network
 from kdrun.models.weights import read_state
 from kdrun.results.analysis.vicinal import images_of
 from kdrun.runs.finished import FinishedRun, Rebuilt
+from kdrun.runs.metric import Metric
 from kdrun.runs.record import finite
 from kdrun.training.assembly import to_device
 
@@ -85,9 +85,9 @@ def linear_probe(run: FinishedRun, options: Options) -> str:
     path = run.directory / "analysis" / f"{name}.json"
     with run.amended() as record:
         write_json(path, finite(content))
-        old = {key for key in record["metrics"] if key.startswith(f"{name}/{net}/")}
-        kept = {key: value for key, value in record["metrics"].items() if key not in old}
-        record["metrics"] = kept | finite({f"{name}/{net}/{metric}": value for metric, value in figures.items()})
+        kinds = {key: Metric.parse(key) for key in record["metrics"]}
+        others = {key: record["metrics"][key] for key, m in kinds.items() if (m.split, m.net) != (name, net)}
+        record["metrics"] = others | finite({str(Metric(name, net, key)): value for key, value in figures.items()})
     told = [f"{run.directory}: a linear classifier on {content['dim']} features of {net}, {content['images']} labels"]
     told += [f"test {', '.join(f'{k} {v:.4f}' for k, v in figures.items())}, c {chosen['c']:g} by validation"]
     if not chosen["converged"]:
@@ -108,17 +108,11 @@ def features(
         raise KdrunError(f"{run.directory}: {network.name} has no linear classifier, so no features before one")
     weights = file_hash(str(run.directory / f"{net}.safetensors"), "run")
     spec = {"version": VERSION, "net": net, "weights": weights, "split": rebuilt.split.hash, "feature": name}
-    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
 
     @torch.no_grad()
-    def build(folder: Path) -> None:
-        from safetensors.torch import save
-
-        model, config, device = (
-            to_device(network, rebuilt.config, rebuilt.device).eval(),
-            rebuilt.config,
-            rebuilt.device,
-        )
+    def build(folder: Path) -> dict[str, Any]:
+        config, device = rebuilt.config, rebuilt.device
+        model = to_device(network, config, device).eval()
         out = {}
         for split, places in index.items():
             images, _, _ = images_of(rebuilt, split)
@@ -128,15 +122,15 @@ def features(
                     parts.append(model(pixels, (name,)).features[name].float().cpu())
             out[split] = torch.cat(parts) if parts else torch.empty(0, network.dims[name])
         write_bytes(folder / "features.safetensors", save(out))
-        write_json(folder / "spec.json", spec)
+        return {}
 
-    def read(folder: Path) -> dict[str, Tensor]:
+    def read(folder: Path, _: dict[str, Any]) -> dict[str, Tensor]:
         state = read_state(folder / "features.safetensors", str(folder / "features.safetensors"))
         if {split: len(part) for split, part in state.items()} != {split: len(part) for split, part in index.items()}:
             raise DataError(f"{folder}: does not hold the features of this run's images")
         return state
 
-    return ensure_readable(run.directory / "analysis" / "features" / digest, build, read)
+    return Artifact(run.directory / "analysis" / "features", spec).value(build, read)
 
 
 def fitted(

@@ -10,6 +10,7 @@ from kdrun.results.cell import value_of
 from kdrun.results.fill import planned_records
 from kdrun.results.plots.figure import GRAY, color, drawn, legend, legend_height, marker, panels, places, told
 from kdrun.results.plots.points import Points, TableOptions
+from kdrun.runs.metric import Metric
 
 
 class Options(TableOptions):
@@ -59,8 +60,8 @@ def report(options: Options) -> str:
     found: dict[str, dict[str, Points]] = {}
     accuracy: dict[str, list[float]] = {}
     missing = alone = 0
-    own = f"{options.net}/{options.metric}" if options.net else options.metric
-    theirs, ours, top1 = (f"{options.split}/{name}" for name in (f"teacher/{options.metric}", own, "teacher/top1"))
+    metric = Metric(options.split, options.net, options.metric)
+    ours, theirs, top1 = str(metric), str(metric.of("teacher")), str(Metric(options.split, "teacher", "top1"))
     for row, column, records in planned_records(options.table, Path(options.outputs)):
         done = [r for r in records if r is not None and r["status"] == "done"]
         taught = [r for r in done if theirs in r["metrics"]]

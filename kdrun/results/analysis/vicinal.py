@@ -26,6 +26,7 @@ from kdrun.data.views.view import Predict, Source, View, clean
 from kdrun.metrics import kl_divergence
 from kdrun.results.plots.figure import color, drawn, legend, marker, panels, places, told
 from kdrun.runs.finished import FinishedRun, Rebuilt
+from kdrun.runs.metric import Metric
 from kdrun.runs.record import finite
 
 LAMBDA_BINS = 20
@@ -232,16 +233,15 @@ def vicinal(run: FinishedRun, options: Options) -> str:
     name = "vicinal" if options.split == "train" else f"vicinal_{options.split}"
     protocol = {**options.model_dump(exclude={"run", "batches"}), "images": len(pairs.share), "of": len(index)}
     protocol["batches"] = -(-len(pairs.share) // options.batch_size)
-    numbers = {f"{name}/{net}/{metric}": v for net, one in found.items() for metric, v in one.numbers.items()}
+    numbers = {str(Metric(name, net, key)): v for net, one in found.items() for key, v in one.numbers.items()}
     content = {**protocol, "class_names": rebuilt.arrays.class_names, "nets": {n: _plain(f) for n, f in found.items()}}
     folder = run.directory / "analysis"
     with run.amended() as record:
         write_json(folder / f"{name}.json", finite(content))
         written = draw_linearity(found, folder / f"{name}-linearity")
         written += draw_similarity(found, folder / f"{name}-similarity")
-        old = {key for key in record["metrics"] if key.startswith(f"{name}/")}
-        kept = {key: value for key, value in record["metrics"].items() if key not in old}
-        record["metrics"] = kept | finite(numbers)
+        others = {key: value for key, value in record["metrics"].items() if Metric.parse(key).split != name}
+        record["metrics"] = others | finite(numbers)
     files = [folder / f"{name}.json", *written]
     return "\n".join([f"{run.directory}: {_stated(protocol)}", *_rows(found), told(files)])
 

@@ -7,7 +7,7 @@ from kdrun.core.errors import KdrunError
 from kdrun.core.schema import Schema
 from kdrun.results.cell import value_of
 from kdrun.results.fill import planned_records
-from kdrun.runs.metric import is_percent
+from kdrun.runs.metric import Metric, is_percent
 
 Points = list[tuple[float, float]]
 NAMES = {"top1": "accuracy", "ece": "ECE", "nll": "NLL", "brier": "Brier score"}
@@ -34,8 +34,7 @@ def points_of(options: TableOptions, x: str, y: str, net: str | None = None) -> 
     Raises:
         KdrunError: no run is done.
     """
-    name = net or options.net
-    keys = [f"{options.split}/{name}/{metric}" if name else f"{options.split}/{metric}" for metric in (x, y)]
+    keys = [str(Metric(options.split, net or options.net, metric)) for metric in (x, y)]
     out: dict[tuple[str, str], Points] = {}
     missing = 0
     for row, column, records in planned_records(options.table, Path(options.outputs)):

@@ -6,7 +6,7 @@ from typing import Any
 from kdrun.config.model import ModelConfig
 from kdrun.core.version import __version__
 from kdrun.models.network import Network
-from kdrun.runs.metric import is_percent
+from kdrun.runs.metric import Metric, is_percent
 from kdrun.runs.record import finite
 from kdrun.runs.trained import Trained
 
@@ -68,9 +68,8 @@ def described(trained: Trained, form: str, batch: int | str) -> dict[str, Any]:
 
 def _metrics(trained: Trained) -> dict[str, float]:
     """`split/metric` of the predictor, without the network's name."""
-    parts = {key: key.split("/") for key in trained.run.record["metrics"]}
-    own = {key: part for key, part in parts.items() if len(part) == 3 and part[1] == trained.name}
-    return {f"{part[0]}/{part[2]}": trained.run.record["metrics"][key] for key, part in own.items()}
+    figures = {Metric.parse(key): value for key, value in trained.run.record["metrics"].items()}
+    return {str(metric.of(None)): value for metric, value in figures.items() if metric.net == trained.name}
 
 
 def card(trained: Trained, spec: dict[str, Any]) -> str:

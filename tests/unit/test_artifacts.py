@@ -1,0 +1,224 @@
+"""What is made once and shared: found again under the name that it has always had, built once, damage said."""
+
+import json
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from kdrun.core.artifacts import Artifact
+from kdrun.core.errors import DataError
+from kdrun.core.hashing import file_hash, file_sha256, json_hash
+from kdrun.data.packed import Pack
+from kdrun.data.sets import hf
+from kdrun.data.views.recipes import Weak
+from kdrun.data.views.stored import StoredViews
+from kdrun.methods import trusted
+from kdrun.methods.clustering import ClusteringConfig
+from kdrun.methods.pool import Pool
+from kdrun.methods.trusted import Selection, trusted_labels
+from kdrun.models.class_texts import text_features
+from kdrun.results.analysis import linear_probe
+from kdrun.teachers.cache import keep
+from tests.unit.test_hf import config_of
+
+IMAGES = torch.arange(4 * 2 * 2, dtype=torch.uint8).reshape(4, 2, 2, 1)
+
+
+class Pixels(nn.Module):
+    """Logits: two pixels of the image."""
+
+    dims = {"prelogits": 2}  # noqa: RUF012
+    name = "pixels"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(0.5))
+
+    def forward(self, view, _=()):
+        pixels = getattr(view, "pixels", view)
+        logits = pixels.flatten(1)[:, :2].float() * self.scale
+        return SimpleNamespace(logits=logits, features={"prelogits": logits})
+
+
+def packed(tmp_path, monkeypatch):
+    files = [tmp_path / "data" / name for name in ("a.png", "b.png")]
+    files[0].parent.mkdir()
+    for file in files:
+        file.write_bytes(b"no image")
+    Pack(files, tmp_path / "data", 8, "center", tmp_path, "dataset.path").build()
+
+
+def parquet(tmp_path, monkeypatch):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "train-00000-of-00001.parquet").write_bytes(b"rows")
+
+    def unpack(config, place):
+        return {"class_names": ["cat"], "train": [0], "test": [0]}
+
+    monkeypatch.setattr(hf, "unpack", unpack)
+    hf.HuggingFace.files(config_of(tmp_path / "d", tmp_path / "data", label="class"))
+
+
+def texts(tmp_path, monkeypatch):
+    monkeypatch.setattr("kdrun.models.class_texts.class_features", lambda *_: torch.eye(2))
+    net = SimpleNamespace(logit_scale=torch.zeros(()))
+    text_features(
+        lambda: net, lambda texts: torch.zeros(len(texts), 3), ["cat", "dög"], ["a {}"], {"weights": "abc", "size": 8},
+        tmp_path,
+    )  # fmt: skip
+
+
+def teacher_outputs(tmp_path, monkeypatch):
+    views, index = StoredViews(Weak(0, False, False), 4, 2), torch.tensor([0, 2, 3])
+    keep(Pixels(), views, IMAGES, index, 2, torch.device("cpu"), 2, "fp32", tmp_path)
+
+
+def trusted_of(tmp_path, monkeypatch, selector="dec"):
+    found = {"index": torch.arange(2), "label": torch.tensor([1, 0]), "cluster": torch.zeros(2, dtype=torch.int32)}
+    monkeypatch.setattr(trusted, "load_network", lambda *_: None)
+    monkeypatch.setattr(trusted, "select", lambda *_: {**found, "selected": torch.ones(2, dtype=torch.uint8)})
+    (tmp_path / "student.safetensors").write_bytes(b"weights")
+    pool = Pool(
+        IMAGES, torch.arange(3), 2, 2, "fp32", tmp_path, lambda *_: {"coverage": 1.0}, print, torch.device("cpu")
+    )
+    selection = Selection(0.95, selector, ClusteringConfig(), 7)
+    return trusted_labels(tmp_path / "student.safetensors", "0123456789ab", selection, pool)
+
+
+def trusted_by_confidence(tmp_path, monkeypatch):
+    trusted_of(tmp_path, monkeypatch, "confidence")
+
+
+def probe(tmp_path, monkeypatch):
+    save_file({"w": torch.zeros(1)}, tmp_path / "student.safetensors")
+    index = {split: torch.arange(2) for split in ("train", "val", "test")}
+    config = SimpleNamespace(
+        execution=SimpleNamespace(eval_batch_size=2), schedule=SimpleNamespace(precision="fp32", channels_last=False)
+    )
+    rebuilt = SimpleNamespace(
+        split=SimpleNamespace(hash="fedcba9876543210"), config=config, device=torch.device("cpu"), center=None
+    )
+    monkeypatch.setattr(linear_probe, "images_of", lambda *_: (IMAGES, None, None))
+    monkeypatch.setattr(linear_probe, "to_device", lambda network, *_: network)
+    linear_probe.features(SimpleNamespace(directory=tmp_path), "student", Pixels(), rebuilt, index)
+
+
+# As they were on 2026-11-29: what users have on disk is found again.
+PLACES = {
+    packed: "artifacts/packed/315e81d7e96b",
+    parquet: "data/hf/d-a654e2e37bd5",
+    texts: "artifacts/text_features/6d6338b4fd58",
+    teacher_outputs: "artifacts/teacher_outputs/05c12ed36af0",
+    trusted_of: "artifacts/trusted/c05165032f37",
+    trusted_by_confidence: "artifacts/trusted/c40775818ed0",
+    probe: "analysis/features/f4f4cd5ffdf3",
+}
+
+
+@pytest.mark.parametrize("make", PLACES, ids=lambda make: make.__name__)
+def test_an_artifact_is_found_where_it_has_always_been(make, tmp_path, monkeypatch):
+    make(tmp_path, monkeypatch)
+    [spec] = tmp_path.rglob("spec.json")
+    assert spec.parent.relative_to(tmp_path).as_posix() == PLACES[make]
+    assert not list(spec.parent.parent.glob("*.lock"))
+
+
+class Builder:
+    """Builds a folder with one text and counts how often."""
+
+    def __init__(self, text="whole"):
+        self.text, self.count = text, 0
+
+    def __call__(self, folder):
+        self.count += 1
+        (folder / "text").write_text(self.text)
+        return {"length": len(self.text)}
+
+
+def text_of(folder, spec):
+    text = (folder / "text").read_text()
+    if len(text) != spec["length"]:
+        raise ValueError("its length has changed")
+    return text
+
+
+def test_the_key_is_the_spec_whatever_its_order(tmp_path):
+    one, other = (Artifact.of(tmp_path, "kind", spec) for spec in ({"a": 1, "b": [2]}, {"b": [2], "a": 1}))
+    assert one.folder == other.folder == tmp_path / "artifacts" / "kind" / one.key
+    assert len(one.key) == 12
+    assert one.key == json_hash({"a": 1, "b": [2]}) != Artifact.of(tmp_path, "kind", {"a": 1}).key
+    assert Artifact(tmp_path, {"a": 1}, "named").folder == tmp_path / "named"
+
+
+def test_many_at_once_build_it_once_and_spec_json_holds_the_figures(tmp_path):
+    artifact, build = Artifact(tmp_path, {"a": 1}), Builder()
+    with ThreadPoolExecutor(4) as pool:
+        values = list(pool.map(lambda _: artifact.value(build, text_of), range(4)))
+    assert values == ["whole"] * 4
+    assert build.count == 1
+    assert json.loads((artifact.folder / "spec.json").read_text()) == {"a": 1, "length": 5}
+    assert [path.name for path in tmp_path.iterdir()] == [artifact.key]
+
+
+def lost(folder):
+    (folder / "text").unlink()
+
+
+def changed(folder):
+    (folder / "text").write_text("torn")
+
+
+def no_json(folder):
+    (folder / "spec.json").write_text("{")
+
+
+def no_spec(folder):
+    (folder / "spec.json").unlink()
+
+
+@pytest.mark.parametrize("damage", [lost, changed, no_json, no_spec])
+def test_damage_is_said_and_the_folder_is_built_anew_once(tmp_path, caplog, damage):
+    artifact, build = Artifact(tmp_path, {"a": 1}), Builder()
+    artifact.value(build, text_of)
+    damage(artifact.folder)
+    with caplog.at_level(logging.WARNING):
+        assert artifact.value(build, text_of) == artifact.value(build, text_of) == "whole"
+    assert build.count == 2
+    [line] = caplog.messages
+    assert line.startswith(f"{artifact.folder}: damaged (")
+    assert line.endswith("; it is built anew")
+
+
+def test_what_is_built_and_cannot_be_read_is_an_error_and_a_failed_build_leaves_nothing(tmp_path):
+    artifact = Artifact(tmp_path, {"a": 1})
+
+    def failing(folder):
+        (folder / "text").write_text("half")
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        artifact.value(failing, text_of)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(DataError, match="its length has changed"):
+        artifact.value(Builder(), lambda folder, spec: text_of(folder, {"length": 0}))
+
+
+def test_damaged_trusted_labels_are_chosen_anew(tmp_path, monkeypatch, caplog):
+    label, figures = trusted_of(tmp_path, monkeypatch)
+    [file] = tmp_path.rglob("trusted.safetensors")
+    file.write_bytes(file.read_bytes()[:-3])
+    again, second = trusted_of(tmp_path, monkeypatch)
+    assert "built anew" in caplog.text
+    assert label.tolist() == again.tolist() == [1, 0, -1, -1]
+    assert figures == second
+    assert figures["key"] == file.parent.name
+
+
+def test_one_hash_of_a_file(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    assert file_sha256(tmp_path / "file") == file_hash(str(tmp_path / "file"), "key")
