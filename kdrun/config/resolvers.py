@@ -4,9 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from kdrun.config.key import run_dir
-from kdrun.config.nodes import to_config
+from kdrun.config.nodes import plugged, to_config
+from kdrun.config.parts import TermConfig
+from kdrun.core.errors import ConfigError
+from kdrun.core.registry import lookup
 
 
 def _plain_weight(losses: Any, label: Any) -> Any:
@@ -35,6 +39,21 @@ def _setting(key: str, default: Any, *, _root_: DictConfig) -> Any:
     return default if given is None else given
 
 
+def _stands_alone(term: TermConfig) -> bool:
+    """Whether a term does the work of cross entropy: it is about labels, and not about how images are mixed."""
+    cls = lookup("loss", term.name, "loss")
+    return cls.works_against(term) == "target" and not cls.needs_mix
+
+
+def _beside(label: str, *, _root_: DictConfig) -> float:
+    """`${beside:wttm}`: the weight of cross entropy beside a term that `loss=wttm` picks; 0: the term stands alone."""
+    try:
+        node: Any = OmegaConf.to_container(_root_.loss[label], resolve=True)
+        return 0.0 if _stands_alone(plugged("loss", node, f"loss.{label}")) else 1.0
+    except (ConfigError, OmegaConfBaseException):  # said where the terms are typed
+        return 1.0
+
+
 def _run_dir(*, _root_: DictConfig) -> str:
     return run_dir(to_config(_root_))
 
@@ -43,4 +62,5 @@ def register_resolvers() -> None:
     """Register the resolvers that conf/ uses (needed once in a process)."""
     OmegaConf.register_new_resolver("coefficient", _coefficient, replace=True)
     OmegaConf.register_new_resolver("setting", _setting, replace=True)
+    OmegaConf.register_new_resolver("beside", _beside, replace=True)
     OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
