@@ -13,6 +13,7 @@ from kdrun.config.needs import Needs
 from kdrun.config.nodes import to_config
 from kdrun.config.parts import TermConfig
 from kdrun.config.resolvers import set_of_terms
+from kdrun.config.source import PROVIDER
 from kdrun.core.errors import ConfigError
 from kdrun.core.registry import lookup
 
@@ -31,7 +32,9 @@ def main(arguments: Sequence[str]) -> str:
         origins = _Origins(composer, args.overrides, composed)
         ce = sum(term.weight for term in config.losses.values() if term.name == "ce")
         parts = [_term(label, term, ce, origins) for label, term in config.losses.items()]
-        idle = sorted(str(label) for label in composed.loss if label not in config.losses)
+        # but for the cross entropy of a term that stands alone, which nobody asked for
+        asked = {str(label) for label, term in composed.loss.items_ex(resolve=False) if "${beside:" not in str(term)}
+        idle = sorted(asked - config.losses.keys())
     return "\n\n".join([*parts, "\n".join([_ratio(config.losses), *(f"weight 0, not built: {name}" for name in idle)])])
 
 
@@ -83,7 +86,8 @@ class _Origins:
         self.nodes: list[tuple[Keys, Any, str]] = []  # (package, content, name), in the order of merging
         for part in defaults.defaults:
             found = loader.repository.load_config(part.config_path)  # type: ignore[attr-defined]
-            if found is not None and not str(part.package).startswith("hydra"):
+            ours = found is not None and found.provider == PROVIDER  # a node that only names other files
+            if found is not None and not ours and not str(part.package).startswith("hydra"):
                 content = OmegaConf.to_container(found.config, resolve=False)
                 folder = "conf" if found.provider == "main" else found.path.removeprefix("file://")
                 self.nodes.append((_keys(part.package), content, f"{folder}/{part.config_path}.yaml"))

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from kdrun.config.networks import own_networks
 from kdrun.core.paths import CONF_DIR
 
 TEXT = """\
@@ -40,6 +41,8 @@ def show_help(arguments: Iterable[str]) -> str:
             relative = path.relative_to(folder)
             if len(relative.parts) > 1:
                 groups.setdefault(relative.parent.as_posix(), set()).add(relative.stem)
+    for group, names in (("student", own_networks()), ("teacher", own_networks()), ("loss", groups["loss/term"])):
+        groups[group] |= set(names)  # without a file of their own
     shown = {name: options for name, options in sorted(groups.items()) if name not in ("table", "paper")}
     lines = [f"  {name + ':':<20}{', '.join(sorted(options))}" for name, options in shown.items()]
     return TEXT.format(version=__version__, groups="\n".join(lines))

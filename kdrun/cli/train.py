@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from kdrun.config.key import run_directory
 from kdrun.config.nodes import to_config
 from kdrun.config.resolvers import register_resolvers
+from kdrun.config.source import register_source
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.paths import CONF_DIR
 
@@ -58,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     old = sys.argv
     sys.argv = [old[0], *arguments]
+    register_source()
     try:
         job()
     except KeyboardInterrupt as stop:

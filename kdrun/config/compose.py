@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kdrun.config.nodes import to_config
 from kdrun.config.resolvers import register_resolvers
 from kdrun.config.run import RunConfig
+from kdrun.config.source import register_source
 from kdrun.core.errors import ConfigError, allowed
 from kdrun.core.paths import CONF_DIR
 
@@ -27,7 +28,7 @@ REFUSALS = (HydraException, OmegaConfBaseException, ValueError, TypeError, Asser
 
 
 class Composer:
-    """Composes conf/ (and a user's `--config-dir`, which comes first) with overrides, as `@hydra.main` does.
+    """Composes conf/, a user's `--config-dir` and then what needs no file (`source`), as `@hydra.main` does.
 
     Use it as a context: it occupies Hydra's global instance.
     """
@@ -37,6 +38,7 @@ class Composer:
         self.config_name = config_name
 
     def __enter__(self) -> "Composer":
+        register_source()
         path = create_automatic_config_search_path(None, None, str(CONF_DIR))
         if self.config_dir is not None:
             extra = Path(self.config_dir).resolve()
@@ -114,7 +116,10 @@ class Composer:
         text = str(error)
         if isinstance(error, MissingConfigException) and error.missing_cfg_file:
             group, _, name = str(error.missing_cfg_file).rpartition("/")
-            return f"{group or 'config'}={name}: no such option; {allowed(name, error.options or [])}"
+            options = error.options or []
+            if group == "loss/term" and not any("loss/term" in override for override in overrides):
+                group, options = "loss", self._options("loss") + self._options("loss/term")  # of `loss=<term>`
+            return f"{group or 'config'}={name}: no such option; {allowed(name, {*options})}"
         if match := re.search(r"Could not override '([^']+)'", text):
             return self._unknown_key(match[1], overrides)
         if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", text):
@@ -132,8 +137,7 @@ class Composer:
         if "Config group override must be a string or a list" in text:
             empty = [o for o in overrides if re.match(r"[+]*[\w/@.]+=(null|-?\d+)$", o)]
             group = empty[0].lstrip("+").split("=")[0] if empty else "a group"
-            folder = CONF_DIR / group.split("@")[0]
-            options = sorted(p.stem for p in folder.glob("*.yaml")) if folder.is_dir() else []
+            options = self._options(group.split("@")[0])
             return f"{empty[0] if empty else group}: not an option of the group; {allowed(group, options)}"
         key = getattr(error, "full_key", None)
         line = " ".join(
@@ -142,6 +146,10 @@ class Composer:
             if part.strip() and not part.strip().startswith(("full_key", "object_type"))
         )
         return f"{key}: {line}" if key else line
+
+    def _options(self, group: str) -> list[str]:
+        names: list[str] = self.hydra.config_loader.get_group_options(group)
+        return names
 
     def _unknown_key(self, key: str, overrides: list[str]) -> str:
         """`schedule.lrr: unknown key; nearest: lr (allowed: ...)`, from the config without that override."""

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from kdrun.config.effective import effective
 from kdrun.config.model import ModelConfig
+from kdrun.config.networks import own_networks
 from kdrun.config.parts import TermConfig
 from kdrun.config.run import EvaluateConfig, ExecutionConfig, RunConfig, TrackerConfig
 from kdrun.config.schedule import RampConfig, ScheduleConfig
@@ -29,6 +30,7 @@ def to_config(composed: DictConfig) -> RunConfig:
         if not OmegaConf.is_dict(composed.get("execution")):
             raise ConfigError("execution: missing; it must be the mapping of conf/config.yaml")
         ours = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+        _plugins(ours.get("plugins"))  # before `${beside:...}` asks for the class of a term
         node = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "config"
@@ -48,12 +50,7 @@ def from_nodes(node: dict[str, Any]) -> RunConfig:
     errors += [f"{key}: missing; choose one" for key in absent]
     if errors:
         raise ConfigError(*errors)
-    plugins = node.get("plugins") or []
-    if not isinstance(plugins, list) or not all(isinstance(p, str) for p in plugins):
-        raise ConfigError(f"plugins: expected a list of Python files, got {plugins!r}")
-    load_plugins(plugins)
-
-    parts: dict[str, Any] = {"plugins": plugins, "seed": node.get("seed", 0)}
+    parts: dict[str, Any] = {"plugins": _plugins(node.get("plugins")), "seed": node.get("seed", 0)}
 
     def collect(name: str, make: Any) -> None:
         try:
@@ -81,6 +78,15 @@ def from_nodes(node: dict[str, Any]) -> RunConfig:
     check_coefficients(node.get("coefficients") or {})
     check_settings(node.get("settings") or {})
     return effective(config)
+
+
+def _plugins(node: Any) -> list[str]:
+    """The users' own files, loaded."""
+    plugins = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node or []
+    if not isinstance(plugins, list) or not all(isinstance(p, str) for p in plugins):
+        raise ConfigError(f"plugins: expected a list of Python files, got {plugins!r}")
+    load_plugins(plugins)
+    return plugins
 
 
 def plugged(kind: str, node: Any, key: str) -> Any:
@@ -190,9 +196,11 @@ def _students(node: dict[str, Any]) -> list[ModelConfig]:
 
 
 def _named_network(name: str) -> dict[str, Any]:
-    """The content of conf/student/<name>.yaml, else any timm name."""
+    """As `student=<name>` has it: the content of conf/student/<name>.yaml, else any name."""
     path = CONF_DIR / "student" / f"{name}.yaml"
-    node: dict[str, Any] = yaml.safe_load(path.read_text()) if path.is_file() else {"name": name}
+    if not path.is_file():
+        return {"name": name, "args": own_networks().get(name, {})}
+    node: dict[str, Any] = yaml.safe_load(path.read_text())
     return {key: value for key, value in node.items() if key != "defaults"}
 
 

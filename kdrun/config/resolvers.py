@@ -4,9 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from kdrun.config.key import run_dir
-from kdrun.config.nodes import to_config
+from kdrun.config.needs import Needs
+from kdrun.config.nodes import plugged, to_config
+from kdrun.config.parts import TermConfig
+from kdrun.core.errors import ConfigError
+from kdrun.core.registry import lookup
 
 
 def _plain_weight(losses: Any, label: Any) -> Any:
@@ -30,9 +35,24 @@ def _coefficient(key: str, default: Any, *, _root_: DictConfig) -> Any:
 
 
 def _setting(key: str, default: Any, *, _root_: DictConfig) -> Any:
-    """`${setting:dho.ce_share,0.4}`: what `settings` gives for a method, or the default."""
+    """`${setting:dho.ce_share,0.4}`: what `settings` gives for a method, or the default; why, says conf/method/dho.yaml."""
     given = OmegaConf.select(_root_, f"settings.{key}")
     return default if given is None else given
+
+
+def _stands_alone(term: TermConfig) -> bool:
+    """Whether a term does the work of cross entropy: it is about labels, and not about how images are mixed."""
+    needs: Needs = lookup("loss", term.name, "loss").needs(term)
+    return not (needs.teacher or needs.mixed)
+
+
+def _beside(label: str, *, _root_: DictConfig) -> float:
+    """`${beside:wttm}`: the weight of cross entropy beside a term that `loss=wttm` picks; 0: the term stands alone."""
+    try:
+        node: Any = OmegaConf.to_container(_root_.loss[label], resolve=True)
+        return 0.0 if _stands_alone(plugged("loss", node, f"loss.{label}")) else 1.0
+    except (ConfigError, OmegaConfBaseException):  # said where the terms are typed
+        return 1.0
 
 
 def _run_dir(*, _root_: DictConfig) -> str:
@@ -43,4 +63,5 @@ def register_resolvers() -> None:
     """Register the resolvers that conf/ uses (needed once in a process)."""
     OmegaConf.register_new_resolver("coefficient", _coefficient, replace=True)
     OmegaConf.register_new_resolver("setting", _setting, replace=True)
+    OmegaConf.register_new_resolver("beside", _beside, replace=True)
     OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)

@@ -7,6 +7,7 @@ from kdrun.config.run import RunConfig
 from kdrun.config.teacher import LabelsConfig
 from kdrun.config.views import ViewsConfig
 from kdrun.core.errors import allowed
+from kdrun.core.paths import CONF_DIR
 from kdrun.core.registry import load
 
 
@@ -125,7 +126,9 @@ def _of_network(key: str, model: ModelConfig) -> list[str]:
     import timm
 
     if not timm.is_model(model.name):
-        return [f"{key}.name: timm knows no network {model.name!r}; {allowed(model.name, timm.list_models(), most=0)}"]
+        files = (path.stem for path in (CONF_DIR / key.partition(".")[0]).glob("*.yaml"))  # teacher=ensembl comes here
+        near = allowed(model.name, [*timm.list_models(), *files], most=0)
+        return [f"{key}.name: timm knows no network {model.name!r}; {near}"]
     if model.name == "open_clip":
         return _of_clip(key, model)
     try:

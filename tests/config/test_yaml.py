@@ -11,6 +11,8 @@ from kdrun.config.dataset import PackConfig
 from kdrun.config.model import ModelConfig
 from kdrun.config.run import EvaluateConfig, ExecutionConfig, TrackerConfig
 from kdrun.config.schedule import ScheduleConfig
+from kdrun.config.source import GROUPS as WITHOUT_FILE
+from kdrun.config.source import names_without_file
 from kdrun.config.views import MixConfig, ViewsConfig
 from kdrun.core.paths import CONF_DIR
 from kdrun.core.registry import lookup, registered
@@ -20,7 +22,8 @@ from kdrun.results.plan import TableConfig
 
 
 def options(group: str) -> list[str]:
-    return sorted(p.stem for p in (CONF_DIR / group).glob("*.yaml"))
+    files = {p.stem for p in (CONF_DIR / group).glob("*.yaml")}
+    return sorted(files.union(names_without_file(group) if group in WITHOUT_FILE else ()))
 
 
 WEIGHTED = "method=uncertainty_distill"

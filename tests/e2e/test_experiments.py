@@ -30,7 +30,8 @@ from tests.unit import test_readers as readers
 from tests.unit.test_published import write_image, write_svhn
 
 FOLDER = CONF_DIR / "experiment"
-EXPERIMENTS = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
+FILES = [path for path in FOLDER.rglob("*.yaml") if path.stem != "base"]
+EXPERIMENTS = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FILES)
 NEEDS = {"mixup_kd/imagenet": ["dataset.path=to be given"]}
 FEW_SHOT = ("oxford_pets", "stanford_cars", "flowers102", "fgvc_aircraft", "dtd", "sun397", "ucf101")
 DRAWN = {"caltech101": "caltech101/101_ObjectCategories", "eurosat": "eurosat/2750"}

@@ -151,6 +151,20 @@ def test_plugins_share_a_teacher_and_terms_are_told_of_each_step(tmp_path, monke
     assert {tuple(r["plugins"]) for r in found.values()} == {("mine",), ()}
 
 
+@pytest.mark.parametrize(("against", "weight"), [("teacher", {"ce": 1.0, "mine": 2.0}), ("target", {"mine": 2.0})])
+def test_a_term_of_a_plugin_needs_no_more_than_its_own_yaml(tmp_path, monkeypatch, against, weight):
+    from kdrun.config.compose import Composer
+
+    monkeypatch.chdir(tmp_path)
+    with_term(f"term_{against}")
+    Path("mine.py").write_text(Path("mine.py").read_text().replace('"teacher"', f'"{against}"'))
+    Path("conf/loss/term").mkdir(parents=True)
+    Path("conf/loss/term/mine.yaml").write_text(f"# Mine.\nname: term_{against}\nweight: 2.0\n")
+    with Composer("conf") as composer:
+        config = composer.typed(["plugins=[mine.py]", "loss=mine"])
+    assert {label: term.weight for label, term in config.losses.items()} == weight
+
+
 def test_each_of_two_plugins_of_one_name_counts(tmp_path, monkeypatch):
     from kdrun.config.compose import Composer
     from kdrun.config.key import run_key

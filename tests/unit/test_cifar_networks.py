@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from kdrun.config.compose import Composer
 from kdrun.config.model import ModelConfig
+from kdrun.config.networks import own_networks
 from kdrun.core.paths import CONF_DIR
 from kdrun.models.cifar.base import CifarNetwork
 from kdrun.models.network import build_network
@@ -367,7 +368,8 @@ def test_student_and_teacher_compose_and_build(composer, name):
         assert sum(p.numel() for p in net.parameters()) == NETWORKS[name][0]
 
 
-@each
-def test_yaml_has_the_citation(name):
-    for group in ("student", "teacher"):
-        assert "arXiv" in (CONF_DIR / group / f"{name}.yaml").read_text().splitlines()[0]
+def test_conf_lists_exactly_the_registered_networks_each_below_its_citation():
+    modules = {name: timm.model_entrypoint(name).__module__ for name in timm.list_models()}
+    assert own_networks().keys() == {name for name, of in modules.items() if of.startswith("kdrun.models.cifar")}
+    for block in (CONF_DIR / "networks.yaml").read_text().split("\n\n")[1:]:
+        assert "arXiv" in block.splitlines()[0] + block.splitlines()[1]
