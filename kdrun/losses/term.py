@@ -99,7 +99,7 @@ class Term(nn.Module):
 
     @classmethod
     def remarks(cls, config: Any, ce_weight: float) -> list[str]:
-        """What the weight means beside that of cross entropy (0 where there is none), for `scripts/explain.py`."""
+        """What the weight means beside that of cross entropy (0 where there is none), for `kdrun explain`."""
         return []
 
 
