@@ -1,4 +1,4 @@
-"""Look into finished runs.
+"""Look into finished runs: teachers, what lies between images, features, calibration.
 
 kdrun analyze teacher run=outputs/runs/...      entropy deciles of the teacher against its accuracy
 kdrun analyze teacher run=... run=... split=val

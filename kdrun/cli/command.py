@@ -7,11 +7,11 @@ Exit codes: 0; 1 `Unfinished`, or a run failed; 2 a mistake; 130 interrupted.
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kdrun.cli import train
 from kdrun.cli.help import overview
 from kdrun.core.errors import ConfigError, KdrunError, Unfinished, allowed
 from kdrun.core.schema import Schema, from_arguments
@@ -22,6 +22,7 @@ COMMANDS = (
     "explain",
 )  # fmt: skip
 HELP = {"-h", "--help"}
+COMPLETION = {"-sc", "--shell_completion"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,21 +30,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     first, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     if first == "help":
         first, rest = (rest[0], ["--help"]) if rest else ("--help", [])
-    if first not in COMMANDS:
-        if not first or "=" in first or first[0] in "-+~":
-            first, rest = "train", [word for word in (first, *rest) if word]
-            if HELP & set(rest):
-                print(overview({name: _usage(name).splitlines()[0] for name in COMMANDS}, rest))
-                return 0
-        else:
-            near = f"{allowed(first, COMMANDS, 0)} (commands: {', '.join(COMMANDS)})"
-            print(f"error: {first}: no command; {near}", file=sys.stderr)
-            return 2
-    return train.main(rest) if first == "train" else printed(first, rest)
+    try:
+        if first in COMMANDS:
+            return _run(first, rest)
+        return _run_without_a_word([first, *rest] if first else [])
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # e.g. `| head`: nobody reads on
+        return 0
 
 
-def printed(command: str, arguments: Sequence[str]) -> int:
-    """Print what the `main` of a command gives, or a line on stderr for each error. Returns the exit code."""
+def _run(command: str, arguments: Sequence[str]) -> int:
+    """Print what the `main` of a command gives, or a line on stderr for each error."""
+    if command == "train":
+        return int(_module(command).main(arguments))  # prints by itself, job for job
     if HELP & set(arguments):
         print(_usage(command))
         return 0
@@ -55,11 +56,22 @@ def printed(command: str, arguments: Sequence[str]) -> int:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 1 if isinstance(error, Unfinished) else 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()  # e.g. `| head`: nobody reads on
     return 0
+
+
+def _run_without_a_word(arguments: Sequence[str]) -> int:
+    """Train, unless the first argument was meant as a command."""
+    first = arguments[0] if arguments else "-"
+    if "=" not in first and first[0] not in "-+~":
+        near = f"{allowed(first, COMMANDS, 0)} (commands: {', '.join(COMMANDS)})"
+        print(f"error: {first}: no command; {near}", file=sys.stderr)
+        return 2
+    if HELP & set(arguments):
+        print(overview({name: _usage(name).splitlines()[0] for name in COMMANDS}, arguments))
+        return 0
+    if COMPLETION & set(arguments) and _completed():
+        return 0
+    return _run("train", arguments)
 
 
 def dispatch(package: str, kinds: Mapping[str, type[Schema]], kind: str, arguments: Sequence[str]) -> str:
@@ -82,6 +94,16 @@ def dispatch(package: str, kinds: Mapping[str, type[Schema]], kind: str, argumen
         opened(run)
     text: str = importlib.import_module(f"{package}.{name}").report(options)
     return text
+
+
+def _completed() -> bool:
+    """Suggest commands to the shell, where the line is at the first word. Whether Hydra has nothing to suggest."""
+    program, *words = os.environ.get("COMP_LINE", "").split(" ")
+    if len(words) == 1:
+        print(*COMMANDS)
+    elif words and words[0] == "train":
+        os.environ["COMP_LINE"] = " ".join([program, *words[1:]])
+    return len(words) > 1 and words[0] in COMMANDS[1:]
 
 
 def _module(command: str) -> Any:

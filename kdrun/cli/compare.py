@@ -1,4 +1,4 @@
-"""Two finished runs side by side: configuration, metrics, and the images that they see differently.
+"""Set two finished runs side by side: configuration, metrics, and the images that they see differently.
 
 kdrun compare run=outputs/runs/... run=outputs/runs/...
 kdrun compare run=... run=... split=val net=student show=20

@@ -1,4 +1,4 @@
-"""Evaluate a finished run again, without training; into <run>/evaluations/<name>.json, the record stays as it is.
+"""Evaluate a finished run again, without training; into <run>/evaluations/<name>.json.
 
 kdrun evaluate run=outputs/runs/...                         today's metrics, from its kept predictions
 kdrun evaluate run=... amend=true                            and into its record what that does not have yet
@@ -8,6 +8,7 @@ kdrun evaluate run=... evaluate.sets=[imagenet_v2] evaluate.root=data
 kdrun evaluate run=... method.<key>=<value> name=half        with another setting of the method; what it
                                                              searches, it searches on validation images
 kdrun evaluate run=... dataset=svhn execution.device=cuda
+The record stays as it is, but for amend=true.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Export the trained student of a finished run; the exported file is checked against the checkpoint, and timed.
+"""Export the trained student of a finished run; the file is checked against the checkpoint, and timed.
 
 kdrun export run=outputs/runs/... to=onnx                    into <run>/exports, with a JSON beside
 kdrun export run=0123456789ab to=torch_export out=net.pt2    a run by its key; for torch.export.load

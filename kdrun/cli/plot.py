@@ -1,4 +1,4 @@
-"""Pictures of finished runs and of tables, as PNG and SVG.
+"""Draw pictures of finished runs and of tables, as PNG and SVG.
 
 kdrun plot reliability run=outputs/runs/...          accuracy by confidence; the teacher beside the student
 kdrun plot coverage run=... split=val                error among the images that it is surest of

@@ -1,4 +1,4 @@
-"""Classify image files by a finished run: a CSV with class, confidence, calibrated confidence and the next classes.
+"""Classify image files by a finished run: a CSV with class, confidence, and the next classes.
 
 kdrun predict run=outputs/runs/... images=photos                  any folder, nested; into predictions.csv
 kdrun predict run=0123456789ab images=photo.jpg out=photo.csv     a run by its key; top=5 classes

@@ -1,4 +1,4 @@
-"""Records and tables into outputs/published/<table>, and the README's block between its markers.
+"""Put records and tables into outputs/published/<table>, and into README between its markers.
 
 kdrun publish table=demo                           from outputs/runs
 kdrun publish table=demo metric=test/top1 metric=test/ece columns=params,flops outputs=outputs

@@ -1,4 +1,4 @@
-"""All runs below outputs/, from their records alone.
+"""List all runs below outputs/, from their records alone.
 
 kdrun status
 kdrun status dataset.name=digits loss.kd.temperature=4      any key of the configuration filters

@@ -1,4 +1,4 @@
-"""Print a table of mean ± std over seeds from the records, plan it, make what is missing, hold it against its paper.
+"""Print a table of mean ± std over seeds, plan it, make what is missing, hold it against its paper.
 
 kdrun table                          every run below outputs/
 kdrun table table=demo               the plan of conf/table/demo.yaml, missing seeds shown
