@@ -1,17 +1,29 @@
-"""Two finished runs side by side: what differs in configuration and metrics, and which images they see differently."""
+"""Set two finished runs side by side: configuration, metrics, and the images that they see differently.
+
+kdrun compare run=outputs/runs/... run=outputs/runs/...
+kdrun compare run=... run=... split=val net=student show=20
+"""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import Field
 
 from kdrun.core.errors import KdrunError
+from kdrun.core.later import later
 from kdrun.core.schema import Schema, from_arguments
 from kdrun.results.cell import run_name
 from kdrun.results.found import differing_keys, flatten
-from kdrun.runs.finished import FinishedRun
+from kdrun.runs.layout import opened
 from kdrun.runs.metric import is_percent
+
+if TYPE_CHECKING:
+    from kdrun.runs.finished import FinishedRun
+else:
+    FinishedRun = later("kdrun.runs.finished", "FinishedRun")
 
 OUTSIDE = ("execution.", "tracker.", "evaluate.")
 
@@ -30,7 +42,7 @@ class Options(Schema):
 def main(arguments: Sequence[str]) -> str:
     """Raises KdrunError: a directory that is no finished run, or predictions of other images."""
     options = from_arguments(Options, arguments)
-    a, b = (FinishedRun.open(run) for run in options.run)
+    a, b = (FinishedRun(*run) for run in [opened(run) for run in options.run])
     lines = [f"A {run_name(a.directory)}", f"B {run_name(b.directory)}", "", *_configs(a, b), "", *_metrics(a, b)]
     return "\n".join([*lines, "", *_images(a, b, options)])
 

@@ -1,17 +1,19 @@
-"""What runs need from elsewhere: listed with what is there, what can be fetched, and what goes where by hand.
+"""Fetch what runs need before they run, where there is a network: data sets and published weights.
 
-Presence is what the run itself would find: the readers look at their files, with downloads switched off. Checks of
-hashes are those of the readers and of the hub.
+kdrun download experiment=fixmatch/cifar10_250      what the composed run needs, and what is required first
+kdrun download dataset=food101,dtd student=timm student.name=resnet18 student.pretrained=true
+kdrun download table=ttm_same                       what the runs of conf/table/ttm_same.yaml need
+kdrun download experiment=demo dry=true             list only
+
+Lists everything first: present, missing, or to be put there by hand. What is complete is not fetched again.
 """
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
-
-import torch
 
 from kdrun.config.compose import Composer
 from kdrun.config.dataset import DatasetConfig, FilesConfig
@@ -19,13 +21,23 @@ from kdrun.config.model import ModelConfig
 from kdrun.config.run import RunConfig
 from kdrun.config.teacher import TeacherConfig
 from kdrun.core.errors import ConfigError, KdrunError
+from kdrun.core.later import later
 from kdrun.core.registry import lookup
 from kdrun.core.schema import FileContent, Schema, from_arguments, marker
 from kdrun.data.load import OUTPUTS
 from kdrun.data.packed import readable
 from kdrun.results.plan import configs_of as planned_configs
 from kdrun.results.plan import table_spec
-from kdrun.training.shifted import FOLDERS
+
+if TYPE_CHECKING:
+    import torch
+
+    from kdrun.models.network import build_network
+    from kdrun.training.shifted import FOLDERS
+else:
+    torch = later("torch")
+    build_network = later("kdrun.models.network", "build_network")
+    FOLDERS = later("kdrun.training.shifted", "FOLDERS")
 
 # Bytes of the archives, about.
 SIZES = {
@@ -115,7 +127,11 @@ def configs_of(words: Sequence[str]) -> list[RunConfig]:
 
 
 def needs_of(configs: Sequence[RunConfig]) -> Iterator[Need]:
-    """Each thing once, of the runs and of the runs that they require."""
+    """Each thing once, of the runs and of the runs that they require.
+
+    Presence is what the run itself would find: the readers look at their files, with downloads switched off. Checks of
+    hashes are those of the readers and of the hub.
+    """
     seen: set[str] = set()
     for config in configs:
         for key, make in _parts(config):
@@ -194,8 +210,6 @@ def _weights(model: ModelConfig) -> Need:
     missing = None if _stored(published) else f"{place} is not stored here"
 
     def fetch() -> object:
-        from kdrun.models.network import build_network
-
         # built as a run builds it, so that what is fetched is what it will look for
         bare = model.replace(head="linear", trainable="all", head_warmup=None)
         return build_network(

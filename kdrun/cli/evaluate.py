@@ -1,27 +1,55 @@
-"""A finished run evaluated again, without training and without a new key: `<run>/evaluations/<name>.json`."""
+"""Evaluate a finished run again, without training; into <run>/evaluations/<name>.json.
+
+kdrun evaluate run=outputs/runs/...                         today's metrics, from its kept predictions
+kdrun evaluate run=... amend=true                            and into its record what that does not have yet
+kdrun evaluate run=... dataset=svhn dataset.root=data        its networks on other test images
+kdrun evaluate run=... evaluate.corruptions=CIFAR-10-C       on corrupted ones
+kdrun evaluate run=... evaluate.sets=[imagenet_v2] evaluate.root=data
+kdrun evaluate run=... method.<key>=<value> name=half        with another setting of the method; what it
+                                                             searches, it searches on validation images
+kdrun evaluate run=... dataset=svhn execution.device=cuda
+The record stays as it is, but for amend=true.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import yaml
 from pydantic import Field
 
+from kdrun.config.compose import Composer
 from kdrun.config.dataset import DatasetConfig
 from kdrun.config.run import RunConfig
 from kdrun.core.errors import ConfigError, KdrunError, allowed
 from kdrun.core.files import write_json
+from kdrun.core.later import later
 from kdrun.core.schema import Schema, from_arguments
 from kdrun.data.arrays import Arrays
 from kdrun.data.load import load_dataset
-from kdrun.data.residency import place
-from kdrun.runs.finished import FinishedRun
-from kdrun.runs.record import finite
-from kdrun.training.assembly import center_of
-from kdrun.training.corruptions import Corruptions, summary
-from kdrun.training.evaluator import Evaluator, chosen
-from kdrun.training.shifted import shifted_sets
+from kdrun.runs.layout import opened
+from kdrun.runs.record import Record, finite
+
+if TYPE_CHECKING:
+    import torch
+
+    from kdrun.data.residency import place
+    from kdrun.runs.finished import FinishedRun
+    from kdrun.training.assembly import center_of
+    from kdrun.training.corruptions import Corruptions, summary
+    from kdrun.training.evaluator import Evaluator, chosen
+    from kdrun.training.shifted import shifted_sets
+else:
+    torch = later("torch")
+    place = later("kdrun.data.residency", "place")
+    FinishedRun = later("kdrun.runs.finished", "FinishedRun")
+    center_of = later("kdrun.training.assembly", "center_of")
+    Corruptions, summary = later("kdrun.training.corruptions", "Corruptions", "summary")
+    Evaluator, chosen = later("kdrun.training.evaluator", "Evaluator", "chosen")
+    shifted_sets = later("kdrun.training.shifted", "shifted_sets")
 
 STORED = "stored"
 WORDS = ("dataset", "evaluate", "method", "execution")
@@ -46,17 +74,20 @@ def main(arguments: Sequence[str]) -> str:
     """
     overrides = [a for a in arguments if a.partition("=")[0].split(".")[0] in WORDS]
     options = from_arguments(Options, [a for a in arguments if a not in overrides])
-    run = FinishedRun.open(options.run)
+    directory, record = opened(options.run)
     execution = [a for a in overrides if a.startswith("execution.")]
     asked = [a for a in overrides if a not in execution]
     if not asked:
         if execution:
             raise ConfigError(f"{execution[0]}: stored predictions need no machine; ask for something else too")
+        run = FinishedRun(directory, record)
         return _told(run, options.name or STORED, asked, stored_metrics(run), options.amend)
     if options.amend:
         raise ConfigError(f"amend: {asked[0]}: this is not what the run was evaluated on; leave amend out")
     name = options.name or "+".join(a.partition("=")[0] if "/" in a else a.replace("=", "-") for a in asked)
-    return _told(run, name, asked, _evaluated(run, asked, execution), False)
+    changed, typed = _with_method(record, asked), _composed(record, asked, execution)
+    run = FinishedRun(directory, record)
+    return _told(run, name, asked, _evaluated(replace(run, record=changed), typed, asked), False)
 
 
 def stored_metrics(run: FinishedRun) -> dict[str, float]:
@@ -71,9 +102,7 @@ def stored_metrics(run: FinishedRun) -> dict[str, float]:
     return Evaluator(splits, 1).final_metrics(logits)
 
 
-def _evaluated(run: FinishedRun, asked: Sequence[str], execution: Sequence[str]) -> dict[str, float]:
-    typed = _composed(run, asked, execution)
-    run = replace(run, record=_with_method(run, asked))
+def _evaluated(run: FinishedRun, typed: RunConfig, asked: Sequence[str]) -> dict[str, float]:
     rebuilt = run.rebuild(typed.execution)
     config, arrays = rebuilt.config, rebuilt.arrays
     if any(a.startswith("dataset") for a in asked):
@@ -112,31 +141,27 @@ def _evaluated(run: FinishedRun, asked: Sequence[str], execution: Sequence[str])
     return evaluator.final_metrics(logits) | chosen(rebuilt.method)
 
 
-def _composed(run: FinishedRun, asked: Sequence[str], execution: Sequence[str]) -> RunConfig:
+def _composed(record: Record, asked: Sequence[str], execution: Sequence[str]) -> RunConfig:
     """Defaults with what is asked for; the method is the run's own."""
-    from kdrun.config.compose import Composer
-
     rest = [a for a in asked if not a.startswith("method.")]
     if bad := [a for a in rest if a.startswith("method=")]:
         raise ConfigError(f"{bad[0]}: the run's method stays; give keys of it, method.<key>=<value>")
     if not any(a.startswith("dataset=") for a in rest) and any(a.startswith("dataset.") for a in rest):
-        rest = [f"dataset={run.record['dataset']}", *rest]
+        rest = [f"dataset={record['dataset']}", *rest]
     with Composer() as composer:
         return composer.typed([*rest, *execution])
 
 
-def _with_method(run: FinishedRun, asked: Sequence[str]) -> dict[str, Any]:
+def _with_method(record: Record, asked: Sequence[str]) -> Record:
     """The record with other keys of the method; typing it again checks their values."""
-    import yaml
-
-    config = run.record["config"]
+    config = record["config"]
     method = dict(config["method"])
     for argument in (a for a in asked if a.startswith("method.")):
         key, _, value = argument.removeprefix("method.").partition("=")
         if key not in method or key == "name":
             raise ConfigError(f"method.{key}: unknown key; {allowed(key, [k for k in method if k != 'name'])}")
         method[key] = yaml.safe_load(value)
-    return {**run.record, "config": {**config, "method": method}}
+    return {**record, "config": {**config, "method": method}}
 
 
 def _other_images(dataset: DatasetConfig, own: Arrays, run: FinishedRun) -> Arrays:

@@ -1,4 +1,8 @@
-"""What the loss of a run is: each term's equation, source and coefficients, and where each coefficient came from."""
+"""Print what the loss of a run is: equations, sources, coefficients and where each came from. Trains nothing.
+
+kdrun explain loss=wttm                            what `kdrun loss=wttm` would minimise
+kdrun explain experiment=demo loss=wttm loss.wttm.gamma=0.3
+"""
 
 import re
 from collections.abc import Sequence

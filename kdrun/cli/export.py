@@ -1,4 +1,13 @@
-"""A finished run's student as a file for others, which is compared with the checkpoint before it gets its name."""
+"""Export the trained student of a finished run; the file is checked against the checkpoint, and timed.
+
+kdrun export run=outputs/runs/... to=onnx                    into <run>/exports, with a JSON beside
+kdrun export run=0123456789ab to=torch_export out=net.pt2    a run by its key; for torch.export.load
+kdrun export run=... to=safetensors predictor=student_2      for kdrun.load, and by timm's own names
+kdrun export run=... to=hf_dir out=my-student                for timm.create_model("local-dir:my-student")
+kdrun export run=... to=onnx dynamic=false batch=8 opset=20 threads=1 overwrite=true
+"""
+
+from __future__ import annotations
 
 import hashlib
 import importlib.util
@@ -7,21 +16,34 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
-from kdrun.core.device import use_machine
 from kdrun.core.errors import KdrunError, Unfinished
 from kdrun.core.files import put_in_place, staged, write_json, write_text
+from kdrun.core.later import later
 from kdrun.core.schema import Schema, from_arguments
 from kdrun.results.cell import run_name
-from kdrun.runs.export.card import SPEC, card, described
-from kdrun.runs.export.forms import FORMS, Loaded
-from kdrun.runs.finished import FinishedRun
-from kdrun.runs.trained import Trained, open_trained
+from kdrun.runs.export import SPEC
+from kdrun.runs.layout import opened, place_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from kdrun.core.device import use_machine
+    from kdrun.runs.export.card import card, described
+    from kdrun.runs.export.forms import FORMS, Loaded
+    from kdrun.runs.finished import FinishedRun
+    from kdrun.runs.trained import Trained, open_trained
+else:
+    torch = later("torch")
+    use_machine = later("kdrun.core.device", "use_machine")
+    card, described = later("kdrun.runs.export.card", "card", "described")
+    FORMS = later("kdrun.runs.export.forms", "FORMS")
+    FinishedRun = later("kdrun.runs.finished", "FinishedRun")
+    open_trained = later("kdrun.runs.trained", "open_trained")
 
 ENDINGS = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors", "hf_dir": "-hf"}
 OPSET = 20  # of the ONNX standard
@@ -75,7 +97,8 @@ def main(arguments: Sequence[str]) -> str:
     options = from_arguments(Options, arguments)
     if options.to == "onnx":
         _require_onnx()
-    trained = open_trained(FinishedRun.find(options.run, options.outputs), options.predictor, options.size)
+    run = opened(place_of(options.run, options.outputs))
+    trained = open_trained(FinishedRun(*run), options.predictor, options.size)
     use_machine("cpu", options.threads)
     target = Path(options.out or trained.run.directory / "exports" / f"{trained.name}{ENDINGS[options.to]}")
     spec_target = target / SPEC if options.to == "hf_dir" else target.with_name(f"{target.name}.json")

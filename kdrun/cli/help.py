@@ -1,23 +1,23 @@
 """`--help`, answered from the file names of conf/ alone (Hydra would walk and parse every group)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from kdrun.config.networks import own_networks
 from kdrun.core.paths import CONF_DIR
+from kdrun.core.version import __version__
 
-TEXT = """\
-kdrun {version}: run, compare and reproduce knowledge distillation.
-
-  python -m kdrun.train [group=option] [key=value] [+key=value] [-m for a sweep]
+HEAD = f"kdrun {__version__}: run, compare and reproduce knowledge distillation.\n\n"
+TRAIN = """\
+  kdrun [train] [group=option] [key=value] [+key=value] [-m for a sweep]
 
 Groups and their options (conf/<group>/<option>.yaml):
 {groups}
 
 Examples:
-  python -m kdrun.train student=resnet8 teacher=resnet20 loss=wttm dataset.num_labels=100
-  python -m kdrun.train -m seed=0,1,2 loss=ce,kd,ttm,wttm dataset.num_labels=50,200
-  python scripts/table.py
+  kdrun student=resnet8 teacher=resnet20 loss=wttm dataset.num_labels=100
+  kdrun -m seed=0,1,2 loss=ce,kd,ttm,wttm dataset.num_labels=50,200
+  kdrun table table=demo
 
   --cfg job             show the composed configuration and stop
   -m, --multirun        run all combinations of comma-separated values
@@ -26,10 +26,24 @@ Examples:
 """
 
 
-def show_help(arguments: Iterable[str]) -> str:
-    """The text of --help; options of a `--config-dir` on the command line are listed too."""
-    from kdrun.core.version import __version__
+def overview(commands: Mapping[str, str], arguments: Iterable[str]) -> str:
+    """The text of `kdrun --help`.
 
+    Args:
+        commands: name -> what it does, in a sentence.
+    """
+    lines = [f"  {name:<10}{sentence}" for name, sentence in commands.items()]
+    return f"{HEAD}  kdrun <command> [key=value]; more of each: kdrun <command> --help\n\n" + "\n".join(
+        [*lines, "", "Training, which needs no word:\n", _of_train(arguments)]
+    )
+
+
+def show_help(arguments: Iterable[str]) -> str:
+    """The text of `kdrun train --help`; options of a `--config-dir` on the command line are listed too."""
+    return HEAD + _of_train(arguments)
+
+
+def _of_train(arguments: Iterable[str]) -> str:
     given = list(arguments)
     folders = [CONF_DIR]
     if "--config-dir" in given[:-1]:
@@ -45,4 +59,4 @@ def show_help(arguments: Iterable[str]) -> str:
         groups[group] |= set(names)  # without a file of their own
     shown = {name: options for name, options in sorted(groups.items()) if name not in ("table", "paper")}
     lines = [f"  {name + ':':<20}{', '.join(sorted(options))}" for name, options in shown.items()]
-    return TEXT.format(version=__version__, groups="\n".join(lines))
+    return TRAIN.format(groups="\n".join(lines))

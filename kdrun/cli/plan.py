@@ -4,11 +4,19 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdrun.config.compose import Composer, parser
 from kdrun.config.key import run_directory
 from kdrun.config.run import RunConfig
 from kdrun.core.errors import ConfigError, KdrunError
+from kdrun.core.later import later
+from kdrun.runs.layout import finished
+
+if TYPE_CHECKING:
+    from kdrun.training.check import check, check_measurements
+else:
+    check, check_measurements = later("kdrun.training.check", "check", "check_measurements")
 
 
 @dataclass(frozen=True)
@@ -56,9 +64,6 @@ def plan(arguments: Sequence[str]) -> list[Job] | None:
 
 def _check(jobs: list[Job]) -> list[tuple[tuple[str, ...], str]]:
     """What only the data, the disk and the machine can tell, for the jobs that are not done yet."""
-    from kdrun.runs.layout import finished
-    from kdrun.training.check import check, check_measurements
-
     errors = []
     for outputs in {job.config.execution.outputs for job in jobs}:
         if problem := _not_writable(Path(outputs)):

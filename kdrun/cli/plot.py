@@ -1,10 +1,17 @@
-"""Pictures of finished runs and of tables. Each kind is a module with `Options` and `report`."""
+"""Draw pictures of finished runs and of tables, as PNG and SVG.
+
+kdrun plot reliability run=outputs/runs/...          accuracy by confidence; the teacher beside the student
+kdrun plot coverage run=... split=val                error among the images that it is surest of
+kdrun plot curves table=demo metric=test/top1        learning curves, mean and range over seeds; or run=...
+kdrun plot confidence table=demo                     mean confidence against accuracy, a point a run
+kdrun plot tradeoff table=mixup_kd_temperature       accuracy against ECE along the rows, a line a column
+kdrun plot tradeoff table=... x=nll out=figure.svg   another place; .png or .svg
+"""
 
 from collections.abc import Sequence
 
 from kdrun.cli.command import dispatch
-
-KINDS = ("confidence", "coverage", "curves", "reliability", "tradeoff")
+from kdrun.results.plots.options import KINDS
 
 
 def main(arguments: Sequence[str]) -> str:

@@ -1,24 +1,44 @@
-"""What a finished run says of any image files: a CSV with a line for each."""
+"""Classify image files by a finished run: a CSV with class, confidence, and the next classes.
+
+kdrun predict run=outputs/runs/... images=photos                  any folder, nested; into predictions.csv
+kdrun predict run=0123456789ab images=photo.jpg out=photo.csv     a run by its key; top=5 classes
+kdrun predict run=... images=photos skip_unreadable=true          leaves out what cannot be decoded
+kdrun predict run=... images=photos predictor=ensemble batch=256 device=cuda threads=4
+"""
+
+from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from kdrun.config.run import ExecutionConfig
-from kdrun.core.device import autocast, device_of, send, use_machine
 from kdrun.core.errors import DataError, KdrunError
 from kdrun.core.files import atomic_path
+from kdrun.core.later import later
 from kdrun.core.schema import Schema, build, from_arguments
 from kdrun.data.images import decoded, list_images
 from kdrun.data.types import Images
-from kdrun.runs.finished import FinishedRun
-from kdrun.runs.trained import Trained, open_trained
-from kdrun.training.assembly import to_device
+from kdrun.runs.layout import opened, place_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from kdrun.core.device import autocast, device_of, send, use_machine
+    from kdrun.runs.finished import FinishedRun
+    from kdrun.runs.trained import Trained, open_trained
+    from kdrun.training.assembly import to_device
+else:
+    torch = later("torch")
+    autocast, device_of, send, use_machine = later("kdrun.core.device", "autocast", "device_of", "send", "use_machine")
+    FinishedRun = later("kdrun.runs.finished", "FinishedRun")
+    open_trained = later("kdrun.runs.trained", "open_trained")
+    to_device = later("kdrun.training.assembly", "to_device")
 
 MOST = 20  # unreadable files that are named
 
@@ -53,14 +73,16 @@ def main(arguments: Sequence[str]) -> str:
     """
     options = from_arguments(Options, arguments)
     machine = build(ExecutionConfig, {"device": options.device, "threads": options.threads}, "")
-    device = device_of(options.device, "device")
     out = Path(options.out)
     if out.is_dir() or (out.exists() and not options.overwrite):
         raise KdrunError(f"out: {out}: is there already; give another name, or overwrite=true")
     paths, folder = _files(Path(options.images).expanduser())
-    trained = open_trained(FinishedRun.find(options.run, options.outputs), options.predictor, options.size)
+    run = opened(place_of(options.run, options.outputs))
+    device = device_of(options.device, "device")
+    trained = open_trained(FinishedRun(*run), options.predictor, options.size)
     use_machine(machine.device, machine.threads)
-    return _written(out, paths, folder, trained, device, options)
+    with torch.no_grad():
+        return _written(out, paths, folder, trained, device, options)
 
 
 def _files(images: Path) -> tuple[list[Path], Path]:
@@ -72,7 +94,6 @@ def _files(images: Path) -> tuple[list[Path], Path]:
     return [images], images.parent
 
 
-@torch.no_grad()
 def _written(
     out: Path, paths: list[Path], folder: Path, trained: Trained, device: torch.device, options: Options
 ) -> str:

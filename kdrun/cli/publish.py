@@ -1,7 +1,13 @@
-"""outputs/published/<table>: the records behind tables and their texts, which can be made again without the runs.
+"""Put records and tables into outputs/published/<table>, and into README between its markers.
 
-records.jsonl (or records.jsonl.xz) holds the records, published.json the plan (which run stands in which cell), what is
-shown, and the points of learning curves; table.json and the marked part of table.md are made from these two alone.
+kdrun publish table=demo                           from outputs/runs
+kdrun publish table=demo metric=test/top1 metric=test/ece columns=params,flops outputs=outputs
+kdrun publish table=kd_fixmatch_digits metric=test/top1 curve=train/mask_rate:8    over training too
+kdrun publish table=ttm_cifar100_short override=dataset.verify_md5=false           as the runs were made
+kdrun publish table=demo again=true                the texts anew from the published records, no runs
+kdrun publish check=true                           all published tables; exit 1: `again` would change one
+kdrun publish table=demo check=true compose=true   and whether conf/ still plans these very runs
+Markers: <!-- table demo --> and <!-- /table demo --> in the README, <!-- tables --> and <!-- /tables --> in table.md.
 """
 
 import json
@@ -39,7 +45,7 @@ class Options(Schema):
     curve: list[str] = Field(default_factory=list)
     """<metric>:<points>, a table over training of each."""
     columns: str = ""
-    """Further columns of the first table, as of scripts/table.py."""
+    """Further columns of the first table, as of `kdrun table`."""
     override: list[str] = Field(default_factory=list)
     """What the runs had beside conf/table, such as where their data lay; none: what was published."""
     again: bool = False
@@ -63,7 +69,10 @@ class Shown(Schema):
 
 
 class Published(Schema):
-    """published.json."""
+    """published.json: the plan (which run stands in which cell), what is shown, and the points of learning curves.
+
+    From it and the records of records.jsonl (or records.jsonl.xz), table.json and the marked part of table.md are made.
+    """
 
     override: list[str]
     spec: TableConfig
@@ -171,7 +180,7 @@ def _read(place: Path) -> Published:
     try:
         return build(Published, json.loads(path.read_text()), str(path))
     except FileNotFoundError:
-        raise KdrunError(f"{path}: is not there; run scripts/publish.py table={place.name}") from None
+        raise KdrunError(f"{path}: is not there; run kdrun publish table={place.name}") from None
     except (OSError, ValueError) as error:
         raise KdrunError(f"{path}: not readable ({error}); delete it and publish anew") from None
 
@@ -290,7 +299,7 @@ def _differences(name: str, place: Path, options: Options) -> list[str]:
         for path in sorted(place.iterdir())
         if path.stat().st_size > MOST
     ]
-    anew = f"run scripts/publish.py table={name} again=true"
+    anew = f"run kdrun publish table={name} again=true"
     if old.spec != _spec(name, old.override):
         return [*wrong, f"{place / 'published.json'}: conf/table/{name}.yaml says something else by now; {anew}"]
     told = _again(name, place, options.replace(metric=[], curve=[], columns="", override=[]))

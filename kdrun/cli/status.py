@@ -1,4 +1,11 @@
-"""All runs below an outputs folder, from their record.json alone."""
+"""List all runs below outputs/, from their records alone.
+
+kdrun status
+kdrun status dataset.name=digits loss.kd.temperature=4      any key of the configuration filters
+kdrun status status=failed                                  with the end of what they said
+kdrun status sort=seconds reverse=true limit=20 metric=test/ece outputs=outputs
+status: done, running, stopped, failed; sort: path, seconds, metric, seed, status
+"""
 
 import logging
 from collections.abc import Sequence
@@ -16,7 +23,7 @@ TAIL = 3  # last lines of log.txt that are shown of a failed run
 
 
 class Options(Schema):
-    """Arguments of scripts/status.py; whatever else is given filters by that key of the configuration."""
+    """Whatever else is given filters by that key of the configuration."""
 
     outputs: str = "outputs"
     status: Literal["done", "running", "stopped", "failed"] | None = None

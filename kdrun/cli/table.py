@@ -1,16 +1,34 @@
-"""`kdrun table`."""
+"""Print a table of mean ± std over seeds, plan it, make what is missing, hold it against its paper.
+
+kdrun table                          every run below outputs/
+kdrun table table=demo               the plan of conf/table/demo.yaml, missing seeds shown
+kdrun table table=demo plan=true     what is done, needed first, missing, and about how long it will take
+kdrun table table=demo dry=true      with the commands that make what is missing
+kdrun table table=demo execute=true  makes it; override=execution.threads=1, override=hydra/launcher=joblib
+kdrun table table=demo metric=test/ece format=markdown outputs=outputs protocol=best_on_val
+kdrun table table=demo format=html   a report, outputs/reports/demo.html; also latex, csv, json; out=
+kdrun table table=demo spread=minmax columns=params,flops,seconds,images_per_second,teacher,test/ece
+kdrun table table=demo compare=KD,CE                the same seeds, paired
+kdrun table table=kd_fixmatch_digits metric=train/mask_rate curve=8        over training, at some steps
+kdrun table table=kd_fixmatch_digits metric=trusted_label/precision        a figure of an artifact
+protocol: last, best_on_val, median20 (the median of the last 20 evaluations)
+"""
 
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
+from kdrun.cli import train
+from kdrun.cli.plan import plan
+from kdrun.config.compose import Composer, ordered
 from kdrun.config.key import run_dir, run_directory
 from kdrun.core.errors import ConfigError, Unfinished, allowed
 from kdrun.core.files import write_text
+from kdrun.core.later import later
 from kdrun.core.schema import Schema, from_arguments
 from kdrun.results.fill import curve_reader, curve_table, planned_table
 from kdrun.results.formats import to_csv, to_json, to_latex, to_terminal
@@ -22,12 +40,16 @@ from kdrun.results.plan import (
     table_spec,
 )
 from kdrun.results.progress import Todo, arguments_of, shown
+from kdrun.results.report import html
 from kdrun.results.table import EXTRAS, Table, compared, two_rows
+
+if TYPE_CHECKING:
+    from kdrun.training.runner import run
+else:
+    run = later("kdrun.training.runner", "run")
 
 
 class TableOptions(Schema):
-    """Arguments of scripts/table.py."""
-
     table: str | None = None
     outputs: str = "outputs"
     metric: str | None = None
@@ -83,32 +105,15 @@ def main(arguments: Sequence[str]) -> str:
         Unfinished: after execute=true, runs that are not done.
     """
     options = from_arguments(TableOptions, arguments)
-    outputs = Path(options.outputs)
+    outputs, name = Path(options.outputs), options.table or ""
     extras = extras_in(options.columns)
-    if options.plan or options.dry or options.execute:
-        from kdrun.cli.table import carry_out
-        from kdrun.results.progress import shown
-
-        if options.execute:
-            carry_out(options.table or "", outputs, options.override)
-        else:
-            return shown(options.table or "", outputs, options.override, commands=options.dry)
-    if options.table is None:
-        table = found_table(outputs, options.metric or "test/top1", options.protocol or "last")
-    elif options.curve is not None:
-        spec = table_spec(options.table)
-        plan = plan_of(options.table, spec, outputs)
-        table = curve_table(options.table, spec, plan, curve_reader(outputs), options.metric or "", options.curve)
-    else:
-        table = planned_table(options.table, outputs, options.metric, options.protocol)
-        table.extras, table.about = extras, about(options.table)
-        if options.compare is not None:
-            table.notes += compared(table, *two_rows(options.compare, table.rows))
-    table.minmax = options.spread == "minmax"
+    if options.execute:
+        carry_out(name, outputs, options.override)
+    elif options.plan or options.dry:
+        return shown(name, outputs, options.override, commands=options.dry)
+    table = _table(options, outputs, extras)
     if options.format == "html":
-        from kdrun.results.report import html
-
-        path = Path(options.out) if options.out else outputs / "reports" / f"{options.table}.html"
+        path = Path(options.out) if options.out else outputs / "reports" / f"{name}.html"
         write_text(path, html(table, outputs))
         return f"wrote {path}"
     writers = {"markdown": Table.to_markdown, "latex": to_latex, "csv": to_csv, "json": to_json}
@@ -120,6 +125,22 @@ def main(arguments: Sequence[str]) -> str:
     return f"wrote {options.out}"
 
 
+def _table(options: TableOptions, outputs: Path, extras: list[str]) -> Table:
+    if options.table is None:
+        table = found_table(outputs, options.metric or "test/top1", options.protocol or "last")
+    elif options.curve is not None:
+        spec = table_spec(options.table)
+        planned = plan_of(options.table, spec, outputs)
+        table = curve_table(options.table, spec, planned, curve_reader(outputs), options.metric or "", options.curve)
+    else:
+        table = planned_table(options.table, outputs, options.metric, options.protocol)
+        table.extras, table.about = extras, about(options.table)
+        if options.compare is not None:
+            table.notes += compared(table, *two_rows(options.compare, table.rows))
+    table.minmax = options.spread == "minmax"
+    return table
+
+
 def carry_out(name: str, outputs: Path, extra: Sequence[str]) -> None:
     """Make what is missing: prerequisites first, then each command of `commands_of`, by the same launcher as a sweep.
 
@@ -129,38 +150,19 @@ def carry_out(name: str, outputs: Path, extra: Sequence[str]) -> None:
         ConfigError: one line for each mistake; or an override changes what the table plans.
         Unfinished: names what is not done.
     """
-    from kdrun.cli.plan import plan
-    from kdrun.cli.train import main as train
-    from kdrun.config.compose import Composer, ordered
-    from kdrun.training.runner import run
-
-    spec = table_spec(name)
-    todo = Todo.of(plan_of(name, spec, outputs), outputs)
+    todo = Todo.of(plan_of(name, table_spec(name), outputs), outputs)
     commands = arguments_of(todo, outputs, extra)
-    planned = {run.place for cell in todo.plan.cells for run in cell.runs}
+    planned = {made.place for cell in todo.plan.cells for made in cell.runs}
     for arguments in commands:
         for job in plan(ordered(arguments)) or []:
             if run_dir(job.config) not in planned:
                 raise ConfigError(
                     f"override: {' '.join(extra)}: makes {job.directory}, which table={name} does not plan"
                 )
-    wanted = {run.place for run in todo.wanted()}
-    with Composer() as composer:
-        for cell in todo.plan.cells:
-            seeds = [run.seed for run in todo.undone(cell)]
-            plain = [word for word in extra if not word.lstrip("+").startswith("hydra/")]
-            if not wanted or not seeds:
-                continue
-            configs = composer.typed_seeds([*cell.overrides, f"execution.outputs={outputs}", *plain], seeds)
-            for config in configs:
-                for role, other in config.method_class.requires(config).items():
-                    if run_dir(other) in wanted:
-                        wanted.discard(run_dir(other))
-                        print(f"first its {role}: {run_directory(other)}", file=sys.stderr)
-                        run(other, job_type=role)
+    _make_prerequisites(todo, outputs, [word for word in extra if not word.lstrip("+").startswith("hydra/")])
     for arguments in commands:
         print(shlex.join(["python", "-m", "kdrun.train", *arguments]), file=sys.stderr)
-        if train(arguments) == 130:
+        if train.main(arguments) == 130:
             raise KeyboardInterrupt
     left = Todo.of(todo.plan, outputs)
     bad = [
@@ -170,3 +172,20 @@ def carry_out(name: str, outputs: Path, extra: Sequence[str]) -> None:
     ]
     if bad:
         raise Unfinished(shown(name, outputs, extra, commands=False), *bad)
+
+
+def _make_prerequisites(todo: Todo, outputs: Path, extra: Sequence[str]) -> None:
+    """What undone cells need and no cell shows, each run once."""
+    wanted = {needed.place for needed in todo.wanted()}
+    with Composer() as composer:
+        for cell in todo.plan.cells:
+            seeds = [undone.seed for undone in todo.undone(cell)]
+            if not wanted or not seeds:
+                continue
+            configs = composer.typed_seeds([*cell.overrides, f"execution.outputs={outputs}", *extra], seeds)
+            for config in configs:
+                for role, other in config.method_class.requires(config).items():
+                    if run_dir(other) in wanted:
+                        wanted.discard(run_dir(other))
+                        print(f"first its {role}: {run_directory(other)}", file=sys.stderr)
+                        run(other, job_type=role)

@@ -1,4 +1,4 @@
-"""The single entry point: `python -m kdrun.train`, console script `kdrun`.
+"""Train one run, or with -m a sweep.
 
 Every job of a sweep is composed and checked before the first one starts; what is wrong is listed, nothing is written.
 Hydra then runs the jobs through whatever launcher is installed. Imports no torch until a job is checked.
@@ -12,16 +12,22 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from kdrun.cli.help import show_help
+from kdrun.cli.plan import Job, plan
+from kdrun.config.compose import ordered
 from kdrun.config.key import run_directory
 from kdrun.config.nodes import to_config
 from kdrun.config.resolvers import register_resolvers
 from kdrun.config.source import register_source
-from kdrun.core.errors import ConfigError, KdrunError
+from kdrun.core.errors import KdrunError
+from kdrun.core.later import later
 from kdrun.core.paths import CONF_DIR
+from kdrun.runs.record import read_record
 
 if TYPE_CHECKING:
-    from kdrun.cli.plan import Job
-
+    from kdrun.training.runner import run
+else:
+    run = later("kdrun.training.runner", "run")
 
 log = logging.getLogger("kdrun")
 register_resolvers()  # here: a launcher's worker resolves its directory before it calls `job`
@@ -30,8 +36,6 @@ register_resolvers()  # here: a launcher's worker resolves its directory before 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
 def job(composed: DictConfig) -> None:
     """One job of a sweep. A failure is recorded and does not stop the others."""
-    from kdrun.training.runner import run
-
     config = to_config(composed)
     try:
         run(config, overrides=list(HydraConfig.get().overrides.task))
@@ -43,17 +47,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit code: 0 done, 1 a job failed, 2 a mistake, 130 interrupted."""
     arguments = sys.argv[1:] if argv is None else argv
     if {"--help", "-h"} & set(arguments):
-        from kdrun.cli.help import show_help
-
         print(show_help(arguments))
         return 0
-    from kdrun.cli.plan import plan
-    from kdrun.config.compose import ordered
-
     try:
         arguments = ordered(arguments)
         jobs = plan(arguments)
-    except (ConfigError, KdrunError) as error:
+    except KdrunError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 2
@@ -73,12 +72,10 @@ def main(argv: list[str] | None = None) -> int:
     return _report(jobs)
 
 
-def _report(jobs: "list[Job] | None") -> int:
+def _report(jobs: list[Job] | None) -> int:
     """Name the planned runs that are not done."""
     if jobs is None:
         return 0
-    from kdrun.runs.record import read_record
-
     bad: list[str] = []
     for planned in jobs:
         try:
@@ -94,7 +91,3 @@ def _report(jobs: "list[Job] | None") -> int:
     if len(jobs) > 1:
         print(f"{len(jobs) - len(bad)} of {len(jobs)} runs done", file=sys.stderr if bad else sys.stdout)
     return 1 if bad else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -26,7 +26,7 @@ def found_table(outputs: Path, metric: str = "test/top1", protocol: str = "last"
         cell.add(record["seed"], record, metric, protocol, directory)
         cell.teachers.update(given_teacher(record, metric))
     if not groups:
-        raise KdrunError(f"{outputs}: no runs there; start one with python -m kdrun.train")
+        raise KdrunError(f"{outputs}: no runs there; start one with kdrun")
     labels = _labels([flat for flat, _ in groups.values()])
     rows = zip(labels, (row for _, row in groups.values()), strict=True)
     filled = {(label, column): cell for label, row in rows for column, cell in row.items()}

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
+from kdrun.results.plots.figure import texts_stay_text
+
 CSS = """
 :root { color-scheme: light dark; --bg: #fff; --ink: #1b1b1b; --muted: #5c5c5c; --line: #dedede; --soft: #f5f5f3;
   --bar: #bbb; --good: #00664a; --bad: #a83200; --warn: #7a4b00; --link: #0a58a5; }
@@ -109,8 +111,6 @@ def wide(label: str, table: str) -> str:
 
 def svg(draw: Callable[[list[Path]], None], title: str) -> str:
     """What `draw` draws, as a figure of a page: its texts are text, its black and white the page's."""
-    from kdrun.results.plots.figure import texts_stay_text
-
     with tempfile.TemporaryDirectory() as folder, texts_stay_text():
         path = Path(folder) / "figure.svg"
         draw([path])

@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 from omegaconf import DictConfig
 from pydantic import Field, model_validator
 
+from kdrun.config.compose import Composer, seeded
 from kdrun.config.key import run_dir
 from kdrun.config.nodes import read_conf
 from kdrun.config.run import RunConfig
@@ -193,8 +194,6 @@ Composed = tuple[DictConfig, list[RunConfig], list[Picked]]
 def _composed(
     name: str, spec: TableConfig
 ) -> Iterator[tuple[str, str, list[str] | None, list[str], DictConfig, list[RunConfig], list[Picked]]]:
-    from kdrun.config.compose import Composer, seeded
-
     known: dict[tuple[str, ...], Composed] = {}  # columns that show other figures of the same runs
     places = [
         (row, column, candidate, [*words, *of_row, *(candidate or [])])

@@ -6,15 +6,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdrun.core.errors import KdrunError
-from kdrun.results.cell import Place, run_name, scaled
+from kdrun.core.later import later
+from kdrun.results.cell import Place, curve_of, run_name, scaled
 from kdrun.results.found import differing_keys, distinguishing
 from kdrun.results.page import grid, page, svg, wide
+from kdrun.results.plots import curves, labels, seeds
+from kdrun.results.plots.options import RunOptions
 from kdrun.results.progress import duration
 from kdrun.results.table import Table
 from kdrun.runs.record import Record
+
+if TYPE_CHECKING:
+    from kdrun.results.plots import reliability
+    from kdrun.results.plots.judged import Judged, judged
+    from kdrun.runs.finished import FinishedRun
+else:
+    reliability = later("kdrun.results.plots.reliability")
+    judged = later("kdrun.results.plots.judged", "judged")
+    FinishedRun = later("kdrun.runs.finished", "FinishedRun")
 
 MOST_DIAGRAMS = 12  # reliability diagrams
 PANELS = 3  # columns beside each other in a picture of seeds
@@ -85,9 +97,9 @@ def _figure(table: Table, place: Place, numbered: Mapping[Place, Sequence[int]])
         against = cell.against(theirs)
         difference = f" ({_signed(f'{against.difference:+.2f}')}, {against.verdict})" if against else ""
         out += f'<span class="paper">paper {escape(theirs.printed())}{difference}</span>'
-    for what, seeds in (("failed", cell.failed), ("missing", cell.missing), ("without it", cell.lacking)):
-        if seeds and (values or what == "failed"):
-            out += f'<span class="flag">{what}: seed {", ".join(map(str, seeds))}</span>'
+    for what, those in (("failed", cell.failed), ("missing", cell.missing), ("without it", cell.lacking)):
+        if those and (values or what == "failed"):
+            out += f'<span class="flag">{what}: seed {", ".join(map(str, those))}</span>'
     for name, found in sorted(cell.origins.items()):
         if len(found) > 1:
             out += f'<span class="flag" title="{escape(", ".join(sorted(found)))}">mixed {name}</span>'
@@ -170,8 +182,6 @@ def _paper(table: Table) -> str:
 
 
 def _seeds(table: Table) -> str:
-    from kdrun.results.plots import seeds
-
     columns: dict[str, dict[str, seeds.Dots]] = {}
     for (row, column), cell in table.cells.items():
         theirs = table.theirs(row, column)
@@ -197,17 +207,12 @@ def _labels(table: Table) -> str:
     out = []
     for dataset, rows in found.items():
         if len({count for points in rows.values() for count in points}) > 1:
-            from kdrun.results.plots import labels
-
             title = f"{dataset}: {table.metric}; mean, least and greatest over seeds"
             out.append(svg(partial(labels.draw, rows, table.metric), title))
     return _figures(out)
 
 
 def _curves(table: Table, outputs: Path) -> str:
-    from kdrun.results.cell import curve_of
-    from kdrun.results.plots import curves
-
     out = []
     for column in table.own_columns:
         bands = {}
@@ -225,9 +230,6 @@ def _curves(table: Table, outputs: Path) -> str:
 
 def _reliability(table: Table, outputs: Path) -> str:
     """Of the first finished seed of each cell that has kept its predictions, two to a picture; each teacher once."""
-    from kdrun.results.plots import reliability
-    from kdrun.results.plots.judged import Judged
-
     shown: dict[str, Judged] = {}
     teachers: list[Judged] = []
     more = False
@@ -246,7 +248,7 @@ def _reliability(table: Table, outputs: Path) -> str:
     for k in range(0, len(names), 2):
         pair = {name: shown[name] for name in names[k : k + 2]}
         out.append(svg(partial(reliability.draw, pair), f"Reliability, first seed: {'; '.join(pair)}"))
-    told = f"The first {MOST_DIAGRAMS} diagrams; scripts/plot.py reliability draws any run." if more else ""
+    told = f"The first {MOST_DIAGRAMS} diagrams; kdrun plot reliability draws any run." if more else ""
     return _figures(out) + (f'<p class="note">{told}</p>' if told else "")
 
 
@@ -257,9 +259,6 @@ def _with_predictions(table: Table, outputs: Path) -> Iterator[tuple[str, str, d
             if record is None or record["status"] != "done":
                 continue
             if (outputs / run.place / "predictions" / f"test-{record.get('headline')}.npz").is_file():
-                from kdrun.results.plots.judged import RunOptions, judged
-                from kdrun.runs.finished import FinishedRun
-
                 opened = FinishedRun.open(outputs / run.place)
                 networks = _quietly(judged, opened, RunOptions(run=str(opened.directory)))
                 if networks:

@@ -5,14 +5,21 @@ import statistics
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from kdrun.core.errors import ConfigError, KdrunError, allowed
+from kdrun.core.later import later
 from kdrun.results.cell import Cell, Place, grouped, scaled, where
 from kdrun.results.claims import Verdict
 from kdrun.results.intervals import paired
 from kdrun.results.papers import Paper, PaperCell, printed_name
 from kdrun.runs.metric import is_percent
 from kdrun.runs.record import Record
+
+if TYPE_CHECKING:
+    from kdrun.models.flops import flops_of_record
+else:
+    flops_of_record = later("kdrun.models.flops", "flops_of_record")
 
 TEACHER_TOLERANCE = 0.7  # points of top-1 between our teacher and the paper's before a table warns
 EXTRAS = ("params", "flops", "seconds", "images_per_second", "steps", "teacher")
@@ -223,8 +230,6 @@ def figure(record: Record, name: str) -> float | None:
         chosen = [nets[headline]] if headline in nets else list(nets.values())
         values = [net.get("num_params" if name == "params" else "flops") for net in chosen]
         if name == "flops" and headline in nets and "flops" not in nets[headline]:  # an older record
-            from kdrun.models.flops import flops_of_record
-
             return flops_of_record(record)
         return None if None in values or not values else sum(values)
     if name == "images_per_second":

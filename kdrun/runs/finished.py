@@ -1,7 +1,6 @@
 """Finished runs, opened again: their predictions, their networks, and what is added to their records."""
 
 import copy
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,8 +26,8 @@ from kdrun.data.views.view import View
 from kdrun.methods.method import Method
 from kdrun.methods.step import Setup
 from kdrun.models.network import Network, load_network
-from kdrun.runs.layout import directory_of_key, finished, run_lock
-from kdrun.runs.record import Record, read_record, write_record
+from kdrun.runs.layout import directory_of_key, finished, opened, place_of, run_lock
+from kdrun.runs.record import Record, write_record
 from kdrun.teachers.kind import make_teacher
 from kdrun.teachers.teacher import Teacher
 from kdrun.training.assembly import center_of, setup_of, split_of, to_device
@@ -44,23 +43,12 @@ class FinishedRun:
     @classmethod
     def open(cls, directory: str | Path) -> "FinishedRun":
         """Raises KdrunError for a directory that is no run's, and for a run that is not done."""
-        path = Path(directory).expanduser().resolve()
-        record = read_record(path)
-        if record is None:
-            raise KdrunError(f"{directory}: not a run directory (no record.json)")
-        if record["status"] != "done":
-            raise KdrunError(f"{directory}: the run is {record['status']}, not done")
-        return cls(path, record)
+        return cls(*opened(directory))
 
     @classmethod
     def find(cls, run: str, outputs: str | Path) -> "FinishedRun":
         """As `open`, of a directory or of a run key below `outputs`."""
-        if Path(run).exists() or not re.fullmatch("[0-9a-f]{12}", run):
-            return cls.open(run)
-        found = directory_of_key(Path(outputs).expanduser(), run)
-        if found is None:
-            raise KdrunError(f"run: no run with the key {run} below {outputs}; give its directory, or outputs=<folder>")
-        return cls.open(found)
+        return cls.open(place_of(run, outputs))
 
     @property
     def outputs(self) -> Path:

@@ -1,7 +1,9 @@
 """The folders of outputs: where runs, their locks and artifacts lie."""
 
+import re
 from pathlib import Path
 
+from kdrun.core.errors import KdrunError
 from kdrun.core.lock import Lock
 from kdrun.runs.record import Record, read_record
 
@@ -10,6 +12,27 @@ def directory_of_key(outputs: Path, key: str | None) -> Path | None:
     """The directory of a run."""
     found = next(outputs.glob(f"runs/*/*/*/s*-{key}/record.json"), None)
     return None if found is None else found.parent
+
+
+def place_of(run: str, outputs: str | Path) -> Path:
+    """Of a directory, or of the key of a run below `outputs`. Raises KdrunError for a key that no run has."""
+    if Path(run).exists() or not re.fullmatch("[0-9a-f]{12}", run):
+        return Path(run)
+    found = directory_of_key(Path(outputs).expanduser(), run)
+    if found is None:
+        raise KdrunError(f"run: no run with the key {run} below {outputs}; give its directory, or outputs=<folder>")
+    return found
+
+
+def opened(directory: str | Path) -> tuple[Path, Record]:
+    """The whole path of a run and its record. Raises KdrunError: it is no run's, or not done."""
+    path = Path(directory).expanduser().resolve()
+    record = read_record(path)
+    if record is None:
+        raise KdrunError(f"{directory}: not a run directory (no record.json)")
+    if record["status"] != "done":
+        raise KdrunError(f"{directory}: the run is {record['status']}, not done")
+    return path, record
 
 
 def run_lock(directory: Path) -> Lock:

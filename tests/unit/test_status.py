@@ -199,7 +199,7 @@ def test_publishing_and_its_check(planned, tmp_path):
     publishing.main([*asked, "again=true"])
     assert readme.read_text() == text
     (folder / "odd").mkdir()
-    with pytest.raises(KdrunError, match=r"odd/published\.json: is not there; run scripts/publish\.py table=odd"):
+    with pytest.raises(KdrunError, match=r"odd/published\.json: is not there; run kdrun publish table=odd"):
         publishing.main(check)
     (folder / "odd").rmdir()
     (folder / "t" / "records.jsonl").write_text('{"schema": 1}\n')

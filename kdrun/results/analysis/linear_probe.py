@@ -8,10 +8,9 @@ validation images.
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from safetensors.torch import save
 from torch import Tensor
 
@@ -20,11 +19,11 @@ from kdrun.core.device import autocast
 from kdrun.core.errors import DataError, KdrunError
 from kdrun.core.files import write_bytes, write_json
 from kdrun.core.hashing import file_hash
-from kdrun.core.schema import Schema
 from kdrun.data.views.view import clean_batches
 from kdrun.metrics import evaluate_logits
 from kdrun.models.network import Network
 from kdrun.models.weights import read_state
+from kdrun.results.analysis.options import LinearProbe as Options
 from kdrun.results.analysis.vicinal import images_of
 from kdrun.runs.finished import FinishedRun, Rebuilt
 from kdrun.runs.metric import Metric
@@ -33,22 +32,6 @@ from kdrun.training.assembly import to_device
 
 VERSION = 1  # raise it when what is kept changes
 NEVER = -1e4  # logit of a class that no label names
-
-
-class Options(Schema):
-    """`linear_probe run=<directory> [run=<directory> ...] [labels=all|labeled] [net=<student>] [c=...] [max_iter=]`."""
-
-    run: list[str] = Field(min_length=1)
-    labels: Literal["all", "labeled"] = "all"
-    """all: every training image but those for validation, also what was set apart for a teacher (dataset.upstream);
-    labeled: those that the run saw with their labels."""
-    net: str | None = None
-    """A student of the run; null: its headline, else its first."""
-    c: list[Annotated[float, Field(gt=0)]] = Field(
-        default_factory=lambda: [10.0**k for k in range(-4, 4)], min_length=1
-    )
-    """Inverse strengths of the L2 penalty, of which the validation images choose."""
-    max_iter: int = Field(1000, gt=0)
 
 
 def report(options: Options) -> str:

@@ -6,18 +6,12 @@ from pathlib import Path
 from statistics import mean
 
 from kdrun.core.errors import KdrunError
+from kdrun.results.analysis.options import Propagation as Options
 from kdrun.results.cell import value_of
 from kdrun.results.fill import planned_records
 from kdrun.results.plots.figure import GRAY, color, drawn, legend, legend_height, marker, panels, places, told
-from kdrun.results.plots.points import Points, TableOptions
+from kdrun.results.plots.points import Points
 from kdrun.runs.metric import Metric
-
-
-class Options(TableOptions):
-    """`propagation table=<name> [metric=confidence_gap] [split=test|val] [net=<student>] [outputs=] [out=]`."""
-
-    metric: str = "confidence_gap"
-    """Of the student and its teacher; confidence_gap is mean confidence minus accuracy."""
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,15 @@
 """Whether a teacher deserves the trust that weighting by its entropy (arXiv 2511.18826) puts in its confidence."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from kdrun.core.schema import Schema
 from kdrun.methods.uncertainty import confident_errors, confident_errors_warning, entropy_weight
+from kdrun.results.analysis.options import Teacher as Options
 from kdrun.runs.finished import FinishedRun
 
 GROUPS = 10
-
-
-class Options(Schema):
-    """`teacher run=<directory> [run=<directory> ...] [split=val|test]`."""
-
-    run: list[str] = Field(min_length=1)
-    split: Literal["val", "test"] = "test"
 
 
 @dataclass(frozen=True)

@@ -7,23 +7,22 @@ augmentation. p is the softmax at temperature 1, in float64. C is the number of 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from kdrun.config.views import MixConfig
 from kdrun.core.errors import KdrunError
 from kdrun.core.files import write_json
-from kdrun.core.schema import Schema
 from kdrun.core.seeding import generator
 from kdrun.data.residency import place
 from kdrun.data.views.center import Center
 from kdrun.data.views.mix import Mix
 from kdrun.data.views.view import Predict, Source, View, clean
 from kdrun.metrics import kl_divergence
+from kdrun.results.analysis.options import Vicinal as Options
 from kdrun.results.plots.figure import color, drawn, legend, marker, panels, places, told
 from kdrun.runs.finished import FinishedRun, Rebuilt
 from kdrun.runs.metric import Metric
@@ -31,19 +30,6 @@ from kdrun.runs.record import finite
 
 LAMBDA_BINS = 20
 PEAK = (0.45, 0.55)
-
-
-class Options(Schema):
-    """`vicinal run=<directory> [run=<directory> ...] [split=train|val|test] [batches= batch_size= seed=]`."""
-
-    run: list[str] = Field(min_length=1)
-    split: Literal["train", "val", "test"] = "train"
-    """train, as in the authors' code: all training images but those for validation."""
-    batches: int = Field(100, gt=0)
-    """At most; 100 of 256 are the authors'. No image is used twice, so few images make fewer batches."""
-    batch_size: int = Field(256, gt=0)
-    seed: int = Field(0, ge=0)
-    """Of the choice of images, their pairs and lambda."""
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kdrun.results.plots.figure import GRAY, color, drawn, legend, legend_height, marker, panels, places, told
-from kdrun.results.plots.points import Points, TableOptions, axis, points_of
-
-
-class Options(TableOptions):
-    """`confidence table=<name> [split=val|test] [net=] [outputs=] [out=]`."""
+from kdrun.results.plots.options import Confidence as Options
+from kdrun.results.plots.points import Points, axis, points_of
 
 
 def report(options: Options) -> str:

@@ -7,12 +7,9 @@ import torch
 
 from kdrun.metrics import risk_coverage, risk_curve
 from kdrun.results.plots.figure import color, drawn, legend, panels, places, told
-from kdrun.results.plots.judged import Judged, RunOptions, judged
+from kdrun.results.plots.judged import Judged, judged
+from kdrun.results.plots.options import Coverage as Options
 from kdrun.runs.finished import FinishedRun
-
-
-class Options(RunOptions):
-    """`coverage run=<directory> [split=val|test] [net=] [out=]`."""
 
 
 def report(options: Options) -> str:

@@ -4,12 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, Literal, Self
-
-from pydantic import Field, model_validator
+from typing import Any
 
 from kdrun.core.errors import KdrunError
-from kdrun.core.schema import Schema
 from kdrun.results.cell import curve_of, run_name
 from kdrun.results.fill import planned_curves
 from kdrun.results.plots.figure import (
@@ -24,28 +21,9 @@ from kdrun.results.plots.figure import (
     places,
     told,
 )
+from kdrun.results.plots.options import Curves as Options
+from kdrun.runs.layout import opened
 from kdrun.runs.metric import is_percent
-
-
-class Options(Schema):
-    """`curves table=<name>|run=<directory> [run=...] [metric=] [band=range|std] [outputs=] [out=]`."""
-
-    table: str | None = None
-    run: list[str] = Field(default_factory=list)
-    metric: str = "test/top1"
-    """What metrics.jsonl has; <split>/<metric> is the headline network's."""
-    band: Literal["range", "std"] = "range"
-    """Over seeds: from the smallest to the largest, or mean ± standard deviation (ddof 1)."""
-    outputs: str = "outputs"
-    out: str | None = None
-    """The picture, .png or .svg; null: both, in <outputs>/figures, or in <run>/analysis of a single run."""
-
-    @model_validator(mode="after")
-    def consistent(self) -> Self:
-        if (self.table is None) == (not self.run):
-            raise ValueError("give table=<name>, or run=<directory> once or more")
-        return self
-
 
 Curve = Mapping[int, float]  # step -> value
 
@@ -77,19 +55,17 @@ def band(curves: Sequence[Curve], kind: str) -> Band:
 
 
 def report(options: Options) -> str:
-    from kdrun.runs.finished import FinishedRun  # torch; a table's curves need none
-
     name = f"curves-{options.metric.replace('/', '-')}"
     curves: dict[str, list[dict[int, float]]] = {}
     if options.table is not None:
         curves = planned_curves(options.table, Path(options.outputs), options.metric)
         default = Path(options.outputs) / "figures" / f"{name}-{options.table}"
     else:
-        for run in (FinishedRun.open(directory) for directory in options.run):
-            curves[run_name(run.directory)] = [curve_of(run.directory, options.metric)]
-            if not curves[run_name(run.directory)][0]:
-                raise KdrunError(f"{run.directory}: has not logged {options.metric}")
-            default = run.directory / "analysis" / name
+        for directory, _ in map(opened, options.run):
+            curves[run_name(directory)] = [curve_of(directory, options.metric)]
+            if not curves[run_name(directory)][0]:
+                raise KdrunError(f"{directory}: has not logged {options.metric}")
+            default = directory / "analysis" / name
         if len(options.run) > 1:
             default = Path(options.outputs) / "figures" / name
     bands = {label: band(seeds, options.band) for label, seeds in curves.items()}

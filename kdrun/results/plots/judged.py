@@ -1,26 +1,13 @@
 """What two kinds of pictures are made of: how sure a run's network was of each image, and whether it was right."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from kdrun.core.errors import KdrunError
-from kdrun.core.schema import Schema
+from kdrun.results.plots.options import RunOptions
 from kdrun.runs.finished import FinishedRun
 
 Judged = tuple[Tensor, Tensor]  # confidence and correctness, (N,) float64 each, the most confident image first
-
-
-class RunOptions(Schema):
-    """Of a picture of one run."""
-
-    run: str
-    split: Literal["val", "test"] = "test"
-    net: str | None = None
-    """A network of the run; null: its headline."""
-    out: str | None = None
-    """The picture, .png or .svg; null: both, in <run>/analysis."""
 
 
 def judged(run: FinishedRun, options: RunOptions) -> dict[str, Judged]:

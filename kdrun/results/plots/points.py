@@ -1,28 +1,15 @@
 """What two kinds of pictures are made of: two metrics of each run of a table."""
 
 from pathlib import Path
-from typing import Literal
 
 from kdrun.core.errors import KdrunError
-from kdrun.core.schema import Schema
 from kdrun.results.cell import value_of
 from kdrun.results.fill import planned_records
+from kdrun.results.plots.options import TableOptions
 from kdrun.runs.metric import Metric, is_percent
 
 Points = list[tuple[float, float]]
 NAMES = {"top1": "accuracy", "ece": "ECE", "nll": "NLL", "brier": "Brier score"}
-
-
-class TableOptions(Schema):
-    """Of a picture of one table."""
-
-    table: str
-    split: Literal["val", "test"] = "test"
-    net: str | None = None
-    """A network of each run; null: its headline."""
-    outputs: str = "outputs"
-    out: str | None = None
-    """The picture, .png or .svg; null: both, in <outputs>/figures."""
 
 
 def points_of(options: TableOptions, x: str, y: str, net: str | None = None) -> dict[tuple[str, str], Points]:

@@ -9,15 +9,12 @@ import torch
 
 from kdrun.metrics import BINS, expected_calibration_error, reliability_bins
 from kdrun.results.plots.figure import COLORS, GRAY, drawn, panels, places, told
-from kdrun.results.plots.judged import Judged, RunOptions, judged
+from kdrun.results.plots.judged import Judged, judged
+from kdrun.results.plots.options import Reliability as Options
 from kdrun.runs.finished import FinishedRun
 
 BLUE, ORANGE = COLORS[:2]
 SKY = COLORS[5]
-
-
-class Options(RunOptions):
-    """`reliability run=<directory> [split=val|test] [net=] [out=]`."""
 
 
 def report(options: Options) -> str:

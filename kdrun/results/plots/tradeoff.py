@@ -5,14 +5,8 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from kdrun.results.plots.figure import color, drawn, legend, marker, panels, places, told
-from kdrun.results.plots.points import Points, TableOptions, axis, points_of
-
-
-class Options(TableOptions):
-    """`tradeoff table=<name> [x=ece] [y=top1] [split=val|test] [net=] [outputs=] [out=]`."""
-
-    x: str = "ece"
-    y: str = "top1"
+from kdrun.results.plots.options import Tradeoff as Options
+from kdrun.results.plots.points import Points, axis, points_of
 
 
 def report(options: Options) -> str:

@@ -6,11 +6,10 @@ from typing import Any
 from kdrun.config.model import ModelConfig
 from kdrun.core.version import __version__
 from kdrun.models.network import Network
+from kdrun.runs.export import SPEC
 from kdrun.runs.metric import Metric, is_percent
 from kdrun.runs.record import finite
 from kdrun.runs.trained import Trained
-
-SPEC = "kdrun.json"  # the JSON of a folder; that of a file is <file>.json
 
 
 def import_of(network: Network) -> str | None:
