@@ -82,7 +82,7 @@ class TeacherConfig(Schema):
     """open_clip: the tag of published weights; beside `path`, the tag whose preprocessing the file expects.
     `local-dir:<folder>` is `path`."""
     prompts: list[str] | str | None = None
-    """CLIPs: templates with {} for the class name, or the name of a set of kdrun/config/prompts.py; null: the dataset's
+    """CLIPs: templates with {} for the class name, or the name of a dataset that has its own; null: the dataset's
     set, else "a photo of a {}."."""
     zeta: float | None = Field(None, gt=0)
     """CLIPs: logits are cosines divided by it; null: the network's own, exp(-logit_scale), .01 of OpenAI's."""

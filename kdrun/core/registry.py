@@ -51,6 +51,12 @@ def load(kind: str) -> None:
         importlib.import_module(found.name)
 
 
+def registered(kind: str) -> list[str]:
+    """The names of a kind, sorted."""
+    load(kind)
+    return sorted(_REGISTRY[kind])
+
+
 def lookup(kind: str, name: object, key: str) -> Any:
     """The class registered as `name`; `key` is the config key to blame when there is none."""
     load(kind)
