@@ -3,7 +3,7 @@
 import dataclasses
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,10 +12,9 @@ from kdrun.core.errors import ConfigError
 from kdrun.core.hashing import content_hash
 from kdrun.core.registry import lookup
 from kdrun.core.schema import FileContent, marker
-
-if TYPE_CHECKING:
-    from kdrun.data.listing import Listing
 from kdrun.data.arrays import Arrays
+from kdrun.data.listing import Listing, read_files
+from kdrun.data.unlabeled import read_unlabeled
 
 OUTPUTS = Path("outputs")
 
@@ -59,15 +58,11 @@ def _load(schema: type[DatasetConfig], text: str, contents: tuple[str, ...], out
     config = schema.model_validate_json(text)
     arrays: Arrays
     if isinstance(config, FilesConfig) and issubclass(schema, FilesConfig):
-        from kdrun.data.listing import read_files
-
         arrays = read_files(_listing(schema, text, contents), config, outputs)
     else:
         arrays = lookup("dataset", config.name, "dataset.name").load(config)
     if config.unlabeled is None or arrays.num_unlabeled:
         return arrays
-    from kdrun.data.unlabeled import read_unlabeled
-
     height, width, channels = arrays.train_images.shape[1:]
     more = read_unlabeled(config.unlabeled, height, width, channels)
     return dataclasses.replace(
@@ -78,13 +73,11 @@ def _load(schema: type[DatasetConfig], text: str, contents: tuple[str, ...], out
 
 @lru_cache(maxsize=2)
 def _outline(schema: type[FilesConfig], text: str, contents: tuple[str, ...], outputs: Path) -> Arrays:
-    from kdrun.data.listing import read_files
-
     return read_files(_listing(schema, text, contents), schema.model_validate_json(text), outputs, pixels=False)
 
 
 @lru_cache(maxsize=2)
-def _listing(schema: type[FilesConfig], text: str, contents: tuple[str, ...]) -> "Listing":
+def _listing(schema: type[FilesConfig], text: str, contents: tuple[str, ...]) -> Listing:
     config = schema.model_validate_json(text)
     part = lookup("dataset", config.name, "dataset.name")
     listing: Listing = part.files(config)

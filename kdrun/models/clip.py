@@ -10,6 +10,7 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 from kdrun.config.model import ModelConfig
+from kdrun.models import open_clip as clips
 
 __all__ = ["Clip", "ImageClassifier", "clip", "open_clip"]
 
@@ -28,12 +29,10 @@ class Clip(nn.Module):
     def __init__(
         self, num_classes: int, in_chans: int, embed_dim: int, vision_cfg: dict[str, Any], text_cfg: dict[str, Any]
     ) -> None:
-        from kdrun.models.open_clip import open_clip
-
         super().__init__()
         if in_chans not in (1, 3):
             raise ValueError(f"a CLIP takes images of 1 or 3 channels, got {in_chans}")
-        self.clip: Any = open_clip().CLIP(embed_dim, dict(vision_cfg), dict(text_cfg))
+        self.clip: Any = clips.open_clip().CLIP(embed_dim, dict(vision_cfg), dict(text_cfg))
         self.register_buffer("class_embeddings", torch.zeros(num_classes, embed_dim))
 
     def image_features(self, x: Tensor) -> Tensor:
@@ -87,8 +86,6 @@ def open_clip(
     embed_dim: int = 0, vision_cfg: Any = None, quick_gelu: bool = False, **options: Any,
 ) -> ImageClassifier:  # fmt: skip
     """`kdrun.models.open_clip.student` fills in embed_dim, vision_cfg and quick_gelu; the rest tells whose weights."""
-    from kdrun.models import open_clip as clips
-
     for key in ("pretrained_cfg", "cache_dir"):
         options.pop(key, None)
     if pretrained:
