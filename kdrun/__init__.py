@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "register": "core.registry", "ConfigError": "core.errors", "DataError": "core.errors", "KdrunError": "core.errors",
     "MethodConfig": "config.parts", "TermConfig": "config.parts", "UncertaintyConfig": "config.parts",
-    "DatasetConfig": "config.dataset", "FilesConfig": "config.dataset", "RunConfig": "config.run",
+    "DatasetConfig": "config.dataset", "FilesConfig": "config.dataset", "Facts": "config.dataset",
+    "RunConfig": "config.run",
     "Arrays": "data.arrays", "Listing": "data.listing", "View": "data.views.view", "Batch": "data.views.view",
     "Output": "models.output", "Pair": "losses.term", "Term": "losses.term", "TermSpec": "losses.term",
     "Teacher": "teachers.teacher", "Method": "methods.method", "Context": "methods.step", "Guesses": "methods.step",

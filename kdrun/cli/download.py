@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from kdrun.config.compose import Composer
-from kdrun.config.dataset import DatasetConfig, FilesConfig
+from kdrun.config.dataset import DatasetConfig, FilesConfig, facts_of
 from kdrun.config.model import ModelConfig
 from kdrun.config.run import RunConfig
 from kdrun.config.teacher import TeacherConfig
@@ -33,19 +33,11 @@ if TYPE_CHECKING:
     import torch
 
     from kdrun.models.network import build_network
-    from kdrun.training.shifted import FOLDERS
+    from kdrun.training.shifted import FOLDERS, SIZES
 else:
     torch = later("torch")
     build_network = later("kdrun.models.network", "build_network")
-    FOLDERS = later("kdrun.training.shifted", "FOLDERS")
-
-# Bytes of the archives, about.
-SIZES = {
-    "cifar10": 170e6, "cifar100": 169e6, "svhn": 246e6, "food101": 5.0e9, "tiny_imagenet": 248e6, "caltech101": 137e6,
-    "eurosat": 94e6, "oxford_pets": 811e6, "flowers102": 346e6, "fgvc_aircraft": 2.75e9, "dtd": 625e6, "sun397": 39e9,
-    "stanford_cars": 1.96e9, "imagenet": 144e9, "imagenet100": 144e9,
-    "imagenet_v2": 1.26e9, "imagenet_sketch": 7.6e9, "imagenet_a": 0.69e9, "imagenet_r": 2.2e9,
-}  # fmt: skip
+    FOLDERS, SIZES = later("kdrun.training.shifted", "FOLDERS", "SIZES")
 
 
 @dataclass(frozen=True)
@@ -91,8 +83,10 @@ def main(arguments: Sequence[str]) -> str:
     for need in needs:
         print(need.line(), flush=True)
     missing = [need for need in needs if need.missing is not None]
-    total = sum(need.size or 0.0 for need in missing if need.fetch is not None)
+    fetched = [need.size for need in missing if need.fetch is not None]
+    total, unknown = sum(size or 0.0 for size in fetched), fetched.count(None)
     said = f"{len(needs) - len(missing)} of {len(needs)} present" + (f", {readable(total)} to fetch" if total else "")
+    said += f", {unknown} of unknown size" if unknown else ""
     if dry:
         return said
     failed = []
@@ -199,7 +193,7 @@ def _dataset(config: DatasetConfig) -> Need:
         missing = None
     except ConfigError as error:
         missing = error.lines[0] + (f" (and {len(error.lines) - 1} more)" if len(error.lines) > 1 else "")
-    return Need(what, SIZES.get(config.name), missing, (lambda: look(config)) if offered else None)
+    return Need(what, facts_of(config.name).download, missing, (lambda: look(config)) if offered else None)
 
 
 def _weights(model: ModelConfig) -> Need:

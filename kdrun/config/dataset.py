@@ -1,12 +1,64 @@
 """What all datasets have in common, and those of image files."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from kdrun.core.errors import ConfigError
+from kdrun.core.registry import lookup
 from kdrun.core.schema import FileContent, OutsideKey, Schema
+
+PHOTO = ("a photo of a {}.",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captions:
+    """What may be said of an image."""
+
+    templates: tuple[str, ...]
+    """{word} is the class, {tone} how bright the image is."""
+    tones: tuple[tuple[str, ...], tuple[str, ...]]
+    """Words for images darker and brighter than the mean of the dataset."""
+    words: tuple[tuple[str, ...], ...] = ()
+    """Words for each class; empty: the names of the classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of a dataset before a file of it is read: `facts` of its class. None: not known."""
+
+    size: int | None = None
+    """Side of the images in pixels; None also where they differ, or are not square."""
+    channels: int | None = None
+    mean: tuple[float, ...] | None = None
+    """Per channel, of pixels scaled to [0, 1]."""
+    std: tuple[float, ...] | None = None
+    classes: int | None = None
+    train: int | None = None
+    """Official training images; where there are no official test images, all images."""
+    val: int | None = None
+    test: int | None = None
+    download: float | None = None
+    """Bytes of the archives, about."""
+    prompts: tuple[str, ...] = ()
+    """Templates with {} for the class name, for a teacher that reads names; empty: "a photo of a {}."."""
+    captions: Captions | None = None
+    """For `method=contrastive`; None: what goes with any class names."""
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """`mean` and `std`. Raises ConfigError where they are not stated."""
+        if self.mean is None or self.std is None:
+            raise ConfigError("Facts.mean, Facts.std: not stated for this dataset, whose reader asks for them")
+        return self.mean, self.std
+
+    def __post_init__(self) -> None:
+        for template in self.prompts:
+            if template.count("{}") != 1:
+                raise ConfigError(f"Facts.prompts: {template!r} must hold {{}} once, where the class name goes")
 
 
 def _num_labels(given: Any) -> Any:
@@ -63,6 +115,15 @@ class DatasetConfig(Schema):
             return [line.strip() for line in Path(given).expanduser().read_text().splitlines() if line.strip()]
         except (OSError, ValueError) as error:
             raise ValueError(f"{given}: not a readable text file with a name on each line ({error})") from None
+
+
+def facts_of(name: object, key: str = "dataset.name") -> Facts:
+    """The facts of a registered dataset. Raises ConfigError for an unknown name, and for facts of another type."""
+    part = lookup("dataset", name, key)
+    facts = getattr(part, "facts", Facts())
+    if not isinstance(facts, Facts):
+        raise ConfigError(f"{part.__qualname__}.facts: expected Facts(size=..., ...), got a {type(facts).__name__}")
+    return facts
 
 
 class PackConfig(Schema):

@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import importlib.util
 import pkgutil
+import re
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -48,7 +49,13 @@ def load(kind: str) -> None:
     """Import every file of the package of a kind, which registers what is in them."""
     package = importlib.import_module(_PACKAGES[kind])
     for found in pkgutil.walk_packages(getattr(package, "__path__", ()), f"{package.__name__}."):
-        importlib.import_module(found.name)
+        try:
+            importlib.import_module(found.name)
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever a file may raise that was put there
+            why = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"{_file_of(found.name)} cannot be imported: {why}") from error
 
 
 def lookup(kind: str, name: object, key: str) -> Any:
@@ -63,20 +70,30 @@ def lookup(kind: str, name: object, key: str) -> Any:
 
 
 def registered(kind: str) -> dict[str, type]:
-    """Name -> class of everything of a kind."""
+    """Name -> class of everything of a kind, by name."""
     load(kind)
-    return dict(_REGISTRY[kind])
+    return dict(sorted(_REGISTRY[kind].items()))
 
 
 def _unregistered(kind: str, name: object) -> str:
-    """What to do where a file of that name is there and registers something else, or nothing."""
-    package = importlib.import_module(_PACKAGES[kind])
-    folder = Path(str(package.__file__)).parent
-    file = next((path for path in folder.rglob(f"{name}.py")), None) if isinstance(name, str) else None
-    if file is None:
-        return ""
-    where = file.relative_to(folder.parent.parent)
-    return f'. {where} does not register it: put @register("{kind}", "{name}") on its class'
+    """What to do where a file, or a class in one, is called so and is not registered."""
+    package = _PACKAGES[kind]
+    places = [m for m in sys.modules if m == package or m.startswith(f"{package}.") or m in _PLUGIN_HASHES]
+    for module in (sys.modules[place] for place in places):
+        classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
+        file = Path(str(module.__file__))
+        if name in (file.stem, *map(_snake_case, classes)):
+            where = file if module.__name__ in _PLUGIN_HASHES else _file_of(module.__name__)
+            return f'. {where} does not register it: put @register("{kind}", "{name}") on its class'
+    return ""
+
+
+def _snake_case(cls: type) -> str:
+    return re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+
+
+def _file_of(module: str) -> str:
+    return f"{module.replace('.', '/')}.py"
 
 
 def load_plugins(paths: list[str], forget: bool = True) -> None:

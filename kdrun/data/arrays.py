@@ -1,15 +1,11 @@
 """A whole dataset in memory or in a mapped file."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
-from kdrun.config.dataset import DatasetConfig
 from kdrun.core.errors import DataError
-
-if TYPE_CHECKING:
-    from kdrun.data.streamed import ImageFiles
+from kdrun.data.streamed import ImageFiles
 from kdrun.data.types import Images, Labels
 
 
@@ -35,7 +31,7 @@ class Arrays:
     """What the record should say about them."""
     named: bool = True
     """False: `class_names` are mere numbers, because nobody gave names."""
-    files: "tuple[ImageFiles, ImageFiles] | None" = None
+    files: tuple[ImageFiles, ImageFiles] | None = None
     """Training and test images that are streamed; the arrays have their shapes, and black pixels."""
 
     def __post_init__(self) -> None:
@@ -61,12 +57,3 @@ class Arrays:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
-
-
-class Dataset(Protocol):
-    """A registered dataset: its `Config`, and `load`."""
-
-    Config: ClassVar[type[DatasetConfig]]
-
-    @staticmethod
-    def load(config: Any) -> Arrays: ...

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from kdrun.config.dataset import FilesConfig
+from kdrun.config.dataset import FilesConfig, facts_of
 from kdrun.core.errors import ConfigError, DataError
 from kdrun.data.arrays import Arrays
 from kdrun.data.images import decode, list_images
@@ -16,6 +16,7 @@ from kdrun.data.packed import Pack, absent
 from kdrun.data.streamed import ImageFiles
 from kdrun.data.types import Images
 
+# What pixels are normalised with where a dataset states no statistics of its own.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Files = Sequence[tuple[Path, int]]
 
@@ -66,9 +67,10 @@ def read_files(listing: Listing, config: FilesConfig, outputs: Path, pixels: boo
     there[list(unreadable)] = False
     train, val, cut = (int(there[:end].sum()) for end in ends)  # of the files that are left
     labels = labels[there]
+    facts = facts_of(config.name)
     arrays = Arrays(
-        images[:cut], labels[:cut], images[cut:], labels[cut:], tuple(listing.class_names), IMAGENET_MEAN,
-        IMAGENET_STD, num_unlabeled=cut - val, source=f"{key}: {listing.folder}", warnings=warnings,
+        images[:cut], labels[:cut], images[cut:], labels[cut:], tuple(listing.class_names), facts.mean or IMAGENET_MEAN,
+        facts.std or IMAGENET_STD, num_unlabeled=cut - val, source=f"{key}: {listing.folder}", warnings=warnings,
         files=None if streamed is None else (streamed[:cut], streamed[cut:]),
     )  # fmt: skip
     return replace(arrays, val=np.arange(train, val)) if config.val == "official" else arrays

@@ -5,7 +5,7 @@ L = (H(q, softmax(s I T^t)) + H(q, softmax(s T I^t))) / 2 over a batch of image 
 same, because a batch of few classes holds sentences twice.
 
 The captions are made of words for the class of a labeled image and for how bright its pixels are
-(kdrun/config/prompts.py). Evaluation is zero-shot: texts of templates that no caption uses.
+(`facts.captions` of the dataset). Evaluation is zero-shot: texts of templates that no caption uses.
 """
 
 import math
@@ -30,7 +30,7 @@ from kdrun.models.output import Output
 
 class ContrastiveConfig(MethodConfig):
     captions: str | None = None
-    """A set of kdrun/config/prompts.py; null: the dataset's, else one that goes with any class names."""
+    """A dataset whose captions are taken, or any, for any class names; null: the dataset's own, else any."""
 
 
 @register("method", "contrastive")

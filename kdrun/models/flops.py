@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 
-from kdrun.core.registry import load
+from kdrun.config.dataset import FilesConfig, facts_of
+from kdrun.core.registry import load, lookup, registered
 from kdrun.models.network import Network, NetworkSpec
 
 log = logging.getLogger(__name__)
-SIZES = {"digits": (1, 8), "cifar10": (3, 32), "cifar100": (3, 32), "svhn": (3, 32)}
-"""Channels and side of the images of datasets that have but one."""
 
 
 def flops_of(network: Network, size: tuple[int, int]) -> int | None:
@@ -36,12 +35,25 @@ def flops_of_record(record: Mapping[str, Any]) -> int | None:
     classes = (record.get("split") or {}).get("labeled_per_class")
     if not classes or number >= len(students) or headline not in (record.get("nets") or {}):
         return None
-    model = students[number]
-    channels, side = SIZES.get(str(record.get("dataset")), (3, model.get("size")))
-    if side is None:
+    model, dataset = students[number], str(record.get("dataset"))
+    channels, side = _image(dataset)
+    side = model.get("size") or side
+    if channels is None or side is None:
+        what = "channels" if channels is None else "size"
+        log.info("%s: no operations of records of dataset=%s, whose class states no facts.%s", headline, dataset, what)
         return None
     spec = NetworkSpec(model, len(classes), channels, (0.0,) * channels, (1.0,) * channels)
     return _counted(json.dumps(asdict(spec)), (side, side))
+
+
+def _image(dataset: str) -> tuple[int | None, int | None]:
+    """Channels of a dataset's images, and their side where it is always the same."""
+    if dataset not in registered("dataset"):  # of a plug-in that is not here
+        return None, None
+    if issubclass(lookup("dataset", dataset, "dataset.name").Config, FilesConfig):
+        return 3, None  # decoded as color, at the run's size
+    facts = facts_of(dataset)
+    return facts.channels, facts.size
 
 
 @lru_cache(maxsize=256)

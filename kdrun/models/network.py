@@ -8,18 +8,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdrun.config.model import ModelConfig
 from kdrun.core.errors import ConfigError, DataError, KdrunError
+from kdrun.core.files import write_bytes
 from kdrun.core.schema import build
 from kdrun.core.seeding import subseed
 from kdrun.data.views.view import View
 from kdrun.models.heads import hidden_head
+from kdrun.models.interface import refuse_function, refuse_logits, refuse_network, stage_channels
 from kdrun.models.output import Output
 from kdrun.models.weights import missing_weights, no_weights, offline_where_there_is_no_network
+
+USUAL = (TypeError, ValueError, RuntimeError, AssertionError)  # by which networks refuse their arguments
 
 
 @dataclass(frozen=True)
@@ -45,52 +50,17 @@ class Network(nn.Module):
     std: Tensor
 
     def __init__(self, spec: NetworkSpec) -> None:
-        import timm
-
         super().__init__()
         self.spec = spec
         model = ModelConfig.model_validate(spec.model)
         self.size = model.size
-        weights: dict[str, Any] = {"pretrained": model.pretrained}
-        if model.pretrained:
-            overlay: dict[str, Any] = {"file": model.file} if model.file is not None else {}
-            overlay |= {"num_classes": 0} if model.new_head else {}  # timm leaves out the head of other classes
-            weights["pretrained_cfg_overlay"] = overlay or None
-        missing: list[str] = []
-        unfit = f"{model.name}: the network cannot be built with args {model.args}"
-        try:
-            fetches = model.pretrained and model.file is None
-            with offline_where_there_is_no_network(fetches), missing_weights(missing):
-                self.net: Any = timm.create_model(
-                    model.name, num_classes=spec.num_classes, in_chans=spec.in_chans, **weights, **model.args
-                )
-        except KdrunError:
-            raise
-        except Exception as error:  # hubs raise many kinds
-            if model.pretrained:
-                raise DataError(no_weights(model, error)) from error
-            if not isinstance(error, TypeError | ValueError | RuntimeError | AssertionError):
-                raise
-            raise ConfigError(f"{unfit}: {error}; see student.args or teacher.model.args") from error
-        if any(not parameter.numel() for parameter in self.net.parameters()):
-            raise ConfigError(f"{unfit}: some of its weights would be empty; see student.args or teacher.model.args")
-        published: dict[str, Any] = getattr(self.net, "pretrained_cfg", None) or {}
-        heads = published.get("classifier") or ()  # which timm leaves out where the classes are others
-        prefixes = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
-        body = [name for name in missing if not name.startswith(prefixes) and not name.endswith("num_batches_tracked")]
-        if body:
-            source = model.file or "the published file"
-            raise DataError(f"{model.name}: {source} lacks {len(body)} of its weights, e.g. {body[0]}; not its own?")
-
+        self.net: Any = _created(model, spec)
         shape = (1, spec.in_chans, 1, 1)
         self.register_buffer("mean", torch.tensor(spec.mean).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(shape), persistent=False)
         self._put_head(model)
-        self._stages = [f"stage{i + 1}" for i in range(len(getattr(self.net, "feature_info", [])))]
-        info = list(getattr(self.net, "feature_info", []))
-        self.dims: dict[str, int] = {
-            name: int(entry["num_chs"]) for name, entry in zip(self._stages, info, strict=True)
-        }
+        self.dims = stage_channels(self.net, model.name)
+        self._stages = list(self.dims)
         classifier = self._classifier()
         self._seen: dict[str, Tensor] | None = None  # where a forward pass that was asked for prelogits keeps them
         if classifier is not None:
@@ -159,7 +129,7 @@ class Network(nn.Module):
         """Logits, and the features asked for. Raises ConfigError for a feature that the network does not have."""
         x = self.adapt(view.pixels if isinstance(view, View) else view)
         if not features:
-            return Output(self.net(x).float(), {})
+            return Output(self._logits(self.net(x)), {})
         unknown = [name for name in features if name not in self.dims]
         if unknown:
             raise ConfigError(f"{self.name} has no feature {unknown[0]!r}; it has {', '.join(self.dims) or 'none'}")
@@ -169,11 +139,15 @@ class Network(nn.Module):
         if stages:
             final, maps = self._net.forward_intermediates(x, indices=[self._stages.index(name) for name in stages])
             out.update(zip(stages, maps, strict=True))
-            logits = self._net.forward_head(final)
+            logits = self._logits(self._net.forward_head(final))
         else:
-            logits = self.net(x)
+            logits = self._logits(self.net(x))
         self._seen = None
-        return Output(logits.float(), {name: out[name] for name in features})
+        return Output(logits, {name: out[name] for name in features})
+
+    def _logits(self, found: Tensor) -> Tensor:
+        refuse_logits(found, self.name, self.spec.num_classes)
+        return found.float()
 
     def _keep(self, name: str, _: nn.Module, args: tuple[Tensor]) -> None:
         """A hook that belongs to the copy, too, when the network is copied."""
@@ -188,10 +162,51 @@ class Network(nn.Module):
         """Write the weights under timm's own names; the header holds the spec, so `load_network` needs nothing else."""
         from safetensors.torch import save
 
-        from kdrun.core.files import write_bytes
-
         state = {name: value.detach().cpu().contiguous() for name, value in self.net.state_dict().items()}
         write_bytes(path, save(state, metadata={"kdrun": json.dumps(asdict(self.spec))}))
+
+
+def _created(model: ModelConfig, spec: NetworkSpec) -> nn.Module:
+    """timm's network, with published weights where `model.pretrained` asks for them.
+
+    Raises:
+        ConfigError: it cannot be built, or lacks what kdrun needs.
+        DataError: its weights cannot be had, or are another network's.
+    """
+    refuse_function(model.name)
+    weights: dict[str, Any] = {"pretrained": model.pretrained}
+    if model.pretrained:
+        overlay: dict[str, Any] = {"file": model.file} if model.file is not None else {}
+        overlay |= {"num_classes": 0} if model.new_head else {}  # timm leaves out the head of other classes
+        weights["pretrained_cfg_overlay"] = overlay or None
+    missing: list[str] = []
+    unfit = f"{model.name}: the network cannot be built with args {model.args}"
+    try:
+        fetches = model.pretrained and model.file is None
+        with offline_where_there_is_no_network(fetches), missing_weights(missing):
+            net: nn.Module = timm.create_model(
+                model.name, num_classes=spec.num_classes, in_chans=spec.in_chans, **weights, **model.args
+            )
+    except KdrunError:
+        raise
+    except Exception as error:  # hubs raise many kinds
+        if model.pretrained:
+            raise DataError(no_weights(model, error)) from error
+        if "_model_args" in str(error):  # which timm writes to what the function returned
+            refuse_network(None, model.name)
+        kind = "" if isinstance(error, USUAL) else f"{type(error).__name__}: "
+        raise ConfigError(f"{unfit}: {kind}{error}; see student.args or teacher.model.args") from error
+    refuse_network(net, model.name)
+    if any(not parameter.numel() for parameter in net.parameters()):
+        raise ConfigError(f"{unfit}: some of its weights would be empty; see student.args or teacher.model.args")
+    published: dict[str, Any] = getattr(net, "pretrained_cfg", None) or {}
+    heads = published.get("classifier") or ()  # which timm leaves out where the classes are others
+    prefixes = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
+    body = [name for name in missing if not name.startswith(prefixes) and not name.endswith("num_batches_tracked")]
+    if body:
+        source = model.file or "the published file"
+        raise DataError(f"{model.name}: {source} lacks {len(body)} of its weights, e.g. {body[0]}; not its own?")
+    return net
 
 
 def mlp_head(inputs: int, classes: int) -> nn.Sequential:

@@ -23,7 +23,7 @@ from kdrun.teachers.kind import TeacherKind
 
 class ZeroShotConfig(TeacherConfig):
     prompts: list[str] | str | None = None
-    """Templates with {} for the class name, or the name of a set of kdrun/config/prompts.py; null: the dataset's set,
+    """Templates with {} for the class name, or the name of a dataset that has its own; null: the dataset's set,
     else "a photo of a {}."."""
     zeta: float | None = Field(None, gt=0)
     """Logits are cosines divided by it; null: the network's own, exp(-logit_scale), .01 of OpenAI's."""

@@ -27,6 +27,8 @@ FOLDERS = {
     "imagenet_a": "imagenet-a",
     "imagenet_r": "imagenet-r",
 }
+SIZES = {"imagenet_v2": 1.26e9, "imagenet_sketch": 7.6e9, "imagenet_a": 0.69e9, "imagenet_r": 2.2e9}
+"""Bytes of their archives, about."""
 KEY = "evaluate.sets"
 NUM_CLASSES = 1000  # of ImageNet, which ImageNet-V2 counts through
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from kdrun.config.compose import Composer
 from kdrun.config.model import ModelConfig
-from kdrun.config.prompts import TEMPLATES
+from kdrun.config.prompts import templates
 from kdrun.core.errors import ConfigError, DataError
 from kdrun.data.load import load_dataset
 from kdrun.data.views.view import View, clean
@@ -114,7 +114,7 @@ def test_heads_start_from_the_student_s_own_text_encoder(net, folder, tmp_path):
     with torch.no_grad():
         rows = []
         for k in range(10):
-            text = net.encode_text(tokenizer([t.format(k) for t in TEMPLATES["digits"]]))
+            text = net.encode_text(tokenizer([t.format(k) for t in templates(None, "digits")]))
             rows.append(F.normalize(F.normalize(text, dim=1).mean(0), dim=0))
     wanted = torch.stack(rows)
     classifier = method.students["student"].net.get_classifier()

@@ -10,19 +10,13 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from kdrun.config.dataset import DatasetConfig
+from kdrun.config.dataset import PHOTO, DatasetConfig, Facts
 from kdrun.core.errors import DataError
 from kdrun.core.registry import register
 from kdrun.core.schema import OutsideKey
 from kdrun.data.arrays import Arrays
 from kdrun.data.download import ensure_files, root_folder, verify
 from kdrun.data.types import Images, Labels
-
-# Of the training images, as the distillation literature uses them.
-STATISTICS = {
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-}
 
 
 class CifarConfig(DatasetConfig):
@@ -62,7 +56,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
     return content
 
 
-def _load(config: CifarConfig, published: Any, label_key: str, names_key: str) -> Arrays:
+def _load(config: CifarConfig, facts: Facts, published: Any, label_key: str, names_key: str) -> Arrays:
     from torchvision.datasets.utils import download_and_extract_archive
 
     root = root_folder(config.root)
@@ -83,7 +77,7 @@ def _load(config: CifarConfig, published: Any, label_key: str, names_key: str) -
     )
     if config.verify_md5:
         verify([*train, *test, meta])
-    mean, std = STATISTICS[config.name]
+    mean, std = facts.statistics
     names = read_pickle(meta[0]).get(names_key)
     if not isinstance(names, list) or len(names) < 2:
         raise DataError(f"dataset.root: {meta[0]}: no list {names_key} of two or more")
@@ -120,11 +114,17 @@ class Cifar10:
     class Config(CifarConfig):
         pass
 
-    @staticmethod
-    def load(config: Config) -> Arrays:
+    facts = Facts(
+        size=32, channels=3, classes=10, train=50_000, test=10_000, download=170e6, prompts=PHOTO,
+        # of the training images, as the distillation literature uses them
+        mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),
+    )  # fmt: skip
+
+    @classmethod
+    def load(cls, config: Config) -> Arrays:
         from torchvision.datasets import CIFAR10
 
-        return _load(config, CIFAR10, "labels", "label_names")
+        return _load(config, cls.facts, CIFAR10, "labels", "label_names")
 
 
 @register("dataset", "cifar100")
@@ -132,8 +132,14 @@ class Cifar100:
     class Config(CifarConfig):
         pass
 
-    @staticmethod
-    def load(config: Config) -> Arrays:
+    facts = Facts(
+        size=32, channels=3, classes=100, train=50_000, test=10_000, download=169e6, prompts=PHOTO,
+        # as above
+        mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761),
+    )  # fmt: skip
+
+    @classmethod
+    def load(cls, config: Config) -> Arrays:
         from torchvision.datasets import CIFAR100
 
-        return _load(config, CIFAR100, "fine_labels", "fine_label_names")
+        return _load(config, cls.facts, CIFAR100, "fine_labels", "fine_label_names")

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from kdrun.config.dataset import FilesConfig
+from kdrun.config.dataset import Facts, FilesConfig
 from kdrun.core.errors import DataError
 from kdrun.core.schema import OutsideKey
 from kdrun.core.seeding import subseed
@@ -46,6 +46,7 @@ class PartitionConfig(PublishedConfig):
 class Published:
     """Base of the readers. What is missing below `dataset.root` is downloaded where that can and may be."""
 
+    facts: ClassVar[Facts]
     official: ClassVar[str | None] = None
     """The class of torchvision.datasets that downloads it."""
     folder: ClassVar[str]

@@ -11,18 +11,49 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from kdrun.config.dataset import DatasetConfig
+from kdrun.config.dataset import Captions, DatasetConfig, Facts
 from kdrun.core.registry import register
 from kdrun.data.arrays import Arrays
 from kdrun.data.types import channel_statistics
 
 NUM_TEST = 400
+# Ours, as the templates below, none of which is among them.
+CAPTIONS = Captions(
+    templates=(
+        "{word}",
+        "a {word}",
+        "the digit {word}",
+        "a handwritten {word}",
+        "a {tone} {word}",
+        "a {word} in {tone} strokes",
+        "the digit {word} written with a {tone} pen",
+        "a small image of a {tone} handwritten {word}",
+    ),
+    tones=(("thin", "fine", "light"), ("thick", "bold", "heavy")),
+    words=(
+        ("0", "zero", "nought"),
+        ("1", "one", "ace"),
+        ("2", "two", "deuce"),
+        ("3", "three", "trey"),
+        ("4", "four", "quad"),
+        ("5", "five", "quint"),
+        ("6", "six", "half dozen"),
+        ("7", "seven", "septet"),
+        ("8", "eight", "octet"),
+        ("9", "nine", "nonet"),
+    ),
+)
 
 
 @register("dataset", "digits")
 class Digits:
     class Config(DatasetConfig):
         mirror: bool = False
+
+    facts = Facts(
+        size=8, channels=1, classes=10, train=1_397, test=NUM_TEST,
+        prompts=("a photo of the number {}.", "the figure {} on paper.", "somebody wrote {} here."), captions=CAPTIONS,
+    )  # fmt: skip
 
     @staticmethod
     def load(config: Config) -> Arrays:

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from kdrun.config.dataset import PHOTO, Facts
 from kdrun.core.errors import DataError
 from kdrun.core.registry import register
 from kdrun.data.listing import Files, Listing
@@ -32,6 +33,10 @@ class Food101(Published):
     class Config(PublishedConfig):
         pass
 
+    facts = Facts(
+        channels=3, classes=101, train=75_750, test=25_250, download=5.0e9,
+        prompts=("a photo of {}, a type of food.",),
+    )  # fmt: skip
     folder, images, needed = "food-101", "images", ("meta/train.json", "meta/test.json")
     content = "the content of food-101.tar.gz"
     official = "Food101"
@@ -56,6 +61,7 @@ class Caltech101(Published):
     class Config(DrawnConfig):
         pass
 
+    facts = Facts(channels=3, classes=101, train=8_677, download=137e6, prompts=PHOTO)
     folder, images = "caltech101", "101_ObjectCategories"
     content = "101_ObjectCategories of caltech-101.zip as caltech101/101_ObjectCategories"
     official = "Caltech101"
@@ -72,6 +78,10 @@ class EuroSAT(Published):
     class Config(DrawnConfig):
         size: int = Field(64, gt=0)
 
+    facts = Facts(
+        size=64, channels=3, classes=10, train=27_000, download=94e6,
+        prompts=("a centered satellite photo of {}.",),
+    )  # fmt: skip
     folder, images = "eurosat", "2750"
     content = "the content of EuroSAT.zip as eurosat/2750"
     official = "EuroSAT"
@@ -88,6 +98,10 @@ class OxfordPets(Published):
     class Config(PublishedConfig):
         pass
 
+    facts = Facts(
+        channels=3, classes=37, train=3_680, test=3_669, download=811e6,
+        prompts=("a photo of a {}, a type of pet.",),
+    )  # fmt: skip
     folder, images = "oxford-iiit-pet", "images"
     needed = ("annotations/trainval.txt", "annotations/test.txt")
     content = "the content of images.tar.gz and annotations.tar.gz as oxford-iiit-pet/images and .../annotations"
@@ -121,6 +135,7 @@ class StanfordCars(Published):
     class Config(RootConfig):
         pass
 
+    facts = Facts(channels=3, classes=196, train=8_144, test=8_041, download=1.96e9, prompts=PHOTO)
     folder, images = "stanford_cars", ""
     needed = (
         "devkit/cars_train_annos.mat",
@@ -155,6 +170,10 @@ class Flowers102(Published):
     class Config(PublishedConfig):
         pass
 
+    facts = Facts(
+        channels=3, classes=102, train=1_020, val=1_020, test=6_149, download=346e6,
+        prompts=("a photo of a {}, a type of flower.",),
+    )  # fmt: skip
     folder, images, needed = "flowers-102", "jpg", ("imagelabels.mat", "setid.mat")
     content = "jpg of 102flowers.tgz, imagelabels.mat and setid.mat in flowers-102"
     official = "Flowers102"
@@ -187,6 +206,10 @@ class FGVCAircraft(Published):
     class Config(PublishedConfig):
         pass
 
+    facts = Facts(
+        channels=3, classes=100, train=3_334, val=3_333, test=3_333, download=2.75e9,
+        prompts=("a photo of a {}, a type of aircraft.",),
+    )  # fmt: skip
     folder, images = "fgvc-aircraft-2013b", "data/images"
     needed = ("data/variants.txt", *(f"data/images_variant_{split}.txt" for split in ("train", "val", "test")))
     content = "the content of fgvc-aircraft-2013b.tar.gz"
@@ -212,6 +235,7 @@ class DTD(Published):
     class Config(PartitionConfig):
         pass
 
+    facts = Facts(channels=3, classes=47, train=1_880, val=1_880, test=1_880, download=625e6, prompts=("{} texture.",))
     folder, images, needed = "dtd/dtd", "images", ("labels",)
     content = "the content of dtd-r1.0.1.tar.gz as dtd/dtd"
     official = "DTD"
@@ -236,6 +260,7 @@ class SUN397(Published):
     class Config(PartitionConfig):
         pass
 
+    facts = Facts(channels=3, classes=397, train=19_850, test=19_850, download=39e9, prompts=PHOTO)
     folder, images, needed = "SUN397", "", ("ClassName.txt",)
     content = "the content of SUN397.tar.gz"
     official = "SUN397"
@@ -268,6 +293,8 @@ class UCF101(Published):
         partition: int = Field(1, ge=1, le=3)
         """Which of the authors' splits."""
 
+    # of the first partition; the frames are the user's to cut
+    facts = Facts(channels=3, classes=101, train=9_537, test=3_783, prompts=("a photo of a person doing {}.",))
     folder, images = "ucf101", "UCF-101-midframes"
     needed = ("ucfTrainTestlist/classInd.txt",)
     content = "CoOp's UCF-101-midframes, and ucfTrainTestlist of UCF101TrainTestSplits-RecognitionTask.zip, in ucf101"

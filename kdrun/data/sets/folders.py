@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kdrun.config.dataset import FilesConfig
+from kdrun.config.dataset import PHOTO, Facts, FilesConfig
 from kdrun.core.errors import DataError
 from kdrun.core.registry import register
 from kdrun.core.schema import FileContent, OutsideKey
@@ -53,6 +53,19 @@ class ImageNet:
     class Config(ImageNetConfig):
         pass
 
+    facts = Facts(
+        channels=3, classes=1_000, train=1_281_167, test=50_000, download=144e9,
+        prompts=(
+            "itap of a {}.",
+            "a bad photo of the {}.",
+            "a origami {}.",
+            "a photo of the large {}.",
+            "a {} in a video game.",
+            "art of the {}.",
+            "a photo of the small {}.",
+        ),
+    )  # fmt: skip
+
     @staticmethod
     def files(config: ImageNetConfig) -> Listing:
         root = root_folder(config.root)
@@ -65,6 +78,9 @@ class ImageNet:
 class ImageNet100(ImageNet):
     class Config(ImageNetConfig):
         pass
+
+    # the archives are those of all classes
+    facts = Facts(channels=3, classes=100, test=5_000, download=144e9, prompts=PHOTO)
 
 
 def list_tree(root: Path, train: str, test: str, classes: list[str], key: str) -> Listing:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from kdrun.config.dataset import DatasetConfig
+from kdrun.config.dataset import PHOTO, DatasetConfig, Facts
 from kdrun.core.errors import DataError
 from kdrun.core.registry import register
 from kdrun.core.schema import OutsideKey
@@ -27,8 +27,13 @@ class Svhn:
         verify_md5: bool = True
         """Refuse files that are not the published ones; false for a re-packed copy."""
 
-    @staticmethod
-    def load(config: Config) -> Arrays:
+    facts = Facts(
+        size=32, channels=3, classes=10, train=73_257, test=26_032, download=246e6, prompts=PHOTO,
+        mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970),
+    )  # fmt: skip
+
+    @classmethod
+    def load(cls, config: Config) -> Arrays:
         from torchvision.datasets import SVHN
         from torchvision.datasets.utils import download_url
 
@@ -45,9 +50,10 @@ class Svhn:
             if config.verify_md5:
                 verify([(path, md5)])
             parts[split] = _read(path)
+        mean, std = cls.facts.statistics
         return Arrays(
             *parts["train"], *parts["test"], class_names=tuple("0123456789"),
-            mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970), source=f"dataset.root: {root}",
+            mean=mean, std=std, source=f"dataset.root: {root}",
         )  # fmt: skip
 
 

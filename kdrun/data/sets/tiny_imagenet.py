@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import Field
 
+from kdrun.config.dataset import PHOTO, Facts
 from kdrun.core.registry import register
 from kdrun.data.images import list_classes
 from kdrun.data.listing import Listing
@@ -18,6 +19,7 @@ class TinyImageNet(Published):
     class Config(PublishedConfig):
         size: int = Field(64, gt=0)
 
+    facts = Facts(size=64, channels=3, classes=200, train=100_000, test=10_000, download=248e6, prompts=PHOTO)
     folder, images = "tiny-imagenet-200", "train"
     needed = ("wnids.txt", "val/val_annotations.txt")
     content = "the content of tiny-imagenet-200.zip"
