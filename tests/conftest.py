@@ -2,12 +2,12 @@
 
 import logging
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.processes import Forked, command, kill_all
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers with two threads each wait for each other most of the time
@@ -43,31 +43,17 @@ def train(outputs: Path) -> Iterator[Callable[..., int]]:
     logging.getLogger().handlers[:] = handlers  # Hydra's write to this test's output, which is closed by now
 
 
-PROCESSES: list["subprocess.Popen[str]"] = []
-
-
-def start(command: list[str]) -> "subprocess.Popen[str]":
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    PROCESSES.append(process)
-    return process
-
-
 @pytest.fixture(autouse=True)
-def no_process_is_left():
+def no_process_is_left() -> Iterator[None]:
     yield
-    while PROCESSES:
-        process = PROCESSES.pop()
-        if process.poll() is None:
-            process.kill()
-        process.wait()
+    kill_all()
 
 
 @pytest.fixture
-def spawn(outputs: Path) -> Callable[..., "subprocess.Popen[str]"]:
+def spawn(outputs: Path) -> Callable[..., Forked]:
     """`spawn("seed=1")`: the command line in a process of its own."""
 
-    def call(*arguments: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "kdrun.train", *arguments, f"execution.outputs={outputs}"]
-        return start(command)
+    def call(*arguments: str) -> Forked:
+        return Forked(command, *arguments, f"execution.outputs={outputs}")
 
     return call

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdrun.config.nodes import to_config
+from kdrun.config.repository import ParsedOnce
 from kdrun.config.resolvers import register_resolvers
 from kdrun.config.run import RunConfig
 from kdrun.config.source import register_source
@@ -48,6 +49,7 @@ class Composer:
         register_resolvers()
         GlobalHydra.instance().clear()
         self.hydra = Hydra.create_main_hydra2(task_name="train", config_search_path=path)
+        self.hydra.config_loader.repository = ParsedOnce(path)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,10 +1,9 @@
 """Kills, signals, full disks and rival processes."""
 
 import json
+import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +12,8 @@ import torch
 
 from kdrun.data.loader import Loader
 from kdrun.runs.record import find_records, read_record
-from tests.conftest import FAST, ROOT, TEACHER, start
+from tests.conftest import FAST, TEACHER
+from tests.processes import Forked, command
 
 # Dropout makes the result depend on torch's global generator, EMA and plateau on state beyond the weights.
 LONG = [
@@ -22,16 +22,6 @@ LONG = [
 ]  # fmt: skip
 LONG.remove("student=resnet8")
 LONG.remove("student.args.width=4")
-
-
-def wait_for(condition, process: "subprocess.Popen[str] | None" = None, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        if process is not None and process.poll() is not None:
-            pytest.fail(f"the process ended early: {process.communicate()[0]}")
-        if time.monotonic() > end:
-            pytest.fail("timed out")
-        time.sleep(0.02)
 
 
 def checkpoints(outputs: Path) -> list[Path]:
@@ -61,29 +51,37 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...
     return result(directory)
 
 
-def slowed(*arguments: str, at: int) -> "subprocess.Popen[str]":
-    """The command line in a process that waits before the batch of step `at` until a file `go` stands in the outputs."""
-    outputs = arguments[-1].removeprefix("execution.outputs=")
-    code = (
-        "import os, sys, time\n"
-        "import kdrun.data.loader as streams\n"
-        "plain = streams.Loader.batch\n"
-        "def batch(self, step):\n"
-        f"    if step == {at}: open({outputs + '/reached'!r}, 'w').close()\n"
-        f"    while step == {at} and not os.path.exists({outputs + '/go'!r}): time.sleep(0.05)\n"
-        "    return plain(self, step)\n"
-        "streams.Loader.batch = batch\n"
-        "from kdrun.train import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    return start([sys.executable, "-c", code, *arguments])
+def waiting(outputs: Path, at: int) -> int:
+    """The command line, which waits before the batch of step `at` until a file `go` stands in the outputs."""
+    plain = Loader.batch
+
+    def batch(self: Loader, step: int) -> object:
+        if step == at:
+            (outputs / "reached").touch()
+        while step == at and not (outputs / "go").exists():
+            time.sleep(0.05)
+        return plain(self, step)
+
+    Loader.batch = batch
+    return command(*LONG, f"execution.outputs={outputs}")
+
+
+def stopped(outputs: Path, at: int) -> Forked:
+    """A process that waits before the batch of that step."""
+    process = Forked(waiting, outputs, at)
+    process.wait_for((outputs / "reached").exists)
+    return process
+
+
+def in_files_up_to(limit: int, outputs: Path) -> int:
+    """The command line where no file may grow larger: the kernel fails the write, as it does on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    return command(*LONG, f"execution.outputs={outputs}")
 
 
 def test_killed_and_resumed_is_bitwise_the_same(train, outputs, uninterrupted, capsys):
-    process = slowed(*LONG, f"execution.outputs={outputs}", at=33)
-    wait_for((outputs / "reached").exists, process)
-    process.kill()
-    process.wait()
+    stopped(outputs, at=33).kill()
     ((directory, record),) = find_records(outputs)
     assert record["status"] == "running"
     with (directory / "metrics.jsonl").open("a") as file:
@@ -96,10 +94,7 @@ def test_killed_and_resumed_is_bitwise_the_same(train, outputs, uninterrupted, c
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_previous_one_and_says_so(train, outputs, uninterrupted, capsys):
-    process = slowed(*LONG, f"execution.outputs={outputs}", at=33)
-    wait_for((outputs / "reached").exists, process)
-    process.kill()
-    process.wait()
+    stopped(outputs, at=33).kill()
     (last,) = checkpoints(outputs)
     last.write_bytes(last.read_bytes()[:1000])
     previous = last.with_name("previous.pt").read_bytes()
@@ -141,22 +136,19 @@ def test_memories_and_parameters_of_loss_terms_resume_bitwise(train, outputs, tm
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_finishes_the_step_and_checkpoints_and_the_same_command_goes_on(train, outputs, uninterrupted, number):
-    process = slowed(*LONG, f"execution.outputs={outputs}", at=10)
-    wait_for((outputs / "reached").exists, process)
+    process = stopped(outputs, at=10)
     process.send_signal(number)
     time.sleep(0.3)
     (outputs / "go").touch()
-    text = process.communicate(timeout=60)[0]
-    assert process.returncode == 130
-    assert f"stopped by {number.name} after step 11 of 60; a checkpoint was written" in text
+    assert process.wait(60) == 130
+    assert f"stopped by {number.name} after step 11 of 60; a checkpoint was written" in process.text
     assert train(*LONG) == 0
     ((directory, _),) = find_records(outputs)
     assert result(directory) == uninterrupted
 
 
 def test_a_second_ctrl_c_stops_at_once_and_nothing_is_lost(train, outputs, uninterrupted):
-    process = slowed(*LONG, f"execution.outputs={outputs}", at=10)
-    wait_for((outputs / "reached").exists, process)
+    process = stopped(outputs, at=10)
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
@@ -168,17 +160,10 @@ def test_a_second_ctrl_c_stops_at_once_and_nothing_is_lost(train, outputs, unint
 
 def test_sigterm_stops_a_sweep_at_a_step_boundary(outputs, spawn, train, uninterrupted):
     process = spawn("-m", *LONG, "schedule.steps=100000", "seed=0,1", "execution.checkpoint_every_steps=100000")
-    wait_for(
-        lambda: (
-            list(outputs.glob("runs/*/*/*/*/metrics.jsonl"))
-            and '"step": 10' in next(outputs.glob("runs/*/*/*/*/metrics.jsonl")).read_text()
-        ),
-        process,
-    )
+    process.wait_for(lambda: any('"step": 10' in p.read_text() for p in outputs.glob("runs/*/*/*/*/metrics.jsonl")))
     process.send_signal(signal.SIGTERM)
-    text = process.communicate(timeout=60)[0]
-    assert process.returncode == 130
-    assert "a checkpoint was written" in text
+    assert process.wait(60) == 130
+    assert "a checkpoint was written" in process.text
     ((directory, record),) = find_records(outputs)  # the second job did not start
     assert record["status"] == "running"
     assert (directory / "checkpoint" / "last.pt").exists()
@@ -186,30 +171,13 @@ def test_sigterm_stops_a_sweep_at_a_step_boundary(outputs, spawn, train, uninter
 
 
 def test_full_disk_while_a_checkpoint_is_written(train, outputs, uninterrupted):
-    process = slowed(*LONG, f"execution.outputs={outputs}", at=9)
-    wait_for((outputs / "reached").exists, process)
-    process.kill()
-    process.wait()
+    stopped(outputs, at=9).kill()
     (last,) = checkpoints(outputs)
     before = last.read_bytes()
-    limit = len(before) // 2  # no file may grow larger: the kernel fails the write, as it does on a full disk
-    code = (
-        "import resource, signal, sys\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
-        "from kdrun.train import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *LONG, f"execution.outputs={outputs}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert "File too large" in done.stdout
-    assert "Traceback" not in done.stdout + done.stderr
+    process = Forked(in_files_up_to, len(before) // 2, outputs)
+    assert process.wait(60) == 1
+    assert "File too large" in process.text
+    assert "Traceback" not in process.text
     assert last.read_bytes() == before
     assert not [p for p in last.parent.iterdir() if ".tmp" in p.name]
     record = read_record(last.parent.parent)
@@ -222,8 +190,8 @@ def test_full_disk_while_a_checkpoint_is_written(train, outputs, uninterrupted):
 def test_two_processes_one_builds_and_the_other_waits(outputs, spawn):
     command = [*FAST, *TEACHER, "schedule.steps=60", "teacher.steps=200"]
     first, second = spawn(*command), spawn(*command)
-    texts = [p.communicate(timeout=200)[0] for p in (first, second)]
-    assert [first.returncode, second.returncode] == [0, 0], texts
+    codes, texts = [p.wait(200) for p in (first, second)], [p.text for p in (first, second)]
+    assert codes == [0, 0], texts
     assert sum("done by another process" in t or "done already" in t for t in texts) >= 1, texts
     found = dict(find_records(outputs))
     assert len(found) == 2
@@ -240,20 +208,12 @@ def test_two_processes_one_builds_and_the_other_waits(outputs, spawn):
 
 
 def test_a_waiting_process_takes_over_from_a_killed_one(outputs, spawn, uninterrupted):
-    owner = slowed(*LONG, f"execution.outputs={outputs}", at=12)
-    wait_for((outputs / "reached").exists, owner)
+    owner = stopped(outputs, at=12)
     waiter = spawn(*LONG)
-    assert waiter.stdout is not None
-    text = ""
-    while "waiting for" not in text:
-        line = waiter.stdout.readline()
-        assert line, text
-        text += line
-    assert f"process {owner.pid}" in text
+    waiter.wait_for(lambda: "waiting for" in waiter.text)
+    assert f"process {owner.pid}" in waiter.text
     owner.kill()
-    owner.wait()
-    text += waiter.communicate(timeout=120)[0]
-    assert waiter.returncode == 0, text
-    assert "took over" in text
+    assert waiter.wait(120) == 0, waiter.text
+    assert "took over" in waiter.text
     ((directory, _),) = find_records(outputs)
     assert result(directory) == uninterrupted
