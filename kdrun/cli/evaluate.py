@@ -16,9 +16,10 @@ from kdrun.core.schema import Schema, from_arguments
 from kdrun.data.arrays import Arrays
 from kdrun.data.load import load_dataset
 from kdrun.data.residency import place
+from kdrun.data.views.center import Center
 from kdrun.runs.finished import FinishedRun
 from kdrun.runs.record import finite
-from kdrun.training.assembly import center_of
+from kdrun.training.assembly import Assembly
 from kdrun.training.corruptions import Corruptions, summary
 from kdrun.training.evaluator import Evaluator
 from kdrun.training.shifted import shifted_sets
@@ -74,43 +75,34 @@ def stored_metrics(run: FinishedRun) -> dict[str, float]:
 def _evaluated(run: FinishedRun, asked: Sequence[str], execution: Sequence[str]) -> dict[str, float]:
     typed = _composed(run, asked, execution)
     run = replace(run, record=_with_method(run, asked))
-    rebuilt = run.rebuild(typed.execution)
-    config, arrays = rebuilt.config, rebuilt.arrays
+    opened = Assembly.restored(run, typed.execution)
+    config, arrays = opened.config, opened.arrays
     if any(a.startswith("dataset") for a in asked):
         arrays = _other_images(typed.dataset, arrays, run)
-    center = center_of(config, arrays)
-    batch, precision = typed.execution.eval_batch_size, config.schedule.precision
+    height, width = arrays.train_images.shape[1:3]
+    options = {**opened.evaluation, "center": Center.of(config.views, (height, width))}
     if typed.evaluate.corruptions is not None:
         corruptions = Corruptions(typed.evaluate.corruptions, arrays.test_images.shape[1:], arrays.num_classes)
-        return summary(
-            corruptions.evaluate(
-                rebuilt.predictors, rebuilt.device, batch_size=batch, precision=precision, center=center
-            )
-        )
+        return summary(corruptions.evaluate(opened.predictors, opened.device, **options))
     if typed.evaluate.sets:
         found: dict[str, float] = {}
         for shifted in shifted_sets(typed.evaluate, config.dataset, arrays.class_names):
-            found |= shifted.evaluate(
-                rebuilt.predictors, rebuilt.device, batch_size=batch, precision=precision, center=center
-            )
+            found |= shifted.evaluate(opened.predictors, opened.device, **options)
         return found
 
-    resident, workers = config.dataset.resident, typed.execution.workers
-    train, test = place(rebuilt.arrays, rebuilt.device, resident, workers)
-    if arrays is not rebuilt.arrays:
-        _, test = place(arrays, rebuilt.device, resident, workers)
-    labels = torch.from_numpy(arrays.test_labels).to(rebuilt.device)
-    splits = {"test": (test, torch.arange(len(labels), device=rebuilt.device), labels)}
-    if any(a.startswith("method.") for a in asked):  # it may choose anew, on the run's own validation images
-        val = torch.from_numpy(rebuilt.split.val)
-        own = torch.from_numpy(rebuilt.arrays.train_labels)[val]
-        splits["val"] = train, val.to(rebuilt.device), own.to(rebuilt.device)
-    evaluator = Evaluator(splits, batch, precision, center=center)
+    splits = dict(opened.evaluator.splits)
+    if arrays is not opened.arrays:
+        _, test = place(arrays, opened.device, config.dataset.resident, typed.execution.workers)
+        labels = torch.from_numpy(arrays.test_labels).to(opened.device)
+        splits["test"] = test, torch.arange(len(labels), device=opened.device), labels
+    if not any(a.startswith("method.") for a in asked):  # else it may choose anew, on the run's own validation images
+        splits.pop("val", None)
+    evaluator = Evaluator(splits, **options)
     if "val" not in evaluator.splits:
-        return evaluator.final_metrics(evaluator.logits(rebuilt.predictors))
-    logits = evaluator.settled(rebuilt.method)
-    rest = {name: predictor for name, predictor in rebuilt.predictors.items() if ("test", name) not in logits}
-    return evaluator.final_metrics({**logits, **evaluator.logits(rest)}) | rebuilt.method.choices()
+        return evaluator.final_metrics(evaluator.logits(opened.predictors))
+    logits = evaluator.settled(opened.method)
+    rest = {name: predictor for name, predictor in opened.predictors.items() if ("test", name) not in logits}
+    return {**evaluator.final_metrics({**logits, **evaluator.logits(rest)}), **opened.method.choices()}
 
 
 def _composed(run: FinishedRun, asked: Sequence[str], execution: Sequence[str]) -> RunConfig:

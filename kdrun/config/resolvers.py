@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from kdrun.config.key import run_dir
+from kdrun.config.job import Job, planned_job
 from kdrun.config.nodes import to_config
 
 
@@ -36,7 +36,8 @@ def _setting(key: str, default: Any, *, _root_: DictConfig) -> Any:
 
 
 def _run_dir(*, _root_: DictConfig) -> str:
-    return run_dir(to_config(_root_))
+    task = OmegaConf.select(_root_, "hydra.overrides.task") or ()
+    return (planned_job(task) or Job(to_config(_root_))).place
 
 
 def register_resolvers() -> None:

@@ -7,14 +7,14 @@ the network is built without memory.
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
 import torch
 
 from kdrun.core.registry import load
-from kdrun.models.network import Network, NetworkSpec
+from kdrun.models.network import Network, NetworkSpec, outline
 
 log = logging.getLogger(__name__)
 SIZES = {"digits": (1, 8), "cifar10": (3, 32), "cifar100": (3, 32), "svhn": (3, 32)}
@@ -51,11 +51,10 @@ def _counted(spec: str, size: tuple[int, int]) -> int | None:
     load("model")
 
     told = NetworkSpec(**json.loads(spec))
-    untrained = replace(told, model={**told.model, "pretrained": False, "file": None})
     counter = FlopCounterMode(display=False)
     try:
         with torch.device("meta"), torch.no_grad():
-            network = Network(untrained).eval()
+            network = outline(told).eval()
             with counter:
                 network(torch.empty((1, told.in_chans, *size), dtype=torch.uint8))
     except Exception as error:  # networks of others raise many kinds

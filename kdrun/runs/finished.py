@@ -2,9 +2,9 @@
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -14,23 +14,14 @@ from torch import Tensor
 
 from kdrun.config.model import ModelConfig
 from kdrun.config.nodes import from_nodes
-from kdrun.config.run import ExecutionConfig, RunConfig
-from kdrun.core.device import use_machine
+from kdrun.config.run import RunConfig
 from kdrun.core.errors import KdrunError, allowed
 from kdrun.core.registry import load, load_plugins
-from kdrun.data.arrays import Arrays
-from kdrun.data.load import load_dataset
-from kdrun.data.splits import Split
-from kdrun.data.views.center import Center
-from kdrun.data.views.view import Predictor
 from kdrun.methods.method import Method
 from kdrun.methods.step import Setup
 from kdrun.models.network import Network, load_network
-from kdrun.runs.layout import directory_of_key, finished, run_lock
-from kdrun.runs.record import Record, read_record, write_record
-from kdrun.teachers.make import make_teacher
-from kdrun.teachers.teacher import Teacher
-from kdrun.training.assembly import center_of, setup_of, split_of, to_device
+from kdrun.runs.layout import directory_of_key, outputs_of, run_lock
+from kdrun.runs.record import Record, finished, read_record, write_record
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,7 @@ class FinishedRun:
     @property
     def outputs(self) -> Path:
         """The outputs folder that it lies in."""
-        return self.directory.parents[4]
+        return outputs_of(self.directory)
 
     @cached_property
     def config(self) -> RunConfig:
@@ -110,7 +101,7 @@ class FinishedRun:
     def method(self, setup: Setup | None = None) -> Method:
         """Its method with the trained networks, in eval mode on the CPU; no setup: without its data and its teacher."""
         networks = {name: self.network(name) for name in self.record["nets"]}
-        config = self.config.method_class.reopened(self.config)
+        config: RunConfig = self.config.method_class.reopened(self.config)  # without what only training needs
         # as they were saved, whatever they were trained from
         config = config.replace(students=[ModelConfig.model_validate(n.spec.model) for n in networks.values()])
         if setup is None:
@@ -126,34 +117,8 @@ class FinishedRun:
             from safetensors.torch import load_file
 
             method.load_state_dict(load_file(own), strict=False)
-        method.fix()
+        method.fix()  # values that are given and not chosen: the configuration's
         return method.eval()
-
-    def rebuild(self, execution: ExecutionConfig | None = None) -> "Rebuilt":
-        """Its data and networks. Raises KdrunError where data, plugins or weights are gone.
-
-        Args:
-            execution: on which device and how many threads; as it was trained where this is None.
-        """
-        config = self.config
-        machine = execution or config.execution
-        device = use_machine(machine.device, machine.threads)
-        arrays = load_dataset(config.dataset, self.outputs)
-        split = split_of(config, arrays)
-        if split.hash != self.record["split"]["hash"]:
-            raise KdrunError(
-                f"{self.directory}: was trained on split {self.record['split']['hash']}, not on {split.hash}"
-            )
-        setup = setup_of(config, arrays, split)
-        roles = {role: self.required(role) for role in self.record["requires"] if role.startswith("teacher")}
-        frozen = make_teacher(config.teacher, setup, roles, outputs=self.outputs)
-        teacher = None if frozen is None else Teacher(to_device(frozen, config, device))
-        method = self.method(replace(setup, teacher=teacher))
-        to_device(method, config, device).eval()
-        predictors: dict[str, Predictor] = method.predictors()
-        if teacher is not None:
-            predictors["teacher"] = _predictor(teacher)
-        return Rebuilt(config, arrays, split, device, method, predictors, center_of(config, arrays))
 
     @contextmanager
     def amended(self) -> Iterator[Record]:
@@ -167,22 +132,3 @@ class FinishedRun:
             if record != before:
                 lock.require()
                 write_record(self.directory, record)
-
-
-@dataclass(frozen=True)
-class Rebuilt:
-    """The parts of a finished run on its device."""
-
-    config: RunConfig
-    arrays: Arrays
-    split: Split
-    device: torch.device
-    method: Method
-    predictors: Mapping[str, Predictor]
-    """What the run evaluated, and `teacher` where it had one."""
-    center: Center | None
-    """What networks see of an image; None: all of it."""
-
-
-def _predictor(teacher: Teacher) -> Predictor:
-    return lambda view: teacher(view).logits
