@@ -62,7 +62,7 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python scripts/bench.py $(ARGS)
+	$(BIN)/python -m scripts.bench $(ARGS)
 
 # Keeps the versions in the file wherever pyproject.toml allows them.
 lock:

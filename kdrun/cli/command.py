@@ -15,7 +15,7 @@ from typing import Any
 from kdrun.cli.help import overview
 from kdrun.core.errors import ConfigError, KdrunError, Unfinished, allowed
 from kdrun.core.schema import Schema, from_arguments
-from kdrun.runs.layout import opened
+from kdrun.runs.record import opened
 
 COMMANDS = (
     "train", "table", "status", "compare", "evaluate", "export", "predict", "publish", "download", "plot", "analyze",

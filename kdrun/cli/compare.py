@@ -17,8 +17,8 @@ from kdrun.core.later import later
 from kdrun.core.schema import Schema, from_arguments
 from kdrun.results.cell import run_name
 from kdrun.results.found import differing_keys, flatten
-from kdrun.runs.layout import opened
 from kdrun.runs.metric import is_percent
+from kdrun.runs.record import opened
 
 if TYPE_CHECKING:
     from kdrun.runs.finished import FinishedRun

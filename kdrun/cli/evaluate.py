@@ -30,23 +30,24 @@ from kdrun.core.later import later
 from kdrun.core.schema import Schema, from_arguments
 from kdrun.data.arrays import Arrays
 from kdrun.data.load import load_dataset
-from kdrun.runs.layout import opened
-from kdrun.runs.record import Record, finite
+from kdrun.runs.record import Record, finite, opened
 
 if TYPE_CHECKING:
     import torch
 
     from kdrun.data.residency import place
+    from kdrun.data.views.center import Center
     from kdrun.runs.finished import FinishedRun
-    from kdrun.training.assembly import center_of
+    from kdrun.training.assembly import Assembly
     from kdrun.training.corruptions import Corruptions, summary
     from kdrun.training.evaluator import Evaluator, chosen
     from kdrun.training.shifted import shifted_sets
 else:
     torch = later("torch")
     place = later("kdrun.data.residency", "place")
+    Center = later("kdrun.data.views.center", "Center")
     FinishedRun = later("kdrun.runs.finished", "FinishedRun")
-    center_of = later("kdrun.training.assembly", "center_of")
+    Assembly = later("kdrun.training.assembly", "Assembly")
     Corruptions, summary = later("kdrun.training.corruptions", "Corruptions", "summary")
     Evaluator, chosen = later("kdrun.training.evaluator", "Evaluator", "chosen")
     shifted_sets = later("kdrun.training.shifted", "shifted_sets")
@@ -103,42 +104,35 @@ def stored_metrics(run: FinishedRun) -> dict[str, float]:
 
 
 def _evaluated(run: FinishedRun, typed: RunConfig, asked: Sequence[str]) -> dict[str, float]:
-    rebuilt = run.rebuild(typed.execution)
-    config, arrays = rebuilt.config, rebuilt.arrays
+    assembly = Assembly.restored(run, typed.execution)
+    config, arrays = assembly.config, assembly.arrays
     if any(a.startswith("dataset") for a in asked):
         arrays = _other_images(typed.dataset, arrays, run)
-    center = center_of(config, arrays)
-    batch, precision = typed.execution.eval_batch_size, config.schedule.precision
+    height, width = arrays.train_images.shape[1:3]
+    options = {**assembly.evaluation, "center": Center.of(config.views, (height, width))}
     if typed.evaluate.corruptions is not None:
         corruptions = Corruptions(typed.evaluate.corruptions, arrays.test_images.shape[1:], arrays.num_classes)
-        return summary(
-            corruptions.evaluate(rebuilt.predict, rebuilt.device, batch_size=batch, precision=precision, center=center)
-        )
+        return summary(corruptions.evaluate(assembly.predict, assembly.device, **options))
     if typed.evaluate.sets:
         found: dict[str, float] = {}
         for shifted in shifted_sets(typed.evaluate, config.dataset, arrays.class_names):
-            found |= shifted.evaluate(
-                rebuilt.predict, rebuilt.device, batch_size=batch, precision=precision, center=center
-            )
+            found |= shifted.evaluate(assembly.predict, assembly.device, **options)
         return found
 
-    resident, workers = config.dataset.resident, typed.execution.workers
-    train, test = place(rebuilt.arrays, rebuilt.device, resident, workers)
-    if arrays is not rebuilt.arrays:
-        _, test = place(arrays, rebuilt.device, resident, workers)
-    labels = torch.from_numpy(arrays.test_labels).to(rebuilt.device)
-    splits = {"test": (test, torch.arange(len(labels), device=rebuilt.device), labels)}
-    if any(a.startswith("method.") for a in asked):  # it may choose anew, on the run's own validation images
-        val = torch.from_numpy(rebuilt.split.val)
-        own = torch.from_numpy(rebuilt.arrays.train_labels)[val]
-        splits["val"] = train, val.to(rebuilt.device), own.to(rebuilt.device)
-    evaluator = Evaluator(splits, batch, precision, center=center)
+    splits = dict(assembly.evaluator.splits)
+    if arrays is not assembly.arrays:
+        _, test = place(arrays, assembly.device, config.dataset.resident, typed.execution.workers)
+        labels = torch.from_numpy(arrays.test_labels).to(assembly.device)
+        splits["test"] = test, torch.arange(len(labels), device=assembly.device), labels
+    if not any(a.startswith("method.") for a in asked):  # else it may choose anew, on the run's own validation images
+        splits.pop("val", None)
+    evaluator = Evaluator(splits, **options)
     if "val" not in evaluator.splits:
-        return evaluator.final_metrics(evaluator.logits(rebuilt.predict))
-    logits = evaluator.settled(rebuilt.method)
-    if (teacher := rebuilt.method.teacher) is not None:
-        logits |= evaluator.logits(teacher.predict)
-    return evaluator.final_metrics(logits) | chosen(rebuilt.method)
+        return evaluator.final_metrics(evaluator.logits(assembly.predict))
+    logits = evaluator.settled(assembly.method)
+    if assembly.teacher is not None:
+        logits |= evaluator.logits(assembly.teacher.predict)
+    return evaluator.final_metrics(logits) | chosen(assembly.method)
 
 
 def _composed(record: Record, asked: Sequence[str], execution: Sequence[str]) -> RunConfig:

@@ -26,7 +26,8 @@ from kdrun.core.later import later
 from kdrun.core.schema import Schema, from_arguments
 from kdrun.results.cell import run_name
 from kdrun.runs.export import SPEC
-from kdrun.runs.layout import opened, place_of
+from kdrun.runs.layout import place_of
+from kdrun.runs.record import opened
 
 if TYPE_CHECKING:
     import torch

@@ -2,33 +2,19 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdrun.config.compose import Composer, parser
-from kdrun.config.key import run_directory
-from kdrun.config.run import RunConfig
+from kdrun.config.job import Job
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.later import later
-from kdrun.runs.layout import finished
+from kdrun.runs.record import finished
 
 if TYPE_CHECKING:
     from kdrun.training.check import check, check_measurements
 else:
     check, check_measurements = later("kdrun.training.check", "check", "check_measurements")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One job of a sweep."""
-
-    overrides: tuple[str, ...]
-    config: RunConfig
-
-    @property
-    def directory(self) -> Path:
-        return run_directory(self.config)
 
 
 def plan(arguments: Sequence[str]) -> list[Job] | None:
@@ -52,30 +38,30 @@ def plan(arguments: Sequence[str]) -> list[Job] | None:
         jobs, errors = [], []
         for overrides in expanded:
             try:
-                jobs.append(Job(overrides, composer.typed(overrides)))
+                jobs.append((overrides, composer.job(overrides)))
             except KdrunError as error:
                 errors += [(overrides, line) for line in str(error).splitlines()]
     if not errors:
         errors = _check(jobs)
     if errors:
         raise ConfigError(*_listed(errors, len(expanded), expanded))
-    return jobs
+    return [job for _, job in jobs]
 
 
-def _check(jobs: list[Job]) -> list[tuple[tuple[str, ...], str]]:
+def _check(jobs: list[tuple[tuple[str, ...], Job]]) -> list[tuple[tuple[str, ...], str]]:
     """What only the data, the disk and the machine can tell, for the jobs that are not done yet."""
     errors = []
-    for outputs in {job.config.execution.outputs for job in jobs}:
+    for outputs in {job.config.execution.outputs for _, job in jobs}:
         if problem := _not_writable(Path(outputs)):
             return [((), f"execution.outputs: {outputs}: {problem}")]
-    for job in jobs:
+    for overrides, job in jobs:
         try:
             if finished(job.directory) is None:
-                check(job.config)
+                check(job)
             else:
-                check_measurements(job.config)
+                check_measurements(job)
         except KdrunError as error:
-            errors += [(job.overrides, line) for line in str(error).splitlines()]
+            errors += [(overrides, line) for line in str(error).splitlines()]
     return errors
 
 

@@ -23,7 +23,8 @@ from kdrun.core.later import later
 from kdrun.core.schema import Schema, build, from_arguments
 from kdrun.data.images import decoded, list_images
 from kdrun.data.types import Images
-from kdrun.runs.layout import opened, place_of
+from kdrun.runs.layout import place_of
+from kdrun.runs.record import opened
 
 if TYPE_CHECKING:
     import torch

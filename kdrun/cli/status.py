@@ -16,6 +16,7 @@ from kdrun.core.errors import ConfigError, allowed
 from kdrun.core.lock import held
 from kdrun.core.schema import Schema, from_arguments
 from kdrun.results.found import flatten, unique_records
+from kdrun.runs.layout import lock_path
 from kdrun.runs.metric import Metric, is_percent
 from kdrun.runs.record import Record
 
@@ -83,7 +84,7 @@ def _is(value: Any, given: str) -> bool:
 
 
 def _state(directory: Path, record: Record) -> str:
-    if record["status"] == "running" and not held(directory.with_name(directory.name + ".lock")):
+    if record["status"] == "running" and not held(lock_path(directory)):
         return "stopped"
     return str(record["status"])
 

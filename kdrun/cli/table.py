@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 from kdrun.cli import train
 from kdrun.cli.plan import plan
 from kdrun.config.compose import Composer, ordered
-from kdrun.config.key import run_dir, run_directory
+from kdrun.config.job import Job
 from kdrun.core.errors import ConfigError, Unfinished, allowed
 from kdrun.core.files import write_text
 from kdrun.core.later import later
@@ -155,7 +155,7 @@ def carry_out(name: str, outputs: Path, extra: Sequence[str]) -> None:
     planned = {made.place for cell in todo.plan.cells for made in cell.runs}
     for arguments in commands:
         for job in plan(ordered(arguments)) or []:
-            if run_dir(job.config) not in planned:
+            if job.place not in planned:
                 raise ConfigError(
                     f"override: {' '.join(extra)}: makes {job.directory}, which table={name} does not plan"
                 )
@@ -184,8 +184,8 @@ def _make_prerequisites(todo: Todo, outputs: Path, extra: Sequence[str]) -> None
                 continue
             configs = composer.typed_seeds([*cell.overrides, f"execution.outputs={outputs}", *extra], seeds)
             for config in configs:
-                for role, other in config.method_class.requires(config).items():
-                    if run_dir(other) in wanted:
-                        wanted.discard(run_dir(other))
-                        print(f"first its {role}: {run_directory(other)}", file=sys.stderr)
+                for role, other in Job(config).requires.items():
+                    if other.place in wanted:
+                        wanted.discard(other.place)
+                        print(f"first its {role}: {other.directory}", file=sys.stderr)
                         run(other, job_type=role)

@@ -13,9 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from kdrun.cli.help import show_help
-from kdrun.cli.plan import Job, plan
+from kdrun.cli.plan import plan
 from kdrun.config.compose import ordered
-from kdrun.config.key import run_directory
+from kdrun.config.job import Job, planned, planned_job
 from kdrun.config.nodes import to_config
 from kdrun.config.resolvers import register_resolvers
 from kdrun.config.source import register_source
@@ -35,12 +35,13 @@ register_resolvers()  # here: a launcher's worker resolves its directory before 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
 def job(composed: DictConfig) -> None:
-    """One job of a sweep. A failure is recorded and does not stop the others."""
-    config = to_config(composed)
+    """One job of a sweep, as it was planned. A failure is recorded and does not stop the others."""
+    overrides = tuple(HydraConfig.get().overrides.task)
+    own = planned_job(overrides) or Job(to_config(composed), overrides)
     try:
-        run(config, overrides=list(HydraConfig.get().overrides.task))
+        run(own)
     except (KdrunError, OSError) as error:  # before there was a record to write it into
-        log.error("failed: %s: %s", run_directory(config), error)
+        log.error("failed: %s: %s", own.directory, error)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,7 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     sys.argv = [old[0], *arguments]
     register_source()
     try:
-        job()
+        with planned(jobs or ()):
+            job()
     except KeyboardInterrupt as stop:
         print(f"interrupted: {stop or 'run the same command again to go on'}", file=sys.stderr)
         return 130
@@ -77,14 +79,14 @@ def _report(jobs: list[Job] | None) -> int:
     if jobs is None:
         return 0
     bad: list[str] = []
-    for planned in jobs:
+    for own in jobs:
         try:
-            record: dict[str, Any] = read_record(planned.directory) or {"status": "missing"}
+            record: dict[str, Any] = read_record(own.directory) or {"status": "missing"}
         except KdrunError as error:
             record = {"status": "damaged", "error": {"message": str(error)}}
         if record["status"] != "done":
             why = (record.get("error") or {}).get("message", "")
-            bad.append(f"{record['status']}: {planned.directory}{': ' + why if why else ''}")
+            bad.append(f"{record['status']}: {own.directory}{': ' + why if why else ''}")
     for line in bad:
         if len(jobs) > 1 or line.startswith("missing"):  # a single job has said it already
             print(line, file=sys.stderr)

@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kdrun.config.job import Job
 from kdrun.config.nodes import to_config
 from kdrun.config.repository import ParsedOnce
 from kdrun.config.resolvers import register_resolvers
@@ -49,7 +50,8 @@ class Composer:
         register_resolvers()
         GlobalHydra.instance().clear()
         self.hydra = Hydra.create_main_hydra2(task_name="train", config_search_path=path)
-        self.hydra.config_loader.repository = ParsedOnce(path)
+        loader: Any = self.hydra.config_loader
+        loader.repository = ParsedOnce(path)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -65,6 +67,11 @@ class Composer:
     def typed(self, overrides: Sequence[str]) -> RunConfig:
         """The typed config of one job."""
         return to_config(self.compose(overrides))
+
+    def job(self, overrides: Sequence[str]) -> Job:
+        """One job, with its overrides as Hydra tells them."""
+        composed = self.compose(overrides)
+        return Job(to_config(composed), tuple(composed.hydra.overrides.task))
 
     def typed_seeds(self, overrides: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
         """The typed config for each seed, as `seed=<seed>` behind the overrides gives it; composed once."""

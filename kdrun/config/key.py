@@ -36,10 +36,15 @@ def run_key(config: RunConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def run_dir(config: RunConfig) -> str:
-    """`runs/<method>/<dataset>/n<labels>/s<seed>-<key>`, below `execution.outputs`."""
+def run_dir(config: RunConfig, key: str | None = None) -> str:
+    """`runs/<method>/<dataset>/n<labels>/s<seed>-<key>`, below `execution.outputs`.
+
+    Args:
+        key: the run key, where it is known.
+    """
     labels = str(config.dataset.num_labels or "all").replace("/", "-per-").replace("%", "pct")
-    return f"runs/{config.method.name}/{config.dataset.name}/n{labels}/s{config.seed}-{run_key(config)}"
+    key = run_key(config) if key is None else key
+    return f"runs/{config.method.name}/{config.dataset.name}/n{labels}/s{config.seed}-{key}"
 
 
 def run_directory(config: RunConfig) -> Path:

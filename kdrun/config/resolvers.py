@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kdrun.config.key import run_dir
+from kdrun.config.job import Job, planned_job
 from kdrun.config.needs import Needs
 from kdrun.config.nodes import plugged, to_config
 from kdrun.config.parts import TermConfig
@@ -56,7 +56,8 @@ def _beside(label: str, *, _root_: DictConfig) -> float:
 
 
 def _run_dir(*, _root_: DictConfig) -> str:
-    return run_dir(to_config(_root_))
+    task = OmegaConf.select(_root_, "hydra.overrides.task") or ()
+    return (planned_job(task) or Job(to_config(_root_))).place
 
 
 def register_resolvers() -> None:

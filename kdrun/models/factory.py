@@ -8,7 +8,7 @@ import timm
 from kdrun.config.model import ModelConfig
 from kdrun.core.errors import ConfigError
 from kdrun.models import open_clip
-from kdrun.models.network import Network, build_network
+from kdrun.models.network import Network, NetworkSpec, build_network
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,14 @@ class NetworkFactory:
 
     def network(self, model: ModelConfig, seed: int, role: str = "") -> Network:
         """A new network for this dataset."""
+        spec = self.spec_of(model)
+        return build_network(
+            ModelConfig.model_validate(spec.model), num_classes=spec.num_classes, in_chans=spec.in_chans,
+            mean=spec.mean, std=spec.std, seed=seed, role=role,
+        )  # fmt: skip
+
+    def spec_of(self, model: ModelConfig) -> NetworkSpec:
+        """What a network for this dataset is built from."""
         if model.name == "open_clip" and "vision_cfg" not in model.args:
             model = open_clip.student(model)
         mean, std = model.mean, model.std
@@ -32,15 +40,8 @@ class NetworkFactory:
             published = timm.get_pretrained_cfg(model.name)
             if published is not None:
                 mean, std = mean or list(published.mean), std or list(published.std)
-        return build_network(
-            model,
-            num_classes=self.num_classes,
-            in_chans=self.in_chans,
-            mean=for_channels(mean or self.mean, self.in_chans),
-            std=for_channels(std or self.std, self.in_chans),
-            seed=seed,
-            role=role,
-        )
+        own = [tuple(for_channels(v, self.in_chans)) for v in (mean or self.mean, std or self.std)]
+        return NetworkSpec(model.model_dump(), self.num_classes, self.in_chans, own[0], own[1])
 
 
 def for_channels(values: Sequence[float], in_chans: int) -> Sequence[float]:

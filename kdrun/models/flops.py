@@ -7,7 +7,7 @@ the network is built without memory.
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 
 from kdrun.config.dataset import FilesConfig, facts_of
 from kdrun.core.registry import load, lookup, registered
-from kdrun.models.network import Network, NetworkSpec
+from kdrun.models.network import Network, NetworkSpec, outline
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +63,10 @@ def _counted(spec: str, size: tuple[int, int]) -> int | None:
     load("model")
 
     told = NetworkSpec(**json.loads(spec))
-    untrained = replace(told, model={**told.model, "pretrained": False, "file": None})
     counter = FlopCounterMode(display=False)
     try:
         with torch.device("meta"), torch.no_grad():
-            network = Network(untrained).eval()
+            network = outline(told).eval()
             with counter:
                 network(torch.empty((1, told.in_chans, *size), dtype=torch.uint8))
     except Exception as error:  # networks of others raise many kinds

@@ -1,10 +1,12 @@
 """A network with its own input adapter: takes raw pixels, resizes and normalises them, gives logits and features."""
 
+import copy
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from kdrun.config.model import ModelConfig
 from kdrun.core.errors import ConfigError, DataError, KdrunError
 from kdrun.core.files import write_bytes
+from kdrun.core.registry import plugin_hashes
 from kdrun.core.schema import build
 from kdrun.core.seeding import subseed
 from kdrun.data.views.view import View
@@ -25,6 +28,7 @@ from kdrun.models.output import Output
 from kdrun.models.weights import missing_weights, no_weights, offline_where_there_is_no_network
 
 USUAL = (TypeError, ValueError, RuntimeError, AssertionError)  # by which networks refuse their arguments
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -245,6 +249,28 @@ def build_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(subseed(seed, "init", model.name, role))
         return Network(spec)
+
+
+def outline(spec: NetworkSpec) -> Network:
+    """A network on the meta device: its shapes, without memory and weights. Built once for all who ask."""
+    import timm
+
+    name = str(spec.model["name"])
+    plain = replace(spec, model={**spec.model, "pretrained": False, "file": None})
+    parts = plugin_hashes([timm.model_entrypoint(name)] if timm.is_model(name) else [])
+    asked = json.dumps(asdict(plain)), tuple(parts)
+    kept = _outline(*asked)
+    try:
+        return copy.deepcopy(kept)
+    except Exception as error:  # a user's network may be made of anything
+        log.debug("%s cannot be copied (%s); it is built anew", name, error)
+        return _outline.__wrapped__(*asked)
+
+
+@lru_cache(maxsize=8)
+def _outline(spec: str, _parts: tuple[tuple[str, str], ...]) -> Network:
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return Network(NetworkSpec(**json.loads(spec)))
 
 
 def load_network(path: Path) -> Network:

@@ -11,6 +11,7 @@ from kdrun.core.errors import KdrunError
 from kdrun.core.lock import held
 from kdrun.results.cell import run_name
 from kdrun.results.plan import PlannedCell, PlannedRun, TablePlan, plan_of, table_spec
+from kdrun.runs.layout import lock_path
 from kdrun.runs.record import read_record
 
 STATES = ("done", "running", "stopped", "failed", "missing", "damaged")
@@ -35,7 +36,7 @@ def state_of(directory: Path) -> State:
     if record is None:
         return State("missing")
     if record["status"] == "running":
-        return State("running" if held(directory.with_name(directory.name + ".lock")) else "stopped")
+        return State("running" if held(lock_path(directory)) else "stopped")
     why = (record.get("error") or {}).get("message", "")
     return State(record["status"], why, (record.get("seconds") or {}).get("total"), record.get("device"))
 

@@ -14,23 +14,14 @@ from torch import Tensor
 
 from kdrun.config.model import ModelConfig
 from kdrun.config.nodes import from_nodes
-from kdrun.config.run import ExecutionConfig, RunConfig
-from kdrun.core.device import use_machine
+from kdrun.config.run import RunConfig
 from kdrun.core.errors import KdrunError, allowed
 from kdrun.core.registry import load, load_plugins
-from kdrun.data.arrays import Arrays
-from kdrun.data.load import load_dataset
-from kdrun.data.splits import Split
-from kdrun.data.views.center import Center
-from kdrun.data.views.view import View
 from kdrun.methods.method import Method
 from kdrun.methods.step import Setup
 from kdrun.models.network import Network, load_network
-from kdrun.runs.layout import directory_of_key, finished, opened, place_of, run_lock
-from kdrun.runs.record import Record, write_record
-from kdrun.teachers.kind import make_teacher
-from kdrun.teachers.teacher import Teacher
-from kdrun.training.assembly import center_of, setup_of, split_of, to_device
+from kdrun.runs.layout import directory_of_key, outputs_of, place_of, run_lock
+from kdrun.runs.record import Record, finished, opened, write_record
 
 
 @dataclass(frozen=True)
@@ -53,7 +44,7 @@ class FinishedRun:
     @property
     def outputs(self) -> Path:
         """The outputs folder that it lies in."""
-        return self.directory.parents[4]
+        return outputs_of(self.directory)
 
     @cached_property
     def config(self) -> RunConfig:
@@ -116,29 +107,6 @@ class FinishedRun:
             method.load_state_dict(load_file(own), strict=False)
         return method.eval()
 
-    def rebuild(self, execution: ExecutionConfig | None = None) -> "Rebuilt":
-        """Its data and networks. Raises KdrunError where data, plugins or weights are gone.
-
-        Args:
-            execution: on which device and how many threads; as it was trained where this is None.
-        """
-        config = self.config
-        machine = execution or config.execution
-        device = use_machine(machine.device, machine.threads)
-        arrays = load_dataset(config.dataset, self.outputs)
-        split = split_of(config, arrays)
-        if split.hash != self.record["split"]["hash"]:
-            raise KdrunError(
-                f"{self.directory}: was trained on split {self.record['split']['hash']}, not on {split.hash}"
-            )
-        setup = setup_of(config, arrays, split)
-        roles = {role: self.required(role) for role in self.record["requires"] if role.startswith("teacher")}
-        frozen = make_teacher(config.teacher, setup, roles, outputs=self.outputs)
-        teacher = None if frozen is None else Teacher(to_device(frozen, config, device))
-        method = self.method(replace(setup, teacher=teacher))
-        to_device(method, config, device).eval()
-        return Rebuilt(config, arrays, split, device, method, center_of(config, arrays))
-
     @contextmanager
     def amended(self) -> Iterator[Record]:
         """The record as it is now, to change while nobody else can; written if the block ends well and changed it."""
@@ -151,21 +119,3 @@ class FinishedRun:
             if record != before:
                 lock.require()
                 write_record(self.directory, record)
-
-
-@dataclass(frozen=True)
-class Rebuilt:
-    """The parts of a finished run on its device."""
-
-    config: RunConfig
-    arrays: Arrays
-    split: Split
-    device: torch.device
-    method: Method[Any]
-    center: Center | None
-    """What networks see of an image; None: all of it."""
-
-    def predict(self, view: View) -> dict[str, Tensor]:
-        """What the run evaluated, and `teacher` where it had one."""
-        teacher = self.method.teacher
-        return self.method.predict(view) | ({} if teacher is None else teacher.predict(view))

@@ -1,16 +1,23 @@
-"""The folders of outputs: where runs, their locks and artifacts lie."""
+"""The folders of outputs: where runs, their locks and splits lie. A run is given its place by `kdrun.config.key`."""
 
 import re
 from pathlib import Path
 
 from kdrun.core.errors import KdrunError
 from kdrun.core.lock import Lock
-from kdrun.runs.record import Record, read_record
+
+RUNS = "runs/*/*/*"
+"""`runs/<method>/<dataset>/n<labels>`, which the directories of runs lie in."""
+
+
+def run_directories(outputs: Path) -> list[Path]:
+    """The directories with a record, in the order of their paths."""
+    return [path.parent for path in sorted(outputs.glob(f"{RUNS}/*/record.json"))]
 
 
 def directory_of_key(outputs: Path, key: str | None) -> Path | None:
     """The directory of a run."""
-    found = next(outputs.glob(f"runs/*/*/*/s*-{key}/record.json"), None)
+    found = next(outputs.glob(f"{RUNS}/s*-{key}/record.json"), None)
     return None if found is None else found.parent
 
 
@@ -24,34 +31,20 @@ def place_of(run: str, outputs: str | Path) -> Path:
     return found
 
 
-def opened(directory: str | Path) -> tuple[Path, Record]:
-    """The whole path of a run and its record. Raises KdrunError: it is no run's, or not done."""
-    path = Path(directory).expanduser().resolve()
-    record = read_record(path)
-    if record is None:
-        raise KdrunError(f"{directory}: not a run directory (no record.json)")
-    if record["status"] != "done":
-        raise KdrunError(f"{directory}: the run is {record['status']}, not done")
-    return path, record
+def outputs_of(directory: Path) -> Path:
+    """The outputs folder that a run directory lies in."""
+    return directory.parents[4]
+
+
+def lock_path(directory: Path) -> Path:
+    return directory.with_name(f"{directory.name}.lock")
 
 
 def run_lock(directory: Path) -> Lock:
     """Who holds it may write into the run directory."""
-    return Lock(directory.with_name(directory.name + ".lock"))
+    return Lock(lock_path(directory))
 
 
-def finished(directory: Path) -> Record | None:
-    """The record of a run that is done and has its weights, else None."""
-    record = read_record(directory)
-    if record is None or record["status"] != "done":
-        return None
-    return record if all((directory / f"{net}.safetensors").is_file() for net in record["nets"]) else None
-
-
-def made(directory: Path) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
-
-
-def outputs_of(directory: Path) -> Path:
-    return directory.parents[4]
+def split_folder(outputs: Path, digest: str) -> Path:
+    """The artifact that holds the indices of a split."""
+    return outputs / "artifacts" / "split" / digest

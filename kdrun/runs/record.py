@@ -14,6 +14,7 @@ from kdrun.core.errors import KdrunError
 from kdrun.core.files import write_json
 from kdrun.core.paths import HERE
 from kdrun.core.version import __version__
+from kdrun.runs.layout import run_directories
 
 log = logging.getLogger(__name__)
 SCHEMA = 1
@@ -42,6 +43,14 @@ def write_record(directory: Path, record: Record) -> None:
     write_json(directory / "record.json", finite(record))
 
 
+def finished(directory: Path) -> Record | None:
+    """The record of a run that is done and has its weights, else None."""
+    record = read_record(directory)
+    if record is None or record["status"] != "done":
+        return None
+    return record if all((directory / f"{net}.safetensors").is_file() for net in record["nets"]) else None
+
+
 def find_records(outputs: Path, every: Callable[[Record], bool] | None = None) -> Iterator[tuple[Path, Record]]:
     """All records below `outputs`/runs, in the order of their paths; damaged ones are named in the log and left out.
 
@@ -49,20 +58,31 @@ def find_records(outputs: Path, every: Callable[[Record], bool] | None = None) -
         every: records of which it is true come first.
     """
     later = []
-    for path in sorted((outputs / "runs").glob("*/*/*/*/record.json")):
+    for directory in run_directories(outputs):
         try:
-            record = read_record(path.parent)
+            record = read_record(directory)
         except KdrunError as error:
             log.warning("left out: %s", error)
             continue
         if record is not None and (every is None or every(record)):
-            yield path.parent, record
+            yield directory, record
         elif record is not None:
-            later.append(path.parent)  # not the record: there may be thousands
+            later.append(directory)  # not the record: there may be thousands
     for directory in later:
         record = read_record(directory)
         if record is not None:
             yield directory, record
+
+
+def opened(directory: str | Path) -> tuple[Path, Record]:
+    """The whole path of a run and its record. Raises KdrunError: it is no run's, or not done."""
+    path = Path(directory).expanduser().resolve()
+    record = read_record(path)
+    if record is None:
+        raise KdrunError(f"{directory}: not a run directory (no record.json)")
+    if record["status"] != "done":
+        raise KdrunError(f"{directory}: the run is {record['status']}, not done")
+    return path, record
 
 
 def finite(value: Any) -> Any:

@@ -1,10 +1,64 @@
-"""The state of the global generators."""
+"""The checkpoint of a run that is being trained: the last two states on disk, and that of the global generators."""
 
+import io
+import logging
+import os
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from kdrun.core.errors import KdrunError
+from kdrun.core.files import atomic_path
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoint:
+    """last.pt, and previous.pt in case that one is damaged.
+
+    Args:
+        folder: need not exist.
+        key: the run's, which a state belongs to.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder = folder
+        self.key = key
+        self.last, self.previous = folder / "last.pt", folder / "previous.pt"
+
+    def save(self, state: dict[str, Any]) -> None:
+        buffer = io.BytesIO()
+        torch.save({"key": self.key, **state, "random": random_state()}, buffer)
+        with atomic_path(self.last) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+            if self.last.exists():  # only now that the new one is on disk: one of the two is whole at any time
+                os.replace(self.last, self.previous)
+
+    def load(self, device: torch.device) -> dict[str, Any] | None:
+        """The newest state that can be read, `random` for `set_random_state` in it; None: there is none.
+
+        Raises:
+            KdrunError: all are damaged, or of another run.
+        """
+        found = [path for path in (self.last, self.previous) if path.exists()]
+        for i, path in enumerate(found):
+            try:
+                state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+            except Exception as error:  # whatever a damaged file makes torch raise
+                if i + 1 == len(found):
+                    raise KdrunError(
+                        f"{path}: damaged checkpoint ({type(error).__name__}); "
+                        f"delete {path.parent} to start this run anew"
+                    ) from error
+                log.warning("%s is damaged; going on from %s", path, found[i + 1].name)
+                continue
+            if state["key"] != self.key:
+                raise KdrunError(f"{path}: belongs to run {state['key']}, not {self.key}; delete {path.parent}")
+            return state
+        return None
 
 
 def random_state() -> dict[str, Any]:

@@ -5,15 +5,13 @@ pure functions of the step, and a checkpoint holds everything else.
 """
 
 import contextlib
-import io
 import logging
 import math
-import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +21,12 @@ from kdrun.config.run import RunConfig
 from kdrun.config.schedule import Clock, ScheduleConfig
 from kdrun.core.device import autocast
 from kdrun.core.errors import Interrupted, KdrunError, NonFiniteLoss
-from kdrun.core.files import atomic_path
 from kdrun.data.loader import Loader
 from kdrun.data.views.view import Batch
 from kdrun.methods.method import Method
 from kdrun.methods.step import Context, Guesses, Step
 from kdrun.runs.metrics_log import MetricsLog
-from kdrun.training.checkpoint import random_state, set_random_state
+from kdrun.training.checkpoint import Checkpoint, random_state, set_random_state
 from kdrun.training.ema import Ema
 from kdrun.training.evaluator import Evaluator, chosen
 from kdrun.training.optimizer import make_optimizer
@@ -53,6 +50,38 @@ class Progress:
     seconds: dict[str, float] = field(default_factory=lambda: {"total": 0.0, "train": 0.0, "data": 0.0, "eval": 0.0})
 
 
+class Stopwatch:
+    """What a session spends its time on.
+
+    Args:
+        before: seconds of the sessions before it.
+    """
+
+    def __init__(self, before: Mapping[str, float]) -> None:
+        self.before = dict(before)
+        self.spent = {"data": 0.0, "eval": 0.0}
+        self.began = self.at = time.perf_counter()
+
+    @contextlib.contextmanager
+    def on(self, what: Literal["data", "eval"]) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.spent[what] += time.perf_counter() - started
+
+    def seconds(self) -> dict[str, float]:
+        """Of all sessions: total, and the parts train, data and eval that it is made of."""
+        total = time.perf_counter() - self.began
+        spent = {"total": total, "train": total - sum(self.spent.values()), **self.spent}
+        return {name: self.before[name] + value for name, value in spent.items()}
+
+    def elapsed(self) -> float:
+        """Since the last `mark`."""
+        return time.perf_counter() - self.at
+
+    def mark(self) -> None:
+        self.at = time.perf_counter()
+
+
 class Loop:
     """Trains a method to its last step. `run` may be called on a fresh loop only."""
 
@@ -69,7 +98,7 @@ class Loop:
         self.schedule: ScheduleConfig = self.config.schedule
         self.directory = directory
         self.tracker = tracker
-        self.key = key
+        self.checkpoint = Checkpoint(directory / "checkpoint", key)
         self.before = before  # called once before the first step of this process: whether the run is fresh
         self.still_ours = still_ours  # raises where another process took the run over
         self.hidden = hidden  # (N,) labels of the train array, -1 where nobody knows; to judge a method's guesses by
@@ -81,6 +110,7 @@ class Loop:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.schedule.precision == "fp16")
         self.progress = Progress()
         self.log = MetricsLog(directory / "metrics.jsonl")
+        self._batch_size = sum(type(method).batch_sizes(self.config).values())  # images a step, of all streams
         self._last: dict[tuple[str, str], Tensor] = {}  # logits of the evaluation at the last step
         self._window: list[Tensor] = []  # logged values of the steps since the last line
         self._names: list[str] = []
@@ -91,67 +121,63 @@ class Loop:
         """Train from the last checkpoint, or from the start, to the last step."""
         self._resume()
         self._prepare()
-        execution, progress = self.config.execution, self.progress
-        clip = self._clipped()
-        batch_size = sum(type(self.method).batch_sizes(self.config).values())
-        hidden = None if execution.progress is None else not execution.progress
-        began, saved = time.perf_counter(), time.perf_counter()
-        before = dict(progress.seconds)
-        waited = evaluated = 0.0
-        bar = tqdm(
-            total=self.clock.total_steps * batch_size, initial=progress.step * batch_size, disable=hidden,
-            unit="img", unit_scale=True, leave=False, desc=self.directory.name,
-        )  # fmt: skip
-
-        def clock_in() -> None:
-            total = time.perf_counter() - began
-            spent = {"total": total, "train": total - waited - evaluated, "data": waited, "eval": evaluated}
-            progress.seconds = {name: before[name] + value for name, value in spent.items()}
-
+        progress, total_steps = self.progress, self.clock.total_steps
+        clip, watch = self._clipped(), Stopwatch(progress.seconds)
         self.method.train()
-        with StopSignal() as stop, bar:
+        with StopSignal() as stop, self._bar() as bar:
             try:
-                for step in range(progress.step, self.clock.total_steps):
-                    started = time.perf_counter()
-                    batch = self.loader.batch(step)
-                    waited += time.perf_counter() - started
-
-                    out = self._optimize(step, batch, clip)
-                    self._keep(out)
+                for step in range(progress.step, total_steps):
+                    with watch.on("data"):
+                        batch = self.loader.batch(step)
+                    self._keep(self._optimize(step, batch, clip))
                     progress.step = step + 1
-
-                    if progress.step % execution.log_every_steps == 0 or progress.step == self.clock.total_steps:
-                        self._flush()
-                    if self._evaluation_due(progress.step):
-                        self._check_finite()
-                        started = time.perf_counter()
-                        self._evaluate()
-                        evaluated += time.perf_counter() - started
-                    bar.update(batch_size)
-
-                    now = time.perf_counter()
-                    every = execution.checkpoint_every_steps
-                    due = now - saved >= execution.checkpoint_every_seconds or (every and progress.step % every == 0)
-                    last = progress.step == self.clock.total_steps
-                    if stop.received is not None or (due and not last):
-                        self._check_finite()
-                        clock_in()
-                        self._checkpoint()
-                        saved = now
-                    if stop.received is not None:
+                    self._tell(watch)
+                    bar.update(self._batch_size)
+                    stopped = stop.received
+                    self._save_where_due(watch, stopped is not None)
+                    if stopped is not None:
                         raise Interrupted(
-                            f"stopped by {stop.received} after step {progress.step} of {self.clock.total_steps}; "
+                            f"stopped by {stopped} after step {progress.step} of {total_steps}; "
                             "a checkpoint was written, the same command goes on from there"
                         )
             except Exception as error:
                 if stop.received is not None:  # the signal stops the sweep, whatever went wrong on the way
                     raise Interrupted(f"stopped by {stop.received}; no checkpoint: {error}") from error
                 raise
-        clock_in()
+        progress.seconds = watch.seconds()
         waited, trained = progress.seconds["data"], progress.seconds["train"]
         share = waited / max(waited + trained, 1e-9)
         log.info("trained for %.1f s, of which %.0f %% waiting for data", waited + trained, 100 * share)
         return progress
+
+    def _bar(self) -> "tqdm[NoReturn]":
+        given = self.config.execution.progress
+        return tqdm(
+            total=self.clock.total_steps * self._batch_size, initial=self.progress.step * self._batch_size,
+            disable=None if given is None else not given, unit="img", unit_scale=True, leave=False,
+            desc=self.directory.name,
+        )  # fmt: skip
+
+    def _tell(self, watch: Stopwatch) -> None:
+        """Log and evaluate where it is due after a step."""
+        done = self.progress.step
+        if done % self.config.execution.log_every_steps == 0 or done == self.clock.total_steps:
+            self._flush()
+        if self._evaluation_due(done):
+            self._check_finite()
+            with watch.on("eval"):
+                self._evaluate()
+
+    def _save_where_due(self, watch: Stopwatch, stopped: bool) -> None:
+        """A checkpoint after a step: when the time or the number of steps has come, or the run is stopped."""
+        execution, done = self.config.execution, self.progress.step
+        every = execution.checkpoint_every_steps
+        due = watch.elapsed() >= execution.checkpoint_every_seconds or (every and done % every == 0)
+        if stopped or (due and done != self.clock.total_steps):
+            self._check_finite()
+            self.progress.seconds = watch.seconds()
+            self._checkpoint()
+            watch.mark()
 
     def _prepare(self) -> None:
         fresh, state = not self.progress.step, random_state()
@@ -305,8 +331,7 @@ class Loop:
     def _checkpoint(self) -> None:
         self.still_ours()
         progress = self.progress
-        state = {
-            "key": self.key,
+        self.checkpoint.save({
             "progress": {
                 "step": progress.step, "metrics": progress.metrics, "best_on_val": progress.best_on_val,
                 "seconds": progress.seconds,
@@ -319,37 +344,13 @@ class Loop:
             "ramps": self.ramps.state_dict(),
             "window": self._window,
             "names": self._names,
-            "random": random_state(),
-        }  # fmt: skip
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        last, previous = self._checkpoints()
-        with atomic_path(last) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
-            if last.exists():  # only now that the new one is on disk: one of the two is whole at any time
-                os.replace(last, previous)
-
-    def _checkpoints(self) -> tuple[Path, Path]:
-        return self.directory / "checkpoint" / "last.pt", self.directory / "checkpoint" / "previous.pt"
+        })  # fmt: skip
 
     def _resume(self) -> None:
-        found = [path for path in self._checkpoints() if path.exists()]
-        for i, path in enumerate(found):
-            try:
-                state = torch.load(path, map_location=self.device, weights_only=True)
-                break
-            except Exception as error:  # whatever a damaged file makes torch raise
-                if i + 1 == len(found):
-                    raise KdrunError(
-                        f"{path}: damaged checkpoint ({type(error).__name__}); "
-                        f"delete {path.parent} to start this run anew"
-                    ) from error
-                log.warning("%s is damaged; going on from %s", path, found[i + 1].name)
-        else:
+        state = self.checkpoint.load(self.device)
+        if state is None:
             self.log.cut(-1)
             return
-        if state["key"] != self.key:
-            raise KdrunError(f"{path}: belongs to run {state['key']}, not {self.key}; delete {path.parent}")
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:

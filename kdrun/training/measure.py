@@ -2,14 +2,13 @@
 
 import logging
 
-from kdrun.config.key import run_directory
-from kdrun.config.run import RunConfig
+from kdrun.config.job import Job
 from kdrun.core.files import write_json
 from kdrun.data.arrays import Arrays
 from kdrun.data.load import load_dataset
 from kdrun.runs.finished import FinishedRun
-from kdrun.runs.layout import outputs_of
 from kdrun.runs.record import Record, finite
+from kdrun.training.assembly import Assembly
 from kdrun.training.corruptions import Corruptions
 from kdrun.training.corruptions import summary as summary_of_corruptions
 from kdrun.training.shifted import shifted_sets
@@ -21,22 +20,18 @@ def corruptions_of(folder: str, arrays: Arrays) -> Corruptions:
     return Corruptions(folder, arrays.test_images.shape[1:], arrays.num_classes)
 
 
-def with_corruptions(config: RunConfig, folder: str) -> Record:
+def with_corruptions(job: Job, folder: str) -> Record:
     """The record of a finished run with what its networks and its teacher do on corrupted images.
 
     All cells are in corruptions.json, their means among the metrics.
     """
-    corruptions = corruptions_of(folder, load_dataset(config.dataset, outputs_of(run_directory(config)), pixels=False))
-    run = FinishedRun.open(run_directory(config))
+    corruptions = corruptions_of(folder, load_dataset(job.config.dataset, job.outputs, pixels=False))
+    run = FinishedRun.open(job.directory)
     with run.amended() as record:
         if record.get("corruptions") == corruptions.hash:
             return record
-        rebuilt = run.rebuild(config.execution)
-        found = corruptions.evaluate(
-            rebuilt.predict, rebuilt.device,
-            batch_size=config.execution.eval_batch_size, precision=config.schedule.precision,
-            center=rebuilt.center,
-        )  # fmt: skip
+        opened = Assembly.restored(run, job.config.execution)
+        found = corruptions.evaluate(opened.predict, opened.device, **opened.evaluation)
         write_json(run.directory / "corruptions.json", finite(found))
         record["metrics"] |= summary_of_corruptions(found)
         record["corruptions"] = corruptions.hash
@@ -44,23 +39,20 @@ def with_corruptions(config: RunConfig, folder: str) -> Record:
     return record
 
 
-def with_sets(config: RunConfig) -> Record:
+def with_sets(job: Job) -> Record:
     """The record of a finished run with what its networks and its teacher do on other test sets."""
-    arrays = load_dataset(config.dataset, outputs_of(run_directory(config)), pixels=False)
-    run = FinishedRun.open(run_directory(config))
+    config = job.config
+    arrays = load_dataset(config.dataset, job.outputs, pixels=False)
+    run = FinishedRun.open(job.directory)
     with run.amended() as record:
         known = record.get("sets") or {}
         asked = shifted_sets(config.evaluate, config.dataset, arrays.class_names)
         missing = [part for part in asked if known.get(part.name) != part.hash]
         if not missing:
             return record
-        rebuilt = run.rebuild(config.execution)
+        opened = Assembly.restored(run, config.execution)
         for part in missing:
-            record["metrics"] |= finite(part.evaluate(
-                rebuilt.predict, rebuilt.device,
-                batch_size=config.execution.eval_batch_size, precision=config.schedule.precision,
-                center=rebuilt.center,
-            ))  # fmt: skip
+            record["metrics"] |= finite(part.evaluate(opened.predict, opened.device, **opened.evaluation))
             record["sets"] = {**(record.get("sets") or {}), part.name: part.hash}
             log.info(
                 "%s: %d images of %d classes, top1 %.4f", part.name, len(part.files), len(part.classes),

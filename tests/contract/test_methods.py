@@ -1,7 +1,6 @@
 """What every registered method must keep, at no cost to its author."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -10,14 +9,12 @@ from kdrun.config.compose import Composer
 from kdrun.config.model import ModelConfig
 from kdrun.config.run import RunConfig
 from kdrun.core.registry import _REGISTRY, lookup
-from kdrun.data.load import load_dataset
-from kdrun.data.loader import Loader, make_loader
-from kdrun.data.splits import make_split
+from kdrun.data.loader import Loader
 from kdrun.methods.distill import Distill
 from kdrun.methods.method import Method
-from kdrun.methods.step import Context, Setup, Step
+from kdrun.methods.step import Context, Step
 from kdrun.teachers.teacher import Teacher
-from kdrun.training.assembly import recipes_of, visible_targets
+from kdrun.training.assembly import Assembly
 from kdrun.training.optimizer import make_optimizer
 from tests.conftest import FAST, TEACHER
 
@@ -37,24 +34,12 @@ ARTIFACTS = {"kd_fixmatch": {"trusted_label": torch.arange(1397) % 11 - 1}}
 def make(name: str, *overrides: str, device: str = "cpu") -> tuple[RunConfig, Method, Loader, torch.Tensor]:
     with Composer() as composer:
         config = composer.typed([f"method={name}", *FAST, *EXTRA.get(name, []), *overrides])
-    arrays = load_dataset(config.dataset)
-    split = make_split(config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels))
-    setup: dict[str, Any] = {
-        "num_classes": arrays.num_classes, "in_chans": 1, "mean": arrays.mean, "std": arrays.std,
-        "train_target": visible_targets(arrays, split), "class_names": arrays.class_names,
-    }  # fmt: skip
-    teacher = None
-    if config.needs_teacher:
-        teacher = Teacher(Setup(**setup).network(ModelConfig(name="resnet8"), seed=7).to(device))
-    method = config.method_class(config, Setup(**setup, teacher=teacher)).to(device).train()
-    recipes = recipes_of(config, arrays)
-    images = torch.from_numpy(arrays.train_images).to(device)
-    extra = {key: value.to(device) for key, value in ARTIFACTS.get(name, {}).items()}
-    loader = make_loader(
-        method.needed.streams, arrays, split, images, type(method).batch_sizes(config), recipes, config.seed, extra,
-        mix=config.views.mix,
-    )  # fmt: skip
-    return config, method, loader, torch.from_numpy(arrays.train_labels)
+    run = Assembly.of(config, torch.device(device))
+    if config.needs_teacher:  # one that nobody trained
+        run.teacher = Teacher(run.factory.network(ModelConfig(name="resnet8"), seed=7).to(device))
+    run.stream_seed = config.seed  # the golden losses of all methods are of the same images
+    run.loader.give({key: value.to(device) for key, value in ARTIFACTS.get(name, {}).items()})
+    return run.config, run.method.train(), run.loader, run.labels
 
 
 def ctx(config: RunConfig, step: int) -> Context:

@@ -13,6 +13,7 @@ from kdrun.data.views.view import View, clean
 from kdrun.methods.dho import best_combination
 from kdrun.runs.finished import FinishedRun
 from kdrun.runs.record import find_records
+from kdrun.training.assembly import Assembly
 from tests.conftest import FAST, TEACHER
 
 DHO = [
@@ -60,7 +61,7 @@ def test_choices_are_in_the_record_and_a_killed_run_goes_on_bitwise(train, outpu
     ]  # of steps 5 and 10; 11 and 12 are not measured
 
     # opened again: both heads and what was chosen
-    rebuilt = run.rebuild()
+    rebuilt = Assembly.restored(run)
     images = torch.from_numpy(rebuilt.arrays.test_images)
     index = torch.arange(len(images))
     with torch.no_grad():

@@ -20,6 +20,7 @@ from kdrun.results.analysis.linear_probe import Options, fitted
 from kdrun.results.analysis.teacher import entropy_deciles
 from kdrun.runs.finished import FinishedRun
 from kdrun.runs.record import find_records, read_record
+from kdrun.training.assembly import Assembly
 from kdrun.training.evaluator import Evaluator
 from tests.conftest import FAST, ROOT, TEACHER
 
@@ -74,7 +75,7 @@ def test_a_run_is_opened_again_and_its_teacher_judged(train, outputs, monkeypatc
     directory = moved / directory.relative_to(outputs)
     run = FinishedRun.open(directory)
     assert run_directory(run.config) == directory
-    rebuilt = run.rebuild()
+    rebuilt = Assembly.restored(run)
     images = torch.from_numpy(rebuilt.arrays.test_images)
     target = torch.from_numpy(rebuilt.arrays.test_labels)
     again = Evaluator({"test": (images, torch.arange(len(images)), target)}, 100).logits(rebuilt.predict)
@@ -111,7 +112,7 @@ def test_a_run_is_opened_again_and_its_teacher_judged(train, outputs, monkeypatc
         kdrun.load(directory, "other")
     shutil.rmtree(teacher_run)
     with pytest.raises(KdrunError, match=r"its teacher \(run \w+\) is not below"):
-        run.rebuild()
+        Assembly.restored(run)
 
 
 def test_a_probe_is_chosen_by_validation_images_and_learns_what_is_linear():

@@ -22,6 +22,7 @@ from kdrun.runs.finished import FinishedRun
 from kdrun.teachers.cache import Kept
 from kdrun.teachers.kind import make_teacher, untrained_teacher
 from kdrun.teachers.teacher import Teacher
+from kdrun.training.assembly import Assembly
 from tests.conftest import FAST
 from tests.contract.test_methods import ctx, fit, make
 from tests.unit.conftest import CFG, PREPROCESS
@@ -276,11 +277,9 @@ def test_a_run_with_a_clip_teacher(folder, train, outputs, capsys):
     record = json.loads(path.read_text())
     assert "test/teacher/top1" in record["metrics"]
     from_nodes(record["config"])  # can be opened again
-    import kdrun.runs.finished
 
-    rebuilt = kdrun.runs.finished.FinishedRun.open(path.parent).rebuild()
-    index = torch.arange(2)
-    assert "teacher" in rebuilt.predict(View(clean(torch.from_numpy(rebuilt.arrays.test_images), index), index))
+    opened, index = Assembly.restored(FinishedRun.open(path.parent)), torch.arange(2)
+    assert "teacher" in opened.predict(View(clean(torch.from_numpy(opened.arrays.test_images), index), index))
 
 
 TINY = (
@@ -390,7 +389,7 @@ def test_dho_learns_from_kept_logits_of_a_clip_and_is_opened_again(train, output
     record = json.loads(path.read_text())
     assert record["artifacts"]["teacher_outputs"]["images"] == record["split"]["unlabeled"]
     run = FinishedRun.open(path.parent)
-    rebuilt = run.rebuild()
+    rebuilt = Assembly.restored(run)
     images, index = torch.from_numpy(rebuilt.arrays.test_images), torch.arange(400)
     with torch.no_grad():
         for name in ("teacher", "combined"):

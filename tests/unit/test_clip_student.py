@@ -13,13 +13,12 @@ from kdrun.config.compose import Composer
 from kdrun.config.model import ModelConfig
 from kdrun.config.prompts import templates
 from kdrun.core.errors import ConfigError, DataError
-from kdrun.data.load import load_dataset
 from kdrun.data.views.view import View, clean
 from kdrun.models.network import load_network
 from kdrun.runs.finished import FinishedRun
 from kdrun.runs.record import find_records
 from kdrun.teachers.teacher import Teacher
-from kdrun.training.assembly import setup_of, split_of
+from kdrun.training.assembly import Assembly
 from kdrun.training.check import check
 from tests.conftest import FAST
 from tests.unit.conftest import CFG, PREPROCESS
@@ -44,11 +43,9 @@ def composed(*overrides):
 
 
 def built(config, teacher=None):
-    arrays = load_dataset(config.dataset)
-    setup = setup_of(config, arrays, split_of(config, arrays))
-    if teacher is None:
-        teacher = setup.network(ModelConfig(name="resnet8"), seed=7)
-    return config.method_class(config, setup.__class__(**{**vars(setup), "teacher": Teacher(teacher)}))
+    run = Assembly.of(config, torch.device("cpu"))
+    run.teacher = Teacher(teacher or run.factory.network(ModelConfig(name="resnet8"), seed=7))
+    return run.method
 
 
 def test_its_features_are_the_embeddings_and_its_weights_are_published(net, folder, tmp_path):
@@ -161,9 +158,9 @@ def test_a_run_that_is_opened_after_its_weights_are_gone(folder, train, outputs,
         assert {name.split(".")[0] for name in file.keys()} == {"visual", "head"}  # noqa: SIM118
     shutil.rmtree(copy)
     run = FinishedRun.open(place)
-    rebuilt, index = run.rebuild(), torch.arange(2)
-    view = View(clean(torch.from_numpy(rebuilt.arrays.test_images), index, rebuilt.center), index)
-    assert rebuilt.predict(view).keys() == {"ce_head", "kd_head", "combined", "teacher"}
+    opened, index = Assembly.restored(run), torch.arange(2)
+    view = View(clean(torch.from_numpy(opened.arrays.test_images), index, opened.center), index)
+    assert opened.predict(view).keys() == {"ce_head", "kd_head", "combined", "teacher"}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from kdrun.data.loader import Loader
 from kdrun.methods.requires import head_warmup_runs
 from kdrun.models.network import Network, build_network, load_network
 from kdrun.runs.record import find_records
-from kdrun.training.assembly import load_head_warmups
 from kdrun.training.check import check
 from tests.conftest import FAST, TEACHER
 from tests.contract.test_methods import fit, make
@@ -203,7 +202,8 @@ def test_a_run_with_a_warm_up_that_broke_off_ends_as_if_it_had_not(train, output
 
 def test_several_students_with_a_warm_up_each():
     students = "students=[{name: resnet8, args: {width: 4}, head_warmup: {epochs: 1}}, {name: wrn_16_1}]"
-    config, method, _, _ = make("peer_distill", students)
     with pytest.raises(ConfigError, match="its `requires` leaves out the head_warmup_1 of a student"):
-        load_head_warmups(method, {})
+        make("peer_distill", students)
+    with Composer() as composer:
+        config = composer.typed(["method=peer_distill", *FAST, *TEACHER, students])
     assert list(config.method_class.requires(config)) == ["head_warmup_1", "teacher"]

@@ -342,16 +342,12 @@ def test_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
 )
 def test_what_pixels_are_normalised_with(overrides, mean, std):
     from kdrun.config.compose import Composer
-    from kdrun.data.load import load_dataset
-    from kdrun.data.splits import make_split
-    from kdrun.training.assembly import setup_of
+    from kdrun.training.assembly import Assembly
 
     with Composer() as composer:
         config = composer.typed(["method=supervised", "student=resnet8", *overrides])
-    arrays = load_dataset(config.dataset)
-    setup = setup_of(
-        config, arrays, make_split(config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels))
-    )
-    net = setup.network(config.students[0], 0)
+    assembly = Assembly.of(config, torch.device("cpu"))
+    arrays = assembly.arrays
+    net = assembly.factory.network(config.students[0], 0)
     assert net.mean.flatten().tolist() == pytest.approx(list(mean or arrays.mean))
     assert net.std.flatten().tolist() == pytest.approx(list(std or arrays.std))

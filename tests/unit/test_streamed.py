@@ -28,7 +28,7 @@ from kdrun.data.streamed import ImageFiles, num_workers
 from kdrun.data.views.center import Center
 from kdrun.data.views.recipes import Crop, FileCrop
 from kdrun.data.views.view import clean
-from kdrun.training.assembly import recipes_of
+from kdrun.training.assembly import Assembly
 from kdrun.training.evaluator import Evaluator
 
 SIZE = 16
@@ -67,7 +67,7 @@ def loader_of(config, outputs, workers: int, views=("weak", "strong")) -> Loader
     n = len(arrays.train_labels)
     return make_loader(
         {"labeled": views}, arrays, Split(np.arange(n), np.arange(n), np.arange(0), len(arrays.test_labels)), train,
-        {"labeled": 4}, recipes_of(config, arrays), seed=3, total_steps=STEPS, mix=config.views.mix,
+        {"labeled": 4}, Assembly.of(config, torch.device("cpu")).recipes, seed=3, total_steps=STEPS, mix=config.views.mix,
         size=(12, 12) if config.views.weak.scale else None,
     )  # fmt: skip
 

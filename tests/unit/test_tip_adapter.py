@@ -25,7 +25,7 @@ from kdrun.runs.record import find_records
 from kdrun.teachers.kind import make_teacher
 from kdrun.teachers.teacher import Teacher
 from kdrun.teachers.tip_adapter import AdapterConfig, Cache, TipAdapter, trained
-from kdrun.training.assembly import fitted
+from kdrun.training.assembly import Assembly
 from kdrun.training.check import check
 from tests.conftest import FAST
 from tests.unit.test_clip import PIXELS, SETUP, spec
@@ -130,7 +130,7 @@ def test_one_cache_for_all_students_of_the_same_labels_and_a_killed_one_goes_on_
 
     # opened again, each tells what it told
     for place, name in ((directory, "adapter"), (student, "teacher")):
-        rebuilt = FinishedRun.open(place).rebuild()
+        rebuilt = Assembly.restored(FinishedRun.open(place))
         images, index = torch.from_numpy(rebuilt.arrays.test_images), torch.arange(100)
         with torch.no_grad():
             again = rebuilt.predict(View(clean(images, index), index))[name]
@@ -141,8 +141,8 @@ def test_one_cache_for_all_students_of_the_same_labels_and_a_killed_one_goes_on_
     still = "teacher.schedule={steps: 1, lr: 1e-12, batch_size: 50}"
     assert train(*line, still, "teacher.adapter.search=false") == 0
     [(place, _)] = [(d, r) for d, r in own(outputs, "tip_adapter") if r["steps"] == 1]
-    rebuilt = FinishedRun.open(place).rebuild()
-    clip = make_teacher(rebuilt.config.teacher, _setup(rebuilt), {})
+    rebuilt = Assembly.restored(FinishedRun.open(place))
+    clip = make_teacher(rebuilt.config.teacher, rebuilt.factory, {})
     labeled = torch.from_numpy(rebuilt.split.labeled)
     images = clean(torch.from_numpy(rebuilt.arrays.train_images), labeled)
     with torch.no_grad():
@@ -177,12 +177,6 @@ def test_one_cache_for_all_students_of_the_same_labels_and_a_killed_one_goes_on_
     assert content(directory) == whole
 
 
-def _setup(rebuilt):
-    from kdrun.training.assembly import setup_of
-
-    return setup_of(rebuilt.config, rebuilt.arrays, rebuilt.split)
-
-
 def test_the_run_of_the_cache_follows_the_labels_and_nothing_else(folder):
     def key(*more):
         config = composed(*over(folder), *more)
@@ -197,7 +191,9 @@ def test_the_run_of_the_cache_follows_the_labels_and_nothing_else(folder):
     run = teacher_runs(config := composed(*over(folder)), config.teacher)["teacher"]
     assert (run.schedule.batch_size, run.schedule.epochs, run.schedule.optimizer_args) == (256, 20.0, {"eps": 1e-4})
     for labels, batch, steps in ((50, 50, 20), (300, 256, 23)):  # no image twice in a batch
-        schedule = fitted(run, Split(np.arange(labels), np.arange(labels), np.arange(0), 1)).schedule
+        assembly = Assembly.of(run, torch.device("cpu"))
+        assembly.split = Split(np.arange(labels), np.arange(labels), np.arange(0), 1)
+        schedule = assembly.config.schedule
         assert (schedule.batch_size, schedule.clock(labels).total_steps) == (batch, steps)
     assert teacher_runs(composed("teacher=digits_tip_adapter", "dataset.num_labels=20"),
                         composed("teacher=digits_tip_adapter", "dataset.num_labels=20").teacher).keys() == {
@@ -217,9 +213,9 @@ def test_the_teacher_alone_is_a_run_that_all_seeds_and_shots_share(folder, train
     assert 0 <= record["metrics"]["test/teacher/top1"] <= 1
     run = FinishedRun.open(directory)
     assert run.config.students == []
-    rebuilt = run.rebuild()
+    opened = Assembly.restored(run)
     index = torch.arange(2)
-    assert list(rebuilt.predict(View(clean(torch.from_numpy(rebuilt.arrays.test_images), index), index))) == ["teacher"]
+    assert list(opened.predict(View(clean(torch.from_numpy(opened.arrays.test_images), index), index))) == ["teacher"]
     with pytest.raises(KdrunError, match="method=zero_shot trains no student"):
         analyze(["linear_probe", f"run={directory}"])
 

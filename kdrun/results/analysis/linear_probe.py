@@ -25,10 +25,10 @@ from kdrun.models.network import Network
 from kdrun.models.weights import read_state
 from kdrun.results.analysis.options import LinearProbe as Options
 from kdrun.results.analysis.vicinal import images_of
-from kdrun.runs.finished import FinishedRun, Rebuilt
+from kdrun.runs.finished import FinishedRun
 from kdrun.runs.metric import Metric
 from kdrun.runs.record import finite
-from kdrun.training.assembly import to_device
+from kdrun.training.assembly import Assembly, to_device
 
 VERSION = 1  # raise it when what is kept changes
 NEVER = -1e4  # logit of a class that no label names
@@ -47,18 +47,18 @@ def linear_probe(run: FinishedRun, options: Options) -> str:
     if not nets:
         raise KdrunError(f"{run.directory}: method={run.record['method']} trains no student")
     net = options.net or (run.record["headline"] if run.record["headline"] in nets else nets[0])
-    network, rebuilt = run.network(net), run.rebuild()
-    if not len(rebuilt.split.val) and len(options.c) > 1:
+    network, opened = run.network(net), Assembly.restored(run)
+    if not len(opened.split.val) and len(options.c) > 1:
         raise KdrunError(f"{run.directory}: has no validation images, which choose of several c; give one")
     index, target = {}, {}
     for split in ("train", "val", "test"):
-        _, index[split], labels = images_of(rebuilt, split)
+        _, index[split], labels = images_of(opened, split)
         target[split] = labels[index[split]]
-    found = features(run, net, network, rebuilt, index)
+    found = features(run, net, network, opened, index)
     if options.labels == "labeled":
-        shown = torch.isin(index["train"], torch.from_numpy(rebuilt.split.labeled))
+        shown = torch.isin(index["train"], torch.from_numpy(opened.split.labeled))
         found["train"], target["train"] = found["train"][shown], target["train"][shown]
-    chosen, tried = fitted(found, target, rebuilt.arrays.num_classes, options)
+    chosen, tried = fitted(found, target, opened.arrays.num_classes, options)
     name = "linear_probe" if options.labels == "all" else "linear_probe_labeled"
     content = {
         "net": net, "labels": options.labels, "images": len(target["train"]), "dim": found["train"].shape[1], **chosen,
@@ -79,7 +79,7 @@ def linear_probe(run: FinishedRun, options: Options) -> str:
 
 
 def features(
-    run: FinishedRun, net: str, network: Network, rebuilt: Rebuilt, index: Mapping[str, Tensor]
+    run: FinishedRun, net: str, network: Network, opened: Assembly, index: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Split -> (M, D) float32 features of clean views, computed once and kept in `<run>/analysis/features`.
 
@@ -90,17 +90,17 @@ def features(
     if name not in network.dims:
         raise KdrunError(f"{run.directory}: {network.name} has no linear classifier, so no features before one")
     weights = file_hash(str(run.directory / f"{net}.safetensors"), "run")
-    spec = {"version": VERSION, "net": net, "weights": weights, "split": rebuilt.split.hash, "feature": name}
+    spec = {"version": VERSION, "net": net, "weights": weights, "split": opened.split.hash, "feature": name}
 
     @torch.no_grad()
     def build(folder: Path) -> dict[str, Any]:
-        config, device = rebuilt.config, rebuilt.device
+        config, device = opened.config, opened.device
         model = to_device(network, config, device).eval()
         out = {}
         for split, places in index.items():
-            images, _, _ = images_of(rebuilt, split)
+            images, _, _ = images_of(opened, split)
             parts = []
-            for _, pixels in clean_batches(images, places.to(device), config.execution.eval_batch_size, rebuilt.center):
+            for _, pixels in clean_batches(images, places.to(device), config.execution.eval_batch_size, opened.center):
                 with autocast(device, config.schedule.precision):
                     parts.append(model(pixels, (name,)).features[name].float().cpu())
             out[split] = torch.cat(parts) if parts else torch.empty(0, network.dims[name])

@@ -17,16 +17,16 @@ from kdrun.config.views import MixConfig
 from kdrun.core.errors import KdrunError
 from kdrun.core.files import write_json
 from kdrun.core.seeding import generator
-from kdrun.data.residency import place
 from kdrun.data.views.center import Center
 from kdrun.data.views.mix import Mix
 from kdrun.data.views.view import Predict, Source, View, clean
 from kdrun.metrics import kl_divergence
 from kdrun.results.analysis.options import Vicinal as Options
 from kdrun.results.plots.figure import color, drawn, legend, marker, panels, places, told
-from kdrun.runs.finished import FinishedRun, Rebuilt
+from kdrun.runs.finished import FinishedRun
 from kdrun.runs.metric import Metric
 from kdrun.runs.record import finite
+from kdrun.training.assembly import Assembly
 
 LAMBDA_BINS = 20
 PEAK = (0.45, 0.55)
@@ -207,12 +207,12 @@ def vicinal(run: FinishedRun, options: Options) -> str:
 
     They are `vicinal/<net>/<metric>` of training images, `vicinal_test/...` and so on of others.
     """
-    rebuilt = run.rebuild()
-    images, index, target = images_of(rebuilt, options.split)
+    opened = Assembly.restored(run)
+    images, index, target = images_of(opened, options.split)
     if not len(index):
         raise KdrunError(f"{run.directory}: has no {options.split} images; choose another split")
     try:
-        answers, pairs = ask(rebuilt.predict, images, index, target, options, rebuilt.device, rebuilt.center)
+        answers, pairs = ask(opened.predict, images, index, target, options, opened.device, opened.center)
     except KdrunError as error:
         raise KdrunError(f"{run.directory}: {error}") from None
     found = measured(answers, pairs)
@@ -220,7 +220,7 @@ def vicinal(run: FinishedRun, options: Options) -> str:
     protocol = {**options.model_dump(exclude={"run", "batches"}), "images": len(pairs.share), "of": len(index)}
     protocol["batches"] = -(-len(pairs.share) // options.batch_size)
     numbers = {str(Metric(name, net, key)): v for net, one in found.items() for key, v in one.numbers.items()}
-    content = {**protocol, "class_names": rebuilt.arrays.class_names, "nets": {n: _plain(f) for n, f in found.items()}}
+    content = {**protocol, "class_names": opened.arrays.class_names, "nets": {n: _plain(f) for n, f in found.items()}}
     folder = run.directory / "analysis"
     with run.amended() as record:
         write_json(folder / f"{name}.json", finite(content))
@@ -232,15 +232,13 @@ def vicinal(run: FinishedRun, options: Options) -> str:
     return "\n".join([f"{run.directory}: {_stated(protocol)}", *_rows(found), told(files)])
 
 
-def images_of(rebuilt: Rebuilt, split: str) -> tuple[Source, Tensor, Tensor]:
+def images_of(opened: Assembly, split: str) -> tuple[Source, Tensor, Tensor]:
     """Images (M, H, W, C) uint8, which of them make the split (N,), and labels (M,), also those hidden from the run."""
-    arrays = rebuilt.arrays
-    images, test_images = place(arrays, rebuilt.device, rebuilt.config.dataset.resident)
+    images, test_images = opened.images
     if split == "test":
-        target = torch.from_numpy(arrays.test_labels)
+        target = torch.from_numpy(opened.arrays.test_labels)
         return test_images, torch.arange(len(target)), target
-    target = torch.from_numpy(arrays.train_labels)
-    val = torch.from_numpy(rebuilt.split.val)
+    target, val = opened.labels, torch.from_numpy(opened.split.val)
     if split == "val":
         return images, val, target
     train = target >= 0  # not those of dataset.unlabeled

@@ -22,8 +22,8 @@ from kdrun.results.plots.figure import (
     told,
 )
 from kdrun.results.plots.options import Curves as Options
-from kdrun.runs.layout import opened
 from kdrun.runs.metric import is_percent
+from kdrun.runs.record import opened
 
 Curve = Mapping[int, float]  # step -> value
 
