@@ -19,6 +19,8 @@ class _Later:
         return module if self._name is None else getattr(module, self._name)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what copy, pickle and inspect feel for is no reason to load
+            raise AttributeError(name)
         return getattr(self._loaded(), name)
 
     def __getitem__(self, key: Any) -> Any:
