@@ -20,7 +20,8 @@ _PUBLIC = {
     "DatasetConfig": "config.dataset", "FilesConfig": "config.dataset", "RunConfig": "config.run",
     "Arrays": "data.arrays", "Listing": "data.listing", "View": "data.views.view", "Batch": "data.views.view",
     "Output": "models.output", "Pair": "losses.term", "Term": "losses.term", "TermSpec": "losses.term",
-    "Teacher": "teachers.teacher", "Method": "methods.method", "Context": "methods.step", "Guesses": "methods.step",
+    "TeacherConfig": "config.teacher", "TeacherKind": "teachers.kind", "Teacher": "teachers.teacher",
+    "Method": "methods.method", "Context": "methods.step", "Guesses": "methods.step",
     "Setup": "methods.step", "Step": "methods.step", "Uncertainty": "methods.uncertainty",
 }  # fmt: skip
 _MODULES = ("losses", "metrics", "models")
