@@ -21,9 +21,10 @@ _PUBLIC = {
     "RunConfig": "config.run",
     "Arrays": "data.arrays", "Listing": "data.listing", "View": "data.views.view", "Batch": "data.views.view",
     "Output": "models.output", "Pair": "losses.term", "Term": "losses.term", "TermSpec": "losses.term",
-    "Teacher": "teachers.teacher", "Method": "methods.method", "Context": "methods.step", "Guesses": "methods.step",
-    "Setup": "methods.step", "Step": "methods.step", "Needs": "config.needs", "Choice": "methods.choice",
-    "Start": "methods.pool", "Uncertainty": "methods.uncertainty",
+    "TeacherConfig": "config.teacher", "TeacherKind": "teachers.kind", "Teacher": "teachers.teacher",
+    "Method": "methods.method", "Context": "methods.step", "Guesses": "methods.step", "Setup": "methods.step",
+    "Step": "methods.step", "Needs": "config.needs", "Choice": "methods.choice", "Start": "methods.pool",
+    "Uncertainty": "methods.uncertainty",
 }  # fmt: skip
 _MODULES = ("losses", "metrics", "models")
 
