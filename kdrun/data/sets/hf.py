@@ -51,10 +51,10 @@ class HuggingFace:
         content += [config.image, config.label, config.train, config.test or ""]
         name = re.sub(r"\W+", "-", Path(config.path).name)
         unpacked = Artifact(root_folder(config.root) / "hf", {"content": content}, f"{name}-{json_hash(content)}")
-        return unpacked.value(lambda folder: unpack(config, folder), listed)
+        return unpacked.value(lambda folder: unpack(config, folder), listing_of)
 
 
-def listed(folder: Path, spec: Mapping[str, Any]) -> Listing:
+def listing_of(folder: Path, spec: Mapping[str, Any]) -> Listing:
     """The images that `unpack` wrote."""
     train, test = (
         [(folder / split / f"{k:08d}.img", label) for k, label in enumerate(spec[split])] for split in ("train", "test")
