@@ -66,16 +66,16 @@ def text_features(
         identity: what tells these weights from others.
     """
 
-    def computed() -> Tensor:
+    def features() -> Tensor:
         net = make()
         return class_features(net, class_tokens(tokenizer, words, prompts).to(net.logit_scale.device))
 
     if outputs is None:
-        return computed()
+        return features()
     spec = {"version": VERSION, **identity, "prompts": prompts, "class_names": words}
 
     def build(folder: Path) -> dict[str, Any]:
-        write_bytes(folder / "features.safetensors", save({"class_embeddings": computed()}))
+        write_bytes(folder / "features.safetensors", save({"class_embeddings": features()}))
         return {}
 
     def read(folder: Path, _: dict[str, Any]) -> Tensor:

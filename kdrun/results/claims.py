@@ -23,7 +23,7 @@ class Verdict:
         return f"{self.verdict}: {self.claim.name} ({self.detail})"
 
 
-def judge(claim: Claim, columns: Sequence[str], values: Values) -> Verdict:
+def verdict_on(claim: Claim, columns: Sequence[str], values: Values) -> Verdict:
     """One counterexample refutes a claim; without one, a column without runs leaves it open."""
     named = claim.columns or list(columns)
     if not any(column in columns for column in named):

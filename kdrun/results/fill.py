@@ -7,11 +7,11 @@ from statistics import mean
 
 from kdrun.core.errors import KdrunError
 from kdrun.results.cell import Cell, Place, curve_of, given_teacher, run_name, scaled, teacher_value, value_of
-from kdrun.results.claims import Verdict, judge
+from kdrun.results.claims import Verdict, verdict_on
 from kdrun.results.papers import TEACHER, Paper, printed_name, read_paper
 from kdrun.results.plan import PlannedCell, PlannedRun, TableConfig, TablePlan, plan_of, rows_with, table_spec
 from kdrun.results.table import Table
-from kdrun.results.tuned import settled
+from kdrun.results.tuned import best_candidates
 from kdrun.runs.metric import Metric, is_percent
 from kdrun.runs.record import Record, read_record
 
@@ -51,10 +51,10 @@ def table_of(
     """The table of a plan, filled with the records that `read` gives."""
     metric, protocol = metric or spec.metric, protocol or spec.protocol
     cells: dict[Place, Cell] = {}
-    settled_cells, tuned = _settled(spec, plan, read)
-    for planned in settled_cells:
+    candidates, tuned = _best_candidates(spec, plan, read)
+    for planned in candidates:
         own = spec.metric_of(planned.column, metric)
-        cells[planned.row, planned.column] = _filled(planned, own, protocol, read, outputs)
+        cells[planned.row, planned.column] = _cell(planned, own, protocol, read, outputs)
     if not any(cell.values for cell in cells.values()):  # then it is no figure of another row's method
         for cell in cells.values():
             if cell.without:
@@ -71,20 +71,20 @@ def table_of(
     table.notes += [f"{name}: the mean of {', '.join(parts)}, seed by seed" for name, parts in spec.aggregates.items()]
     table.notes += tuned
     claimed = read_paper(spec.claims) if spec.claims else paper
-    table.claims = _judged(claimed, spec, table, read)
+    table.claims = _verdicts(claimed, spec, table, read)
     return table
 
 
-def _settled(spec: TableConfig, plan: TablePlan, read: Reader) -> tuple[list[PlannedCell], list[str]]:
+def _best_candidates(spec: TableConfig, plan: TablePlan, read: Reader) -> tuple[list[PlannedCell], list[str]]:
     def record(run: PlannedRun) -> Record | None:
         with suppress(KdrunError):  # the cell says which cannot be read
             return read(run.place)
         return None
 
-    return settled(spec, plan, record)
+    return best_candidates(spec, plan, record)
 
 
-def _judged(paper: Paper | None, spec: TableConfig, table: Table, read: Reader) -> list[Verdict]:
+def _verdicts(paper: Paper | None, spec: TableConfig, table: Table, read: Reader) -> list[Verdict]:
     """Of the claims about rows that the table has, once a run is done. Aggregates count where a claim names them."""
     if paper is None or not any(cell.values for cell in table.cells.values()):
         return []
@@ -114,7 +114,7 @@ def _judged(paper: Paper | None, spec: TableConfig, table: Table, read: Reader) 
 
     named = [column for column in table.columns if column in spec.columns]
     return [
-        judge(claim, table.columns if claim.columns else named, values)
+        verdict_on(claim, table.columns if claim.columns else named, values)
         for claim in paper.claims
         if set(claim.rows) <= set(table.rows)
     ]
@@ -182,22 +182,22 @@ def _curves(
 def planned_records(name: str, outputs: Path) -> Iterator[tuple[str, str, list[Record | None]]]:
     """(row, column, one record for each seed) of each cell of conf/table/<name>.yaml; None: there is none."""
     read, spec = reader(outputs), table_spec(name)
-    for cell in _settled(spec, plan_of(name, spec, outputs), read)[0]:
+    for cell in _best_candidates(spec, plan_of(name, spec, outputs), read)[0]:
         yield cell.row, cell.column, [read(run.place) for run in cell.runs]
 
 
-def _filled(planned: PlannedCell, metric: str, protocol: str, read: Reader, outputs: Path) -> Cell:
+def _cell(planned: PlannedCell, metric: str, protocol: str, read: Reader, outputs: Path) -> Cell:
     cell = Cell(deviations=planned.deviations, ours=planned.ours)
     for run in planned.runs:
         cell.runs[run.seed] = run
-        own = _undamaged(run.place, read, cell)
+        own = _record(run.place, read, cell)
         if own is not None:
             cell.records[run.seed] = own
         cell.add(run.seed, own, metric, protocol, outputs / run.place)
         if own is not None and planned.given_teacher:
             cell.teachers.update(given_teacher(own, metric))
         for role, required in run.needs.items():
-            record = _undamaged(required.place, read, cell) if role == "teacher" else None
+            record = _record(required.place, read, cell) if role == "teacher" else None
             if record is not None and record["status"] == "done":
                 value = _of_teacher(record, own, planned.teacher_as_trained, metric)
                 if value is not None:
@@ -206,7 +206,7 @@ def _filled(planned: PlannedCell, metric: str, protocol: str, read: Reader, outp
     return cell
 
 
-def _undamaged(place: str, read: Reader, cell: Cell) -> Record | None:
+def _record(place: str, read: Reader, cell: Cell) -> Record | None:
     """The record; None where there is none, or none that can be read, which the cell then tells."""
     try:
         return read(place)

@@ -14,7 +14,7 @@ HIGHER = ("top1", "top5")
 """Metrics of which more is better."""
 
 
-def settled(
+def best_candidates(
     spec: TableConfig, plan: TablePlan, read: Callable[[PlannedRun], Record | None]
 ) -> tuple[list[PlannedCell], list[str]]:
     """One planned cell for each place, and what was chosen in words. The test images choose nothing.

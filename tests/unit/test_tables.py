@@ -13,7 +13,7 @@ from kdrun.cli.table import main
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.schema import build
 from kdrun.results import fill as tables
-from kdrun.results.claims import judge, of_paper
+from kdrun.results.claims import of_paper, verdict_on
 from kdrun.results.found import found_table
 from kdrun.results.intervals import paired, welch
 from kdrun.results.papers import Claim, Paper, read_paper
@@ -285,7 +285,7 @@ def test_the_papers_own_numbers_bear_their_claims_out():
             columns = {
                 c.column for c in paper.cells if c.row == claim.rows[0] and not c.table.startswith(("imagenet", "logs"))
             }
-            verdicts[claim.name] = judge(claim, sorted(columns), of_paper(paper)).verdict
+            verdicts[claim.name] = verdict_on(claim, sorted(columns), of_paper(paper)).verdict
     assert [name for name, v in verdicts.items() if v == "fails"] == ["weighting by uncertainty adds 0.9 to 1.0 to KD"]
     assert sum(v == "holds" for v in verdicts.values()) == 11
     with pytest.raises(ConfigError, match="kind=greater is about 2 rows, got 1"):

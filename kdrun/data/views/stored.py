@@ -1,13 +1,10 @@
 """Views that are the same in all runs."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from kdrun.core.seeding import generator
-
-if TYPE_CHECKING:
-    pass
 from kdrun.data.views.view import Recipe, join, take
 
 
