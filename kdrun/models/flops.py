@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -39,11 +39,16 @@ def flops_of_record(record: Mapping[str, Any]) -> int | None:
     channels, side = _image(dataset)
     side = model.get("size") or side
     if channels is None or side is None:
-        what = "channels" if channels is None else "size"
-        log.info("%s: no operations of records of dataset=%s, whose class states no facts.%s", headline, dataset, what)
+        _say_unknown(dataset, "channels" if channels is None else "size")
         return None
     spec = NetworkSpec(model, len(classes), channels, (0.0,) * channels, (1.0,) * channels)
     return _counted(json.dumps(asdict(spec)), (side, side))
+
+
+@cache
+def _say_unknown(dataset: str, fact: str) -> None:
+    """Once, not for each record."""
+    log.warning("dataset=%s: its facts give no %s of images; operations of older records stay uncounted", dataset, fact)
 
 
 def _image(dataset: str) -> tuple[int | None, int | None]:

@@ -55,7 +55,7 @@ def test_parameter_count_is_the_literature_s(name):
     assert network(name, num_classes=100).num_params == PAPER_COUNTS[name]
 
 
-def test_operations_by_hand():
+def test_operations_by_hand(caplog):
     """ResNet-20, 100 classes, 32 px: the first convolution; 6, 5 and 5 of 3x3 at 16, 32 and 64 channels; what widens."""
     convs = 9 * (3 * 16 * 32**2 + 6 * 16**2 * 32**2 + 5 * 32**2 * 16**2 + 5 * 64**2 * 8**2)
     wider = (9 + 1) * (16 * 32 * 16**2 + 32 * 64 * 8**2)  # with the shortcuts, 1x1
@@ -64,7 +64,10 @@ def test_operations_by_hand():
     models = [{"name": "resnet8", "args": {}}, {"name": "resnet20", "args": {}}]
     record |= {"nets": {"student_2": {"model": "resnet20"}}, "config": {"students": models}}
     assert flops_of_record(record) == 2 * (convs + wider + 64 * 100)
-    assert flops_of_record({**record, "dataset": "npz"}) is None
+    for dataset in ("npz", "eurosat", "of a plug-in that is gone"):
+        assert flops_of_record({**record, "dataset": dataset}) is None
+    assert "dataset=npz: its facts give no channels of images" in caplog.text
+    assert "dataset=eurosat: its facts give no size of images" in caplog.text
     before = torch.get_rng_state()
     assert flops_of(network("resnet8", width=4), (16, 16)) is not None
     assert torch.equal(torch.get_rng_state(), before)
