@@ -6,12 +6,13 @@ PYTHON ?=
 ARGS =
 SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
-.PHONY: help setup demo test lint bench lock clean
+.PHONY: help setup demo test quick lint bench lock clean
 
 help:
 	@echo 'make demo    set up, then distil on the digits that come with scikit-learn and print the table'
 	@echo 'make setup   make $(VENV) with the locked packages; PYTHON=/path/to/python3 chooses the interpreter'
 	@echo 'make test    all tests; ARGS="-k name" goes to pytest'
+	@echo 'make quick   the tests that take no more than a few seconds each'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make bench   measure speed'
 	@echo 'make lock    remake requirements.lock (needs uv); ARGS=--upgrade takes the newest versions'
@@ -53,8 +54,12 @@ demo: setup
 	$(BIN)/python -m kdrun.train -m experiment=demo loss=ce,kd,ttm,wttm seed=0,1,2
 	$(BIN)/python scripts/table.py table=demo
 
+# worksteal: neighbours stay on one worker, and what a file's fixtures trained is trained once.
 test: setup
-	$(BIN)/python -m pytest -n 2 -q $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q $(ARGS)
+
+quick: setup
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m "not slow" $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

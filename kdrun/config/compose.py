@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kdrun.config.job import Job
 from kdrun.config.nodes import to_config
-from kdrun.config.repository import ParsedOnce
+from kdrun.config.repository import parse_once
 from kdrun.config.resolvers import register_resolvers
 from kdrun.config.run import RunConfig
 from kdrun.config.source import register_source
@@ -48,10 +48,9 @@ class Composer:
                 raise ConfigError(f"--config-dir: {extra}: no such directory")
             path.prepend(provider="command-line", path=f"file://{extra}", anchor=SearchPathQuery(provider="schema"))
         register_resolvers()
+        parse_once()
         GlobalHydra.instance().clear()
         self.hydra = Hydra.create_main_hydra2(task_name="train", config_search_path=path)
-        loader: Any = self.hydra.config_loader
-        loader.repository = ParsedOnce(path)
         return self
 
     def __exit__(self, *_: object) -> None:

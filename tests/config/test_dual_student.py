@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from kdrun.config.compose import Composer
 from kdrun.core.paths import CONF_DIR
 from kdrun.results.papers import read_paper
 from kdrun.training.optimizer import parameter_groups
@@ -11,12 +10,6 @@ from tests.contract.test_methods import make
 
 EXPERIMENTS = {path.stem for path in (CONF_DIR / "experiment" / "dual_student").glob("*.yaml")}
 TRIO = ["resnet18", "mobilenetv2_100"]
-
-
-@pytest.fixture(scope="module")
-def composer():
-    with Composer() as made:
-        yield made
 
 
 def typed(composer, name, path, *overrides):

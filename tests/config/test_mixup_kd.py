@@ -3,7 +3,6 @@
 import pytest
 import yaml
 
-from kdrun.config.compose import Composer
 from kdrun.config.key import run_key
 from kdrun.core.errors import ConfigError
 from kdrun.core.paths import CONF_DIR
@@ -12,12 +11,6 @@ from kdrun.training.rates import LearningRate
 
 EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment" / "mixup_kd").glob("*.yaml"))
 CIFAR = "experiment=mixup_kd/cifar100"
-
-
-@pytest.fixture(scope="module")
-def composer():
-    with Composer() as made:
-        yield made
 
 
 @pytest.fixture

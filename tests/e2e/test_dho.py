@@ -16,6 +16,8 @@ from kdrun.runs.record import find_records
 from kdrun.training.assembly import Assembly
 from tests.conftest import FAST, TEACHER
 
+pytestmark = pytest.mark.slow
+
 DHO = [
     *FAST, *TEACHER, "method=dho", "method.kd_head=mlp", "schedule.ema_decay=0.8", "schedule.clip_norm=1",
     "schedule.steps=12", "schedule.eval_every_steps=4", "execution.checkpoint_every_steps=3",

@@ -13,6 +13,8 @@ from kdrun.results.plan import TableConfig
 from tests.unit.test_published import write_cifar10
 from tests.unit.test_readers import write_oxford_pets
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch, tmp_path):

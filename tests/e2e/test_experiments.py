@@ -29,6 +29,8 @@ from kdrun.training.runner import run
 from tests.unit import test_readers as readers
 from tests.unit.test_published import write_image, write_svhn
 
+pytestmark = pytest.mark.slow
+
 FOLDER = CONF_DIR / "experiment"
 FILES = [path for path in FOLDER.rglob("*.yaml") if path.stem != "base"]
 EXPERIMENTS = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FILES)

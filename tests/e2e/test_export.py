@@ -24,6 +24,8 @@ from kdrun.runs.record import read_record, write_record
 from kdrun.runs.trained import open_trained
 from tests.conftest import FAST, ROOT, TEACHER
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["repeats=0", "check=9", "threads=1"]
 
 

@@ -13,6 +13,8 @@ from kdrun.core.schema import build
 from kdrun.runs.record import find_records
 from tests.conftest import FAST
 
+pytestmark = pytest.mark.slow
+
 SHORT = [
     *FAST, "schedule.steps=6", "schedule.eval_every_steps=3", "execution.log_every_steps=2", "loss=ce",
     "method.unlabeled_ratio=2",

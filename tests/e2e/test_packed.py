@@ -8,6 +8,8 @@ from kdrun.data import load as dataset
 from tests.conftest import FAST
 from tests.unit.test_published import write_tree
 
+pytestmark = pytest.mark.slow
+
 CROPS = ["views=imagenet", "views.size=12", "dataset=imagefolder", "dataset.num_labels=4", "dataset.val_fraction=0.34"]
 
 

@@ -12,6 +12,8 @@ from kdrun.data.loader import Loader
 from kdrun.runs.record import find_records
 from tests.conftest import FAST
 
+pytestmark = pytest.mark.slow
+
 STUDENTS = "students=[{name: resnet8, args: {width: 4}}, {name: resnet14, args: {width: 4}}]"
 DROPOUT = ["teacher=wrn_16_1", "teacher.model.args.drop_rate=0.3", "teacher.steps=4", "method/uncertainty=mc_dropout"]
 PEERS = [

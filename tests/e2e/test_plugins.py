@@ -11,6 +11,8 @@ from kdrun.cli.train import main
 from kdrun.runs.record import find_records
 from tests.conftest import FAST, ROOT, TEACHER
 
+pytestmark = pytest.mark.slow
+
 README = (ROOT / "README.md").read_text()
 
 

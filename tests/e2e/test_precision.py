@@ -10,6 +10,8 @@ import kdrun
 from kdrun.runs.record import find_records
 from tests.conftest import FAST, TEACHER
 
+pytestmark = pytest.mark.slow
+
 SHORT = [*FAST, *TEACHER, "loss=wttm", "execution.log_every_steps=1", "schedule.lr=0.01"]
 compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 

@@ -15,6 +15,8 @@ from kdrun.runs.record import find_records, read_record
 from tests.conftest import FAST, TEACHER
 from tests.processes import Forked, command
 
+pytestmark = pytest.mark.slow
+
 # Dropout makes the result depend on torch's global generator, EMA and plateau on state beyond the weights.
 LONG = [
     *FAST, "method=supervised", "student=timm", "student.name=test_resnet", "+student.args.drop_rate=0.3", "student.size=16",

@@ -17,6 +17,8 @@ from kdrun.training import shifted
 from kdrun.training.shifted import FOLDERS, ShiftedSet
 from tests.unit.test_published import write_image
 
+pytestmark = pytest.mark.slow
+
 WNIDS = ["n01440764", "n01443537", "n01484850", "n01491361"]
 
 

@@ -13,6 +13,8 @@ from kdrun.models.flops import flops_of_record
 from kdrun.results.found import unique_records
 from tests.conftest import FAST, TEACHER
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def asked(tmp_path, outputs, monkeypatch):

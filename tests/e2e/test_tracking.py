@@ -22,6 +22,8 @@ from kdrun.runs.record import find_records
 from kdrun.training import runner, tracking
 from tests.conftest import FAST, ROOT, TEACHER
 
+pytestmark = pytest.mark.slow
+
 ON = [argument for argument in FAST if argument != "tracker=none"] + ["method=supervised"]
 KEY = "0123456789abcdef" * 2 + "01234567"
 ENTITY = {"id": "e", "name": "e"}

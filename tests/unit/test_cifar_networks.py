@@ -15,6 +15,7 @@ from kdrun.config.networks import own_networks
 from kdrun.core.paths import CONF_DIR
 from kdrun.models.cifar.base import CifarNetwork
 from kdrun.models.network import build_network
+from tests.each import each
 
 # Parameters at 100 classes and 3 channels, channels of the stages, their sides at 32 px.
 NETWORKS = {
@@ -40,7 +41,7 @@ NETWORKS = {
 SMALL = ("resnet8x4", "wrn_16_1", "wrn_28_2", "vgg8_cifar", "mobilenetv2_half", "shufflenetv1", "shufflenetv2")
 PRELOGITS = {"mobilenetv2_half": 1280, "shufflenetv2": 1024}
 FIXMATCH = ("wrn_28_2", "wrn_28_8")
-each = pytest.mark.parametrize("name", NETWORKS)
+each_network = each("name", NETWORKS)
 
 
 def batch(n=2, channels=3, side=32):
@@ -68,7 +69,7 @@ def bare(name, num_classes=10, **args):
     return timm.create_model(name, num_classes=num_classes, **args).eval()
 
 
-@each
+@each_network
 def test_parameter_count_is_the_literature_s(name):
     assert built(name).num_params == NETWORKS[name][0]
 
@@ -77,7 +78,7 @@ def test_parameter_count_of_fixmatch_at_10_classes():
     assert sum(p.numel() for p in bare("wrn_28_2").parameters()) == 1_467_610
 
 
-@each
+@each_network
 def test_all_share_one_interface(name):
     assert isinstance(built(name).net, CifarNetwork)
     shared = (
@@ -91,7 +92,7 @@ def test_all_share_one_interface(name):
     assert all(getattr(type(built(name).net), method) is getattr(CifarNetwork, method) for method in shared)
 
 
-@each
+@each_network
 def test_features_have_the_shapes_that_are_announced(name):
     _, widths, sides = NETWORKS[name]
     net = built(name)
@@ -106,7 +107,7 @@ def test_features_have_the_shapes_that_are_announced(name):
     assert [32 // info["reduction"] for info in net.net.feature_info] == list(sides)
 
 
-@each
+@each_network
 def test_features_leave_the_logits_unchanged(name):
     net = built(name)
     x = batch(side=8)
@@ -119,7 +120,7 @@ def test_features_leave_the_logits_unchanged(name):
     assert plain.logits.shape == (2, 100)
 
 
-@each
+@each_network
 def test_eval_mode_is_deterministic_and_takes_each_image_alone(name):
     # In float64: batch normalization over few values amplifies the rounding of float32.
     net, x = deepcopy(built(name).net).double(), batch(side=8).double()
@@ -131,7 +132,7 @@ def test_eval_mode_is_deterministic_and_takes_each_image_alone(name):
     assert not torch.allclose(first[0], first[1], atol=1e-3)
 
 
-@each
+@each_network
 def test_features_are_the_outputs_of_the_modules_that_are_named(name):
     net, x = built(name).net, batch(side=8)
     seen = {}
@@ -181,7 +182,7 @@ def test_other_output_formats_are_refused():
         built("resnet8").net.forward_intermediates(batch(), output_fmt="NHWC")
 
 
-@each
+@each_network
 def test_classifier_is_one_linear_layer_and_can_be_replaced(name):
     net = built(name).net
     assert type(net.get_classifier()) is nn.Linear
@@ -195,7 +196,7 @@ def test_classifier_is_one_linear_layer_and_can_be_replaced(name):
     net.fc, net.num_classes = old, 100
 
 
-@each
+@each_network
 def test_gradient_reaches_every_parameter(name):
     net = built(name)
     net.train()(batch(4, side=8)).logits.square().sum().backward()
@@ -208,7 +209,7 @@ def test_gradient_reaches_every_parameter(name):
     net.eval()
 
 
-@each
+@each_network
 @pytest.mark.parametrize("channels", [1, 3])
 def test_small_and_large_images_of_one_and_three_channels(name, channels):
     with torch.device("meta"):
@@ -217,7 +218,7 @@ def test_small_and_large_images_of_one_and_three_channels(name, channels):
             assert net(torch.empty(4, channels, side, side)).shape == (4, 10)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@each("name", SMALL)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_small_images_give_numbers(name, channels):
     net = bare(name, in_chans=channels)
@@ -226,7 +227,7 @@ def test_small_images_give_numbers(name, channels):
         assert net.train()(batch(2, channels, side=8)).isfinite().all()
 
 
-@pytest.mark.parametrize("name", [n for n in SMALL if not n.startswith("shuffle")] + ["resnet50_cifar"])
+@each("name", [n for n in SMALL if not n.startswith("shuffle")] + ["resnet50_cifar"])
 def test_convolutions_have_he_initialization_by_fan_out(name):
     net = bare(name)
     for key, module in net.named_modules():
@@ -284,7 +285,7 @@ def test_first_stage_of_width_1_has_no_convolution_in_its_shortcuts():
     assert not any(block.activate_first for block in built("wrn_16_1").net.layer1)
 
 
-@each
+@each_network
 def test_batch_normalization(name):
     expected = {(0.001, 1e-3)} if name in FIXMATCH else {(0.1, 1e-5)}
     found = {(m.momentum, m.eps) for m in built(name).modules() if isinstance(m, nn.BatchNorm2d)}
@@ -358,7 +359,7 @@ def composer():
         yield made
 
 
-@each
+@each_network
 def test_student_and_teacher_compose_and_build(composer, name):
     config = composer.typed([f"student={name}", f"teacher={name}"])
     for model in (config.students[0], config.teacher.model):

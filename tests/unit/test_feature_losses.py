@@ -24,6 +24,7 @@ from kdrun.models.network import build_network
 from kdrun.models.output import Output
 from kdrun.training.optimizer import parameter_groups
 from tests.contract.test_methods import ctx, make, make_optimizer
+from tests.each import each
 
 MAPS = {
     "fitnet": fitnet,
@@ -229,8 +230,8 @@ def test_vid_gradient_of_the_variance():
     assert torch.autograd.gradcheck(lambda v: vid(mean, v, teacher), (variance.requires_grad_(),))
 
 
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@each("name", ALL)
+@each("dtype", [torch.bfloat16, torch.float16])
 def test_float32_inside_whatever_comes_in(name, dtype):
     student, teacher = normal(*shape_of(name)).to(dtype), normal(*shape_of(name), seed=1).to(dtype)
     got = ALL[name](student, teacher)
@@ -238,8 +239,8 @@ def test_float32_inside_whatever_comes_in(name, dtype):
     torch.testing.assert_close(got, ALL[name](student.float(), teacher.float()))
 
 
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("kind", ["one sample", "identical samples", "zeros", "huge", "tiny"])
+@each("name", ALL)
+@each("kind", ["one sample", "identical samples", "zeros", "huge", "tiny"])
 def test_finite_where_there_is_little_to_compare(name, kind):
     student, teacher = normal(*shape_of(name)).float(), normal(*shape_of(name), seed=1).float()
     if kind == "one sample":

@@ -151,6 +151,7 @@ def runs_of(outputs):
     return {record["key"]: (directory, record) for directory, record in find_records(outputs)}
 
 
+@pytest.mark.slow
 def test_a_student_starts_from_its_warm_up_which_others_share(train, outputs):
     assert train(*RUN, "schedule.steps=1", "schedule.lr=1e-9") == 0
     found = runs_of(outputs)
@@ -176,6 +177,7 @@ def test_a_student_starts_from_its_warm_up_which_others_share(train, outputs):
     assert {r["requires"].get("head_warmup") for _, r in runs_of(outputs).values()} == {None, warm["key"]}
 
 
+@pytest.mark.slow
 def test_a_run_with_a_warm_up_that_broke_off_ends_as_if_it_had_not(train, outputs, monkeypatch):
     run = [*FAST, *WARM, "method=supervised", "execution.checkpoint_every_steps=4", "schedule.steps=8"]
     assert train(*run) == 0

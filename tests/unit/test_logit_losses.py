@@ -17,6 +17,7 @@ from kdrun.losses.labels import cross_entropy
 from kdrun.losses.logits import kd, power_sum, renyi_entropy, standardize, ttm, wttm
 from kdrun.losses.term import Pair, TermSpec
 from kdrun.models.output import Output
+from tests.each import each
 
 lookup("loss", "kd", "")
 LOGIT_TERMS = [name for name in ("kd", "ttm", "wttm", "dkd", "dist", "nkd") if name in _REGISTRY["loss"]]
@@ -262,7 +263,7 @@ class TestEveryLogitTerm:
         made(pair(s, t, labels(6, 5))).sum().backward()
         assert t.grad is None
 
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @each("dtype", [torch.bfloat16, torch.float16])
     def test_float32_inside_whatever_comes_in(self, name, mode, dtype):
         s, t = (z.to(dtype) for z in logits(2, 10))
         made = term(name, standardize=mode)
@@ -270,7 +271,7 @@ class TestEveryLogitTerm:
         assert found.dtype == torch.float32
         assert torch.equal(found, made(pair(s.float(), t.float(), labels(6, 10))))
 
-    @pytest.mark.parametrize("size", [1e2, 1e4, -1e4])
+    @each("size", [1e2, 1e4, -1e4])
     def test_finite_for_extreme_logits(self, name, mode, size):
         s = torch.tensor([[size, 0.0, 0.0], [0.0, 0.0, 0.0], [size, size, 1.0]], requires_grad=True)
         t = torch.tensor([[0.0, size, 0.0], [size, -size, 0.0], [0.0, 0.0, 0.0]])
@@ -356,7 +357,7 @@ def test_the_entropy_that_ttm_regularises_is_told(name, fields, order):
     torch.testing.assert_close(told["renyi_entropy"], renyi_entropy(s, order).mean())
 
 
-@pytest.mark.parametrize("name", sorted(_REGISTRY["loss"]))
+@each("name", sorted(_REGISTRY["loss"]))
 def test_every_term_says_what_it_is(name):
     """scripts/explain.py shows it; a coefficient that the equation does not name could not be understood."""
     cls = lookup("loss", name, "")

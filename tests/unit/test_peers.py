@@ -83,6 +83,7 @@ def test_two_of_a_kind_start_apart_whatever_their_order():
     assert same(one["student_2"], other["student_1"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [("loss=kd",), ("loss=wttm_crd", "loss.crd.num_negatives=8"), ("loss=wttm", "method.normalize_weights=true")],

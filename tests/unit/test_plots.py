@@ -110,6 +110,7 @@ def test_lines_that_say_little():
             fit(points)
 
 
+@pytest.mark.slow
 def test_propagation_over_runs_and_over_teachers(demo):
     text = analyze(["propagation", "table=demo", f"outputs={demo}"])
     assert "1 runs missing\n3 runs without test/teacher/confidence_gap\n" in text

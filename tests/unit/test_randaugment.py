@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits, load_sample_image
 
 from kdrun.core.errors import ConfigError
 from kdrun.data.views.randaugment import RECIPES, Op, StrongParams, StrongRecipe, apply_strong, draw_strong
+from tests.each import each
 
 NAMES = list(RECIPES)
 SIGNED = (Op.ROTATE, Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y)
@@ -184,8 +185,8 @@ def assert_as_pillow(images, op, values):
 # ---- operations ----
 
 
-@pytest.mark.parametrize("levels", NAMES)
-@pytest.mark.parametrize("op", list(Op), ids=lambda op: op.name.lower())
+@each("op", list(Op))
+@each("levels", NAMES)
 def test_operation_is_pillows_bit_for_bit(op, levels):
     rng = np.random.default_rng([int(op), NAMES.index(levels)])
     images = np.concatenate([real_images(), extreme_images(), extreme_images()])
@@ -197,7 +198,7 @@ def test_operation_is_pillows_bit_for_bit(op, levels):
     [(32, 32, 1), (8, 8, 3), (8, 8, 1), (17, 23, 3), (30, 9, 1), (64, 64, 3), (225, 224, 3), (2, 5, 3)],
     ids=str,
 )
-@pytest.mark.parametrize("op", list(Op), ids=lambda op: op.name.lower())
+@each("op", list(Op))
 def test_operation_at_other_sizes(op, shape):
     rng = np.random.default_rng([int(op), *shape])
     size, channels = shape[:2], shape[2]

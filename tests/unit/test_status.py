@@ -262,6 +262,7 @@ def test_curves_are_published_with_the_points_that_are_shown(planned, tmp_path, 
         publishing.main([*asked, "check=true"])
 
 
+@pytest.mark.slow
 def test_published_tables_and_the_readme_are_what_their_records_make(monkeypatch):
     monkeypatch.chdir(ROOT)
     told = publishing.main(["check=true"]).removeprefix("as their records make them: ").split(", ")

@@ -8,6 +8,7 @@ from kdrun.config.views import StrongConfig, WeakConfig
 from kdrun.core.errors import ConfigError
 from kdrun.data.views.recipes import Strong, StrongViewParams, Weak, WeakParams
 from kdrun.data.views.view import clean, join
+from tests.each import each
 
 SHAPES = [(8, 8, 1), (32, 32, 3), (6, 10, 3), (9, 5, 1)]
 
@@ -28,10 +29,10 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("reflect", [False, True], ids=["zero", "reflect"])
-@pytest.mark.parametrize("flip", [False, True], ids=["plain", "flip"])
-@pytest.mark.parametrize("pad", [0, 1, 4])
+@each("shape", SHAPES)
+@each("reflect", [False, True])
+@each("flip", [False, True])
+@each("pad", [0, 1, 4])
 def test_apply_is_pad_crop_and_flip(shape, reflect, flip, pad):
     images, recipe = random_images(shape), Weak(pad, reflect, flip)
     index = torch.randint(0, len(images), (64,), generator=generator(1))
