@@ -10,7 +10,6 @@ from kdrun.cli.evaluate import main as evaluate
 from kdrun.core.errors import KdrunError
 from kdrun.data.loader import Loader
 from kdrun.data.views.view import View, clean
-from kdrun.methods.dho import best_combination
 from kdrun.runs.finished import FinishedRun
 from kdrun.runs.record import find_records
 from kdrun.training.assembly import Assembly
@@ -49,8 +48,8 @@ def test_choices_are_in_the_record_and_a_killed_run_goes_on_bitwise(train, outpu
     # what was chosen is the best on the validation images, and the test images were combined with it
     run = FinishedRun.open(directory)
     (ce, target), (second, _) = (run.predictions("val", net) for net in ("ce_head", "kd_head"))
-    spec = run.config.method
-    chosen = best_combination(ce, second, target, spec.ce_shares, spec.kd_head_temperatures)
+    rebuilt = Assembly.restored(run)
+    chosen = rebuilt.method.choice().best({"ce_head": ce, "kd_head": second}, target)
     assert (metrics["val/combined/ce_share"], metrics["val/combined/kd_head_temperature"]) == pytest.approx(chosen)
     assert metrics["val/combined/top1"] >= max(metrics["val/ce_head/top1"], metrics["val/kd_head/top1"])
     lines = [json.loads(line) for line in whole[-1].splitlines()]
@@ -63,7 +62,6 @@ def test_choices_are_in_the_record_and_a_killed_run_goes_on_bitwise(train, outpu
     ]  # of steps 5 and 10; 11 and 12 are not measured
 
     # opened again: both heads and what was chosen
-    rebuilt = Assembly.restored(run)
     images = torch.from_numpy(rebuilt.arrays.test_images)
     index = torch.arange(len(images))
     with torch.no_grad():

@@ -8,6 +8,8 @@ import pytest
 
 import kdrun
 from kdrun.cli.train import main
+from kdrun.core.errors import KdrunError
+from kdrun.data.loader import Loader
 from kdrun.runs.record import find_records
 from tests.conftest import FAST, ROOT, TEACHER
 
@@ -183,6 +185,60 @@ def test_each_of_two_plugins_of_one_name_counts(tmp_path, monkeypatch):
         with Composer() as composer:
             keys.add(run_key(composer.typed(["plugins=[a/mine.py,b/mine.py]", *terms])))
     assert len(keys) == 3
+
+
+MARKED = """
+import torch
+from kdrun import MethodConfig, register
+from kdrun.methods.supervised import Supervised
+
+
+@register("method", "marked")
+class Marked(Supervised):
+    class Config(MethodConfig):
+        pass
+
+    def before(self, start):
+        torch.rand(3)  # as it likes: no step sees it
+        with open("fresh", "a") as file:
+            file.write(f"{start.fresh} ")
+        return {"mark": (torch.arange(len(start.pool.images)) + 7, {"first": start.first})}
+
+    def step(self, batch, ctx):
+        samples = batch["labeled"]
+        assert torch.equal(samples.extra["mark"], samples.views["weak"].index + 7)
+        return super().step(batch, ctx)
+"""
+
+
+def test_what_a_method_makes_before_training_reaches_every_batch_also_of_a_resumed_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("marked.py").write_text(MARKED)
+    Path("mine/method").mkdir(parents=True)
+    Path("mine/method/marked.yaml").write_text(
+        "# marked\ndefaults: [_self_, {override /loss@_global_.loss: ce}, {override /teacher@_global_.teacher: none}]\n"
+        "name: marked\n"
+    )
+    line = ["--config-dir", "mine", "plugins=[marked.py]", *FAST, "method=marked", "execution.checkpoint_every_steps=4"]
+    line += ["schedule.ema_decay=0.9", "+student.args.drop_rate=0.2"]  # dropout draws from the global numbers
+    plain = Loader.batch
+
+    def broken(self, step):
+        if step == 6:
+            raise KdrunError("broken off")
+        return plain(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loader, "batch", broken)
+        assert main(line) == 1
+    assert main(line) == 0
+    assert Path("fresh").read_text() == "True False "
+    ((directory, record),) = find_records(Path("outputs"))
+    assert record["artifacts"] == {"mark": {"first": 20}}
+    resumed = (directory / "student.safetensors").read_bytes()
+    assert main([*line, "execution.outputs=again"]) == 0
+    ((other, _),) = find_records(Path("again"))
+    assert (other / "student.safetensors").read_bytes() == resumed
 
 
 PARTS = """

@@ -1,0 +1,39 @@
+"""What parts ask of a run: asked together, and what every registered part says of itself."""
+
+import pytest
+
+from kdrun.config.needs import Needs
+from kdrun.core.registry import _REGISTRY, lookup
+
+lookup("loss", "ce", "")
+
+
+def test_of_several_all_that_one_of_them_needs():
+    method = Needs(streams={"unlabeled": ("strong",)}, students=(2, None), teacher_features=("members",))
+    one = Needs(teacher=True, features=("stage1", "prelogits"), unmixed=("student",))
+    other = Needs(teacher=True, features=("prelogits",), teacher_features=("stage2",), index=True, over_ranks="no")
+    both = method | one | Needs(over_ranks="gathered") | other
+    assert (both.streams, both.students) == ({"unlabeled": ("strong",)}, (2, None))  # the method's alone to say
+    assert both.teacher
+    assert both.features == ("stage1", "prelogits")
+    assert both.of_teacher == ("members", "stage1", "prelogits", "stage2")
+    assert (both.unmixed, both.unmixed_gradient, both.index, both.mixed) == (("student",), False, True, False)
+    assert both.over_ranks == "no"
+    assert (Needs() | Needs(over_ranks="gathered")).over_ranks == "gathered"
+    assert not (Needs() | Needs()).teacher
+
+
+def test_the_teacher_gives_what_the_student_gives_where_nothing_else_is_said():
+    assert Needs(features=("stage1",)).of_teacher == ()  # against the labels
+    assert Needs(features=("stage1",), teacher=True).of_teacher == ("stage1",)
+    assert Needs(features=("stage1",), teacher=True, teacher_features=("stage2",)).of_teacher == ("stage2",)
+
+
+@pytest.mark.parametrize("name", sorted(_REGISTRY["loss"]))
+def test_a_term_that_ranks_cannot_share_or_must_gather_says_so(name):
+    cls = lookup("loss", name, "")
+    needs = cls.needs(cls.Config(name=name))
+    expected = {"crd": "no", **dict.fromkeys(("dist", "rkd", "pkt", "itrd"), "gathered")}
+    assert needs.over_ranks == expected.get(name, "mean")
+    assert needs.index == (name == "crd")
+    assert needs.mixed == (name == "linearity")
