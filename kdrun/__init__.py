@@ -10,8 +10,39 @@ from typing import TYPE_CHECKING, Any
 
 from kdrun.core.version import __version__ as __version__
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # for type checkers; at run time each name is loaded when it is asked for
+    from kdrun.config.dataset import DatasetConfig as DatasetConfig
+    from kdrun.config.dataset import Facts as Facts
+    from kdrun.config.dataset import FilesConfig as FilesConfig
+    from kdrun.config.needs import Needs as Needs
+    from kdrun.config.parts import MethodConfig as MethodConfig
+    from kdrun.config.parts import TermConfig as TermConfig
+    from kdrun.config.parts import UncertaintyConfig as UncertaintyConfig
+    from kdrun.config.run import RunConfig as RunConfig
+    from kdrun.config.teacher import TeacherConfig as TeacherConfig
+    from kdrun.core.errors import ConfigError as ConfigError
+    from kdrun.core.errors import DataError as DataError
+    from kdrun.core.errors import KdrunError as KdrunError
+    from kdrun.core.registry import register as register
+    from kdrun.data.arrays import Arrays as Arrays
+    from kdrun.data.listing import Listing as Listing
+    from kdrun.data.views.view import Batch as Batch
+    from kdrun.data.views.view import View as View
+    from kdrun.losses.term import Pair as Pair
+    from kdrun.losses.term import Term as Term
+    from kdrun.losses.term import TermSpec as TermSpec
+    from kdrun.methods.choice import Choice as Choice
+    from kdrun.methods.method import Method as Method
+    from kdrun.methods.pool import Start as Start
+    from kdrun.methods.step import Context as Context
+    from kdrun.methods.step import Guesses as Guesses
+    from kdrun.methods.step import Setup as Setup
+    from kdrun.methods.step import Step as Step
+    from kdrun.methods.uncertainty import Uncertainty as Uncertainty
     from kdrun.models.network import Network
+    from kdrun.models.output import Output as Output
+    from kdrun.teachers.kind import TeacherKind as TeacherKind
+    from kdrun.teachers.teacher import Teacher as Teacher
 
 # Where each public name is defined.
 _PUBLIC = {

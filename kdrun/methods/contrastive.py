@@ -24,7 +24,9 @@ from kdrun.data.views.view import Batch, View
 from kdrun.losses.term import Pair
 from kdrun.methods.method import Method
 from kdrun.methods.step import Context, Setup, Step
+from kdrun.models.class_texts import class_features, class_tokens, class_words
 from kdrun.models.network import Network
+from kdrun.models.open_clip import open_clip
 from kdrun.models.output import Output
 
 
@@ -46,9 +48,6 @@ class Contrastive(Method[ContrastiveConfig]):
 
     def __init__(self, config: RunConfig, setup: Setup) -> None:
         super().__init__(config, setup)
-        from kdrun.models.class_texts import class_tokens, class_words
-        from kdrun.models.open_clip import open_clip
-
         words = class_words(setup)
         length = self._net.clip.context_length
         tokenizer = open_clip().SimpleTokenizer(context_length=length)
@@ -123,8 +122,6 @@ class Contrastive(Method[ContrastiveConfig]):
         self._net.clip.logit_scale.clamp_(0, math.log(100))  # as the paper
 
     def predict(self, view: View) -> dict[str, Tensor]:
-        from kdrun.models.class_texts import class_features
-
         self._clamp()
         # by the weights that are in force now: an average of them may have taken their place
         self._net.class_embeddings.copy_(class_features(self._net.clip, self.held_out))

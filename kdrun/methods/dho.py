@@ -30,6 +30,7 @@ from kdrun.losses.term import width
 from kdrun.methods.choice import Choice, Inputs
 from kdrun.methods.sho import FEATURE, SHO, SHOConfig
 from kdrun.methods.step import Setup
+from kdrun.models.class_texts import class_words, student_texts
 from kdrun.models.heads import make_head
 from kdrun.models.output import Output
 
@@ -167,8 +168,6 @@ class DHO(SHO[DHOConfig]):
         """Give heads the embeddings of the class names as weights."""
         key, setup, student = "method.language_aware_init", self.setup, self.config.students[0]
         if _own_texts(self.spec, student):
-            from kdrun.models.class_texts import class_words, student_texts
-
             words = class_words(setup)
             if not student.pretrained:  # built to be checked, or to be given weights
                 return

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdrun.config.schedule import Clock, RampConfig, ScheduleConfig
+from kdrun.core.registry import lookup
 from kdrun.training.decay import Decay
 
 
@@ -55,8 +56,6 @@ class LearningRate:
     """The learning-rate factor at a step: warm-up times decay."""
 
     def __init__(self, config: ScheduleConfig, clock: Clock) -> None:
-        from kdrun.core.registry import lookup
-
         self.warmup_steps = clock.steps(config.warmup_steps, config.warmup_epochs) or 0
         self.warmup_from = config.warmup_from
         self.decay: Decay = lookup("decay", config.decay.name, "schedule.decay")(config.decay, clock, self.warmup_steps)

@@ -1,5 +1,6 @@
 """The public API: lazy, and the same things under the names of old plug-ins."""
 
+import ast
 import subprocess
 import sys
 
@@ -11,6 +12,13 @@ def test_every_public_name_is_there():
     for name in kdrun._PUBLIC:
         assert getattr(kdrun, name) is not None
         assert name in dir(kdrun)
+
+
+def test_type_checkers_see_the_names_that_are_there():
+    tree = ast.parse((ROOT / "kdrun" / "__init__.py").read_text())
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {alias.name: node.module for node in block.body for alias in node.names if alias.asname}
+    assert seen == {name: f"kdrun.{module}" for name, module in kdrun._PUBLIC.items()}
 
 
 def test_importing_kdrun_imports_no_torch():
