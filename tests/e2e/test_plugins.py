@@ -27,8 +27,8 @@ def write_readme_files(folder: Path) -> None:
 
 
 def readme_command() -> list[str]:
-    (line,) = [line for line in README.splitlines() if line.startswith("python -m kdrun.train --config-dir my_conf")]
-    return shlex.split(line)[3:]
+    (line,) = [line for line in README.splitlines() if line.startswith("kdrun train --config-dir my_conf")]
+    return shlex.split(line)[2:]
 
 
 def test_the_example_of_the_readme(tmp_path, monkeypatch):
@@ -40,7 +40,7 @@ def test_the_example_of_the_readme(tmp_path, monkeypatch):
     directory, record = next((d, r) for d, r in found.items() if r["method"] == "confident_distill")
     assert record["config"]["method"] == {"name": "confident_distill", "power": 2}
     assert len(record["plugins"]["my_method"]) == 64
-    assert '"train/loss/l1"' in (directory / "metrics.jsonl").read_text()
+    assert '"train/loss/probability_l1"' in (directory / "metrics.jsonl").read_text()
     assert '"train/teacher_weight"' in (directory / "metrics.jsonl").read_text()
     teacher = next(r for r in found.values() if r["method"] == "supervised")
     assert teacher["plugins"] == {}  # made of kdrun's own parts: shared with runs without the plugin
