@@ -296,13 +296,13 @@ def test_a_kind_in_a_users_file_has_its_keys_and_counts_by_its_content(tmp_path)
     path.write_text(PLUGIN)
     config = composed("teacher.source=twice", "+teacher.times=3")
     assert config.teacher.times == 3
-    assert run_key(from_nodes(dump(config))) == run_key(config)
+    assert run_key(from_nodes(dump(config))) == (key := run_key(config))
     [run] = config.method_class.requires(config).values()
     assert run.plugins == []  # an ordinary run
     with pytest.raises(ConfigError, match=r"teacher\.times: not for source=train; source=twice has it"):
         composed("+teacher.times=3")
     path.write_text(PLUGIN + "# edited")
-    assert run_key(composed("teacher.source=twice", "+teacher.times=3")) != run_key(config)
+    assert run_key(composed("teacher.source=twice", "+teacher.times=3")) != key
     with Composer() as composer, pytest.raises(ConfigError, match=r"teacher\.source: unknown teacher 'twice'"):
         composer.typed(["teacher=resnet8", "teacher.source=twice"])
 
