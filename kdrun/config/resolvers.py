@@ -34,7 +34,7 @@ def _coefficient(key: str, default: Any, *, _root_: DictConfig) -> Any:
 
 
 def _setting(key: str, default: Any, *, _root_: DictConfig) -> Any:
-    """`${setting:dho.ce_share,0.4}`: what `settings` gives for a method, or the default; why, says conf/method/dho.yaml."""
+    """`${setting:dho.ce_share,0.4}`: what `settings` gives for a method, or the default; why: conf/method/dho.yaml."""
     given = OmegaConf.select(_root_, f"settings.{key}")
     return default if given is None else given
 
