@@ -20,6 +20,7 @@ def records(outputs: Path):
     return dict(find_records(outputs))
 
 
+@pytest.mark.slow
 def test_sweep_records_table_and_no_run_twice(train, outputs, capsys):
     sweep = ["-m", *FAST, *TEACHER, "seed=0,1", "loss=ce,kd"]
     assert train(*sweep) == 0
@@ -112,6 +113,7 @@ def test_a_teacher_that_diverges_is_tried_once(train, outputs, capsys):
     assert out.err.count("its teacher failed") == 3
 
 
+@pytest.mark.slow
 def test_damaged_records_stop_neither_sweep_nor_table(train, outputs, capsys):
     assert train("-m", *FAST, "method=supervised", "seed=0,1") == 0
     first, _ = records(outputs)
@@ -155,6 +157,7 @@ def test_best_on_val_is_chosen_by_validation_alone(train, outputs):
     assert not [key for key in record["best_on_val"] if "test" in key]
 
 
+@pytest.mark.slow
 def test_a_failing_job_is_named_and_the_others_go_on(train, outputs, capsys):
     sweep = ["-m", *FAST, "method=supervised", "schedule.lr=1e30,0.05", "seed=0,1"]
     assert train(*sweep) == 1

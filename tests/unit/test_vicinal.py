@@ -157,6 +157,7 @@ def test_logits_that_are_no_numbers_are_refused():
         ask(broken, two_channels(4), torch.arange(4), torch.zeros(4, dtype=torch.int64), Options(run=["x"]))
 
 
+@pytest.mark.slow
 def test_a_run_s_analysis_is_in_its_record_its_folder_and_tables(train, outputs):
     assert train(*FAST, *TEACHER, "method=mixup_distill", "teacher.temperature=2") == 0
     [directory] = [d for d, r in find_records(outputs) if r["method"] == "mixup_distill"]
