@@ -65,7 +65,7 @@ def test_nothing_waits_for_the_device(name):
     try:
         out = method(loader.batch(1), ctx)
         torch.stack(list(out.losses.values())).sum().backward()
-        method.finish_step(ctx)
+        method.finish_step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -676,5 +676,5 @@ def test_the_loop_updates_the_memory():
     memory = method.losses().terms["crd"].student_memory
     before = memory.clone()
     method(loader.batch(0), ctx(config, 0)).losses["crd"].backward()
-    method.finish_step(ctx(config, 0))
+    method.finish_step()
     assert 0 < int((memory != before).any(1).sum()) <= config.schedule.batch_size
