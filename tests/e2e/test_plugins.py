@@ -220,7 +220,7 @@ def test_what_a_method_makes_before_training_reaches_every_batch_also_of_a_resum
         "name: marked\n"
     )
     line = ["--config-dir", "mine", "plugins=[marked.py]", *FAST, "method=marked", "execution.checkpoint_every_steps=4"]
-    line += ["schedule.ema_decay=0.9", "+student.args.drop_rate=0.2"]  # dropout draws from the global numbers
+    line += ["schedule.ema_decay=0.9", "student.head=mlp"]  # dropout draws from the global numbers
     plain = Loader.batch
 
     def broken(self, step):
