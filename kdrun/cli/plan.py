@@ -7,6 +7,7 @@ from pathlib import Path
 from kdrun.config.compose import Composer, parser
 from kdrun.config.job import Job
 from kdrun.core.errors import ConfigError, KdrunError
+from kdrun.runs.record import finished
 
 
 def plan(arguments: Sequence[str]) -> list[Job] | None:
@@ -42,7 +43,6 @@ def plan(arguments: Sequence[str]) -> list[Job] | None:
 
 def _check(jobs: list[tuple[tuple[str, ...], Job]]) -> list[tuple[tuple[str, ...], str]]:
     """What only the data, the disk and the machine can tell, for the jobs that are not done yet."""
-    from kdrun.runs.record import finished
     from kdrun.training.check import check, check_measurements
 
     errors = []

@@ -17,6 +17,7 @@ from kdrun.config.nodes import to_config
 from kdrun.config.resolvers import register_resolvers
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.paths import CONF_DIR
+from kdrun.runs.record import read_record
 
 log = logging.getLogger("kdrun")
 register_resolvers()  # here: a launcher's worker resolves its directory before it calls `job`
@@ -73,8 +74,6 @@ def _report(jobs: list[Job] | None) -> int:
     """Name the planned runs that are not done."""
     if jobs is None:
         return 0
-    from kdrun.runs.record import read_record
-
     bad: list[str] = []
     for own in jobs:
         try:

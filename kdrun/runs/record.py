@@ -13,6 +13,7 @@ from typing import Any
 from kdrun.core.errors import KdrunError
 from kdrun.core.files import write_json
 from kdrun.core.paths import HERE
+from kdrun.core.version import __version__
 from kdrun.runs.layout import run_directories
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,6 @@ def finite(value: Any) -> Any:
 @lru_cache(maxsize=1)
 def code_version() -> dict[str, Any]:
     """Version of kdrun, and commit and state of its work tree if it runs from one."""
-    from kdrun.core.version import __version__
 
     def git(*args: str) -> str | None:
         try:
