@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from kdrun.config.compose import Composer
+from kdrun.config.run import RunConfig
 from kdrun.data.views.view import rows
 from kdrun.training.assembly import Assembly
 from scripts.bench.harness import CPU, ROUNDS, LoopBench, report, report_pairs, seconds_of
@@ -32,84 +33,88 @@ def write_photos(folder: Path, count: int) -> None:
             Image.fromarray(np.clip(wave + rng.normal(0, 12, wave.shape), 0, 255).astype(np.uint8)).save(path)
 
 
+BATCH, WORKERS = 32, 2
+
+
 def bench_data(images: int = 192) -> None:
     """Packed images beside decoding, streamed ones beside a bare DataLoader, the loop with packed images of 64 px."""
-    batch, workers = 32, 2
     with tempfile.TemporaryDirectory() as folder:
-        tree, outputs = Path(folder) / "tree", Path(folder) / "outputs"
+        tree = Path(folder) / "tree"
         write_photos(tree, images)
-        given = ["dataset=imagefolder", f"dataset.path={tree}", "dataset.val_fraction=0", "dataset.pack.size=256"]
+        chosen = ["dataset=imagefolder", f"dataset.path={tree}", "dataset.val_fraction=0"]
         with Composer() as composer:
             packed, streamed = (
                 composer.typed([
-                    *given, "views=imagenet", "method=supervised", "teacher=none", f"dataset.stream={stream}",
-                    f"schedule.batch_size={batch}", f"execution.outputs={outputs}", f"execution.workers={workers}",
+                    *chosen, "dataset.pack.size=256", "views=imagenet", "method=supervised", "teacher=none",
+                    f"dataset.stream={stream}", f"schedule.batch_size={BATCH}", f"execution.workers={WORKERS}",
+                    f"execution.outputs={folder}/outputs",
                 ])
                 for stream in ("false", "true")
             )  # fmt: skip
-        order = torch.randperm(images, generator=torch.Generator().manual_seed(0))
-        pixels, files = (Assembly.of(config, CPU).images[0] for config in (packed, streamed))
-        times = [
-            [seconds_of(lambda source=source: [rows(source, at, CPU) for at in order.split(batch)], 1)
-             for source in (pixels, files)]
-            for _ in range(ROUNDS)
-        ]  # fmt: skip
-        report("decoding 500x375 -> 256 px, all cores", [images / b for _, b in times], "images/s")
-        report("  packed, in random order", [images / a for a, _ in times], "images/s")
-        report("  packed / decoding", [b / a for a, b in times], "")
+        compare_decoding(packed, streamed, images)
+        compare_streaming(streamed, tree, images)
+        compare_packed_loop([*chosen, "dataset.pack.size=64", "method=supervised", "teacher=none"])
 
-        steps = images // batch
 
-        def ours(total: int) -> float:
-            schedule = streamed.schedule.replace(steps=total, epochs=None)
-            loader = Assembly.of(streamed.replace(schedule=schedule), CPU).loader
-            return timed(map(loader.batch, range(total)), loader.close)
+def compare_decoding(packed: RunConfig, streamed: RunConfig, images: int) -> None:
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(0))
+    sources = [Assembly.of(config, CPU).images[0] for config in (packed, streamed)]
+    times = [
+        [seconds_of(lambda source=source: [rows(source, at, CPU) for at in order.split(BATCH)], 1)
+         for source in sources]
+        for _ in range(ROUNDS)
+    ]  # fmt: skip
+    report("decoding 500x375 -> 256 px, all cores", [images / b for _, b in times], "images/s")
+    report("  packed, in random order", [images / a for a, _ in times], "images/s")
+    report("  packed / decoding", [b / a for a, b in times], "")
 
-        bare_set = datasets.ImageFolder(
-            str(tree / "train"), transforms.Compose([transforms.RandomResizedCrop(224), transforms.PILToTensor()])
-        )
 
-        def bare(total: int) -> float:
-            loader = DataLoader(
-                bare_set, batch, sampler=torch.randint(images, (total * batch,)).tolist(), num_workers=workers
-            )
-            return timed(iter(loader), lambda: None)
+def compare_streaming(streamed: RunConfig, tree: Path, images: int) -> None:
+    bare_set = datasets.ImageFolder(
+        str(tree / "train"), transforms.Compose([transforms.RandomResizedCrop(224), transforms.PILToTensor()])
+    )
 
-        def timed(batches: Any, close: Callable[[], None]) -> float:
-            """Seconds a batch, once workers are there."""
-            next(batches)
-            started, count = time.perf_counter(), 0
-            for _ in batches:
-                count += 1
-            took = (time.perf_counter() - started) / count
-            close()
-            return took
+    def ours(total: int) -> float:
+        schedule = streamed.schedule.replace(steps=total, epochs=None)
+        loader = Assembly.of(streamed.replace(schedule=schedule), CPU).loader
+        return seconds_a_batch(map(loader.batch, range(total)), loader.close)
 
-        pairs = [(ours(4 * steps), bare(4 * steps)) for _ in range(ROUNDS)]
-        report(f"bare DataLoader, crops of 224 px, {workers} workers", [batch / b for _, b in pairs], "images/s")
-        report("  streamed", [batch / a for a, _ in pairs], "images/s")
-        report("  streamed / bare DataLoader, seconds", [a / b for a, b in pairs], "")
+    def bare(total: int) -> float:
+        order = torch.randint(images, (total * BATCH,)).tolist()
+        return seconds_a_batch(iter(DataLoader(bare_set, BATCH, sampler=order, num_workers=WORKERS)), lambda: None)
 
-        small = [*given[:3], "dataset.pack.size=64", "method=supervised", "teacher=none"]
-        bench = LoopBench(
-            "student=timm",
-            "student.name=resnet18",
-            f"schedule.batch_size={batch}",
-            "schedule.lr=0.01",
-            steps=6,
-            data=small,
-        )
-        tensor, wanted = torch.randn(batch, 3, 64, 64).to(memory_format=torch.channels_last), torch.arange(batch) % 2
+    total = 4 * (images // BATCH)
+    pairs = [(ours(total), bare(total)) for _ in range(ROUNDS)]
+    report(f"bare DataLoader, crops of 224 px, {WORKERS} workers", [BATCH / b for _, b in pairs], "images/s")
+    report("  streamed", [BATCH / a for a, _ in pairs], "images/s")
+    report("  streamed / bare DataLoader, seconds", [a / b for a, b in pairs], "")
 
-        def bare_step() -> float:
-            student = bench.network(bench.config.students[0])
-            optimizer = bench.optimizer(student)
-            started = time.perf_counter()
-            for _ in range(bench.steps):
-                loss = F.cross_entropy(student(tensor), wanted)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-            return (time.perf_counter() - started) / bench.steps
 
-        report_pairs("resnet18, packed images of 64 px, batch 32", bench.seconds, bare_step)
+def seconds_a_batch(batches: Iterator[Any], close: Callable[[], None]) -> float:
+    """Once workers are there."""
+    next(batches)
+    started, count = time.perf_counter(), 0
+    for _ in batches:
+        count += 1
+    took = (time.perf_counter() - started) / count
+    close()
+    return took
+
+
+def compare_packed_loop(data: list[str]) -> None:
+    network = ["student=timm", "student.name=resnet18", f"schedule.batch_size={BATCH}", "schedule.lr=0.01"]
+    bench = LoopBench(*network, steps=6, data=data)
+    tensor, wanted = torch.randn(BATCH, 3, 64, 64).to(memory_format=torch.channels_last), torch.arange(BATCH) % 2
+
+    def bare_step() -> float:
+        student = bench.network(bench.config.students[0])
+        optimizer = bench.optimizer(student)
+        started = time.perf_counter()
+        for _ in range(bench.steps):
+            loss = F.cross_entropy(student(tensor), wanted)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        return (time.perf_counter() - started) / bench.steps
+
+    report_pairs("resnet18, packed images of 64 px, batch 32", bench.seconds, bare_step)

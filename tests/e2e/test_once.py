@@ -9,6 +9,7 @@ import torch
 from kdrun.config import key, nodes
 from kdrun.config.compose import Composer
 from kdrun.config.job import Job, planned, planned_job
+from kdrun.config.model import ModelConfig
 from kdrun.models import network
 from kdrun.runs.record import find_records
 from kdrun.training import check
@@ -77,3 +78,17 @@ def test_a_launchers_worker_has_planned_nothing_and_composes_its_own():
         assert planned_job(["loss=kd"]) is None
         # the directory that Hydra asks for
         assert composer.compose(["loss=kd"]).hydra.run.dir == f"outputs/{Job(job.config).place}"
+
+
+def test_a_network_that_cannot_be_copied_is_built_anew_for_each_who_asks(monkeypatch):
+    def refuse(self, memo):
+        raise TypeError("cannot be copied")
+
+    spec = network.NetworkSpec(ModelConfig(name="resnet8").model_dump(), 10, 1, (0.3,), (0.2,))
+    shared = [network.outline(spec) for _ in range(2)]
+    monkeypatch.setattr(type(shared[0].net), "__deepcopy__", refuse, raising=False)
+    anew = [network.outline(spec) for _ in range(2)]
+    assert len({id(one) for one in (*shared, *anew)}) == 4
+    assert {value.device.type for one in (*shared, *anew) for value in one.state_dict().values()} == {"meta"}
+    anew[0].requires_grad_(False)  # as a teacher is
+    assert all(parameter.requires_grad for parameter in anew[1].parameters())

@@ -1,0 +1,1 @@
+"""Speed: one file for each benchmark, or for a few that belong together; see `__main__`."""
