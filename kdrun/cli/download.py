@@ -24,7 +24,6 @@ from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.later import later
 from kdrun.core.registry import lookup
 from kdrun.core.schema import FileContent, Schema, from_arguments, marker
-from kdrun.data.load import OUTPUTS
 from kdrun.data.packed import readable
 from kdrun.results.plan import configs_of as planned_configs
 from kdrun.results.plan import table_spec
@@ -112,7 +111,7 @@ def configs_of(words: Sequence[str]) -> list[RunConfig]:
             raise ConfigError(f"table={tables[0]}: its runs are those of conf/table; leave out the other arguments")
         specs = {name: table_spec(name) for name in tables}
         firsts = {name: spec.replace(seeds=spec.seeds[:1]) for name, spec in specs.items()}  # seeds need the same
-        return [run for name, spec in firsts.items() for _, _, [run] in planned_configs(name, spec, OUTPUTS)]
+        return [run for name, spec in firsts.items() for _, _, [run] in planned_configs(name, spec, Path("outputs"))]
     with Composer() as composer:
         jobs = composer.expand(list(words), True)
         if jobs is None:

@@ -28,13 +28,13 @@ from kdrun.core.errors import ConfigError, KdrunError, allowed
 from kdrun.core.files import write_json
 from kdrun.core.later import later
 from kdrun.core.schema import Schema, from_arguments
-from kdrun.data.arrays import Arrays
-from kdrun.data.load import load_dataset
 from kdrun.runs.record import Record, finite, opened
 
 if TYPE_CHECKING:
     import torch
 
+    from kdrun.data.arrays import Arrays
+    from kdrun.data.load import load_dataset
     from kdrun.data.residency import place
     from kdrun.data.views.center import Center
     from kdrun.runs.finished import FinishedRun
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from kdrun.training.shifted import shifted_sets
 else:
     torch = later("torch")
+    Arrays = later("kdrun.data.arrays", "Arrays")
+    load_dataset = later("kdrun.data.load", "load_dataset")
     place = later("kdrun.data.residency", "place")
     Center = later("kdrun.data.views.center", "Center")
     FinishedRun = later("kdrun.runs.finished", "FinishedRun")
