@@ -1,6 +1,6 @@
 """Where the teacher comes from: what the kinds of teachers share. Each kind has its own keys, in kdrun/teachers/."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
@@ -33,36 +33,6 @@ class CacheConfig(Schema):
     def effective(self) -> "CacheConfig":
         """Without what has no effect."""
         return self if self.mode == "views" else CacheConfig(mode=self.mode)
-
-
-class AdapterConfig(Schema):
-    """The cache beside a CLIP of Tip-Adapter-F (Zhang et al. 2022, arXiv 2111.03930), and what it is chosen by."""
-
-    residual_ratio: float = Field(1.17, gt=0)
-    """alpha, the weight of the cache in training; afterwards too where nothing is searched."""
-    sharpness: float = Field(1.0, gt=0)
-    """beta, as above."""
-    passes: int = Field(10, gt=0)
-    """Weak views of each labeled image whose features make its key."""
-    search: bool = True
-    """Whether both are chosen on the validation images at each evaluation; without such images they stay."""
-    search_scale: list[Annotated[float, Field(gt=0.1)]] = Field(
-        default_factory=lambda: [7.0, 3.0], min_length=2, max_length=2
-    )
-    """Where the grids end, that of sharpness and that of residual_ratio; both begin at 0.1 and leave out their end."""
-    search_step: list[Annotated[int, Field(gt=0)]] = Field(
-        default_factory=lambda: [200, 20], min_length=2, max_length=2
-    )
-    """Numbers in the grids, in the same order."""
-
-    @property
-    def grids(self) -> tuple[list[float], list[float]]:
-        """Of sharpness, and of residual_ratio."""
-        one, other = (
-            [0.1 + i * (end - 0.1) / count for i in range(count)]
-            for end, count in zip(self.search_scale, self.search_step, strict=True)
-        )
-        return one, other
 
 
 class TeacherConfig(Schema):
