@@ -64,9 +64,9 @@ class ScheduleConfig(Schema):
     epochs: float | None = Field(None, gt=0)
     """Length in passes over the labeled set."""
     batch_size: int = Field(64, gt=0)
+    """Labeled images a step."""
     repeat_labeled: bool = True
     """Whether a labeled set smaller than a batch is repeated to fill it; false: batches are as small as it then."""
-    """Labeled images a step."""
     optimizer: str = "sgd"
     """sgd (with `momentum` and `nesterov`), or any optimizer name of timm."""
     optimizer_args: dict[str, Any] = Field(default_factory=dict)

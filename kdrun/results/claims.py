@@ -6,7 +6,7 @@ from itertools import pairwise
 from statistics import mean, stdev
 
 from kdrun.results.intervals import welch
-from kdrun.results.papers import TEACHER, Claim, Paper, printed_name
+from kdrun.results.papers import TEACHER, Claim
 
 Values = Callable[[str, str, str], Sequence[float]]
 """(row, column, metric) -> the figure of each seed, in percent where tables show percent; of `Teacher of <row>` too."""
@@ -82,18 +82,3 @@ def _follows(claim: Claim, named: Sequence[str], values: Values) -> Verdict:
     order = all(first[1] <= second[1] for first, second in pairwise(points))
     detail = ", ".join(f"{x:+.2f} -> {y:+.2f}" for x, y in points)
     return Verdict(claim, "holds" if order else "fails", f"teacher -> student: {detail}")
-
-
-def of_paper(paper: Paper) -> Values:
-    """The paper's own numbers, against which its claims must hold."""
-
-    def values(row: str, column: str, metric: str) -> list[float]:
-        name = printed_name(metric)
-        if name is None:
-            return []
-        cell = paper.cell(row, column, name)
-        if cell is None and row.startswith(f"{TEACHER} of "):
-            cell = paper.cell(TEACHER, column, name)
-        return [] if cell is None or cell.mean is None else [cell.mean]
-
-    return values

@@ -8,9 +8,10 @@ import yaml
 
 from kdrun.core.errors import ConfigError
 from kdrun.core.paths import CONF_DIR
-from kdrun.results.claims import judge, of_paper
+from kdrun.results.claims import verdict_on
 from kdrun.results.papers import read_paper
 from kdrun.results.plan import table_spec
+from tests.published import of_paper
 
 SHOTS = [f"{k}-shot" for k in (1, 2, 4, 8, 16)]
 
@@ -182,7 +183,7 @@ def test_the_paper_s_claims_hold_for_its_own_numbers_and_its_resnet_18_is_no_bet
             known = [{cell.column for cell in only.cells if cell.row == row} for row in (claim.rows[0], other)]
             if columns := sorted(set.intersection(*known)):
                 judged[claim.name] += 1
-                assert judge(claim, columns, of_paper(only)).verdict == "holds", (claim.name, table)
+                assert verdict_on(claim, columns, of_paper(only)).verdict == "holds", (claim.name, table)
     assert judged.keys() == {claim.name for claim in paper.claims}
     assert judged["DHO > CE + KD logit"] == 3  # tables 1, 5 and 13
     assert all(only.mean < 60.3 for only in paper.cells if only.row == "DHO" and only.column.startswith("r18"))

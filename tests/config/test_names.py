@@ -53,7 +53,8 @@ def test_what_is_known_of_a_name_can_be_overridden(composer):
 
 @pytest.mark.parametrize("name", sorted(set(TERMS) - {"ce", "kd"}))
 def test_a_term_stands_beside_cross_entropy_or_does_its_work(composer, name):
-    mixed = ["views=mixup"] if lookup("loss", name, "").needs_mix else []
+    term = lookup("loss", name, "")
+    mixed = ["views=mixup"] if term.needs(term.Config(name=name)).mixed else []
     found = weights(composer, f"loss={name}", *mixed)
     alone = name in {"evidential", "gce", "mae", "nce", "sce"}
     assert set(found) == ({name} if alone else {"ce", name})

@@ -161,7 +161,7 @@ def test_a_term_of_a_plugin_needs_no_more_than_its_own_yaml(tmp_path, monkeypatc
 
     monkeypatch.chdir(tmp_path)
     with_term(f"term_{against}")
-    Path("mine.py").write_text(Path("mine.py").read_text().replace('"teacher"', f'"{against}"'))
+    Path("mine.py").write_text(Path("mine.py").read_text().replace("teacher=True", f"teacher={against == 'teacher'}"))
     Path("conf/loss/term").mkdir(parents=True)
     Path("conf/loss/term/mine.yaml").write_text(f"# Mine.\nname: term_{against}\nweight: 2.0\n")
     with Composer("conf") as composer:

@@ -11,9 +11,14 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from sklearn.datasets import load_digits, load_sample_image
 
 from kdrun.core.errors import ConfigError
-from kdrun.data.views.randaugment import RECIPES, Op, StrongParams, StrongRecipe, apply_strong, draw_strong
+from kdrun.data.views.randaugment import Op, StrongParams, StrongRecipe, apply_strong, draw_strong
 from tests.each import each
 
+RECIPES = {
+    "official": StrongRecipe(),
+    "kekmodel": StrongRecipe(levels="kekmodel"),
+    "usb": StrongRecipe(num_ops=3, p_op=1.0, levels="usb", cutout=0.5, fill=(125, 123, 114)),
+}
 NAMES = list(RECIPES)
 SIGNED = (Op.ROTATE, Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y)
 ENHANCE = (Op.BRIGHTNESS, Op.CONTRAST, Op.COLOR, Op.SHARPNESS)

@@ -13,7 +13,7 @@ from kdrun.cli.table import main
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.schema import build
 from kdrun.results import fill as tables
-from kdrun.results.claims import of_paper, verdict_on
+from kdrun.results.claims import verdict_on
 from kdrun.results.found import found_table
 from kdrun.results.intervals import paired, welch
 from kdrun.results.papers import Claim, Paper, read_paper
@@ -21,6 +21,7 @@ from kdrun.results.plan import PlannedCell, PlannedRun, TableConfig, TablePlan
 from kdrun.results.progress import Todo, _cost, commands_of
 from kdrun.results.table import two_rows
 from kdrun.runs.record import write_record
+from tests.published import of_paper
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "table.txt"
 AGGREGATES = GOLDEN.with_name("table_aggregates.txt")

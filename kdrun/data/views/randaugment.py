@@ -85,13 +85,6 @@ class StrongRecipe:
             raise ConfigError(f"views.strong.fill: {list(self.fill)} must be 1 or 3 whole numbers between 0 and 255")
 
 
-RECIPES = {
-    "official": StrongRecipe(),
-    "kekmodel": StrongRecipe(levels="kekmodel"),
-    "usb": StrongRecipe(num_ops=3, p_op=1.0, levels="usb", cutout=0.5, fill=(125, 123, 114)),
-}
-
-
 @dataclass(frozen=True)
 class StrongParams:
     """Drawn numbers of `n` strong views, on the CPU."""

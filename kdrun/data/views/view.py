@@ -1,19 +1,14 @@
 """Views: batches of raw pixels, what makes them, and images as an evaluation sees them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor
 
 from kdrun.core.device import send
 from kdrun.data.streamed import ImageFiles
-
-if TYPE_CHECKING:
-    pass
-from collections.abc import Callable
-
 from kdrun.data.views.center import Center
 
 
