@@ -1,6 +1,7 @@
 """What only data, networks and the machine can refuse, before anything is written."""
 
 import logging
+import warnings
 
 import torch
 
@@ -87,13 +88,18 @@ def _require_validation(outline: Assembly) -> None:
 
 
 def _require_weights(outline: Assembly) -> None:
-    """Load published weights once: nothing may run for hours, a teacher say, and then find that they cannot be had."""
+    """Read published weights, fitted to networks without memory.
+
+    Nothing may run for hours, a teacher say, and then find that they cannot be had.
+    """
     config, arrays = outline.config, outline.arrays
-    factory = Setup(**vars(outline.factory))  # of networks with memory
+    factory = Setup(**vars(outline.factory))  # of networks with their weights
     for model in (*config.students, *config.teacher.models):
         key = f"{model.model_dump_json()} {arrays.num_classes} {arrays.train_images.shape[-1]}"
         if model.pretrained and key not in _BUILT:
-            factory.network(model, seed=0)
+            with torch.device("meta"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns that nothing is copied
+                factory.network(model, seed=0)
             _BUILT.add(key)
 
 
