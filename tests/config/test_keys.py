@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from kdrun.config.compose import Composer
 from kdrun.config.key import run_key
 from kdrun.config.nodes import dump, from_nodes
@@ -14,6 +16,7 @@ def key(composer, *overrides: str) -> str:
     return run_key(composer.typed(list(overrides)))
 
 
+@pytest.mark.slow
 def test_frozen_keys(composer):
     """A changed key orphans every user's finished runs. After a deliberate change raise KEY_VERSION and remake the file:
     python -m tests.config.test_keys"""

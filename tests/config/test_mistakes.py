@@ -4,6 +4,9 @@ import pytest
 
 from kdrun.cli.train import main
 
+pytestmark = pytest.mark.slow
+
+
 PEERS = ["method=peer_distill", "students=[resnet8,resnet14]"]
 MISTAKES = {
     "unknown option": (["method=distil"], "method=distil: no such option; nearest: distill"),

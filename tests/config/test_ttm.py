@@ -131,6 +131,7 @@ def test_coefficients_of_combinations(composer, pair):
         assert itrd.mutual_information_weight == (0 if pair in CORRELATION_ONLY else 1)
 
 
+@pytest.mark.slow
 def test_every_row_of_the_table_can_be_built(composer, images):
     """Of the pair with the most unlike networks; and the check that says so is one that can refuse."""
     pair, refused = "experiment=ttm/resnet50_cifar_mobilenetv2_half", {}

@@ -14,6 +14,9 @@ from kdrun.runs.record import find_records
 from kdrun.training.corruptions import CORRUPTIONS, EXTRA, METRICS, Corruptions
 from tests.conftest import FAST, TEACHER
 
+pytestmark = pytest.mark.slow
+
+
 N = 6
 SHAPE = (8, 8, 1)
 

@@ -13,6 +13,9 @@ import pytest
 
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
+
 PAGES = sorted((ROOT / "docs" / "extend").glob("*.md"))
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 NAMED = re.compile(r"# ((?:kdrun|conf)/\S+\.(?:py|yaml))\n")

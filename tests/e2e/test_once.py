@@ -15,6 +15,8 @@ from kdrun.runs.record import find_records
 from kdrun.training import check
 from tests.conftest import FAST, TEACHER
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def counted(monkeypatch):

@@ -20,6 +20,9 @@ from kdrun.models.network import build_network
 from kdrun.runs.record import find_records
 from tests.unit.test_published import flatten, write_cifar10, write_food101, write_image, write_svhn, write_tree
 
+pytestmark = pytest.mark.slow
+
+
 PAGE = b"<!DOCTYPE html><html><body>503 Service Unavailable</body></html>\n"
 RUN = ["tracker=none", "schedule.steps=2", "schedule.batch_size=4", "execution.threads=1"]
 SUPERVISED = ["method=supervised", "loss=ce", "teacher=none"]

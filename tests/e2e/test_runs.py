@@ -15,6 +15,8 @@ from kdrun.results.found import found_table
 from kdrun.runs.record import find_records
 from tests.conftest import FAST, TEACHER
 
+pytestmark = pytest.mark.slow
+
 
 def records(outputs: Path):
     return dict(find_records(outputs))

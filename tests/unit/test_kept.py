@@ -123,6 +123,7 @@ def test_a_damaged_file_is_made_anew_and_said(tmp_path, caplog, damage):
 CLEAN = ["teacher.cache.mode=clean", "views.weak.pad=0", "views.weak.flip=false"]
 
 
+@pytest.mark.slow
 def test_runs_with_kept_logits_say_so_and_are_nearly_those_without(train, outputs):
     assert train("-m", *FAST, *TEACHER, *CLEAN, "teacher.cache.mode=off,clean", "seed=0") == 0
     assert train("-m", *FAST, *TEACHER, "teacher.cache.mode=views", "teacher.cache.num_views=2", "loss=kd,ttm") == 0

@@ -108,6 +108,7 @@ def content(directory):
     return files, predictions, record["metrics"]
 
 
+@pytest.mark.slow
 def test_one_cache_for_all_students_of_the_same_labels_and_a_killed_one_goes_on_bitwise(
     folder, train, outputs, tmp_path, monkeypatch
 ):  # fmt: skip
@@ -201,6 +202,7 @@ def test_the_run_of_the_cache_follows_the_labels_and_nothing_else(folder):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_teacher_alone_is_a_run_that_all_seeds_and_shots_share(folder, train, outputs):
     clip = ["teacher=open_clip", f"teacher.path={folder}", "teacher.pretrained=null", "teacher.model=null"]
     line = [*FAST, "method=zero_shot", *clip]
