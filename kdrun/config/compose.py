@@ -23,7 +23,7 @@ from kdrun.config.resolvers import register_resolvers
 from kdrun.config.run import RunConfig
 from kdrun.config.source import register_source
 from kdrun.core.errors import ConfigError, allowed
-from kdrun.core.paths import CONF_DIR
+from kdrun.core.paths import CONF_DIR, HERE
 
 # What Hydra and OmegaConf raise for overrides that they cannot take; some of it is plain Python's.
 REFUSALS = (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError, AttributeError)
@@ -127,7 +127,10 @@ class Composer:
             options = error.options or []
             if group == "loss/term" and not any("loss/term" in override for override in overrides):
                 group, options = "loss", self._options("loss") + self._options("loss/term")  # of `loss=<term>`
-            return f"{group or 'config'}={name}: no such option; {allowed(name, {*options})}"
+            known = allowed(name, {*options})
+            if group == "loss" and (HERE / "losses" / f"{name}.py").is_file():
+                known += f". kdrun/losses/{name}.py needs conf/loss/term/{name}.yaml"
+            return f"{group or 'config'}={name}: no such option; {known}"
         if match := re.search(r"Could not override '([^']+)'", text):
             return self._unknown_key(match[1], overrides)
         if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", text):
