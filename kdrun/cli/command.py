@@ -15,7 +15,7 @@ from typing import Any
 from kdrun.cli.help import overview
 from kdrun.core.errors import ConfigError, KdrunError, Unfinished, allowed
 from kdrun.core.schema import Schema, from_arguments
-from kdrun.runs.record import opened
+from kdrun.runs.record import open_record
 
 COMMANDS = (
     "train", "table", "status", "compare", "evaluate", "export", "predict", "publish", "download", "plot", "analyze",
@@ -91,7 +91,7 @@ def dispatch(package: str, kinds: Mapping[str, type[Schema]], kind: str, argumen
     options: Any = from_arguments(kinds[name], rest)
     runs = getattr(options, "run", [])
     for run in [runs] if isinstance(runs, str) else runs:
-        opened(run)
+        open_record(run)
     text: str = importlib.import_module(f"{package}.{name}").report(options)
     return text
 

@@ -18,7 +18,7 @@ from kdrun.core.schema import Schema, from_arguments
 from kdrun.results.cell import run_name
 from kdrun.results.found import differing_keys, flatten
 from kdrun.runs.metric import is_percent
-from kdrun.runs.record import opened
+from kdrun.runs.record import open_record
 
 if TYPE_CHECKING:
     from kdrun.runs.finished import FinishedRun
@@ -42,7 +42,7 @@ class Options(Schema):
 def main(arguments: Sequence[str]) -> str:
     """Raises KdrunError: a directory that is no finished run, or predictions of other images."""
     options = from_arguments(Options, arguments)
-    a, b = (FinishedRun(*run) for run in [opened(run) for run in options.run])
+    a, b = (FinishedRun(*run) for run in [open_record(run) for run in options.run])
     lines = [f"A {run_name(a.directory)}", f"B {run_name(b.directory)}", "", *_configs(a, b), "", *_metrics(a, b)]
     return "\n".join([*lines, "", *_images(a, b, options)])
 

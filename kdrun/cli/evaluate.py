@@ -28,7 +28,7 @@ from kdrun.core.errors import ConfigError, KdrunError, allowed
 from kdrun.core.files import write_json
 from kdrun.core.later import later
 from kdrun.core.schema import Schema, from_arguments
-from kdrun.runs.record import Record, finite, opened
+from kdrun.runs.record import Record, finite, open_record
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from kdrun.runs.finished import FinishedRun
     from kdrun.training.assembly import Assembly
     from kdrun.training.corruptions import Corruptions, summary
-    from kdrun.training.evaluator import Evaluator, chosen
+    from kdrun.training.evaluator import Evaluator, choice_metrics
     from kdrun.training.shifted import shifted_sets
 else:
     torch = later("torch")
@@ -51,7 +51,7 @@ else:
     FinishedRun = later("kdrun.runs.finished", "FinishedRun")
     Assembly = later("kdrun.training.assembly", "Assembly")
     Corruptions, summary = later("kdrun.training.corruptions", "Corruptions", "summary")
-    Evaluator, chosen = later("kdrun.training.evaluator", "Evaluator", "chosen")
+    Evaluator, choice_metrics = later("kdrun.training.evaluator", "Evaluator", "choice_metrics")
     shifted_sets = later("kdrun.training.shifted", "shifted_sets")
 
 STORED = "stored"
@@ -77,20 +77,20 @@ def main(arguments: Sequence[str]) -> str:
     """
     overrides = [a for a in arguments if a.partition("=")[0].split(".")[0] in WORDS]
     options = from_arguments(Options, [a for a in arguments if a not in overrides])
-    directory, record = opened(options.run)
+    directory, record = open_record(options.run)
     execution = [a for a in overrides if a.startswith("execution.")]
     asked = [a for a in overrides if a not in execution]
     if not asked:
         if execution:
             raise ConfigError(f"{execution[0]}: stored predictions need no machine; ask for something else too")
         run = FinishedRun(directory, record)
-        return _told(run, options.name or STORED, asked, stored_metrics(run), options.amend)
+        return _report(run, options.name or STORED, asked, stored_metrics(run), options.amend)
     if options.amend:
         raise ConfigError(f"amend: {asked[0]}: this is not what the run was evaluated on; leave amend out")
     name = options.name or "+".join(a.partition("=")[0] if "/" in a else a.replace("=", "-") for a in asked)
-    changed, typed = _with_method(record, asked), _composed(record, asked, execution)
+    changed, typed = _with_method(record, asked), _config_of(record, asked, execution)
     run = FinishedRun(directory, record)
-    return _told(run, name, asked, _evaluated(replace(run, record=changed), typed, asked), False)
+    return _report(run, name, asked, _metrics_of(replace(run, record=changed), typed, asked), False)
 
 
 def stored_metrics(run: FinishedRun) -> dict[str, float]:
@@ -105,7 +105,7 @@ def stored_metrics(run: FinishedRun) -> dict[str, float]:
     return Evaluator(splits, 1).final_metrics(logits)
 
 
-def _evaluated(run: FinishedRun, typed: RunConfig, asked: Sequence[str]) -> dict[str, float]:
+def _metrics_of(run: FinishedRun, typed: RunConfig, asked: Sequence[str]) -> dict[str, float]:
     assembly = Assembly.restored(run, typed.execution)
     config, arrays = assembly.config, assembly.arrays
     if any(a.startswith("dataset") for a in asked):
@@ -134,10 +134,10 @@ def _evaluated(run: FinishedRun, typed: RunConfig, asked: Sequence[str]) -> dict
     logits = evaluator.settled(assembly.method)
     if assembly.teacher is not None:
         logits |= evaluator.logits(assembly.teacher.predict)
-    return evaluator.final_metrics(logits) | chosen(assembly.method)
+    return evaluator.final_metrics(logits) | choice_metrics(assembly.method)
 
 
-def _composed(record: Record, asked: Sequence[str], execution: Sequence[str]) -> RunConfig:
+def _config_of(record: Record, asked: Sequence[str], execution: Sequence[str]) -> RunConfig:
     """Defaults with what is asked for; the method is the run's own."""
     rest = [a for a in asked if not a.startswith("method.")]
     if bad := [a for a in rest if a.startswith("method=")]:
@@ -170,7 +170,7 @@ def _other_images(dataset: DatasetConfig, own: Arrays, run: FinishedRun) -> Arra
     return arrays
 
 
-def _told(run: FinishedRun, name: str, asked: Sequence[str], metrics: dict[str, float], amend: bool) -> str:
+def _report(run: FinishedRun, name: str, asked: Sequence[str], metrics: dict[str, float], amend: bool) -> str:
     path = run.directory / "evaluations" / f"{name}.json"
     found: dict[str, Any] = finite(metrics)
     write_json(path, {"key": run.record["key"], "asked": list(asked), "metrics": found})

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from kdrun.config.compose import Composer, ordered, parser
+from kdrun.config.compose import Composer, flags_first, parser
 from kdrun.config.needs import Needs
 from kdrun.config.nodes import to_config
 from kdrun.config.parts import TermConfig
@@ -27,7 +27,7 @@ COMMAND_LINE = "the command line"
 
 def main(arguments: Sequence[str]) -> str:
     """The text for a command line of `kdrun.train`. Raises ConfigError for what `kdrun.train` would refuse."""
-    args = parser().parse_args(ordered(arguments))
+    args = parser().parse_args(flags_first(arguments))
     if args.multirun:
         raise ConfigError("-m: one run is explained at a time; give each key one value")
     with Composer(args.config_dir, args.config_name or "config") as composer:

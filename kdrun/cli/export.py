@@ -27,21 +27,21 @@ from kdrun.core.schema import Schema, from_arguments
 from kdrun.results.cell import run_name
 from kdrun.runs.export import SPEC
 from kdrun.runs.layout import place_of
-from kdrun.runs.record import opened
+from kdrun.runs.record import open_record
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from kdrun.core.device import use_machine
-    from kdrun.runs.export.card import card, described
+    from kdrun.runs.export.card import card, description
     from kdrun.runs.export.forms import FORMS, Loaded
     from kdrun.runs.finished import FinishedRun
     from kdrun.runs.trained import Trained, open_trained
 else:
     torch = later("torch")
     use_machine = later("kdrun.core.device", "use_machine")
-    card, described = later("kdrun.runs.export.card", "card", "described")
+    card, description = later("kdrun.runs.export.card", "card", "description")
     FORMS = later("kdrun.runs.export.forms", "FORMS")
     FinishedRun = later("kdrun.runs.finished", "FinishedRun")
     open_trained = later("kdrun.runs.trained", "open_trained")
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str]) -> str:
     options = from_arguments(Options, arguments)
     if options.to == "onnx":
         _require_onnx()
-    run = opened(place_of(options.run, options.outputs))
+    run = open_record(place_of(options.run, options.outputs))
     trained = open_trained(FinishedRun(*run), options.predictor, options.size)
     use_machine("cpu", options.threads)
     target = Path(options.out or trained.run.directory / "exports" / f"{trained.name}{ENDINGS[options.to]}")
@@ -108,19 +108,19 @@ def main(arguments: Sequence[str]) -> str:
         path = folder / target.name
         batch = None if options.dynamic else options.batch
         loaded = FORMS[options.to](trained, path, batch, options.opset or OPSET)
-        parity = _compared(trained, loaded, options)
-        spec = {**described(trained, options.to, batch or "batch"), "file": target.name, "parity": parity}
+        parity = _comparison(trained, loaded, options)
+        spec = {**description(trained, options.to, batch or "batch"), "file": target.name, "parity": parity}
         if options.to == "hf_dir":
             write_text(path / "README.md", card(trained, spec))
             write_json(path / SPEC, {**spec, "sha256": _hash(path / "model.safetensors")})
         else:
             write_json(folder / spec_target.name, {**spec, "sha256": _hash(path)})
-        times = _timed(trained, loaded, options)
+        times = _timing(trained, loaded, options)
         size = sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
         put_in_place(path, target)
         if options.to != "hf_dir":
             put_in_place(folder / spec_target.name, spec_target)
-    return "\n".join([*_told(trained, spec), *times, f"wrote {target} ({size / 1e3:,.0f} kB) and {spec_target}"])
+    return "\n".join([*_report(trained, spec), *times, f"wrote {target} ({size / 1e3:,.0f} kB) and {spec_target}"])
 
 
 def _refuse_existing(target: Path, spec: Path, options: Options) -> None:
@@ -145,7 +145,7 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _compared(trained: Trained, loaded: Loaded, options: Options) -> dict[str, Any]:
+def _comparison(trained: Trained, loaded: Loaded, options: Options) -> dict[str, Any]:
     """Raises Unfinished where the file says something else than the checkpoint."""
     pixels, which = trained.shown.some(options.check)
     size = len(pixels) if options.dynamic else options.batch
@@ -171,7 +171,7 @@ def _compared(trained: Trained, loaded: Loaded, options: Options) -> dict[str, A
     return {"images": which, "max_abs_difference": worst, "allowed": limit, "argmax_agreement": same}
 
 
-def _told(trained: Trained, spec: dict[str, Any]) -> list[str]:
+def _report(trained: Trained, spec: dict[str, Any]) -> list[str]:
     taken, out, parity = spec["input"], spec["output"], spec["parity"]
     lines = [
         f"{trained.name} of {run_name(trained.run.directory)}: {trained.num_params:,} parameters, "
@@ -194,7 +194,7 @@ def _shape(what: dict[str, Any]) -> str:
     return f"({', '.join(map(str, what['shape']))}) {what['dtype']}"
 
 
-def _timed(trained: Trained, loaded: Loaded, options: Options) -> list[str]:
+def _timing(trained: Trained, loaded: Loaded, options: Options) -> list[str]:
     """Milliseconds a call of the file and of the checkpoint, one after the other."""
     if not options.repeats:
         return []

@@ -9,7 +9,7 @@ from kdrun.config.compose import Composer, parser
 from kdrun.config.job import Job
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.later import later
-from kdrun.runs.record import finished
+from kdrun.runs.record import finished_record
 
 if TYPE_CHECKING:
     from kdrun.training.check import check, check_measurements
@@ -44,7 +44,7 @@ def plan(arguments: Sequence[str]) -> list[Job] | None:
     if not errors:
         errors = _check(jobs)
     if errors:
-        raise ConfigError(*_listed(errors, len(expanded), expanded))
+        raise ConfigError(*_lines_of(errors, len(expanded), expanded))
     return [job for _, job in jobs]
 
 
@@ -56,7 +56,7 @@ def _check(jobs: list[tuple[tuple[str, ...], Job]]) -> list[tuple[tuple[str, ...
             return [((), f"execution.outputs: {outputs}: {problem}")]
     for overrides, job in jobs:
         try:
-            if finished(job.directory) is None:
+            if finished_record(job.directory) is None:
                 check(job)
             else:
                 check_measurements(job)
@@ -76,7 +76,7 @@ def _not_writable(outputs: Path) -> str | None:
         return f"cannot write there ({error.strerror}); choose another directory"
 
 
-def _listed(errors: list[tuple[tuple[str, ...], str]], count: int, jobs: list[tuple[str, ...]]) -> list[str]:
+def _lines_of(errors: list[tuple[tuple[str, ...], str]], count: int, jobs: list[tuple[str, ...]]) -> list[str]:
     """Each mistake once; in a sweep with the overrides of the job that has it, unless all have it."""
     lines: dict[str, list[tuple[str, ...]]] = {}
     for overrides, line in errors:

@@ -24,7 +24,7 @@ from kdrun.core.schema import Schema, build, from_arguments
 from kdrun.data.images import decoded, list_images
 from kdrun.data.types import Images
 from kdrun.runs.layout import place_of
-from kdrun.runs.record import opened
+from kdrun.runs.record import open_record
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> str:
     if out.is_dir() or (out.exists() and not options.overwrite):
         raise KdrunError(f"out: {out}: is there already; give another name, or overwrite=true")
     paths, folder = _files(Path(options.images).expanduser())
-    run = opened(place_of(options.run, options.outputs))
+    run = open_record(place_of(options.run, options.outputs))
     device = device_of(options.device, "device")
     trained = open_trained(FinishedRun(*run), options.predictor, options.size)
     use_machine(machine.device, machine.threads)
@@ -123,7 +123,7 @@ def _written(
                     sums = sums[0] + shares[0], sums[1] + scaled
                 count += len(names)
         _refuse(unreadable, count, options)
-    return _told(out, trained, count, sums, unreadable)
+    return _report(out, trained, count, sums, unreadable)
 
 
 def _batches(
@@ -166,7 +166,7 @@ def _refuse(unreadable: list[str], count: int, options: Options) -> None:
         raise DataError(*lines, f"images: {options.images}: not one readable image")
 
 
-def _told(out: Path, trained: Trained, count: int, sums: tuple[float, float], unreadable: list[str]) -> str:
+def _report(out: Path, trained: Trained, count: int, sums: tuple[float, float], unreadable: list[str]) -> str:
     lines = [f"unreadable, left out: {problem}" for problem in unreadable[:MOST]]
     if len(unreadable) > MOST:
         lines.append(f"... and {len(unreadable) - MOST} more of them")

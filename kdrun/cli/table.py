@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 
 from kdrun.cli import train
 from kdrun.cli.plan import plan
-from kdrun.config.compose import Composer, ordered
+from kdrun.config.compose import Composer, flags_first
 from kdrun.config.job import Job
 from kdrun.core.errors import ConfigError, Unfinished, allowed
 from kdrun.core.files import write_text
@@ -39,9 +39,9 @@ from kdrun.results.plan import (
     plan_of,
     table_spec,
 )
-from kdrun.results.progress import Todo, arguments_of, shown
+from kdrun.results.progress import Todo, arguments_of, progress_text
 from kdrun.results.report import html
-from kdrun.results.table import EXTRAS, Table, compared, two_rows
+from kdrun.results.table import EXTRAS, Table, comparison, two_rows
 
 if TYPE_CHECKING:
     from kdrun.training.runner import run
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str]) -> str:
     if options.execute:
         carry_out(name, outputs, options.override)
     elif options.plan or options.dry:
-        return shown(name, outputs, options.override, commands=options.dry)
+        return progress_text(name, outputs, options.override, commands=options.dry)
     table = _table(options, outputs, extras)
     if options.format == "html":
         path = Path(options.out) if options.out else outputs / "reports" / f"{name}.html"
@@ -136,7 +136,7 @@ def _table(options: TableOptions, outputs: Path, extras: list[str]) -> Table:
         table = planned_table(options.table, outputs, options.metric, options.protocol)
         table.extras, table.about = extras, about(options.table)
         if options.compare is not None:
-            table.notes += compared(table, *two_rows(options.compare, table.rows))
+            table.notes += comparison(table, *two_rows(options.compare, table.rows))
     table.minmax = options.spread == "minmax"
     return table
 
@@ -154,7 +154,7 @@ def carry_out(name: str, outputs: Path, extra: Sequence[str]) -> None:
     commands = arguments_of(todo, outputs, extra)
     planned = {made.place for cell in todo.plan.cells for made in cell.runs}
     for arguments in commands:
-        for job in plan(ordered(arguments)) or []:
+        for job in plan(flags_first(arguments)) or []:
             if job.place not in planned:
                 raise ConfigError(
                     f"override: {' '.join(extra)}: makes {job.directory}, which table={name} does not plan"
@@ -171,7 +171,7 @@ def carry_out(name: str, outputs: Path, extra: Sequence[str]) -> None:
         if state.state not in ("done", "running")
     ]
     if bad:
-        raise Unfinished(shown(name, outputs, extra, commands=False), *bad)
+        raise Unfinished(progress_text(name, outputs, extra, commands=False), *bad)
 
 
 def _make_prerequisites(todo: Todo, outputs: Path, extra: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from kdrun.cli.help import show_help
 from kdrun.cli.plan import plan
-from kdrun.config.compose import ordered
+from kdrun.config.compose import flags_first
 from kdrun.config.job import Job, planned, planned_job
 from kdrun.config.nodes import to_config
 from kdrun.config.resolvers import register_resolvers
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         print(show_help(arguments))
         return 0
     try:
-        arguments = ordered(arguments)
+        arguments = flags_first(arguments)
         jobs = plan(arguments)
     except KdrunError as error:
         for line in str(error).splitlines():

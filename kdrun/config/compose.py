@@ -74,7 +74,7 @@ class Composer:
 
     def typed_seeds(self, overrides: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
         """The typed config for each seed, as `seed=<seed>` behind the overrides gives it; composed once."""
-        return seeded(self.compose(overrides), seeds)
+        return configs_of_seeds(self.compose(overrides), seeds)
 
     def picked(self, overrides: Sequence[str]) -> list[tuple[Path, str]]:
         """The YAML files that these overrides pick, each with its package, in the order of merging."""
@@ -183,7 +183,7 @@ class Composer:
         return f"{key}: new keys go in with a +; write +{plain}.<name>=<value>, or ++{plain}={{...}}"
 
 
-def seeded(composed: DictConfig, seeds: Sequence[int]) -> list[RunConfig]:
+def configs_of_seeds(composed: DictConfig, seeds: Sequence[int]) -> list[RunConfig]:
     """The typed config for each seed of what `compose` gave."""
 
     def typed(seed: int) -> RunConfig:
@@ -196,7 +196,7 @@ def seeded(composed: DictConfig, seeds: Sequence[int]) -> list[RunConfig]:
     return [*out, *(typed(seed) for seed in seeds[2:])]
 
 
-def ordered(arguments: Sequence[str]) -> list[str]:
+def flags_first(arguments: Sequence[str]) -> list[str]:
     """The same command line with flags first: argparse, and so Hydra, refuses overrides on both sides of a flag."""
     overrides = parser().parse_intermixed_args(list(arguments)).overrides
     rest = list(arguments)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from kdrun.config.effective import effective
-from kdrun.config.key import plugged_classes
+from kdrun.config.key import part_classes
 from kdrun.config.run import RunConfig
 from kdrun.config.teacher import TeacherConfig
 from kdrun.config.views import MixConfig
@@ -23,7 +23,7 @@ def derived(config: RunConfig, **changes: Any) -> RunConfig:
         "views": config.views.replace(mix=MixConfig()),
     }  # fmt: skip
     run = config.replace(**{**plain, **changes})
-    return effective(run.replace(plugins=config.plugins if plugin_hashes(plugged_classes(run)) else []))
+    return effective(run.replace(plugins=config.plugins if plugin_hashes(part_classes(run)) else []))
 
 
 def supervised(config: RunConfig, **changes: Any) -> RunConfig:

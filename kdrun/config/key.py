@@ -31,7 +31,7 @@ def run_key(config: RunConfig) -> str:
         content["dataset"].pop("split_seed", None)
     if config.views.weak.scale is None:  # the same pixels, streamed or not
         content["dataset"].pop("stream", None)
-    plugins = plugin_hashes(plugged_classes(config)) if config.plugins else []
+    plugins = plugin_hashes(part_classes(config)) if config.plugins else []
     text = json.dumps({"version": KEY_VERSION, "config": content, "plugins": plugins}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -74,7 +74,7 @@ def _content(value: Any, key: str = "") -> Any:
     return value
 
 
-def plugged_classes(config: RunConfig) -> list[Any]:
+def part_classes(config: RunConfig) -> list[Any]:
     """Every registered class or function that this run is made of."""
     import timm
 

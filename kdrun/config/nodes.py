@@ -58,8 +58,8 @@ def from_nodes(node: dict[str, Any]) -> RunConfig:
         except ConfigError as error:
             errors.extend(error.lines)
 
-    collect("method", lambda: plugged("method", node["method"], "method"))
-    collect("dataset", lambda: plugged("dataset", node["dataset"], "dataset"))
+    collect("method", lambda: part_config("method", node["method"], "method"))
+    collect("dataset", lambda: part_config("dataset", node["dataset"], "dataset"))
     collect("losses", lambda: _losses(node["loss"]))
     collect("students", lambda: _students(node))
     collect("ramps", lambda: _ramps(node.get("ramps") or {}))
@@ -89,7 +89,7 @@ def _plugins(node: Any) -> list[str]:
     return plugins
 
 
-def plugged(kind: str, node: Any, key: str) -> Any:
+def part_config(kind: str, node: Any, key: str) -> Any:
     """The typed configuration of a part that plugs in."""
     if not isinstance(node, Mapping) or "name" not in node:
         raise ConfigError(f"{key}: expected a mapping with a name, got {node!r}; choose a file of conf/{kind}")
@@ -103,7 +103,7 @@ def _losses(node: Any) -> dict[str, TermConfig]:
     terms: dict[str, TermConfig] = {}
     for label, term in node.items():
         try:
-            terms[str(label)] = plugged("loss", term, f"loss.{label}")
+            terms[str(label)] = part_config("loss", term, f"loss.{label}")
         except ConfigError as error:
             errors += error.lines
     if errors:
@@ -115,7 +115,7 @@ def _decay(schedule: Any, key: str) -> Any:
     """A schedule's node with its decay typed."""
     if not isinstance(schedule, Mapping) or not schedule.get("decay"):
         return schedule
-    return {**schedule, "decay": plugged("decay", schedule["decay"], f"{key}.decay")}
+    return {**schedule, "decay": part_config("decay", schedule["decay"], f"{key}.decay")}
 
 
 def teacher_of(node: Any, key: str = "teacher") -> TeacherConfig:

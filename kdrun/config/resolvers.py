@@ -8,7 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kdrun.config.job import Job, planned_job
 from kdrun.config.needs import Needs
-from kdrun.config.nodes import plugged, to_config
+from kdrun.config.nodes import part_config, to_config
 from kdrun.config.parts import TermConfig
 from kdrun.core.errors import ConfigError
 from kdrun.core.registry import lookup
@@ -50,7 +50,7 @@ def _beside(label: str, *, _root_: DictConfig) -> float:
     """`${beside:wttm}`: the weight of cross entropy beside a term that `loss=wttm` picks; 0: the term stands alone."""
     try:
         node: Any = OmegaConf.to_container(_root_.loss[label], resolve=True)
-        return 0.0 if _stands_alone(plugged("loss", node, f"loss.{label}")) else 1.0
+        return 0.0 if _stands_alone(part_config("loss", node, f"loss.{label}")) else 1.0
     except (ConfigError, OmegaConfBaseException):  # said where the terms are typed
         return 1.0
 

@@ -11,7 +11,7 @@ from pydantic import Field, SerializeAsAny, field_validator
 from torch import Tensor
 
 from kdrun.config.needs import Needs
-from kdrun.config.nodes import plugged
+from kdrun.config.nodes import part_config
 from kdrun.config.parts import MethodConfig, UncertaintyConfig
 from kdrun.config.run import RunConfig
 from kdrun.core.registry import lookup, register
@@ -32,7 +32,9 @@ class WeightedConfig(MethodConfig):
     @field_validator("uncertainty", mode="before")
     @classmethod
     def of_its_kind(cls, value: Any) -> Any:
-        return value if isinstance(value, UncertaintyConfig) else plugged("uncertainty", value, "method.uncertainty")
+        return (
+            value if isinstance(value, UncertaintyConfig) else part_config("uncertainty", value, "method.uncertainty")
+        )
 
 
 W = TypeVar("W", bound=WeightedConfig)

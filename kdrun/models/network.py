@@ -58,7 +58,7 @@ class Network(nn.Module):
         self.spec = spec
         model = ModelConfig.model_validate(spec.model)
         self.size = model.size
-        self.net: Any = _created(model, spec)
+        self.net: Any = _make_net(model, spec)
         shape = (1, spec.in_chans, 1, 1)
         self.register_buffer("mean", torch.tensor(spec.mean).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(shape), persistent=False)
@@ -170,7 +170,7 @@ class Network(nn.Module):
         write_bytes(path, save(state, metadata={"kdrun": json.dumps(asdict(self.spec))}))
 
 
-def _created(model: ModelConfig, spec: NetworkSpec) -> nn.Module:
+def _make_net(model: ModelConfig, spec: NetworkSpec) -> nn.Module:
     """timm's network, with published weights where `model.pretrained` asks for them.
 
     Raises:

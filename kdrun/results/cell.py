@@ -220,7 +220,7 @@ def run_name(directory: Path) -> str:
 Place = tuple[str, str]  # row, column
 
 
-def grouped(notes: Mapping[Place, Sequence[str]]) -> dict[str, list[Place]]:
+def groups_of(notes: Mapping[Place, Sequence[str]]) -> dict[str, list[Place]]:
     """Each note once, with the cells that have it."""
     out: dict[str, list[Place]] = {}
     for place, lines in notes.items():

@@ -40,7 +40,7 @@ def welch(mean: float, std: float, n: int, other_mean: float, other_std: float, 
     return _interval(mean - other_mean, math.sqrt(a + b), df, n + other_n)
 
 
-def paired(differences: Sequence[float]) -> Interval | None:
+def paired_interval(differences: Sequence[float]) -> Interval | None:
     """Of the mean difference of pairs, such as two rows on the same seeds. None: fewer than two pairs."""
     n = len(differences)
     if n < 2:

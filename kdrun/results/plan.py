@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 from omegaconf import DictConfig
 from pydantic import Field, model_validator
 
-from kdrun.config.compose import Composer, seeded
+from kdrun.config.compose import Composer, configs_of_seeds
 from kdrun.config.key import run_dir
 from kdrun.config.nodes import read_conf
 from kdrun.config.run import RunConfig
@@ -206,7 +206,11 @@ def _composed(
             try:
                 if tuple(overrides) not in known:
                     composed = composer.compose(overrides)
-                    known[tuple(overrides)] = composed, seeded(composed, spec.seeds), composer.picked(overrides)
+                    known[tuple(overrides)] = (
+                        composed,
+                        configs_of_seeds(composed, spec.seeds),
+                        composer.picked(overrides),
+                    )
             except ConfigError as error:
                 raise ConfigError(*(f"table={name}: {row}, {column}: {line}" for line in error.lines)) from None
             yield row, column, candidate, overrides, *known[tuple(overrides)]

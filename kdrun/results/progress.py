@@ -121,7 +121,7 @@ def _prerequisites(run: PlannedRun) -> Iterator[tuple[str, PlannedRun]]:
         yield role, other
 
 
-def shown(name: str, outputs: Path, overrides: Sequence[str], commands: bool) -> str:
+def progress_text(name: str, outputs: Path, overrides: Sequence[str], commands: bool) -> str:
     """The plan of a table in words, with the commands that make what is missing if `commands`."""
     todo = Todo.of(plan_of(name, table_spec(name), outputs), outputs)
     lines = [f"plan of table={name}, in {outputs}", *_cells(todo)]

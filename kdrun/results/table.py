@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from kdrun.core.errors import ConfigError, KdrunError, allowed
 from kdrun.core.later import later
-from kdrun.results.cell import Cell, Place, grouped, scaled, where
+from kdrun.results.cell import Cell, Place, groups_of, scaled, where
 from kdrun.results.claims import Verdict
-from kdrun.results.intervals import paired
+from kdrun.results.intervals import paired_interval
 from kdrun.results.papers import Paper, PaperCell, printed_name
 from kdrun.runs.metric import is_percent
 from kdrun.runs.record import Record
@@ -126,8 +126,8 @@ class Table:
         """(deviates or ours, text, its cells in words, its cells) of what differs from the paper or is no paper's."""
         cells = {place: cell for place, cell in self.cells.items() if not cell.parts}
         notes = {
-            "deviates": grouped({place: cell.deviations for place, cell in cells.items()}),
-            "ours": grouped({place: cell.ours for place, cell in cells.items()}),
+            "deviates": groups_of({place: cell.deviations for place, cell in cells.items()}),
+            "ours": groups_of({place: cell.ours for place, cell in cells.items()}),
         }
         return [
             (kind, text, where(places, self.rows, self.own_columns), places)
@@ -173,7 +173,7 @@ class Table:
             ]
             for place, cell in self.cells.items()
         }
-        found = grouped(notes).items()
+        found = groups_of(notes).items()
         return [": ".join(filter(None, [text, where(places, self.rows, self.columns)])) for text, places in found]
 
     def to_text(self) -> str:
@@ -239,7 +239,7 @@ def figure(record: Record, name: str) -> float | None:
     return seconds.get("total") if name == "seconds" else record.get(name)
 
 
-def compared(table: Table, first: str, second: str) -> list[str]:
+def comparison(table: Table, first: str, second: str) -> list[str]:
     """Row `first` minus row `second`, paired by seed: a line for each column."""
     digits, unit = (2, " points") if table.percent else (4, "")
     lines = [f"{first} minus {second}, the same seeds (paired t, 95 % interval):"]
@@ -247,7 +247,7 @@ def compared(table: Table, first: str, second: str) -> list[str]:
         a, b = (table.cells[row, column].by_seed for row in (first, second))
         seeds = sorted(a.keys() & b.keys())
         differences = scaled([a[seed] - b[seed] for seed in seeds], table.percent)
-        found = paired(differences)
+        found = paired_interval(differences)
         if found is None:
             shown = f"{differences[0]:+.{digits}f}{unit} (n=1)" if differences else "no seed in both (n=0)"
             lines.append(f"  {column}: {shown}, n/a")

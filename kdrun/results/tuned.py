@@ -5,7 +5,7 @@ from contextlib import suppress
 from statistics import mean
 
 from kdrun.core.errors import KdrunError
-from kdrun.results.cell import grouped, value_of, where
+from kdrun.results.cell import groups_of, value_of, where
 from kdrun.results.plan import PlannedCell, PlannedRun, TableConfig, TablePlan
 from kdrun.runs.metric import Metric
 from kdrun.runs.record import Record
@@ -44,7 +44,7 @@ def best_candidates(
         chosen.append(best)
         notes[place] = said
     rows, columns = list(spec.rows), list(spec.columns)
-    lines = [f"  {where(at, [*rows, ''], columns)}: {text}" for text, at in grouped(notes).items()]
+    lines = [f"  {where(at, [*rows, ''], columns)}: {text}" for text, at in groups_of(notes).items()]
     head = f"tuned: of the candidates of a row each column shows the best by {metric}, the mean over seeds:"
     return chosen, [head, *lines] if lines else []
 

@@ -21,7 +21,7 @@ from kdrun.methods.method import Method
 from kdrun.methods.step import Setup
 from kdrun.models.network import Network, load_network
 from kdrun.runs.layout import directory_of_key, outputs_of, place_of, run_lock
-from kdrun.runs.record import Record, finished, opened, write_record
+from kdrun.runs.record import Record, finished_record, open_record, write_record
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class FinishedRun:
     @classmethod
     def open(cls, directory: str | Path) -> "FinishedRun":
         """Raises KdrunError for a directory that is no run's, and for a run that is not done."""
-        return cls(*opened(directory))
+        return cls(*open_record(directory))
 
     @classmethod
     def find(cls, run: str, outputs: str | Path) -> "FinishedRun":
@@ -111,7 +111,7 @@ class FinishedRun:
     def amended(self) -> Iterator[Record]:
         """The record as it is now, to change while nobody else can; written if the block ends well and changed it."""
         with run_lock(self.directory) as lock:
-            record = finished(self.directory)
+            record = finished_record(self.directory)
             if record is None:
                 raise KdrunError(f"{self.directory}: was deleted meanwhile")
             before = copy.deepcopy(record)

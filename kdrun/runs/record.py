@@ -43,7 +43,7 @@ def write_record(directory: Path, record: Record) -> None:
     write_json(directory / "record.json", finite(record))
 
 
-def finished(directory: Path) -> Record | None:
+def finished_record(directory: Path) -> Record | None:
     """The record of a run that is done and has its weights, else None."""
     record = read_record(directory)
     if record is None or record["status"] != "done":
@@ -74,7 +74,7 @@ def find_records(outputs: Path, every: Callable[[Record], bool] | None = None) -
             yield directory, record
 
 
-def opened(directory: str | Path) -> tuple[Path, Record]:
+def open_record(directory: str | Path) -> tuple[Path, Record]:
     """The whole path of a run and its record. Raises KdrunError: it is no run's, or not done."""
     path = Path(directory).expanduser().resolve()
     record = read_record(path)

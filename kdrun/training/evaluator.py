@@ -112,7 +112,7 @@ class Evaluator:
                 np.savez(file, **{name: value.cpu().numpy() for name, value in arrays.items()})
 
 
-def chosen(method: Method[Any]) -> dict[str, float]:
+def choice_metrics(method: Method[Any]) -> dict[str, float]:
     """What it chose on the validation images, as metrics."""
     choice = method.choice()
     return {} if choice is None else choice.metrics()

@@ -28,7 +28,7 @@ from kdrun.methods.step import Context, Guesses, Step
 from kdrun.runs.metrics_log import MetricsLog
 from kdrun.training.checkpoint import Checkpoint, random_state, set_random_state
 from kdrun.training.ema import Ema
-from kdrun.training.evaluator import Evaluator, chosen
+from kdrun.training.evaluator import Evaluator, choice_metrics
 from kdrun.training.optimizer import make_optimizer
 from kdrun.training.rates import LearningRate, Ramps
 from kdrun.training.signals import StopSignal
@@ -122,7 +122,7 @@ class Loop:
         self._resume()
         self._prepare()
         progress, total_steps = self.progress, self.clock.total_steps
-        clip, watch = self._clipped(), Stopwatch(progress.seconds)
+        clip, watch = self._clip_groups(), Stopwatch(progress.seconds)
         self.method.train()
         with StopSignal() as stop, self._bar() as bar:
             try:
@@ -210,7 +210,7 @@ class Loop:
         self.method.finish_step()
         return out
 
-    def _clipped(self) -> dict[str, list[Tensor]]:
+    def _clip_groups(self) -> dict[str, list[Tensor]]:
         """The parameters whose gradient norm is limited, by student."""
         by_net: dict[str, list[Tensor]] = {}
         for group in self.optimizer.param_groups if self.schedule.clip_norm is not None else []:
@@ -231,7 +231,7 @@ class Loop:
 
     def _evaluate(self) -> None:
         logits = self._logits()
-        metrics = {**self.evaluator.metrics(logits), **chosen(self.method)}
+        metrics = {**self.evaluator.metrics(logits), **choice_metrics(self.method)}
         progress = self.progress
         if progress.step == self.clock.total_steps:
             self._last = logits
@@ -276,14 +276,14 @@ class Loop:
     # ------------------------------------------------------------------------------------------ logged values
 
     def _keep(self, out: Step) -> None:
-        losses, metrics = out.losses, {**out.metrics, **self._judged(out.guesses)}
+        losses, metrics = out.losses, {**out.metrics, **self._guess_metrics(out.guesses)}
         names = [f"train/loss/{name}" for name in losses] + [f"train/{name}" for name in metrics]
         if self._names and names != self._names:
             raise KdrunError(f"the method's losses and metrics changed their names from {self._names} to {names}")
         self._names = names
         self._window.append(torch.stack([*losses.values(), *metrics.values()]).detach())
 
-    def _judged(self, guesses: Guesses | None) -> dict[str, Tensor]:
+    def _guess_metrics(self, guesses: Guesses | None) -> dict[str, Tensor]:
         """Shares of the batch: learned from, of those with a known label, and right."""
         if guesses is None:
             return {}

@@ -14,7 +14,7 @@ import yaml
 from torch import Tensor
 
 from kdrun.config.job import Job
-from kdrun.config.key import plugged_classes
+from kdrun.config.key import part_classes
 from kdrun.config.nodes import dump
 from kdrun.config.run import RunConfig
 from kdrun.core.errors import KdrunError
@@ -27,10 +27,10 @@ from kdrun.methods.method import Method
 from kdrun.methods.pool import Required, Start
 from kdrun.models.flops import flops_of
 from kdrun.runs.layout import run_lock, split_folder
-from kdrun.runs.record import SCHEMA, Record, code_version, finished, package_versions, read_record, write_record
+from kdrun.runs.record import SCHEMA, Record, code_version, finished_record, package_versions, read_record, write_record
 from kdrun.teachers.cache import refuse_features
 from kdrun.training.assembly import Assembly
-from kdrun.training.evaluator import chosen
+from kdrun.training.evaluator import choice_metrics
 from kdrun.training.loop import Loop, Progress
 from kdrun.training.measure import with_corruptions, with_sets
 from kdrun.training.tracking import make_tracker
@@ -51,7 +51,7 @@ def run(asked: Job | RunConfig, job_type: str = "train") -> Record:
         KeyboardInterrupt: stopped by a signal; the same call goes on from the checkpoint.
     """
     job = Job.of(asked)
-    record = _trained(job, job_type)
+    record = _train(job, job_type)
     if record["status"] == "done" and job_type == "train":
         if job.config.evaluate.corruptions is not None:
             record = with_corruptions(job, job.config.evaluate.corruptions)
@@ -60,14 +60,14 @@ def run(asked: Job | RunConfig, job_type: str = "train") -> Record:
     return record
 
 
-def _trained(job: Job, job_type: str) -> Record:
+def _train(job: Job, job_type: str) -> Record:
     directory = job.directory
-    done = finished(directory)
+    done = finished_record(directory)
     if done is not None:
         log.info("done already: %s", summary(directory, done))
         return done
     with run_lock(directory) as lock:
-        done = finished(directory)  # the process that we waited for may have done it
+        done = finished_record(directory)  # the process that we waited for may have done it
         if done is not None:
             log.info("done by another process: %s", summary(directory, done))
             return done
@@ -229,7 +229,7 @@ def _fit(assembly: Assembly, record: Record, job_type: str, lock: Lock) -> None:
         logits: Logits = {} if loop is None else loop.final_logits()
         if assembly.teacher is not None:
             logits.update(evaluator.logits(assembly.teacher.predict))
-        metrics = {**evaluator.final_metrics(logits), **chosen(method)}
+        metrics = {**evaluator.final_metrics(logits), **choice_metrics(method)}
         _warn(record, *evaluator.warnings(logits, method.needed))
         lock.require()
         evaluator.save(job.directory / "predictions", logits)
@@ -284,7 +284,7 @@ def _new_record(job: Job) -> Record:
         "overrides": list(job.overrides),
         "code": code_version(),
         "packages": package_versions(),
-        "plugins": dict(plugin_hashes(plugged_classes(config))),
+        "plugins": dict(plugin_hashes(part_classes(config))),
         "device": None,
         "precision": config.schedule.precision,
         "threads": None,

@@ -16,7 +16,7 @@ from kdrun.config.key import run_directory
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.data.views.view import clean
 from kdrun.methods.uncertainty import confident_errors, confident_errors_warning
-from kdrun.results.analysis.linear_probe import Options, fitted
+from kdrun.results.analysis.linear_probe import Options, best_probe
 from kdrun.results.analysis.teacher import entropy_deciles
 from kdrun.runs.finished import FinishedRun
 from kdrun.runs.record import find_records, read_record
@@ -123,15 +123,15 @@ def test_a_probe_is_chosen_by_validation_images_and_learns_what_is_linear():
              (("train", slice(0, 60)), ("val", slice(60, 180)), ("test", slice(180, 300)))}  # fmt: skip
     labels = {"train": target[:60], "val": target[60:180], "test": target[180:]}
     options = Options(run=["x"])
-    chosen, tried = fitted(found, labels, 7, options)  # three classes without an image
+    chosen, tried = best_probe(found, labels, 7, options)  # three classes without an image
     best = max(tried, key=lambda one: (one["val_top1"], -one["val_nll"]))
     assert chosen["c"] == best["c"]
     assert chosen["top1"] > 0.7
     assert chosen["top5"] >= chosen["top1"]
-    other, again = fitted(found, {**labels, "test": torch.zeros(120, dtype=torch.int64)}, 7, options)
+    other, again = best_probe(found, {**labels, "test": torch.zeros(120, dtype=torch.int64)}, 7, options)
     assert (other["c"], again) == (chosen["c"], tried)  # whatever the test images are
     two = {name: (part > 1).long() for name, part in labels.items()}
-    binary, _ = fitted(found, two, 2, Options(run=["x"], c=[1.0], max_iter=2))
+    binary, _ = best_probe(found, two, 2, Options(run=["x"], c=[1.0], max_iter=2))
     assert binary["top1"] > 0.7
     assert not binary["converged"]
     assert "top5" not in binary

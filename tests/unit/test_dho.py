@@ -15,7 +15,7 @@ from kdrun.losses.logits import kd
 from kdrun.methods.dho import combine
 from kdrun.methods.gradients import backward_with_surgery, conflict, pcgrad
 from kdrun.training.check import check
-from kdrun.training.evaluator import Evaluator, chosen
+from kdrun.training.evaluator import Evaluator, choice_metrics
 from kdrun.training.optimizer import make_optimizer
 from tests.contract.test_methods import ctx, make
 
@@ -234,7 +234,7 @@ def test_an_evaluation_chooses_by_validation_alone_and_keeps_it(monkeypatch):
     evaluator = Evaluator({split: (nothing, torch.arange(40), target) for split in ("val", "test")}, 40)
     monkeypatch.setattr(Evaluator, "logits", lambda self, predict: heads)
     settled = evaluator.settled(method)
-    found = chosen(method)
+    found = choice_metrics(method)
     assert found.keys() == {"val/combined/ce_share", "val/combined/kd_head_temperature"}
     assert found["val/combined/ce_share"] < 0.5
     assert settled.keys() == {*heads, ("val", "combined"), ("test", "combined")}
@@ -249,7 +249,7 @@ def test_an_evaluation_chooses_by_validation_alone_and_keeps_it(monkeypatch):
 def test_what_is_not_searched_is_the_configuration_s_wherever_the_weights_come_from():
     config, method, _, _ = make("dho", "method.combination=fixed", "method.ce_share=0.3")
     assert method.choice() is None
-    assert chosen(method) == {}
+    assert choice_metrics(method) == {}
     again = config.replace(method=config.method.replace(ce_share=0.7))
     opened = config.method_class(again, method.setup)
     opened.load_state_dict({**method.state_dict(), "ce_share": T(0.3)}, strict=False)  # as older runs kept it

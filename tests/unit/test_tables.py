@@ -15,7 +15,7 @@ from kdrun.core.schema import build
 from kdrun.results import fill as tables
 from kdrun.results.claims import verdict_on
 from kdrun.results.found import found_table
-from kdrun.results.intervals import paired, welch
+from kdrun.results.intervals import paired_interval, welch
 from kdrun.results.papers import Claim, Paper, read_paper
 from kdrun.results.plan import PlannedCell, PlannedRun, TableConfig, TablePlan
 from kdrun.results.progress import Todo, _cost, commands_of
@@ -269,12 +269,12 @@ def test_intervals_by_hand():
         (0.2 - 2.6763 * math.sqrt(0.0125), 0.2 + 2.6763 * math.sqrt(0.0125)), abs=2e-3
     )
     assert welch(1, 0.1, 1, 0.8, 0.2, 4) is None
-    pairs = paired([1.0, 2.0, 3.0])  # t(.975, 2) = 4.302653, error 1/sqrt 3
+    pairs = paired_interval([1.0, 2.0, 3.0])  # t(.975, 2) = 4.302653, error 1/sqrt 3
     assert (pairs.difference, pairs.high) == pytest.approx((2, 2 + 4.302653 / math.sqrt(3)))
     assert pairs.p == pytest.approx(0.074180, abs=1e-5)
-    same = paired([0.5, 0.5])
+    same = paired_interval([0.5, 0.5])
     assert (same.low, same.high, same.p) == (0.5, 0.5, 0)
-    assert paired([1.0]) is None
+    assert paired_interval([1.0]) is None
 
 
 def test_the_papers_own_numbers_bear_their_claims_out():

@@ -6,7 +6,7 @@ from kdrun.core.errors import ConfigError
 from kdrun.core.schema import build
 from kdrun.results.fill import table_of
 from kdrun.results.plan import PlannedCell, PlannedRun, TableConfig, TablePlan
-from kdrun.results.progress import Todo, shown
+from kdrun.results.progress import Todo, progress_text
 
 SPEC = {"seeds": [0, 1], "rows": {"KD": ["loss=kd"], "CE": ["loss=ce"]}, "columns": {"a": [], "b": []}}
 LOW, HIGH = ["w=0.2"], ["w=0.8"]
@@ -81,7 +81,7 @@ def test_the_plan_counts_all_candidates(tmp_path, monkeypatch):
     monkeypatch.setattr("kdrun.results.progress.table_spec", lambda _: None)
     monkeypatch.setattr("kdrun.results.progress.plan_of", lambda *_: PLAN)
     assert len(Todo.of(PLAN, tmp_path).states) == 12
-    lines = shown("it", tmp_path, [], commands=False).splitlines()
+    lines = progress_text("it", tmp_path, [], commands=False).splitlines()
     assert [line.split(maxsplit=1)[1].strip() for line in lines[2:4]] == [
         "0/4 done, 4 missing  0/4 done, 4 missing", "0/2 done, 2 missing  0/2 done, 2 missing",
     ]  # fmt: skip

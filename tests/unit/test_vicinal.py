@@ -19,7 +19,7 @@ from kdrun.results.analysis.vicinal import (
     class_similarity,
     correlation,
     deviation,
-    measured,
+    measurements,
 )
 from kdrun.runs.record import find_records, read_record
 from tests.conftest import FAST, TEACHER
@@ -82,7 +82,7 @@ def test_a_mixed_image_belongs_to_its_dominant_class():
 
 def test_student_beside_teacher_by_hand():
     other = Answers(P.log(), P.log())
-    found = measured({"student": Answers(P.log(), Q.log()), "teacher": other}, PAIRS)
+    found = measurements({"student": Answers(P.log(), Q.log()), "teacher": other}, PAIRS)
     student, teacher = found["student"].numbers, found["teacher"].numbers
     kl = (P * (P / Q).log()).sum(1).mean().item()
     assert student["alignment_clean"] == 0
@@ -144,7 +144,7 @@ def test_the_same_seed_gives_the_same_pairs_and_no_image_twice():
 
 def test_one_image_meets_itself():
     answers, pairs = ask(net, two_channels(1), torch.tensor([0]), torch.tensor([0]), Options(run=["x"]))
-    numbers = measured(answers, pairs)["net"].numbers
+    numbers = measurements(answers, pairs)["net"].numbers
     assert numbers["linearity"] == pytest.approx(0, abs=1e-12)
     assert math.isnan(numbers["similarity_correlation"])
 

@@ -58,7 +58,7 @@ def linear_probe(run: FinishedRun, options: Options) -> str:
     if options.labels == "labeled":
         shown = torch.isin(index["train"], torch.from_numpy(opened.split.labeled))
         found["train"], target["train"] = found["train"][shown], target["train"][shown]
-    chosen, tried = fitted(found, target, opened.arrays.num_classes, options)
+    chosen, tried = best_probe(found, target, opened.arrays.num_classes, options)
     name = "linear_probe" if options.labels == "all" else "linear_probe_labeled"
     content = {
         "net": net, "labels": options.labels, "images": len(target["train"]), "dim": found["train"].shape[1], **chosen,
@@ -116,7 +116,7 @@ def features(
     return Artifact(run.directory / "analysis" / "features", spec).value(build, read)
 
 
-def fitted(
+def best_probe(
     found: Mapping[str, Tensor], target: Mapping[str, Tensor], num_classes: int, options: Options
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The classifier that is best on the validation images (of several, that of the lowest NLL, then the simplest).

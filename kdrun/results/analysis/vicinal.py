@@ -148,7 +148,7 @@ def beside_teacher(student: Answers, teacher: Answers, own: Findings, other: Fin
     }
 
 
-def measured(answers: Mapping[str, Answers], pairs: Pairs) -> dict[str, Findings]:
+def measurements(answers: Mapping[str, Answers], pairs: Pairs) -> dict[str, Findings]:
     """All networks; students also beside the one called `teacher`, where there is one."""
     out = {net: findings(own, pairs) for net, own in answers.items()}
     if "teacher" in out:
@@ -215,7 +215,7 @@ def vicinal(run: FinishedRun, options: Options) -> str:
         answers, pairs = ask(opened.predict, images, index, target, options, opened.device, opened.center)
     except KdrunError as error:
         raise KdrunError(f"{run.directory}: {error}") from None
-    found = measured(answers, pairs)
+    found = measurements(answers, pairs)
     name = "vicinal" if options.split == "train" else f"vicinal_{options.split}"
     protocol = {**options.model_dump(exclude={"run", "batches"}), "images": len(pairs.share), "of": len(index)}
     protocol["batches"] = -(-len(pairs.share) // options.batch_size)
@@ -229,7 +229,7 @@ def vicinal(run: FinishedRun, options: Options) -> str:
         others = {key: value for key, value in record["metrics"].items() if Metric.parse(key).split != name}
         record["metrics"] = others | finite(numbers)
     files = [folder / f"{name}.json", *written]
-    return "\n".join([f"{run.directory}: {_stated(protocol)}", *_rows(found), told(files)])
+    return "\n".join([f"{run.directory}: {_statement(protocol)}", *_rows(found), told(files)])
 
 
 def images_of(opened: Assembly, split: str) -> tuple[Source, Tensor, Tensor]:
@@ -297,7 +297,7 @@ def _plain(one: Findings) -> dict[str, Any]:
     return {"metrics": one.numbers, "lambda_bins": bins, "class_similarity": similarity}
 
 
-def _stated(protocol: Mapping[str, Any]) -> str:
+def _statement(protocol: Mapping[str, Any]) -> str:
     return (
         f"{protocol['images']} of {protocol['of']} {protocol['split']} images, not augmented, in {protocol['batches']} "
         f"batches of up to {protocol['batch_size']}, lambda ~ U(0, 1) each (the authors': 100 x 256 training images)"

@@ -23,7 +23,7 @@ from kdrun.results.plots.figure import (
 )
 from kdrun.results.plots.options import Curves as Options
 from kdrun.runs.metric import is_percent
-from kdrun.runs.record import opened
+from kdrun.runs.record import open_record
 
 Curve = Mapping[int, float]  # step -> value
 
@@ -61,7 +61,7 @@ def report(options: Options) -> str:
         curves = planned_curves(options.table, Path(options.outputs), options.metric)
         default = Path(options.outputs) / "figures" / f"{name}-{options.table}"
     else:
-        for directory, _ in map(opened, options.run):
+        for directory, _ in map(open_record, options.run):
             curves[run_name(directory)] = [curve_of(directory, options.metric)]
             if not curves[run_name(directory)][0]:
                 raise KdrunError(f"{directory}: has not logged {options.metric}")

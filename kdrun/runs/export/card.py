@@ -20,7 +20,7 @@ def import_of(network: Network) -> str | None:
     return None if module.startswith("timm.") else "kdrun.models" if module.startswith("kdrun.models.") else module
 
 
-def described(trained: Trained, form: str, batch: int | str) -> dict[str, Any]:
+def description(trained: Trained, form: str, batch: int | str) -> dict[str, Any]:
     """How to call the file, and where it comes from: the JSON beside it.
 
     Args:
@@ -75,7 +75,7 @@ def card(trained: Trained, spec: dict[str, Any]) -> str:
     """README.md of a folder: the metrics and the protocol of the record.
 
     Args:
-        spec: what `described` gave.
+        spec: what `description` gave.
     """
     record, split = trained.run.record, trained.run.record["split"]
     labels = "all" if record["num_labels"] is None else record["num_labels"]

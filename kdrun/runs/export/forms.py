@@ -26,7 +26,7 @@ from kdrun.runs.trained import Trained
 Loaded = Callable[[Tensor], Tensor]  # pixels (B, C, H, W) uint8 -> (B, classes)
 
 
-def _exported(trained: Trained, batch: int | None) -> torch.export.ExportedProgram:
+def _export(trained: Trained, batch: int | None) -> torch.export.ExportedProgram:
     pixels = torch.zeros((batch or 2, *trained.shown.shape), dtype=torch.uint8)  # 1 would be taken for a constant
     shapes = ({0: torch.export.Dim("batch", min=1)},) if batch is None else None
     with _named("torch.export cannot trace the network"):
@@ -45,7 +45,7 @@ def _named(what: str) -> Iterator[None]:
 
 def _torch_export(trained: Trained, path: Path, batch: int | None, opset: int) -> Loaded:
     with path.open("wb") as file:
-        torch.export.save(_exported(trained, batch), file)
+        torch.export.save(_export(trained, batch), file)
     with path.open("rb") as file:
         module: Loaded = torch.export.load(file).module()
     return module
@@ -54,7 +54,7 @@ def _torch_export(trained: Trained, path: Path, batch: int | None, opset: int) -
 def _onnx(trained: Trained, path: Path, batch: int | None, opset: int) -> Loaded:
     import onnxruntime
 
-    program = _exported(trained, batch)
+    program = _export(trained, batch)
     # ONNX would have log(exp(a) + exp(b)), which is -inf for two classes less likely than 1e-38
     program = program.run_decompositions({torch.ops.aten.logaddexp.default: _log_of_sum})
     made: Any
