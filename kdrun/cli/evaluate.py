@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from kdrun.training.shifted import shifted_sets
 else:
     torch = later("torch")
-    Arrays = later("kdrun.data.arrays", "Arrays")
     load_dataset = later("kdrun.data.load", "load_dataset")
     place = later("kdrun.data.residency", "place")
     Center = later("kdrun.data.views.center", "Center")

@@ -9,7 +9,6 @@ kdrun export run=... to=onnx dynamic=false batch=8 opset=20 threads=1 overwrite=
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import platform
 import statistics
@@ -22,6 +21,7 @@ from pydantic import Field, model_validator
 
 from kdrun.core.errors import KdrunError, Unfinished
 from kdrun.core.files import put_in_place, staged, write_json, write_text
+from kdrun.core.hashing import file_sha256
 from kdrun.core.later import later
 from kdrun.core.schema import Schema, from_arguments
 from kdrun.results.cell import run_name
@@ -112,9 +112,9 @@ def main(arguments: Sequence[str]) -> str:
         spec = {**description(trained, options.to, batch or "batch"), "file": target.name, "parity": parity}
         if options.to == "hf_dir":
             write_text(path / "README.md", card(trained, spec))
-            write_json(path / SPEC, {**spec, "sha256": _hash(path / "model.safetensors")})
+            write_json(path / SPEC, {**spec, "sha256": file_sha256(path / "model.safetensors")})
         else:
-            write_json(folder / spec_target.name, {**spec, "sha256": _hash(path)})
+            write_json(folder / spec_target.name, {**spec, "sha256": file_sha256(path)})
         times = _timing(trained, loaded, options)
         size = sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
         put_in_place(path, target)
@@ -138,11 +138,6 @@ def _require_onnx() -> None:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise KdrunError(f"to=onnx: needs {', '.join(missing)}, not installed here: pip install 'kdrun[onnx]'")
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _comparison(trained: Trained, loaded: Loaded, options: Options) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """The run key: the hash of everything that can change a result, and the directory that it names."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 from kdrun.config.parts import UncertaintyConfig
 from kdrun.config.run import RunConfig
 from kdrun.config.teacher import RecipeConfig
-from kdrun.core.hashing import content_hash
+from kdrun.core.hashing import content_hash, json_hash
 from kdrun.core.registry import lookup, plugin_hashes
 from kdrun.core.schema import FileContent, OutsideKey, Schema, marker
 
@@ -32,8 +30,7 @@ def run_key(config: RunConfig) -> str:
     if config.views.weak.scale is None:  # the same pixels, streamed or not
         content["dataset"].pop("stream", None)
     plugins = plugin_hashes(part_classes(config)) if config.plugins else []
-    text = json.dumps({"version": KEY_VERSION, "config": content, "plugins": plugins}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return json_hash({"version": KEY_VERSION, "config": content, "plugins": plugins})
 
 
 def run_dir(config: RunConfig, key: str | None = None) -> str:

@@ -101,9 +101,9 @@ def check_streams(wanted: Mapping[str, tuple[str, ...]], recipes: Mapping[str, R
 
 def make_loader(
     wanted: Mapping[str, tuple[str, ...]], arrays: Arrays, split: Split, images: Source, batch_sizes: Mapping[str, int],
-    recipes: Mapping[str, Recipe], seed: int, extra: Mapping[str, Tensor] | None = None,
-    total_steps: int | None = None, mix: MixConfig | None = None, device: torch.device | None = None,
-    size: tuple[int, int] | None = None, stored: StoredViews | None = None,
+    recipes: Mapping[str, Recipe], seed: int, total_steps: int | None = None,
+    mix: MixConfig | None = None, device: torch.device | None = None, size: tuple[int, int] | None = None,
+    stored: StoredViews | None = None,
 ) -> Loader:  # fmt: skip
     """Build the streams that a method declares. Only the labeled stream has targets, and only of labeled images.
 
@@ -126,6 +126,6 @@ def make_loader(
             targets = targets.to(device)
         chosen = {view: recipes[view] for view in views}
         streams[name] = Stream(
-            name, images, targets, index, batch_sizes[name], chosen, seed, extra, mixed, device, stored
-        )  # fmt: skip
+            name, images, targets, index, batch_sizes[name], chosen, seed, mix=mixed, device=device, stored=stored
+        )
     return Loader(streams, total_steps)

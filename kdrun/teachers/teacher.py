@@ -16,7 +16,8 @@ class Teacher:
 
     def __init__(self, network: nn.Module) -> None:
         frozen: Any = network.eval().requires_grad_(False)
-        self._network = frozen
+        self.network = frozen
+        """What is asked, without the cache: for who compiles it, or keeps what it says."""
         self.dims: dict[str, int] = frozen.dims
         self.name: str = frozen.name
         self.kept: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -30,7 +31,7 @@ class Teacher:
                     f"teacher.cache.mode: only logits are kept, and {features[0]} is asked; set it to off"
                 )
             return Output(self.kept(view.index, view.replay), {})
-        return self._network(view, features)  # type: ignore[no-any-return]
+        return self.network(view, features)  # type: ignore[no-any-return]
 
     def predict(self, view: View) -> dict[str, Tensor]:
         """Its logits as those of the network `teacher`, for evaluation."""
@@ -39,7 +40,7 @@ class Teacher:
     @property
     def class_embeddings(self) -> Tensor | None:
         """(C, D) float32 of length 1, on the teacher's device: the classes in the space of a CLIP; None of others."""
-        found: Tensor | None = getattr(self._network, "class_embeddings", None)
+        found: Tensor | None = getattr(self.network, "class_embeddings", None)
         return found
 
     @property
@@ -57,19 +58,19 @@ class Teacher:
             devices = [self._device] if self._device.type == "cuda" else []
             with torch.random.fork_rng(devices=devices):
                 torch.manual_seed(seed)
-                return torch.stack([self._network(view).logits for _ in range(passes)])
+                return torch.stack([self.network(view).logits for _ in range(passes)])
         finally:
             for module in dropouts:
                 module.training = False
 
     @property
     def _device(self) -> torch.device:
-        device: torch.device = next(iter(self._network.parameters())).device
+        device: torch.device = next(iter(self.network.parameters())).device
         return device
 
     def _dropouts(self) -> list[nn.Module]:
         """Modules that drop something: torch's, and those that do so in their forward pass (timm's `drop_rate`)."""
-        return [m for m in self._network.modules() if _drops(m)]
+        return [m for m in self.network.modules() if _drops(m)]
 
 
 def _drops(module: nn.Module) -> bool:

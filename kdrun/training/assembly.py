@@ -179,7 +179,7 @@ class Assembly:
         method: Method[Any] = to_device(config.method_class(config, self.setup), config, self.device)
         self._load_head_warmups(method)
         if config.schedule.compile is not None:
-            frozen = [] if self.teacher is None else [self.teacher._network]
+            frozen = [] if self.teacher is None else [self.teacher.network]
             compile_networks([*method.networks().values(), *frozen], config.schedule.compile)
         return method
 
@@ -227,7 +227,7 @@ class Assembly:
         streams = {"labeled": self.split.labeled, "unlabeled": self.split.unlabeled}
         shown = np.unique(np.concatenate([streams[name] for name in config.needs.streams]))
         teacher.kept, figures = keep(
-            teacher._network, stored, images, torch.from_numpy(shown), self.arrays.num_classes, self.device,
+            teacher.network, stored, images, torch.from_numpy(shown), self.arrays.num_classes, self.device,
             config.execution.eval_batch_size, config.schedule.precision, self.job.outputs,
         )  # fmt: skip
         return figures
@@ -248,7 +248,7 @@ class Assembly:
         config = self.config
         return make_loader(
             config.needs.streams, self.arrays, self.split, self.images[0], config.method_class.batch_sizes(config),
-            self.recipes, self.stream_seed, None, self.clock.total_steps, config.views.mix, self.device, self.size,
+            self.recipes, self.stream_seed, self.clock.total_steps, config.views.mix, self.device, self.size,
             self.stored,
         )  # fmt: skip
 

@@ -32,7 +32,7 @@ def compare_heads(what: str, networks: Sequence[str], cache: Sequence[str], data
     cached.give_teacher()
     cached.keep_logits()
     passes: list[None] = []
-    cached.teacher._network.register_forward_hook(lambda *_: passes.append(None))  # type: ignore[union-attr]
+    cached.teacher.network.register_forward_hook(lambda *_: passes.append(None))  # type: ignore[union-attr]
     timed = {
         f"{what}: one head": one.seconds,
         "  two heads (DHO)": two.seconds,

@@ -87,7 +87,7 @@ class TestEveryMethod:
         config, method, loader, _ = make(name)
         if method.teacher is None:
             pytest.skip("no teacher")
-        network = method.teacher._network
+        network = method.teacher.network
         before = {k: v.clone() for k, v in network.state_dict().items()}
         method.train()
         fit(config, method, loader, 0, 3)
@@ -283,7 +283,7 @@ def test_losses_take_mixed_images(loss):
 def test_the_teacher_sees_the_mixed_images_and_a_supervised_method_may_mix_too():
     _, method, loader, _ = make("mixup_distill")
     seen = []
-    method.setup.teacher._network.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    method.setup.teacher.network.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     batch = loader.batch(0)
     method(batch, ctx(method.config, 0))
     assert seen[0] is batch["labeled"].views["weak"]

@@ -132,10 +132,10 @@ def test_heads_start_from_the_class_names(which, head):
     asked = config.replace(method=config.method.replace(language_aware_init=which))
     with pytest.raises(ConfigError, match=r"language_aware_init: the teacher has no text encoder"):
         config.method_class(asked, method.setup)
-    method.teacher._network.class_embeddings = torch.randn(10, dim + 1)
+    method.teacher.network.class_embeddings = torch.randn(10, dim + 1)
     with pytest.raises(ConfigError, match=rf"have {dim + 1} dimensions, the student's features {dim}"):
         config.method_class(asked, method.setup)
-    method.teacher._network.class_embeddings = texts = torch.randn(10, dim)
+    method.teacher.network.class_embeddings = texts = torch.randn(10, dim)
     made = config.method_class(asked, method.setup)
     classifier = made.students["student"].net.get_classifier()
     assert torch.equal(classifier.weight, texts)

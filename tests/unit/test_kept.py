@@ -74,7 +74,7 @@ def test_the_network_is_not_asked_again_and_one_artifact_serves_all(tmp_path, mo
     def forbidden(*_):
         raise AssertionError("the teacher was asked")
 
-    monkeypatch.setattr(again._network, "forward", forbidden)
+    monkeypatch.setattr(again.network, "forward", forbidden)
     view = stream(views).batch(0).views["weak"]
     assert torch.equal(teacher(view).logits, again(view).logits)
     joint = together([view, view])

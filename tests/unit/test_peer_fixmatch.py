@@ -26,7 +26,7 @@ THREE = "students=[{name: resnet8, args: {width: 4}}, {name: resnet14, args: {wi
 def parts(*overrides):
     config, method, loader, _ = make("peer_fixmatch", *SMALL, *overrides)
     with torch.no_grad():  # an untrained teacher has no opinion
-        method.teacher._network.net.get_classifier().weight.mul_(50)
+        method.teacher.network.net.get_classifier().weight.mul_(50)
     return config, method, loader.batch(0)
 
 
@@ -121,7 +121,7 @@ def test_labeled_images_are_those_of_peer_distill():
 def test_each_image_is_shown_once(labeler, shown):
     config, method, batch = parts(f"method.labeler={labeler}", THREE)
     runs = {name: [] for name in (*method.students, "teacher")}
-    for name, net in (*method.students.items(), ("teacher", method.teacher._network)):
+    for name, net in (*method.students.items(), ("teacher", method.teacher.network)):
         net.register_forward_hook(lambda _, args, out, name=name: runs[name].append(len(out.logits)))
     method(batch, ctx(config, 0))
     assert runs == {**{name: [20] for name in method.students}, "teacher": shown}

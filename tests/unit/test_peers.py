@@ -99,7 +99,7 @@ def test_without_weight_peers_are_runs_of_their_own(overrides):
 def test_each_network_runs_once_in_a_step_and_once_in_an_evaluation():
     config, method, loader, _ = make("peer_distill", students(A, B, C))
     runs = []
-    for name, net in (*method.students.items(), ("teacher", method.teacher._network)):
+    for name, net in (*method.students.items(), ("teacher", method.teacher.network)):
         net.register_forward_hook(lambda *_, name=name: runs.append(name))
     batch = loader.batch(0)
     method(batch, ctx(config, 0))
