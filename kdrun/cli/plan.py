@@ -12,8 +12,10 @@ from kdrun.core.later import later
 from kdrun.runs.record import finished_record
 
 if TYPE_CHECKING:
+    from kdrun.runs.place import settled
     from kdrun.training.check import check, check_measurements
 else:
+    settled = later("kdrun.runs.place", "settled")
     check, check_measurements = later("kdrun.training.check", "check", "check_measurements")
 
 
@@ -38,7 +40,7 @@ def plan(arguments: Sequence[str]) -> list[Job] | None:
         jobs, errors = [], []
         for overrides in expanded:
             try:
-                jobs.append((overrides, composer.job(overrides)))
+                jobs.append((overrides, settled(composer.job(overrides))))
             except KdrunError as error:
                 errors += [(overrides, line) for line in str(error).splitlines()]
     if not errors:

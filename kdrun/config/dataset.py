@@ -12,6 +12,8 @@ from kdrun.core.registry import lookup
 from kdrun.core.schema import FileContent, OutsideKey, Schema
 
 PHOTO = ("a photo of a {}.",)
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
+"""Of image files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,7 @@ class DatasetConfig(Schema):
     """Which of the two parts this run sees."""
     split_file: Annotated[str | None, FileContent()] = None
     """An .npz file with index arrays labeled (and unlabeled, val), instead of a draw."""
-    unlabeled: Annotated[str | None, FileContent()] = None
+    unlabeled: Annotated[str | None, FileContent(suffixes=EXTENSIONS)] = None
     """Another unlabeled pool than the training images: a folder of images, or an .npz with an array `images`."""
     class_names: list[str] | None = Field(None, min_length=2)
     """Names of the classes for a teacher that reads them, in the order of the labels; or a text file with one a line;

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kdrun.config.key import run_dir, run_key
 from kdrun.config.run import RunConfig
+from kdrun.core.hashing import json_hash
 from kdrun.core.registry import load_plugins
 
 
@@ -17,10 +18,12 @@ class Job:
 
     Args:
         overrides: what the user gave, without Hydra's own keys; of a run that another one needs: nothing.
+        content: of its data, where another run on other data has its place, see `kdrun.runs.place`.
     """
 
     config: RunConfig
     overrides: tuple[str, ...] = ()
+    content: str | None = None
 
     @classmethod
     def of(cls, run: "Job | RunConfig") -> "Job":
@@ -29,7 +32,8 @@ class Job:
     @cached_property
     def key(self) -> str:
         """The run key."""
-        return run_key(self.config)
+        key = run_key(self.config)
+        return key if self.content is None else key_on(self.content, key)
 
     @cached_property
     def place(self) -> str:
@@ -44,10 +48,20 @@ class Job:
     def directory(self) -> Path:
         return self.outputs / self.place
 
+    @property
+    def first(self) -> Path:
+        """Where it would lie if no run on other data did."""
+        return self.outputs / run_dir(self.config)
+
     @cached_property
     def requires(self) -> dict[str, "Job"]:
         """The runs that must be finished first, by role."""
         return {role: Job(config) for role, config in self.config.method_class.requires(self.config).items()}
+
+
+def key_on(content: str, key: str) -> str:
+    """The key of a run on data with this content, where the place of `key` holds a run on other data."""
+    return json_hash({"key": key, "content": content})
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """The run key: the hash of everything that can change a result, and the directory that it names."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from kdrun.config.dataset import DatasetConfig
 from kdrun.config.parts import UncertaintyConfig
 from kdrun.config.run import RunConfig
 from kdrun.config.teacher import RecipeConfig
@@ -17,7 +18,8 @@ KEY_VERSION = 1  # raise it when a default changes its meaning: all keys change 
 def run_key(config: RunConfig) -> str:
     """12 hex digits that name this run: equal for equal results, whatever the paths, device or tracker.
 
-    Fields equal to their default are left out, so a field added later changes no key where it keeps the old behavior.
+    Fields equal to their default are left out, so a field added later changes no key where it keeps the old behavior. A
+    published dataset counts by its name, and where other files lie in its place by their listing too.
     """
     content = _content(config)
     adaptive = config.schedule.decay.name == "plateau" or any(r.kind == "adaptive" for r in config.ramps.values())
@@ -30,7 +32,16 @@ def run_key(config: RunConfig) -> str:
     if config.views.weak.scale is None:  # the same pixels, streamed or not
         content["dataset"].pop("stream", None)
     plugins = plugin_hashes(part_classes(config)) if config.plugins else []
-    return json_hash({"version": KEY_VERSION, "config": content, "plugins": plugins})
+    told = {"version": KEY_VERSION, "config": content, "plugins": plugins}
+    listing = data_identity(config.dataset)
+    return json_hash(told if listing is None else {**told, "listing": listing})
+
+
+def data_identity(dataset: DatasetConfig) -> str | None:
+    """What the key has beside the configuration of a dataset, by the `identity` of its class; None: nothing."""
+    identity = getattr(lookup("dataset", dataset.name, "dataset.name"), "identity", None)
+    found: str | None = None if identity is None else identity(dataset)
+    return found
 
 
 def run_dir(config: RunConfig, key: str | None = None) -> str:
@@ -69,6 +80,25 @@ def _content(value: Any, key: str = "") -> Any:
     if isinstance(value, list):
         return [_content(v, f"{key}.{i}") for i, v in enumerate(value)]
     return value
+
+
+def named_files(config: RunConfig) -> list[tuple[str, str, FileContent]]:
+    """Dotted key, path and marker of each file or folder that the run key has the content of."""
+    return list(_named(config, ""))
+
+
+def _named(value: Any, key: str) -> Iterator[tuple[str, str, FileContent]]:
+    if isinstance(value, Schema):
+        for name, field in type(value).model_fields.items():
+            item, file = getattr(value, name), marker(field, FileContent)
+            if file is None:
+                yield from _named(item, f"{key}{name}.")
+            elif isinstance(item, str):
+                yield f"{key}{name}", item, file
+    elif isinstance(value, Mapping | list):
+        items: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for name, item in items:
+            yield from _named(item, f"{key}{name}.")
 
 
 def part_classes(config: RunConfig) -> list[Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdrun.core.errors import ConfigError
+from kdrun.core.remembered import Remembered
 from kdrun.core.schema import FileContent
 
 
@@ -23,29 +24,33 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_state(stat: os.stat_result) -> str:
+    """Another one whenever a file was written, replaced, moved or touched."""
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
+
+
 def content_hash(path: str, key: str, file: FileContent) -> str:
     """What stands in the run key for a field that is marked so."""
     if file.or_name and not os.path.exists(os.path.expanduser(path)):
         return path
-    return file_hash(path, key, file.whole)
+    return file_hash(path, key, file)
 
 
-def file_hash(path: str, key: str, whole: bool = False) -> str:
-    """sha256 of a file's content, remembered while its size and time stay; `key` is blamed when it is absent.
+def file_hash(path: str, key: str, file: FileContent | None = None) -> str:
+    """sha256 of a file's content, remembered while its size and times stay; `key` is blamed when it is absent.
 
-    Of a folder: of the names and sizes of all files in it, with `whole` of the names and contents. A file that was
-    there in the check and is gone when its run begins keeps its hash: the run keeps its directory, and reading the file
-    says what is wrong.
+    Of a folder: see `FileContent`. A file that was there in the check and is gone when its run begins keeps its hash:
+    the run keeps its directory, and reading the file says what is wrong.
     """
+    file = file or FileContent()
     try:
         place = Path(path).expanduser()
         stat = place.stat()
-        if whole and place.is_dir():
-            files = sorted(_files_in(place, ()))
-            listing = "".join(f"{p.relative_to(place).as_posix()}\0{file_hash(str(p), key)}\n" for p in files)
-            _LAST[path] = hashlib.sha256(os.fsencode(listing)).hexdigest()
+        if place.is_dir():
+            found = _FOLDERS.value((str(place), file.whole, file.suffixes), lambda: _folder_hash(place, key, file))
         else:
-            _LAST[path] = _file_hash(str(place), stat.st_size, stat.st_mtime_ns)
+            found = _file_hash(str(place), file_state(stat))
+        _LAST[path] = found
     except RuntimeError:
         raise ConfigError(f"{key}: {path}: no such home directory; write the path out") from None
     except OSError as error:
@@ -55,23 +60,29 @@ def file_hash(path: str, key: str, whole: bool = False) -> str:
 
 
 _LAST: dict[str, str] = {}
+_FOLDERS: Remembered[tuple[str, bool, frozenset[str] | None], str] = Remembered()
 
 
 @lru_cache(maxsize=256)
-def _file_hash(path: str, size: int, mtime_ns: int) -> str:
-    if Path(path).is_dir():
-        files = sorted(_files_in(Path(path), ()))
-        listing = "".join(f"{p.relative_to(path).as_posix()}\0{p.stat().st_size}\n" for p in files)
-        return hashlib.sha256(os.fsencode(listing)).hexdigest()
+def _file_hash(path: str, state: str) -> str:
     return file_sha256(Path(path))
 
 
-def _files_in(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+def _folder_hash(folder: Path, key: str, file: FileContent) -> str:
+    files = sorted(_files_in(folder, (), file.suffixes))
+    told = (file_hash(str(path), key) if file.whole else path.stat().st_size for path in files)
+    listing = "".join(f"{p.relative_to(folder).as_posix()}\0{what}\n" for p, what in zip(files, told, strict=True))
+    return hashlib.sha256(os.fsencode(listing)).hexdigest()
+
+
+def _files_in(folder: Path, above: tuple[Path, ...], suffixes: frozenset[str] | None) -> Iterator[Path]:
     """All files at any depth, through links too, but not round a loop."""
     real = folder.resolve()
     for entry in folder.iterdir():
+        if suffixes is not None and entry.name.startswith("."):
+            continue
         if entry.is_dir():
             if real not in above:
-                yield from _files_in(entry, (*above, real))
-        elif entry.is_file():
+                yield from _files_in(entry, (*above, real), suffixes)
+        elif entry.is_file() and (suffixes is None or entry.suffix.lower() in suffixes):
             yield entry

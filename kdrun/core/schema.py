@@ -37,11 +37,13 @@ class FileContent:
 
     Args:
         or_name: what is no path here is a name of something elsewhere, and stands for itself.
+        suffixes: of a folder, only files with such an ending count, and nothing that is hidden; None: all files.
     """
 
-    def __init__(self, whole: bool = False, or_name: bool = False) -> None:
+    def __init__(self, whole: bool = False, or_name: bool = False, suffixes: frozenset[str] | None = None) -> None:
         self.whole = whole
         self.or_name = or_name
+        self.suffixes = suffixes
 
 
 def build(schema: type[S], node: Any, key: str, strict: bool | None = None) -> S:

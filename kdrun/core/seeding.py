@@ -1,11 +1,19 @@
 """Seeds derived by hashing, so that no two uses of randomness in a run share a stream."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import random
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Generator
+from kdrun.core.later import later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Generator
+else:
+    torch = later("torch")
 
 
 def subseed(seed: int, *purpose: str | int) -> int:
@@ -16,7 +24,7 @@ def subseed(seed: int, *purpose: str | int) -> int:
 
 def generator(seed: int, *purpose: str | int) -> Generator:
     """A CPU generator for one purpose. Draws are made on the CPU, so they are the same on every device."""
-    return Generator().manual_seed(subseed(seed, *purpose))
+    return torch.Generator().manual_seed(subseed(seed, *purpose))
 
 
 def seed_everything(seed: int) -> None:

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kdrun.config.dataset import EXTENSIONS
 from kdrun.core.errors import DataError, allowed
+from kdrun.core.machine import cores
 from kdrun.data.types import Images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"}
 
 
 def list_classes(
@@ -130,11 +129,6 @@ def decoded(
             yield queue.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _decoded(path: Path, size: int, crop: str) -> Images | str:

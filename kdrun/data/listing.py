@@ -1,5 +1,6 @@
 """Datasets of image files: which files there are and their labels, and their pixels, in memory or packed."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,12 +10,13 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from kdrun.config.dataset import FilesConfig, facts_of
+from kdrun.core.contents import Contents
 from kdrun.core.errors import ConfigError, DataError
 from kdrun.data.arrays import Arrays
 from kdrun.data.images import decode, list_images
 from kdrun.data.packed import Pack, absent
 from kdrun.data.streamed import ImageFiles
-from kdrun.data.types import Images
+from kdrun.data.types import Images, Labels
 
 # What pixels are normalised with where a dataset states no statistics of its own.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -34,12 +36,36 @@ class Listing:
     """The config key to blame, e.g. dataset.root."""
     val: Files = ()
     """Official validation images."""
+    unlabeled: Files = ()
+    """Those of `dataset.unlabeled`, with the label -1."""
+
+    @property
+    def parts(self) -> dict[str, Files]:
+        """In the order of the arrays: training images, then the test images."""
+        return {"train": self.train, "val": self.val, "unlabeled": self.unlabeled, "test": self.test}
+
+    @property
+    def paths(self) -> list[Path]:
+        return [path for files in self.parts.values() for path, _ in files]
+
+    @property
+    def labels(self) -> Labels:
+        """(N,), as `paths`."""
+        return np.asarray([label for files in self.parts.values() for _, label in files], np.int64)
+
+    @property
+    def digest(self) -> str:
+        """Hash of the classes and of the labels of each part: of all but the files' names and content."""
+        counts = {name: len(files) for name, files in self.parts.items()}
+        told = {"classes": list(self.class_names), **counts}
+        return hashlib.sha256(json.dumps(told).encode() + self.labels.tobytes()).hexdigest()
 
 
-def read_files(listing: Listing, config: FilesConfig, outputs: Path, pixels: bool = True) -> Arrays:
+def read_files(listing: Listing, contents: Contents, config: FilesConfig, outputs: Path, pixels: bool = True) -> Arrays:
     """The arrays of a listing. Training images: its own, the official validation images, the unlabeled ones.
 
     Args:
+        contents: of `listing.paths`.
         pixels: false: where images have yet to be packed, black ones that take no memory stand for them, as they
             always do where the files are streamed.
     """
@@ -48,12 +74,10 @@ def read_files(listing: Listing, config: FilesConfig, outputs: Path, pixels: boo
         raise ConfigError(
             f"dataset.val: {config.name} has no official validation images; set it to drawn, or give dataset.coop_split"
         )
-    more = _unlabeled(config)
-    files = [*listing.train, *listing.val, *more, *listing.test]
-    paths, labels = [path for path, _ in files], np.asarray([label for _, label in files], np.int64)
-    images, unreadable = _pixels(paths, listing, config, outputs, pixels)
+    paths, labels = listing.paths, listing.labels
+    images, unreadable = _pixels(contents, config, outputs, pixels, key)
     streamed = ImageFiles.of(paths, config.pixels, config.pack.crop) if config.stream else None
-    ends = np.cumsum([len(listing.train), len(listing.val), len(more)])
+    ends = np.cumsum([len(listing.train), len(listing.val), len(listing.unlabeled)])
     warnings: tuple[str, ...] = ()
     if unreadable:
         count = f"{len(unreadable)} of {len(paths)} images"
@@ -77,21 +101,21 @@ def read_files(listing: Listing, config: FilesConfig, outputs: Path, pixels: boo
 
 
 def _pixels(
-    paths: list[Path], listing: Listing, config: FilesConfig, outputs: Path, pixels: bool
+    contents: Contents, config: FilesConfig, outputs: Path, pixels: bool, key: str
 ) -> tuple[Images, dict[int, str]]:
-    size, crop = config.size, config.pack.crop
-    pack = Pack(paths, listing.folder, size, crop, outputs, listing.key)  # refuses files that are not there
+    size, crop, count = config.size, config.pack.crop, len(contents.paths)
+    pack = Pack(contents, size, crop, outputs, key)  # refuses files that are not there
     if config.stream:
-        return np.broadcast_to(np.uint8(0), (len(paths), config.pixels, config.pixels, 3)), {}
+        return np.broadcast_to(np.uint8(0), (count, config.pixels, config.pixels, 3)), {}
     if config.pack.size is None:
-        return decode(paths, size, crop)
+        return decode(contents.paths, size, crop)
     packed = pack.build() if pixels else pack.open()
     if packed is None:
-        return np.broadcast_to(np.uint8(0), (len(paths), size, size, 3)), {}
+        return np.broadcast_to(np.uint8(0), (count, size, size, 3)), {}
     return packed.images, packed.unreadable
 
 
-def _unlabeled(config: FilesConfig) -> Files:
+def unlabeled_files(config: FilesConfig) -> Files:
     """The image files of `dataset.unlabeled`, with the label -1."""
     if config.unlabeled is None:
         return []

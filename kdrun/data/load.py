@@ -1,7 +1,8 @@
 """What a dataset is to kdrun: uint8 images, in memory or in a mapped file, labels, and how they are normalised."""
 
 import dataclasses
-from functools import lru_cache
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,35 +10,26 @@ import numpy as np
 
 from kdrun.config.dataset import DatasetConfig, FilesConfig
 from kdrun.core.errors import ConfigError
-from kdrun.core.hashing import content_hash
 from kdrun.core.registry import lookup
-from kdrun.core.schema import FileContent, marker
 from kdrun.data.arrays import Arrays
-from kdrun.data.listing import Listing, read_files
+from kdrun.data.found import Found, found
+from kdrun.data.listing import read_files
 from kdrun.data.unlabeled import read_unlabeled
 
 OUTPUTS = Path("outputs")
 
 
 def load_dataset(config: DatasetConfig, outputs: Path = OUTPUTS, pixels: bool = True) -> Arrays:
-    """The dataset's arrays, kept for the next run of this process. Split settings do not matter here.
+    """The dataset's arrays, kept for the next run of this process as long as its files stay. Split settings do not
+    matter here.
 
     Args:
         outputs: folder whose `artifacts` hold packed images.
         pixels: false: images that have yet to be packed may be black, which is enough for shapes and labels.
     """
-    # Runs of a sweep differ in labels and seeds, not in images.
-    plain = config.replace(
-        num_labels=None, split_seed=None, split_file=None, val_seed=0, val_fraction=0.0, mean=None, std=None,
-        class_names=None, upstream=0.0, part="downstream", resident="auto",
-    )  # fmt: skip
-    fields = type(config).model_fields.items()
-    files = [(name, getattr(plain, name), file) for name, field in fields if (file := marker(field, FileContent))]
-    contents = tuple(content_hash(path, f"dataset.{name}", file) for name, path, file in files if path is not None)
-    if pixels or not isinstance(config, FilesConfig) or config.pack.size is None:
-        arrays = _load(type(config), plain.model_dump_json(), contents, outputs)
-    else:
-        arrays = _outline(type(config), plain.model_dump_json(), contents, outputs)
+    files = found(config, outputs)
+    whole = pixels or not isinstance(config, FilesConfig) or config.pack.size is None
+    arrays = _kept(files, outputs, whole)
     channels = arrays.train_images.shape[-1]
     for name, given in (("mean", config.mean), ("std", config.std)):
         if given is not None and len(given) != channels:
@@ -53,12 +45,43 @@ def load_dataset(config: DatasetConfig, outputs: Path = OUTPUTS, pixels: bool = 
     return dataclasses.replace(arrays, **changes) if changes else arrays
 
 
-@lru_cache(maxsize=2)
-def _load(schema: type[DatasetConfig], text: str, contents: tuple[str, ...], outputs: Path) -> Arrays:
-    config = schema.model_validate_json(text)
+def content_of(config: DatasetConfig, outputs: Path = OUTPUTS) -> str | None:
+    """Hash of a dataset's content, read now unless it is remembered; None: of files that are streamed because they are
+    many.
+
+    Raises:
+        DataError: what its reader cannot find or read.
+    """
+    files = found(config, outputs)
+    if files.contents is not None:
+        return files.content()
+    arrays = load_dataset(files.config, outputs)
+    digest = hashlib.sha256(json.dumps([*arrays.class_names]).encode())
+    for values in (arrays.train_images, arrays.train_labels, arrays.test_images, arrays.test_labels):
+        digest.update(f"{values.dtype} {values.shape}".encode() + np.ascontiguousarray(values).data)
+    return digest.hexdigest()
+
+
+_KEPT: dict[tuple[object, ...], Arrays] = {}
+MOST = 4  # datasets whose arrays are kept
+
+
+def _kept(files: Found, outputs: Path, pixels: bool) -> Arrays:
+    key = (*files.key, pixels)
+    arrays = _KEPT.pop(key, None)
+    if arrays is None:
+        while len(_KEPT) >= MOST:
+            del _KEPT[next(iter(_KEPT))]  # before the next one is read: both may be large
+        arrays = _read(files, outputs, pixels)
+    _KEPT[key] = arrays
+    return arrays
+
+
+def _read(files: Found, outputs: Path, pixels: bool) -> Arrays:
+    config = files.config
     arrays: Arrays
-    if isinstance(config, FilesConfig) and issubclass(schema, FilesConfig):
-        arrays = read_files(_listing(schema, text, contents), config, outputs)
+    if files.listing is not None and files.contents is not None and isinstance(config, FilesConfig):
+        arrays = read_files(files.listing, files.contents, config, outputs, pixels)
     else:
         arrays = lookup("dataset", config.name, "dataset.name").load(config)
     if config.unlabeled is None or arrays.num_unlabeled:
@@ -69,16 +92,3 @@ def _load(schema: type[DatasetConfig], text: str, contents: tuple[str, ...], out
         arrays, train_images=np.concatenate([arrays.train_images, more]),
         train_labels=np.concatenate([arrays.train_labels, np.full(len(more), -1)]), num_unlabeled=len(more),
     )  # fmt: skip
-
-
-@lru_cache(maxsize=2)
-def _outline(schema: type[FilesConfig], text: str, contents: tuple[str, ...], outputs: Path) -> Arrays:
-    return read_files(_listing(schema, text, contents), schema.model_validate_json(text), outputs, pixels=False)
-
-
-@lru_cache(maxsize=2)
-def _listing(schema: type[FilesConfig], text: str, contents: tuple[str, ...]) -> Listing:
-    config = schema.model_validate_json(text)
-    part = lookup("dataset", config.name, "dataset.name")
-    listing: Listing = part.files(config)
-    return listing

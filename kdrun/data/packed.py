@@ -3,22 +3,19 @@
 `outputs/artifacts/packed/<key>` holds `images.bin`, the rows (H, W, C) uint8 of the readable files in their order, and
 `spec.json`: what was packed, how many rows there are, and what could not be read. The key is the hash of the size, the
 crop, and of the name (below the dataset's folder) and content of every file: a copy elsewhere shares the pixels, and
-what is exchanged or repaired is packed anew. `artifacts/contents` remembers the hash of files by their names, sizes and
-times, so that they are read for it once.
+what is exchanged or repaired is packed anew.
 
 While it is built, the folder is called `<key>.partial`, and `progress.json` says how far it is; whoever comes next goes
 on from there.
 """
 
 import errno
-import hashlib
 import json
 import logging
 import os
 import shutil
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +23,11 @@ from typing import Any
 import numpy as np
 
 from kdrun.core.artifacts import Artifact
+from kdrun.core.contents import Contents
 from kdrun.core.errors import DataError
 from kdrun.core.files import named, write_json
-from kdrun.core.hashing import file_sha256
 from kdrun.core.lock import Lock
-from kdrun.data.images import cores, decoded
+from kdrun.data.images import decoded
 from kdrun.data.types import Images
 
 log = logging.getLogger(__name__)
@@ -52,58 +49,34 @@ class Packed:
 class Pack:
     """The pixels of some files at some size, whether or not they have been packed.
 
-    Args:
-        folder: what the names of the files are relative to.
-
     Raises:
         DataError: files that are not there; names `key` and them.
     """
 
-    def __init__(self, paths: Sequence[Path], folder: Path, size: int, crop: str, outputs: Path, key: str) -> None:
-        self.paths = paths
-        self.names: list[str] = []
-        seen, missing, within = hashlib.sha256(), [], f"{folder}{os.sep}"
-        for path in paths:
-            try:
-                stat = path.stat()
-            except OSError as error:
-                missing.append(f"{path} ({error.strerror})")
-                continue
-            self.names.append(str(path).removeprefix(within))
-            seen.update(os.fsencode(f"{path.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
-        if missing:
-            raise DataError(*absent(missing, key))
+    def __init__(self, contents: Contents, size: int, crop: str, outputs: Path, key: str) -> None:
+        if contents.missing:
+            raise DataError(*absent(contents.missing, key))
+        self.contents = contents
+        self.paths = contents.paths
         self.row = size * size * 3
         self.outputs = outputs.expanduser()
-        self.note = self.outputs / "artifacts" / "contents" / f"{seen.hexdigest()[:16]}.json"
-        self.spec: dict[str, Any] = {"version": VERSION, "size": size, "crop": crop, "num_files": len(paths)}
-        try:
-            self.artifact: Artifact | None = self._artifact(str(json.loads(self.note.read_text())["files"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            self.artifact = None  # not noted, or not legibly: `build` reads the files for it
+        self.spec: dict[str, Any] = {"version": VERSION, "size": size, "crop": crop, "num_files": len(self.paths)}
+
+    @property
+    def artifact(self) -> Artifact | None:
+        """Where the pixels are, or will be; None: nobody has read the files for their hash yet."""
+        known = self.contents.known
+        return None if known is None else self._artifact(known)
 
     def _artifact(self, content: str) -> Artifact:
-        """Where the pixels are, or will be, of files with this hash."""
         return Artifact.of(self.outputs, "packed", {**self.spec, "files": content})
-
-    def _content(self) -> tuple[str, bool]:
-        """Hash of all names and contents, and whether all could be read; what could not counts as empty."""
-        from tqdm import tqdm
-
-        digest, whole = hashlib.sha256(), True
-        with ThreadPoolExecutor(cores(), "hash") as pool:
-            hashes = pool.map(_file_digest, self.paths)
-            bar = tqdm(hashes, total=len(self.paths), desc="hashing", unit="img", disable=None, leave=False)
-            for name, found in zip(self.names, bar, strict=True):
-                digest.update(os.fsencode(f"{name}\0{found}\n"))
-                whole &= found != ""
-        return digest.hexdigest(), whole
 
     def open(self) -> Packed | None:
         """None: not packed yet. Raises DataError for what is damaged."""
-        if self.artifact is None:
+        artifact = self.artifact
+        if artifact is None:
             return None
-        folder = self.artifact.folder
+        folder = artifact.folder
         damaged = f"{folder}: damaged packed images; delete the folder to pack them anew"
         try:
             found = json.loads((folder / "spec.json").read_text())
@@ -115,7 +88,7 @@ class Pack:
             raise DataError(damaged) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{damaged} ({type(error).__name__}: {error})") from None
-        if not whole or any(found.get(name) != value for name, value in self.artifact.spec.items()):
+        if not whole or any(found.get(name) != value for name, value in artifact.spec.items()):
             raise DataError(damaged)
         # Read-only: a private copy on write would count as memory that is taken, and the file may be larger than that.
         images: Images = np.empty((0, *shape[1:]), np.uint8)
@@ -129,18 +102,14 @@ class Pack:
         Raises:
             DataError: they do not fit on the disk.
         """
-        if self.artifact is None:
-            content, whole = self._content()
-            self.artifact = self._artifact(content)
-            if whole:  # else a file may be made legible, which changes neither its size nor its time
-                write_json(self.note, {"files": content})
-        with self.artifact.lock as lock:
+        artifact = self._artifact(self.contents.read())
+        with artifact.lock as lock:
             packed = self.open()
             if packed is None:
-                self._build(self.artifact, lock)
+                self._build(artifact, lock)
                 packed = self.open()
         if packed is None:
-            raise DataError(f"{self.artifact.folder}: was deleted while it was packed; run the same command again")
+            raise DataError(f"{artifact.folder}: was deleted while it was packed; run the same command again")
         return packed
 
     def _build(self, artifact: Artifact, lock: Lock) -> None:
@@ -218,13 +187,6 @@ class Pack:
                     note()
                     saved = time.monotonic()
             note()
-
-
-def _file_digest(path: Path) -> str:
-    try:
-        return file_sha256(path)
-    except OSError:
-        return ""
 
 
 def absent(missing: Sequence[str], key: str, most: int = 20) -> list[str]:

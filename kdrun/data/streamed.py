@@ -4,18 +4,27 @@ A batch's files are decoded by worker processes (`kdrun.data.loader.Loader`), th
 start at once and leave nothing behind.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from kdrun.core.errors import DataError
-from kdrun.data.images import cores, decoded
+from kdrun.core.later import later
+from kdrun.core.machine import cores
+from kdrun.data.images import decoded
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = later("torch")  # which files there are is asked without it
 
 MOST = 16  # worker processes that are started without being asked for
 
@@ -30,10 +39,12 @@ class ImageFiles:
     crop: str
     workers: int = 0
 
-    device = torch.device("cpu")
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
 
     @classmethod
-    def of(cls, paths: Sequence[Path], size: int, crop: str) -> "ImageFiles":
+    def of(cls, paths: Sequence[Path], size: int, crop: str) -> ImageFiles:
         return cls(np.array([os.fsencode(path) for path in paths], np.bytes_), size, crop)
 
     @property
@@ -43,7 +54,7 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, part: slice) -> "ImageFiles":
+    def __getitem__(self, part: slice) -> ImageFiles:
         return ImageFiles(self.paths[part], self.size, self.crop, self.workers)
 
     def path(self, position: int) -> Path:

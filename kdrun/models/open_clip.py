@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from kdrun.config.model import ModelConfig
 from kdrun.core.errors import ConfigError, DataError, allowed
 from kdrun.core.hashing import file_hash
+from kdrun.core.schema import FileContent
 from kdrun.models.weights import check_state, offline_where_there_is_no_network, read_state
 
 Tokenizer = Callable[[list[str]], Tensor]
@@ -186,7 +187,7 @@ def find_clip(asked: Asked) -> _Found:
             return weights
         return _downloaded(package, name, str(asked.tag), preprocess, asked)
 
-    content_hash = None if asked.path is None else file_hash(asked.path, asked.path_key, whole=True)
+    content_hash = None if asked.path is None else file_hash(asked.path, asked.path_key, FileContent(whole=True))
     identity = {"model": name if folder is None or folder.is_file() else None, "args": args}
     identity |= {"weights": content_hash or f"{name}/{asked.tag}"}
     width = int(model_cfg["embed_dim"])

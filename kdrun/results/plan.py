@@ -7,28 +7,33 @@ files that it names stay as they are. A kept plan that cannot be read, or is not
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from importlib import metadata
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from omegaconf import DictConfig
 from pydantic import Field, model_validator
 
 from kdrun.config.compose import Composer, configs_of_seeds
-from kdrun.config.key import run_dir
+from kdrun.config.dataset import DatasetConfig
+from kdrun.config.job import key_on
+from kdrun.config.key import data_identity, named_files, run_dir
 from kdrun.config.nodes import read_conf
 from kdrun.config.run import RunConfig
 from kdrun.core.errors import ConfigError, allowed
 from kdrun.core.files import write_text
-from kdrun.core.hashing import file_hash
+from kdrun.core.hashing import content_hash, json_hash
 from kdrun.core.paths import CONF_DIR, HERE
-from kdrun.core.schema import FileContent, Schema, build, marker
+from kdrun.core.registry import lookup
+from kdrun.core.schema import FileContent, Schema, build
+from kdrun.data.found import found, unsplit
 from kdrun.results.notes import Picked, deviations_in, ours_in
 from kdrun.runs.metric import Metric
+from kdrun.runs.place import trained_on
 
 log = logging.getLogger(__name__)
 Protocol = Literal["last", "best_on_val", "median20"]
@@ -90,6 +95,8 @@ class PlannedRun(Schema):
     """Its first student."""
     needs: dict[str, "PlannedRun"]
     """Role -> run that must be finished first."""
+    data: str
+    """The name of its data in `TablePlan.data`."""
 
 
 class PlannedCell(Schema):
@@ -113,12 +120,57 @@ class PlannedCell(Schema):
     runs: list[PlannedRun]
 
 
+class PlannedFile(Schema):
+    """A file or folder that a run key has the content of."""
+
+    hash: str
+    whole: bool
+    or_name: bool
+    suffixes: list[str] | None
+
+    @classmethod
+    def of(cls, path: str, key: str, file: FileContent) -> Self:
+        suffixes = None if file.suffixes is None else sorted(file.suffixes)
+        return cls(hash=content_hash(path, key, file), whole=file.whole, or_name=file.or_name, suffixes=suffixes)
+
+    def stays(self, path: str) -> bool:
+        """Whether it is as it was."""
+        suffixes = None if self.suffixes is None else frozenset(self.suffixes)
+        return content_hash(path, "", FileContent(self.whole, self.or_name, suffixes)) == self.hash
+
+
+class PlannedData(Schema):
+    """What runs are trained on."""
+
+    dataset: str
+    config: str
+    """JSON, without what says how the images are split."""
+    identity: str | None
+    """What the run key has beside it."""
+
+    @classmethod
+    def of(cls, run: RunConfig) -> Self:
+        text = unsplit(run.dataset).model_dump_json()
+        return cls(dataset=run.dataset.name, config=text, identity=data_identity(run.dataset))
+
+    @property
+    def typed(self) -> DatasetConfig:
+        config: DatasetConfig = lookup("dataset", self.dataset, "dataset.name").Config.model_validate_json(self.config)
+        return config
+
+    def stays(self) -> bool:
+        """Whether what lies there has the identity that it had."""
+        return data_identity(self.typed) == self.identity
+
+
 class TablePlan(Schema):
     """All cells, row by row."""
 
     cells: list[PlannedCell]
-    files: dict[str, str] = Field(default_factory=dict)
-    """File or folder that a run key contains -> hash of its content."""
+    files: dict[str, PlannedFile] = Field(default_factory=dict)
+    """By path."""
+    data: dict[str, PlannedData] = Field(default_factory=dict)
+    """By the hash of its configuration."""
 
 
 def table_spec(name: str) -> TableConfig:
@@ -140,11 +192,15 @@ def rows_with(paper: str | None) -> frozenset[str]:
 
 
 def plan_of(name: str, spec: TableConfig, outputs: Path) -> TablePlan:
-    """The plan of a table, kept or made now.
+    """The plan of a table, kept or made now: each run where it lies, given the data that are there.
 
     Raises:
         ConfigError: a cell cannot be composed; names it.
     """
+    return on_present_data(_plan_of(name, spec, outputs), outputs)
+
+
+def _plan_of(name: str, spec: TableConfig, outputs: Path) -> TablePlan:
     if any("plugins" in word for word in chain(*spec.rows.values(), *spec.columns.values())):
         return make_plan(name, spec)  # of whose code we know nothing
     path, digest = outputs / ".cache" / "tables" / f"{name}.json", _digest(spec)
@@ -164,9 +220,10 @@ def plan_of(name: str, spec: TableConfig, outputs: Path) -> TablePlan:
 def make_plan(name: str, spec: TableConfig) -> TablePlan:
     """As `plan_of`, composed now."""
     cells: list[PlannedCell] = []
-    files: dict[str, str] = {}
+    files: dict[str, PlannedFile] = {}
+    data: dict[str, PlannedData] = {}
     for row, column, candidate, overrides, composed, runs, picked in _composed(name, spec):
-        planned = [_planned(run) for run in runs]
+        planned = [_planned(run, files, data) for run in runs]
         first = runs[0].teacher
         given = first.kind().present and "teacher" not in planned[0].needs
         deviations = list(dict.fromkeys(line for path, _ in picked for line in deviations_in(path)))
@@ -178,8 +235,7 @@ def make_plan(name: str, spec: TableConfig) -> TablePlan:
                 ours=ours_in(picked, composed) if spec.paper is not None else [],
             )
         )  # fmt: skip
-        files |= {path: file_hash(path, f"table={name}") for run in runs for path in _named_files(run)}
-    return TablePlan(cells=cells, files=files)
+    return TablePlan(cells=cells, files=files, data=data)
 
 
 def configs_of(name: str, spec: TableConfig, outputs: Path) -> Iterator[tuple[str, str, list[RunConfig]]]:
@@ -216,10 +272,45 @@ def _composed(
             yield row, column, candidate, overrides, *known[tuple(overrides)]
 
 
-def _planned(run: RunConfig) -> PlannedRun:
-    needs = {role: _planned(other) for role, other in run.method_class.requires(run).items()}
+def _planned(run: RunConfig, files: dict[str, PlannedFile], data: dict[str, PlannedData]) -> PlannedRun:
+    needs = {role: _planned(other, files, data) for role, other in run.method_class.requires(run).items()}
     net = run.students[0].name if run.students else run.method.name
-    return PlannedRun(seed=run.seed, place=run_dir(run), net=net, needs=needs)
+    files |= {path: PlannedFile.of(path, key, file) for key, path, file in named_files(run)}
+    data.setdefault(data_id(run), PlannedData.of(run))
+    return PlannedRun(seed=run.seed, place=run_dir(run), net=net, needs=needs, data=data_id(run))
+
+
+def data_id(run: RunConfig) -> str:
+    return json_hash(unsplit(run.dataset).model_dump_json())
+
+
+def on_present_data(plan: TablePlan, outputs: Path) -> TablePlan:
+    """The same plan, with other places for runs whose place holds one on other data than there are now.
+
+    Only where the content of the data is remembered: nothing is read for a table.
+    """
+    contents = {name: _content(data.typed, outputs) for name, data in plan.data.items()}
+    if not any(contents.values()):
+        return plan
+
+    def moved(run: PlannedRun) -> PlannedRun:
+        needs, ours = {role: moved(other) for role, other in run.needs.items()}, contents[run.data]
+        theirs = None if ours is None else trained_on(outputs / run.place)
+        place = run.place
+        if ours is not None and theirs not in (None, ours):
+            before, _, key = place.rpartition("-")
+            place = f"{before}-{key_on(ours, key)}"
+        return run.replace(place=place, needs=needs)
+
+    return plan.replace(cells=[cell.replace(runs=[moved(run) for run in cell.runs]) for cell in plan.cells])
+
+
+def _content(config: DatasetConfig, outputs: Path) -> str | None:
+    try:
+        here = config.replace(download=False) if hasattr(config, "download") else config
+        return found(here, outputs).content(read=False)
+    except ConfigError:  # they are not there
+        return None
 
 
 def _kept(path: Path, digest: str) -> TablePlan | None:
@@ -228,7 +319,10 @@ def _kept(path: Path, digest: str) -> TablePlan | None:
         if head != f"{digest} {_sha(content.encode())}":
             return None
         plan = build(TablePlan, json.loads(content), str(path))
-        return plan if all(file_hash(name, "") == known for name, known in plan.files.items()) else None
+        whole = all(file.stays(path) for path, file in plan.files.items()) and all(
+            d.stays() for d in plan.data.values()
+        )
+        return plan if whole else None
     except (OSError, ValueError, ConfigError) as error:
         log.debug("%s: %s", path, error)
         return None
@@ -248,17 +342,3 @@ def _digest(spec: TableConfig) -> str:
 
 def _sha(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _named_files(value: Any) -> Iterator[str]:
-    """The files and folders whose content a run key contains."""
-    if isinstance(value, Schema):
-        for name, field in type(value).model_fields.items():
-            item = getattr(value, name)
-            if not marker(field, FileContent):
-                yield from _named_files(item)
-            elif isinstance(item, str):
-                yield item
-    elif isinstance(value, Mapping | list):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _named_files(item)

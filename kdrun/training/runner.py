@@ -14,19 +14,22 @@ import yaml
 from torch import Tensor
 
 from kdrun.config.job import Job
-from kdrun.config.key import part_classes
+from kdrun.config.key import named_files, part_classes
 from kdrun.config.nodes import dump
 from kdrun.config.run import RunConfig
 from kdrun.core.errors import KdrunError
 from kdrun.core.files import write_bytes, write_json, write_text
+from kdrun.core.hashing import content_hash
 from kdrun.core.lock import Lock
 from kdrun.core.registry import plugin_hashes
 from kdrun.core.seeding import seed_everything
+from kdrun.data.load import content_of
 from kdrun.data.splits import write_split
 from kdrun.methods.method import Method
 from kdrun.methods.pool import Required, Start
 from kdrun.models.flops import flops_of
 from kdrun.runs.layout import run_lock, split_folder
+from kdrun.runs.place import settled
 from kdrun.runs.record import SCHEMA, Record, code_version, finished_record, package_versions, read_record, write_record
 from kdrun.teachers.cache import refuse_features
 from kdrun.training.assembly import Assembly
@@ -50,7 +53,7 @@ def run(asked: Job | RunConfig, job_type: str = "train") -> Record:
     Raises:
         KeyboardInterrupt: stopped by a signal; the same call goes on from the checkpoint.
     """
-    job = Job.of(asked)
+    job = settled(Job.of(asked))
     record = _train(job, job_type)
     if record["status"] == "done" and job_type == "train":
         if job.config.evaluate.corruptions is not None:
@@ -62,6 +65,8 @@ def run(asked: Job | RunConfig, job_type: str = "train") -> Record:
 
 def _train(job: Job, job_type: str) -> Record:
     directory = job.directory
+    if job.content is not None:
+        log.warning("%s: what lies there is a run on other data; this is another run", job.first)
     done = finished_record(directory)
     if done is not None:
         log.info("done already: %s", summary(directory, done))
@@ -117,10 +122,13 @@ def summary(directory: Path, record: Record) -> str:
 
 
 def _execute(job: Job, record: Record, job_type: str, lock: Lock) -> None:
-    required = {role: _require(role, other) for role, other in job.requires.items()}
-    record["requires"] = {role: other.key for role, other in job.requires.items()}
+    requires = {role: settled(other) for role, other in job.requires.items()}
+    required = {role: _require(role, other) for role, other in requires.items()}
+    record["requires"] = {role: other.key for role, other in requires.items()}
 
     assembly = Assembly.of(job, required=required)
+    _ = assembly.arrays
+    record["inputs"]["dataset"] = content_of(job.config.dataset, job.outputs)
     _warn(record, *assembly.arrays.warnings)
     _keep_split(assembly, record)
     _ = assembly.images  # before networks: what may be resident is a share of the memory that is free
@@ -285,6 +293,7 @@ def _new_record(job: Job) -> Record:
         "code": code_version(),
         "packages": package_versions(),
         "plugins": dict(plugin_hashes(part_classes(config))),
+        "inputs": {key: content_hash(path, key, file) for key, path, file in named_files(config)},
         "device": None,
         "precision": config.schedule.precision,
         "threads": None,

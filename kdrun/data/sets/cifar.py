@@ -6,7 +6,7 @@ file that wants to run code is refused, whoever packed it.
 
 import pickle
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
@@ -16,7 +16,10 @@ from kdrun.core.registry import register
 from kdrun.core.schema import OutsideKey
 from kdrun.data.arrays import Arrays
 from kdrun.data.download import ensure_files, root_folder, verify
+from kdrun.data.found import identity_of_copy
 from kdrun.data.types import Images, Labels
+
+File = tuple[Path, str]
 
 
 class CifarConfig(DatasetConfig):
@@ -56,15 +59,52 @@ def read_pickle(path: Path) -> dict[str, Any]:
     return content
 
 
-def _load(config: CifarConfig, facts: Facts, published: Any, label_key: str, names_key: str) -> Arrays:
+class _Cifar:
+    """Base of the two readers."""
+
+    facts: ClassVar[Facts]
+    label_key: ClassVar[str]
+    names_key: ClassVar[str]
+    copies: ClassVar[frozenset[str]] = frozenset()
+    """Re-packed copies that runs were published of before their listing counted, see `identity_of_copy`."""
+
+    @classmethod
+    def published(cls) -> Any:
+        """torchvision's class."""
+        raise NotImplementedError
+
+    @classmethod
+    def files(cls, config: CifarConfig) -> tuple[list[File], list[File], File]:
+        """The published files, each with its md5: of training images, of test images, of the names of the classes."""
+        published = cls.published()
+        folder = root_folder(config.root) / published.base_folder
+        train, test = (
+            [(folder / name, md5) for name, md5 in files] for files in (published.train_list, published.test_list)
+        )
+        return train, test, (folder / published.meta["filename"], published.meta["md5"])
+
+    @classmethod
+    def sources(cls, config: CifarConfig) -> list[Path]:
+        """The files that are read."""
+        train, test, meta = cls.files(config)
+        return [path for path, _ in (*train, *test, meta)]
+
+    @classmethod
+    def identity(cls, config: CifarConfig) -> str | None:
+        """What the run key has beside the name of the dataset; None: nothing."""
+        return None if config.verify_md5 else identity_of_copy(cls.sources(config), cls.copies)
+
+    @classmethod
+    def load(cls, config: CifarConfig) -> Arrays:
+        return _load(config, cls, cls.published())
+
+
+def _load(config: CifarConfig, reader: type[_Cifar], published: Any) -> Arrays:
     from torchvision.datasets.utils import download_and_extract_archive
 
     root = root_folder(config.root)
     folder = root / published.base_folder
-    train, test = (
-        [(folder / name, md5) for name, md5 in files] for files in (published.train_list, published.test_list)
-    )
-    meta = (folder / published.meta["filename"], published.meta["md5"])
+    train, test, meta = reader.files(config)
     ensure_files(
         root,
         [path for path, _ in (*train, *test, meta)],
@@ -77,12 +117,12 @@ def _load(config: CifarConfig, facts: Facts, published: Any, label_key: str, nam
     )
     if config.verify_md5:
         verify([*train, *test, meta])
-    mean, std = facts.statistics
-    names = read_pickle(meta[0]).get(names_key)
+    mean, std = reader.facts.statistics
+    names = read_pickle(meta[0]).get(reader.names_key)
     if not isinstance(names, list) or len(names) < 2:
-        raise DataError(f"dataset.root: {meta[0]}: no list {names_key} of two or more")
-    train_images, train_labels = _batches([path for path, _ in train], label_key, len(names))
-    test_images, test_labels = _batches([path for path, _ in test], label_key, len(names))
+        raise DataError(f"dataset.root: {meta[0]}: no list {reader.names_key} of two or more")
+    train_images, train_labels = _batches([path for path, _ in train], reader.label_key, len(names))
+    test_images, test_labels = _batches([path for path, _ in test], reader.label_key, len(names))
     return Arrays(
         train_images, train_labels, test_images, test_labels, tuple(map(str, names)), mean, std,
         source=f"dataset.root: {folder}",
@@ -110,7 +150,9 @@ def _batches(paths: list[Path], label_key: str, num_classes: int) -> tuple[Image
 
 
 @register("dataset", "cifar10")
-class Cifar10:
+class Cifar10(_Cifar):
+    label_key, names_key = "labels", "label_names"
+
     class Config(CifarConfig):
         pass
 
@@ -121,14 +163,16 @@ class Cifar10:
     )  # fmt: skip
 
     @classmethod
-    def load(cls, config: Config) -> Arrays:
+    def published(cls) -> Any:
         from torchvision.datasets import CIFAR10
 
-        return _load(config, cls.facts, CIFAR10, "labels", "label_names")
+        return CIFAR10
 
 
 @register("dataset", "cifar100")
-class Cifar100:
+class Cifar100(_Cifar):
+    label_key, names_key = "fine_labels", "fine_label_names"
+
     class Config(CifarConfig):
         pass
 
@@ -139,7 +183,7 @@ class Cifar100:
     )  # fmt: skip
 
     @classmethod
-    def load(cls, config: Config) -> Arrays:
+    def published(cls) -> Any:
         from torchvision.datasets import CIFAR100
 
-        return _load(config, cls.facts, CIFAR100, "fine_labels", "fine_label_names")
+        return CIFAR100

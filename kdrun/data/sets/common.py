@@ -18,6 +18,7 @@ from kdrun.core.errors import DataError
 from kdrun.core.schema import OutsideKey
 from kdrun.core.seeding import subseed
 from kdrun.data.download import ensure_files, root_folder
+from kdrun.data.found import has_official_counts, identity_of_listing
 from kdrun.data.images import list_classes
 from kdrun.data.listing import Files, Listing, read_coop_split
 
@@ -81,6 +82,16 @@ class Published:
     def read(cls, folder: Path, config: Any) -> Listing:
         """The listing of what lies in `folder`."""
         raise NotImplementedError
+
+    @classmethod
+    def identity(cls, config: Any) -> str | None:
+        """What the run key has beside the name of the dataset; None: nothing."""
+        return identity_of_listing(cls, config)
+
+    @classmethod
+    def fits(cls, listing: Listing, config: Any) -> bool:
+        """Whether a listing can be the published one."""
+        return has_official_counts(cls.facts, listing)
 
 
 def drawn(folder: Path, images: Path, config: DrawnConfig, without: Sequence[str] = ()) -> Listing:

@@ -56,6 +56,12 @@ class Digits:
     )  # fmt: skip
 
     @staticmethod
+    def sources(config: Config) -> list[Path]:
+        """The files that are read."""
+        path = _file()
+        return [] if path is None else [path]
+
+    @staticmethod
     def load(config: Config) -> Arrays:
         table = _table()
         pixels = np.rint(table[:, :-1].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
@@ -67,14 +73,21 @@ class Digits:
         )  # fmt: skip
 
 
+def _file() -> Path | None:
+    """scikit-learn's; None: where it is not expected."""
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    return path if path.is_file() else None
+
+
 def _table() -> npt.NDArray[np.float64]:
     """(1797, 65): 64 pixels from 0 to 16, and the digit."""
-    spec = importlib.util.find_spec("sklearn")
-    if spec is not None and spec.origin is not None:
-        path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
-        if path.is_file():  # importing scikit-learn takes two seconds, this 30 ms
-            with gzip.open(path, "rt") as file:
-                return np.loadtxt(file, delimiter=",")
+    path = _file()
+    if path is not None:  # importing scikit-learn takes two seconds, this 30 ms
+        with gzip.open(path, "rt") as file:
+            return np.loadtxt(file, delimiter=",")
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)

@@ -1,14 +1,16 @@
 """The ten sets of the few-shot literature on CLIP, as their authors publish them."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from kdrun.config.dataset import PHOTO, Facts
 from kdrun.core.errors import DataError
 from kdrun.core.registry import register
+from kdrun.data.found import has_official_counts
 from kdrun.data.listing import Files, Listing
 from kdrun.data.sets.common import (
     KEY,
@@ -295,6 +297,8 @@ class UCF101(Published):
 
     # of the first partition; the frames are the user's to cut
     facts = Facts(channels=3, classes=101, train=9_537, test=3_783, prompts=("a photo of a person doing {}.",))
+    counts: ClassVar[dict[int, tuple[int, int]]] = {1: (9_537, 3_783), 2: (9_586, 3_734), 3: (9_624, 3_696)}
+    """Training and test videos of each partition."""
     folder, images = "ucf101", "UCF-101-midframes"
     needed = ("ucfTrainTestlist/classInd.txt",)
     content = "CoOp's UCF-101-midframes, and ucfTrainTestlist of UCF101TrainTestSplits-RecognitionTask.zip, in ucf101"
@@ -315,6 +319,11 @@ class UCF101(Published):
             return out
 
         return Listing(part("train"), part("test"), names, folder, KEY)
+
+    @classmethod
+    def fits(cls, listing: Listing, config: Any) -> bool:
+        train, test = cls.counts[config.partition]
+        return has_official_counts(replace(cls.facts, train=train, test=test), listing)
 
 
 def _middle_frame(frames: Path, name: str, video: str) -> Path:

@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 from pydantic import Field
 
-from kdrun.config.dataset import PHOTO, Facts, FilesConfig
+from kdrun.config.dataset import EXTENSIONS, PHOTO, Facts, FilesConfig
 from kdrun.core.errors import DataError
 from kdrun.core.registry import register
 from kdrun.core.schema import FileContent, OutsideKey
 from kdrun.data.download import root_folder
+from kdrun.data.found import identity_of_listing
 from kdrun.data.images import list_classes
 from kdrun.data.listing import Files, Listing, read_coop_split
 
@@ -19,8 +21,8 @@ class ImageFolder:
     """path/<train>/<class>/<image> and path/<test>/<class>/<image>."""
 
     class Config(FilesConfig):
-        path: Annotated[str, FileContent()]
-        """The tree; the names and sizes of its files, not its place, count for the run key."""
+        path: Annotated[str, FileContent(suffixes=EXTENSIONS)]
+        """The tree; the names and sizes of its images, not its place, count for the run key."""
         train: str = "train"
         test: str | None = None
         """Folder of test images; null: test, or val where there is no test."""
@@ -72,6 +74,22 @@ class ImageNet:
         if config.coop_split is not None:
             return read_coop_split(Path(config.coop_split), root, "dataset.root")
         return list_tree(root, "train", "val", config.classes, "dataset.root")
+
+    @classmethod
+    def identity(cls, config: ImageNetConfig) -> str | None:
+        """What the run key has beside the name of the dataset; None: nothing."""
+        return identity_of_listing(cls, config)
+
+    @classmethod
+    def fits(cls, listing: Listing, config: ImageNetConfig) -> bool:
+        """Whether a listing can be the published one, or that of `classes`: 732 to 1,300 training images a class."""
+        count = len(config.classes) or cls.facts.classes or 0
+        train, test = (
+            np.bincount([label for _, label in files], minlength=count) for files in (listing.train, listing.test)
+        )
+        whole = count != 1_000 or len(listing.train) == ImageNet.facts.train
+        most = (train >= 732).all() and (train <= 1_300).all() and (test == 50).all()
+        return len(listing.class_names) == count and whole and bool(most)
 
 
 @register("dataset", "imagenet100")

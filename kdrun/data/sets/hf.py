@@ -22,6 +22,7 @@ from kdrun.data.listing import Listing
 KEY = "dataset.path"
 TESTS = ("test", "validation", "valid", "val")
 ROWS = 256  # read at once
+PARQUET = FileContent(or_name=True, suffixes=frozenset({".parquet"}))
 
 
 @register("dataset", "hf")
@@ -29,7 +30,7 @@ class HuggingFace:
     """Classes are those of the files' own features where they name them, else the labels that there are."""
 
     class Config(FilesConfig):
-        path: Annotated[str, FileContent(or_name=True)]
+        path: Annotated[str, PARQUET]
         """A folder of parquet files, of which names and sizes count for the run key, or a name of the hub."""
         revision: str | None = None
         """Of the hub: a branch, tag or commit; null: main."""
@@ -47,7 +48,7 @@ class HuggingFace:
     def files(config: Config) -> Listing:
         if config.coop_split is not None:
             raise ConfigError("dataset.coop_split: CoOp's split files name image files; dataset=hf has none")
-        content = [content_hash(config.path, KEY, FileContent(or_name=True)), config.revision or ""]
+        content = [content_hash(config.path, KEY, PARQUET), config.revision or ""]
         content += [config.image, config.label, config.train, config.test or ""]
         name = re.sub(r"\W+", "-", Path(config.path).name)
         unpacked = Artifact(root_folder(config.root) / "hf", {"content": content}, f"{name}-{json_hash(content)}")

@@ -28,6 +28,11 @@ class Npz:
         """The .npz file; its content, not its place, counts for the run key."""
 
     @staticmethod
+    def sources(config: Config) -> list[Path]:
+        """The files that are read."""
+        return [Path(config.path).expanduser()]
+
+    @staticmethod
     def load(config: Config) -> Arrays:
         path = Path(config.path)
         content = read_npz(path, "dataset.path")

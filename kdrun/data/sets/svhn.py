@@ -14,6 +14,7 @@ from kdrun.core.registry import register
 from kdrun.core.schema import OutsideKey
 from kdrun.data.arrays import Arrays
 from kdrun.data.download import ensure_files, root_folder, verify
+from kdrun.data.found import identity_of_copy
 from kdrun.data.types import Images, Labels
 
 
@@ -31,6 +32,18 @@ class Svhn:
         size=32, channels=3, classes=10, train=73_257, test=26_032, download=246e6, prompts=PHOTO,
         mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970),
     )  # fmt: skip
+
+    @classmethod
+    def sources(cls, config: Config) -> list[Path]:
+        """The files that are read."""
+        from torchvision.datasets import SVHN
+
+        return [root_folder(config.root) / SVHN.split_list[split][1] for split in ("train", "test")]
+
+    @classmethod
+    def identity(cls, config: Config) -> str | None:
+        """What the run key has beside the name of the dataset; None: nothing."""
+        return None if config.verify_md5 else identity_of_copy(cls.sources(config))
 
     @classmethod
     def load(cls, config: Config) -> Arrays:

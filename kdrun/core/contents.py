@@ -1,0 +1,91 @@
+"""What is in many files, as one hash: read once, and remembered for as long as sizes and times of all of them stay.
+
+`outputs/artifacts/contents` remembers it by the names, sizes and times of the files, so that a million files are asked
+for their times at each start, and read once.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+
+from kdrun.core.files import write_json
+from kdrun.core.hashing import file_sha256, file_state
+from kdrun.core.machine import cores
+
+TICK, COARSE_TICK = 0.02, 2.0  # seconds between two times that a file system tells apart: most of them, FAT
+
+
+class Contents:
+    """Names and contents of some files.
+
+    Args:
+        folder: what the names of the files are relative to.
+        outputs: the folder whose `artifacts` remember hashes.
+    """
+
+    def __init__(self, paths: Sequence[Path], folder: Path, outputs: Path) -> None:
+        self.paths = paths
+        self.names: list[str] = []
+        self.missing: list[str] = []
+        """Files that are not there, each with why."""
+        self.size = 0
+        """Bytes of all."""
+        seen, within, self._newest = hashlib.sha256(), f"{folder}{os.sep}", 0
+        for path in paths:
+            try:
+                stat = path.stat()
+            except OSError as error:
+                self.missing.append(f"{path} ({error.strerror})")
+                continue
+            self.names.append(str(path).removeprefix(within))
+            self.size += stat.st_size
+            self._newest = max(self._newest, stat.st_mtime_ns, stat.st_ctime_ns)
+            seen.update(os.fsencode(f"{path.absolute()}\0{file_state(stat)}\n"))
+        self.seen = seen.hexdigest()
+        """Changes with the place, size and times of each file."""
+        self.note = outputs.expanduser() / "artifacts" / "contents" / f"{self.seen[:16]}.json"
+
+    @cached_property
+    def known(self) -> str | None:
+        """The hash, where it is remembered."""
+        try:
+            return str(json.loads(self.note.read_text())["files"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # not noted, or not legibly: `read` reads the files for it
+
+    def read(self) -> str:
+        """The hash, 64 hex digits, the files read for it unless it is remembered. An unreadable one counts as empty."""
+        if self.known is not None:
+            return self.known
+        from tqdm import tqdm
+
+        digest, whole = hashlib.sha256(), self._wait()
+        with ThreadPoolExecutor(cores(), "hash") as pool:
+            hashes = pool.map(_file_digest, self.paths)
+            bar = tqdm(hashes, total=len(self.paths), desc="hashing", unit="file", disable=None, leave=False)
+            for name, found in zip(self.names, bar, strict=True):
+                digest.update(os.fsencode(f"{name}\0{found}\n"))
+                whole &= found != ""  # else it may be made legible, which changes neither its size nor its time
+        self.known = digest.hexdigest()
+        if whole:
+            write_json(self.note, {"files": self.known})
+        return self.known
+
+    def _wait(self) -> bool:
+        """Until what is written from now on has other times than the files have. False: they are of the future."""
+        tick = TICK if self._newest % 10**9 else COARSE_TICK
+        left = self._newest / 1e9 + tick - time.time()
+        time.sleep(min(max(left, 0), tick))
+        return left <= tick
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError:
+        return ""
