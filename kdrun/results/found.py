@@ -13,7 +13,7 @@ from kdrun.runs.record import Record, find_records
 
 def found_table(outputs: Path, metric: str = "test/top1", protocol: str = "last") -> Table:
     """One row for each distinct configuration among the records, one column for each dataset and number of labels."""
-    groups: dict[str, tuple[dict[str, Any], dict[str, Cell]]] = {}
+    groups: dict[str, list[_Row]] = {}
     columns: dict[tuple[str, int], str] = {}  # in the order of dataset and number of labels
     records, notes = unique_records(outputs)
     for directory, record in records:
@@ -21,17 +21,59 @@ def found_table(outputs: Path, metric: str = "test/top1", protocol: str = "last"
         count = record["num_labels"]
         column = f"{record['dataset']}, {'all' if count is None else count} labels"
         columns[record["dataset"], count or 10**9] = column
-        _, cells = groups.setdefault(json.dumps(flat, sort_keys=True), (flat, {}))
-        cell = cells.setdefault(column, Cell())
+        alike = groups.setdefault(json.dumps(flat, sort_keys=True), [])
+        row = next((row for row in alike if row.takes(record, column)), None)
+        if row is None:
+            row = _Row(flat)
+            alike.append(row)
+        row.add(record, column)
+        cell = row.cells.setdefault(column, Cell())
         cell.add(record["seed"], record, metric, protocol, directory)
         cell.teachers.update(given_teacher(record, metric))
     if not groups:
         raise KdrunError(f"{outputs}: no runs there; start one with kdrun")
-    labels = _labels([flat for flat, _ in groups.values()])
-    rows = zip(labels, (row for _, row in groups.values()), strict=True)
-    filled = {(label, column): cell for label, row in rows for column, cell in row.items()}
+    rows = [row for alike in groups.values() for row in alike]
+    labels = _labels([flat for alike in groups.values() for flat in _apart(alike)])
+    filled = {
+        (label, column): cell for label, row in zip(labels, rows, strict=True) for column, cell in row.cells.items()
+    }
     title, named = f"runs in {outputs}", [columns[key] for key in sorted(columns)]
     return Table(title, metric, labels, named, filled, protocol=protocol, notes=notes)
+
+
+class _Row:
+    """Runs of one configuration on the same data: what they read is the same as far as it is known, and no seed stands
+    twice in a cell.
+    """
+
+    def __init__(self, flat: dict[str, Any]) -> None:
+        self.flat = flat
+        self.cells: dict[str, Cell] = {}
+        self.inputs: dict[str, str] = {}
+        self.seeds: dict[tuple[str, int], str] = {}
+        """Column and seed -> key."""
+
+    def takes(self, record: Record, column: str) -> bool:
+        inputs = _inputs(record)
+        known = all(self.inputs.get(name, value) == value for name, value in inputs.items())
+        return known and (column, record["seed"]) not in self.seeds
+
+    def add(self, record: Record, column: str) -> None:
+        self.inputs |= _inputs(record)
+        self.seeds[column, record["seed"]] = record["key"]
+
+
+def _apart(alike: list[_Row]) -> list[dict[str, Any]]:
+    """What the labels of rows of one configuration may tell: what they read, else which run they begin with."""
+    read = [{f"inputs.{name}": value[:8] for name, value in row.inputs.items()} for row in alike]
+    if any(read.count(inputs) > 1 for inputs in read):
+        read = [{**inputs, "key": next(iter(row.seeds.values()))} for inputs, row in zip(read, alike, strict=True)]
+    return [row.flat | (inputs if len(alike) > 1 else {}) for row, inputs in zip(alike, read, strict=True)]
+
+
+def _inputs(record: Record) -> dict[str, str]:
+    """Dotted key -> hash of what the run read, as far as its record tells."""
+    return {name: str(value) for name, value in (record.get("inputs") or {}).items() if value is not None}
 
 
 WHOLE = ("key", "seed", "dataset", "num_labels", "method", "config", "metrics")

@@ -95,8 +95,8 @@ class PlannedRun(Schema):
     """Its first student."""
     needs: dict[str, "PlannedRun"]
     """Role -> run that must be finished first."""
-    data: str
-    """The name of its data in `TablePlan.data`."""
+    data: str = ""
+    """The name of its data in `TablePlan.data`; none: not known."""
 
 
 class PlannedCell(Schema):
@@ -167,8 +167,8 @@ class TablePlan(Schema):
     """All cells, row by row."""
 
     cells: list[PlannedCell]
-    files: dict[str, PlannedFile] = Field(default_factory=dict)
-    """By path."""
+    files: dict[str, PlannedFile | str] = Field(default_factory=dict)
+    """By path; a hash alone, in what older versions published."""
     data: dict[str, PlannedData] = Field(default_factory=dict)
     """By the hash of its configuration."""
 
@@ -220,7 +220,7 @@ def _plan_of(name: str, spec: TableConfig, outputs: Path) -> TablePlan:
 def make_plan(name: str, spec: TableConfig) -> TablePlan:
     """As `plan_of`, composed now."""
     cells: list[PlannedCell] = []
-    files: dict[str, PlannedFile] = {}
+    files: dict[str, PlannedFile | str] = {}
     data: dict[str, PlannedData] = {}
     for row, column, candidate, overrides, composed, runs, picked in _composed(name, spec):
         planned = [_planned(run, files, data) for run in runs]
@@ -272,7 +272,7 @@ def _composed(
             yield row, column, candidate, overrides, *known[tuple(overrides)]
 
 
-def _planned(run: RunConfig, files: dict[str, PlannedFile], data: dict[str, PlannedData]) -> PlannedRun:
+def _planned(run: RunConfig, files: dict[str, PlannedFile | str], data: dict[str, PlannedData]) -> PlannedRun:
     needs = {role: _planned(other, files, data) for role, other in run.method_class.requires(run).items()}
     net = run.students[0].name if run.students else run.method.name
     files |= {path: PlannedFile.of(path, key, file) for key, path, file in named_files(run)}
@@ -294,7 +294,7 @@ def on_present_data(plan: TablePlan, outputs: Path) -> TablePlan:
         return plan
 
     def moved(run: PlannedRun) -> PlannedRun:
-        needs, ours = {role: moved(other) for role, other in run.needs.items()}, contents[run.data]
+        needs, ours = {role: moved(other) for role, other in run.needs.items()}, contents.get(run.data)
         theirs = None if ours is None else trained_on(outputs / run.place)
         place = run.place
         if ours is not None and theirs not in (None, ours):
@@ -319,10 +319,8 @@ def _kept(path: Path, digest: str) -> TablePlan | None:
         if head != f"{digest} {_sha(content.encode())}":
             return None
         plan = build(TablePlan, json.loads(content), str(path))
-        whole = all(file.stays(path) for path, file in plan.files.items()) and all(
-            d.stays() for d in plan.data.values()
-        )
-        return plan if whole else None
+        files = all(isinstance(file, PlannedFile) and file.stays(path) for path, file in plan.files.items())
+        return plan if files and all(data.stays() for data in plan.data.values()) else None
     except (OSError, ValueError, ConfigError) as error:
         log.debug("%s: %s", path, error)
         return None

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kdrun.core.artifacts import Artifact
+from kdrun.core.contents import Contents
 from kdrun.core.errors import DataError
 from kdrun.core.hashing import file_hash, file_sha256, json_hash
 from kdrun.data.packed import Pack
@@ -50,7 +51,7 @@ def packed(tmp_path, monkeypatch):
     files[0].parent.mkdir()
     for file in files:
         file.write_bytes(b"no image")
-    Pack(files, tmp_path / "data", 8, "center", tmp_path, "dataset.path").build()
+    Pack(Contents(files, tmp_path / "data", tmp_path), 8, "center", tmp_path, "dataset.path").build()
 
 
 def parquet(tmp_path, monkeypatch):

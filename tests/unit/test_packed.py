@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from kdrun.config.views import WeakConfig
+from kdrun.core import contents
+from kdrun.core.contents import Contents
 from kdrun.core.errors import DataError
 from kdrun.core.registry import lookup
 from kdrun.core.schema import build
@@ -41,7 +43,7 @@ def load(root: Path, outputs: Path, pixels=True, **keys):
 
 
 def pack_of(folder: Path, outputs: Path, crop="center") -> Pack:
-    return Pack(sorted(folder.rglob("*.png")), folder, SIZE, crop, outputs, "dataset.path")
+    return Pack(Contents(sorted(folder.rglob("*.png")), folder, outputs), SIZE, crop, outputs, "dataset.path")
 
 
 def folders(outputs: Path) -> list[Path]:
@@ -83,9 +85,9 @@ def test_shapes_and_labels_are_known_before_anything_is_packed(tree, outputs):
 def test_packed_once_for_all_copies_and_anew_when_a_file_changes(tree, outputs, monkeypatch, tmp_path):
     first = pack_of(tree, outputs)
     first.build()
-    decoded, hashed, real = [], [], packed._file_digest
+    decoded, hashed, real = [], [], contents._file_digest
     monkeypatch.setattr(packed, "decoded", lambda paths, *_: decoded.append(len(paths)) or iter(()))
-    monkeypatch.setattr(packed, "_file_digest", lambda path: hashed.append(path) or real(path))
+    monkeypatch.setattr(contents, "_file_digest", lambda path: hashed.append(path) or real(path))
     pack_of(tree, outputs).build()
     assert not hashed
     copy = tmp_path / "elsewhere"
@@ -99,7 +101,7 @@ def test_packed_once_for_all_copies_and_anew_when_a_file_changes(tree, outputs, 
     os.utime(path, ns=(1, 1))
     changed = pack_of(tree, outputs)
     assert changed.open() is None
-    assert changed._artifact(changed._content()[0]) != first.artifact
+    assert changed._artifact(changed.contents.read()) != first.artifact
 
 
 def build_and_die(tree, outputs):

@@ -9,7 +9,7 @@ from kdrun.cli.table import main
 from kdrun.config.compose import Composer
 from kdrun.config.key import run_dir
 from kdrun.core.errors import ConfigError
-from kdrun.core.schema import build
+from kdrun.core.schema import FileContent, build
 from kdrun.results import plan as planned
 from kdrun.results.notes import deviations_in
 from kdrun.results.plan import TableConfig, make_plan, plan_of
@@ -76,7 +76,7 @@ def test_a_kept_plan_is_the_made_one_and_a_spoiled_one_is_made_anew(tmp_path, sp
 def test_a_file_that_a_run_key_contains_is_looked_at_again(tmp_path, made, spec, monkeypatch):
     weights = tmp_path / "weights.th"
     weights.write_bytes(b"1")
-    plan = made.replace(files={str(weights): planned.file_hash(str(weights), "")})
+    plan = made.replace(files={str(weights): planned.PlannedFile.of(str(weights), "", FileContent())})
     calls = []
     monkeypatch.setattr(planned, "make_plan", lambda *_: calls.append(1) or plan)
     for _ in range(2):
