@@ -261,7 +261,7 @@ def _files(name: str, place: Path, told: Published, read: Reader, readme: Path) 
         table.claims = []  # which are of figures of their own, whatever a table shows
     whole = [json.loads(to_json(table)) for table in tables]
     markdown = [table.to_markdown() for table in tables]
-    plain = told.model_dump(exclude_defaults=True)
+    plain = told.replace(plan=told.plan.published()).model_dump(exclude_defaults=True)
     out = {
         place / "published.json": json.dumps(plain, indent=1, ensure_ascii=False) + "\n",
         place / "table.json": json.dumps(whole, indent=1, ensure_ascii=False) + "\n",

@@ -172,6 +172,16 @@ class TablePlan(Schema):
     data: dict[str, PlannedData] = Field(default_factory=dict)
     """By the hash of its configuration."""
 
+    def published(self) -> Self:
+        """Without what only matters where the data are."""
+
+        def bare(run: PlannedRun) -> PlannedRun:
+            return run.replace(data="", needs={role: bare(other) for role, other in run.needs.items()})
+
+        files = {path: file if isinstance(file, str) else file.hash for path, file in self.files.items()}
+        cells = [cell.replace(runs=[bare(run) for run in cell.runs]) for cell in self.cells]
+        return self.replace(cells=cells, files=files, data={})
+
 
 def table_spec(name: str) -> TableConfig:
     return read_conf("table", name, TableConfig)
