@@ -6,7 +6,7 @@ by its arrays.
 
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,20 +129,20 @@ def identity_of_listing(part: Any, config: FilesConfig) -> str | None:
         return None  # the check says it
 
 
-def identity_of_copy(sources: Sequence[Path], known: Collection[str] = ()) -> str | None:
-    """Hash of the names and sizes of the files of a copy that nobody has compared with the published one.
+def identity_of_copy(sources: Sequence[Path], published: str | None = None) -> str | None:
+    """Hash of the names and sizes of the files of a copy that nobody compares with the published one.
 
     Args:
-        known: hashes of copies whose runs keep the key that they have without it.
+        published: the same hash of the published files.
 
     Returns:
-        None: a known copy, or files are missing.
+        None: they are as the published ones by names and sizes, or files are missing.
     """
     try:
         found = _digest("", [(path, path.stat().st_size) for path in sources], sources[0].parent)
     except OSError:
         return None
-    return None if found in known else found
+    return None if found == published else found
 
 
 def _digest(told: str, files: Iterable[tuple[Path, int]], folder: Path) -> str:

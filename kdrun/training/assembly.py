@@ -18,7 +18,7 @@ from kdrun.core.device import compile_networks, use_machine
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.seeding import subseed
 from kdrun.data.arrays import Arrays
-from kdrun.data.load import load_dataset
+from kdrun.data.load import content_of, load_dataset
 from kdrun.data.loader import Loader, make_loader
 from kdrun.data.residency import place
 from kdrun.data.splits import Split, make_split
@@ -32,6 +32,7 @@ from kdrun.methods.step import Setup
 from kdrun.models.factory import for_channels
 from kdrun.models.network import Network, outline
 from kdrun.runs.finished import FinishedRun
+from kdrun.runs.place import content_in
 from kdrun.teachers.cache import keep, stored_views
 from kdrun.teachers.kind import make_teacher, untrained_teacher
 from kdrun.teachers.teacher import Teacher
@@ -317,6 +318,16 @@ class _Restored(Assembly):
         roles = {role: run.required(role) for role in run.record["requires"] if role.startswith("teacher")}
         super().__init__(Job(config), use_machine(machine.device, machine.threads), roles)
         self.run = run
+
+    @cached_property
+    def arrays(self) -> Arrays:
+        """Raises KdrunError where the data are others by now."""
+        theirs, dataset = content_in(self.run.record), self.job.config.dataset
+        if theirs is not None and content_of(dataset, self.job.outputs) not in (None, theirs):
+            raise KdrunError(
+                f"{self.run.directory}: was trained on other data than lie there now (dataset={dataset.name})"
+            )
+        return load_dataset(dataset, self.job.outputs)
 
     @cached_property
     def split(self) -> Split:

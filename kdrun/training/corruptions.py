@@ -14,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kdrun.core.contents import Contents
 from kdrun.core.errors import DataError
 from kdrun.core.hashing import file_hash
+from kdrun.core.schema import FileContent
 from kdrun.data.views.view import Predict
 from kdrun.training.evaluator import Evaluator
 
@@ -57,14 +59,21 @@ class Corruptions:
                 expected = f"expected uint8 {(n, *shape)}, got {array.dtype} {array.shape}"
                 raise DataError(f"{KEY}: {self._path(name)}: {expected}")
 
+    key = KEY
+
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.npy"
 
     @property
     def hash(self) -> str:
-        """Of the labels, and of the names and sizes of all files."""
-        parts = [file_hash(str(path), KEY) for path in (self.folder, self.folder / "labels.npy")]
+        """Of the labels, and of the names and sizes of all arrays."""
+        arrays = FileContent(suffixes=frozenset({".npy"}))
+        parts = [file_hash(str(path), KEY, arrays) for path in (self.folder, self.folder / "labels.npy")]
         return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
+
+    def content(self, outputs: Path) -> str:
+        """Hash of all files, read for it unless it is remembered in `outputs`."""
+        return Contents([self._path(name) for name in ("labels", *self.names)], self.folder, outputs).read()
 
     def evaluate(self, predict: Predict, device: torch.device, **options: Any) -> Results:
         """net -> corruption -> severity, "1" to "5" -> metric; one file is in memory at a time.

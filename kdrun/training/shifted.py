@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
-from kdrun.config.dataset import DatasetConfig, FilesConfig
+from kdrun.config.dataset import EXTENSIONS, DatasetConfig, FilesConfig
 from kdrun.config.run import EvaluateConfig
+from kdrun.core.contents import Contents
 from kdrun.core.errors import DataError
 from kdrun.core.hashing import file_hash
+from kdrun.core.schema import FileContent
 from kdrun.data.images import list_classes
 from kdrun.data.streamed import ImageFiles
 from kdrun.data.views.view import Predict
@@ -48,6 +50,7 @@ class ShiftedSet:
 
     def __init__(self, name: str, root: Path, config: Any, class_names: tuple[str, ...]) -> None:
         self.name = name
+        self.key = f"{KEY}.{name}"
         self.folder = root / FOLDERS[name]
         if not isinstance(config, FilesConfig):
             raise DataError(
@@ -73,8 +76,14 @@ class ShiftedSet:
 
     @property
     def hash(self) -> str:
-        """Of the names and sizes of all files."""
-        return hashlib.sha256(file_hash(str(self.folder), KEY).encode()).hexdigest()[:12]
+        """Of the names and sizes of all images."""
+        images = file_hash(str(self.folder), KEY, FileContent(suffixes=EXTENSIONS))
+        return hashlib.sha256(images.encode()).hexdigest()[:12]
+
+    def content(self, outputs: Path) -> str:
+        """Hash of all images, read for it unless it is remembered in `outputs`."""
+        paths = [self.files.path(k) for k in range(len(self.files))]
+        return Contents(paths, self.folder, outputs).read()
 
     def evaluate(self, predict: Predict, device: torch.device, **options: Any) -> dict[str, float]:
         """`<set>/<net>/<metric>` of every network.

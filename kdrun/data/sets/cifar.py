@@ -65,8 +65,8 @@ class _Cifar:
     facts: ClassVar[Facts]
     label_key: ClassVar[str]
     names_key: ClassVar[str]
-    copies: ClassVar[frozenset[str]] = frozenset()
-    """Re-packed copies that runs were published of before their listing counted, see `identity_of_copy`."""
+    listing: ClassVar[str]
+    """Of the published files, see `identity_of_copy`."""
 
     @classmethod
     def published(cls) -> Any:
@@ -92,7 +92,7 @@ class _Cifar:
     @classmethod
     def identity(cls, config: CifarConfig) -> str | None:
         """What the run key has beside the name of the dataset; None: nothing."""
-        return None if config.verify_md5 else identity_of_copy(cls.sources(config), cls.copies)
+        return None if config.verify_md5 else identity_of_copy(cls.sources(config), cls.listing)
 
     @classmethod
     def load(cls, config: CifarConfig) -> Arrays:
@@ -152,6 +152,7 @@ def _batches(paths: list[Path], label_key: str, num_classes: int) -> tuple[Image
 @register("dataset", "cifar10")
 class Cifar10(_Cifar):
     label_key, names_key = "labels", "label_names"
+    listing = "403cfd1107958f782235fce27658d019b6967574f977e9f6c921ce165fd703af"
 
     class Config(CifarConfig):
         pass
@@ -172,6 +173,7 @@ class Cifar10(_Cifar):
 @register("dataset", "cifar100")
 class Cifar100(_Cifar):
     label_key, names_key = "fine_labels", "fine_label_names"
+    listing = "8e165c5215d441edcd3d94b3356c154c65adb758d5218ae981c02f1413c177d9"
 
     class Config(CifarConfig):
         pass
