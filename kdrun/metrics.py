@@ -52,7 +52,7 @@ def evaluate_logits(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
         "entropy": torch.special.entr(p).sum(1).mean(),
     }
     if logits.shape[1] > 5:
-        out["top5"] = (log_p.topk(5, 1).indices == target[:, None]).any(1).double().mean()
+        out["top5"] = (_ranks(log_p, target) < 5).logical_or(correct.bool()).double().mean()
     broken = log_p.isnan().any()  # an argmax of NaNs would look like a prediction
     return {name: torch.where(broken, torch.nan, value) for name, value in out.items()}
 
@@ -211,6 +211,13 @@ def fit_temperature(logits: Tensor, target: Tensor) -> Tensor:
     with torch.enable_grad():
         optimizer.step(closure)
     return temperature().detach()
+
+
+def _ranks(log_p: Tensor, target: Tensor) -> Tensor:
+    """(N,) int64: how many classes come before the target; of equal ones the first does, as argmax has it."""
+    own = log_p.gather(1, target[:, None])
+    first = torch.arange(log_p.shape[1], device=log_p.device) < target[:, None]
+    return ((log_p > own) | ((log_p == own) & first)).sum(1)
 
 
 def _float64(*tensors: Tensor) -> list[Tensor]:

@@ -27,7 +27,7 @@ class LockLost(KdrunError):
 
 
 class NonFiniteLoss(KdrunError):
-    """A loss term became NaN or infinite during training."""
+    """A loss term, a weight or a final figure became NaN or infinite in training."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -1,5 +1,6 @@
 """Weights from files and hubs: read without running code, renamed, checked."""
 
+import math
 import urllib.error
 import urllib.request
 import warnings
@@ -162,5 +163,18 @@ def check_state(net: nn.Module, name: str, state: Mapping[str, Tensor], where: s
         if not dense or (value.is_floating_point() and not given.is_floating_point()):
             kind = "without content" if given.is_meta else given.dtype if dense else given.layout
             raise DataError(f"{where}: {key} is {kind}, expected dense floating-point numbers")
-        if given.is_floating_point() and given.isnan().any():
-            raise DataError(f"{where}: {key} holds values that are not numbers (NaN)")
+        if (odd := odd_value(key, given)) is not None:
+            raise DataError(f"{where}: {key} {odd}")
+
+
+def odd_value(name: str, value: Tensor) -> str | None:
+    """`holds inf`, of a tensor that is not finite or is a variance below 0; None: it is as it should be."""
+    if not value.is_floating_point() or not value.numel() or value.is_meta:
+        return None
+    dense = value.detach() if value.element_size() >= 4 else value.detach().float()  # of 8 bits there is no minimum
+    low, high = (float(end) for end in dense.aminmax())  # NaN where one value is
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return f"holds {high if math.isfinite(low) else low:g}"
+    if name.rpartition(".")[2] == "running_var" and low < 0:
+        return f"holds {low:g}, and no variance is below 0"
+    return None

@@ -34,6 +34,7 @@ from kdrun.runs.record import SCHEMA, Record, code_version, finished_record, pac
 from kdrun.teachers.cache import refuse_features
 from kdrun.training.assembly import Assembly
 from kdrun.training.evaluator import choice_metrics
+from kdrun.training.finite import refuse_given_networks, refuse_metrics, refuse_networks
 from kdrun.training.loop import Loop, Progress
 from kdrun.training.measure import with_corruptions, with_sets
 from kdrun.training.tracking import make_tracker
@@ -117,7 +118,8 @@ class _LogFile(logging.FileHandler):
 def summary(directory: Path, record: Record) -> str:
     """One line: the directory and the headline figures."""
     net = record["headline"]
-    shown = [f"{k} {v:.4f}" for k, v in record["metrics"].items() if k in {f"test/{net}/top1", f"val/{net}/top1"}]
+    keys = (f"val/{net}/top1", f"test/{net}/top1")
+    shown = [f"{key} {value:.4f}" for key in keys if isinstance(value := record["metrics"].get(key), float | int)]
     return f"{directory} ({', '.join(shown)})"
 
 
@@ -127,12 +129,16 @@ def _execute(job: Job, record: Record, job_type: str, lock: Lock) -> None:
     record["requires"] = {role: other.key for role, other in requires.items()}
 
     assembly = Assembly.of(job, required=required)
+    if record["threads"] is not None:
+        log.info("goes on with %d threads, with which it was begun", record["threads"])
+        torch.set_num_threads(record["threads"])
     _ = assembly.arrays
     record["inputs"]["dataset"] = content_of(job.config.dataset, job.outputs)
     _warn(record, *assembly.arrays.warnings)
     _keep_split(assembly, record)
     _ = assembly.images  # before networks: what may be resident is a share of the memory that is free
     seed_everything(job.config.seed)
+    refuse_given_networks(assembly)
     _keep_logits(assembly, record)
     _describe(assembly, record)
     write_record(job.directory, record)
@@ -237,7 +243,10 @@ def _fit(assembly: Assembly, record: Record, job_type: str, lock: Lock) -> None:
         logits: Logits = {} if loop is None else loop.final_logits()
         if assembly.teacher is not None:
             logits.update(evaluator.logits(assembly.teacher.predict))
+        if loop is not None:
+            refuse_networks(method.networks(), progress.step)
         metrics = {**evaluator.final_metrics(logits), **choice_metrics(method)}
+        refuse_metrics(metrics, progress.step)
         _warn(record, *evaluator.warnings(logits, method.needed))
         lock.require()
         evaluator.save(job.directory / "predictions", logits)
@@ -296,7 +305,7 @@ def _new_record(job: Job) -> Record:
         "inputs": {key: content_hash(path, key, file) for key, path, file in named_files(config)},
         "device": None,
         "precision": config.schedule.precision,
-        "threads": None,
+        "threads": old.get("threads") if (job.directory / "checkpoint").exists() else None,
         "world_size": 1,
         "steps": None,
         "seconds": {},

@@ -93,7 +93,7 @@ class Attack:
         (lambda p: torch.save({**own_state(), "fc.bias": torch.zeros(10, dtype=torch.complex64)}, p), DataError, r"fc\.bias is torch\.complex64"),
         (lambda p: torch.save({**own_state(), "fc.bias": torch.ones(10).to_sparse()}, p), DataError, r"fc\.bias is torch\.sparse_coo"),
         (lambda p: torch.save({**own_state(), "fc.bias": torch.zeros(10, device="meta")}, p), DataError, r"fc\.bias is without content"),
-        (lambda p: torch.save({**own_state(), "fc.bias": torch.full((10,), torch.nan)}, p), DataError, r"fc\.bias holds values that are not numbers"),
+        (lambda p: torch.save({**own_state(), "fc.bias": torch.full((10,), torch.nan)}, p), DataError, r"fc\.bias holds nan"),
         (lambda p: torch.save(published(), p), ConfigError, r"missing, e\.g\. conv1\.weight; .* too many, e\.g\. module\.conv1\.weight; see teacher\.strip_prefix"),
         (lambda p: torch.save({k: v for k, v in network().net.state_dict().items() if not k.startswith("fc")}, p), ConfigError, r"2 missing, e\.g\. fc\.weight"),
         (lambda p: torch.save({**network().net.state_dict(), "fc.weight": torch.zeros(100, 16)}, p), ConfigError, r"fc\.weight is \(100, 16\), the network for this dataset has \(10, 16\)"),
