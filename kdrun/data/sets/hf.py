@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from kdrun.config.dataset import FilesConfig
 from kdrun.core.artifacts import Artifact
+from kdrun.core.contents import Contents
 from kdrun.core.errors import ConfigError, DataError, allowed
 from kdrun.core.hashing import content_hash, json_hash
 from kdrun.core.registry import register
@@ -48,11 +49,24 @@ class HuggingFace:
     def files(config: Config) -> Listing:
         if config.coop_split is not None:
             raise ConfigError("dataset.coop_split: CoOp's split files name image files; dataset=hf has none")
+        root = root_folder(config.root)
         content = [content_hash(config.path, KEY, PARQUET), config.revision or ""]
         content += [config.image, config.label, config.train, config.test or ""]
         name = re.sub(r"\W+", "-", Path(config.path).name)
-        unpacked = Artifact(root_folder(config.root) / "hf", {"content": content}, f"{name}-{json_hash(content)}")
-        return unpacked.value(lambda folder: unpack(config, folder), listing_of)
+        unpacked = Artifact(root / "hf", {"content": content}, f"{name}-{json_hash(content)}")
+        folder, known = Path(config.path).expanduser(), ""
+        if folder.is_dir():  # else the revision tells
+            known = Contents(sorted(folder.rglob("*.parquet")), folder, root / "hf").read()
+
+        def build(folder: Path) -> dict[str, Any]:
+            return {**unpack(config, folder), "parquet": known}
+
+        def read(folder: Path, spec: dict[str, Any]) -> Listing:
+            if spec.get("parquet", known) != known:  # an older one does not say
+                raise ValueError(f"unpacked from other files of the same names and sizes than {config.path} has now")
+            return listing_of(folder, spec)
+
+        return unpacked.value(build, read)
 
 
 def listing_of(folder: Path, spec: Mapping[str, Any]) -> Listing:
