@@ -18,15 +18,15 @@ from kdrun.config.key import part_classes
 from kdrun.config.nodes import dump
 from kdrun.config.run import RunConfig
 from kdrun.core.errors import KdrunError
-from kdrun.core.files import write_bytes, write_json, write_text
+from kdrun.core.files import write_bytes, write_text
 from kdrun.core.lock import Lock
 from kdrun.core.registry import plugin_hashes
 from kdrun.core.seeding import seed_everything
-from kdrun.data.splits import write_split
+from kdrun.data.splits import keep_split
 from kdrun.methods.method import Method
 from kdrun.methods.pool import Required, Start
 from kdrun.models.flops import flops_of
-from kdrun.runs.layout import run_lock, split_folder
+from kdrun.runs.layout import run_lock
 from kdrun.runs.record import SCHEMA, Record, code_version, finished_record, package_versions, read_record, write_record
 from kdrun.teachers.cache import refuse_features
 from kdrun.training.assembly import Assembly
@@ -156,10 +156,7 @@ def _keep_split(assembly: Assembly, record: Record) -> None:
         raise KdrunError(
             f"{job.directory}: its checkpoint was trained on split {old}, the data now gives {found['hash']}"
         )
-    place = split_folder(job.outputs, found["hash"])
-    if not (place / "spec.json").exists():
-        write_split(split, place / "split.npz")
-        write_json(place / "spec.json", {"dataset": record["dataset"], **found})
+    keep_split(split, {"dataset": record["dataset"], **found}, job.outputs)
     record["split"] = found
     if isinstance(record["num_labels"], str):  # so many of each class, or a share
         record["num_labels"] = len(split.labeled)
