@@ -2,7 +2,7 @@
 
 This is the one policy for all that outputs/artifacts holds. `spec.json` says what a folder is made of, with the number,
 bytes and sha256 of all its files and a checksum of its own. What is opened is compared with it, each time; a folder of
-more than `LARGE` bytes once for each set of sizes, times and inodes, which `checked.json` beside it remembers. Damage is
+more than `LARGE` bytes once for each set of sizes, times and inodes, which `checked.json` in it remembers. Damage is
 said in one line and built anew, and whoever holds the lock removes what killed builders left.
 """
 
@@ -87,7 +87,7 @@ class Artifact:
         return self._value(build, read, self.folder.with_name(f"{self.folder.name}.partial"))
 
     def opened(self, read: Read[T]) -> T | None:
-        """As `value`, of what has been built; None: it is not there, or damaged. The bytes of files are not compared."""
+        """As `value`, of what has been built; None: it is not there, or damaged. The files' bytes are not compared."""
         try:
             return read(self.folder, self._found()[0])
         except (*DAMAGE, DataError) as error:
@@ -201,8 +201,9 @@ class Artifact:
     def _with_sums(self, spec: Mapping[str, Any], place: Path) -> dict[str, Any]:
         """What spec.json shall hold; of a large folder, it is noted that it has been read."""
         found = self._files(place)
-        sums = {"files": len(found), "bytes": _bytes(found), "sha256": sha256_of_all(place, found)}
-        if sums["bytes"] > LARGE:
+        size = _bytes(found)
+        sums = {"files": len(found), "bytes": size, "sha256": sha256_of_all(place, found)}
+        if size > LARGE:
             write_json(place / CHECKED, {"mark": _mark(found)})
         return sealed({**spec, SUMS: sums})
 

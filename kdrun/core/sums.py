@@ -65,7 +65,7 @@ def flaws(folder: Path, sums: Mapping[str, Sum], content: bool = True) -> dict[s
 
 
 def files_in(folder: Path) -> dict[str, os.stat_result]:
-    """Name below the folder -> stat, of all files at any depth, sorted; hidden ones are the system's and do not count."""
+    """Name below the folder -> stat of all files at any depth, sorted, but hidden ones, which are the system's."""
     found: dict[str, os.stat_result] = {}
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
