@@ -120,9 +120,7 @@ class FinishedRun:
             sweep(self.directory)
             record = finished_record(self.directory)
             if record is None:
-                raise KdrunError(
-                    f"{self.directory}: was deleted meanwhile, or files of it; the same command trains it anew"
-                )
+                raise KdrunError(f"{self.directory}: was deleted meanwhile, or files of it")
             before = copy.deepcopy(record)
             yield record
             if record != before:

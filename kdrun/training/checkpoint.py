@@ -64,7 +64,7 @@ class Checkpoint:
         errors: list[Exception] = []
         for path in found:
             try:
-                state = self._read(path)
+                state = self.read(path)
                 if state["key"] == self.key:
                     restore(state)
             except (MemoryError, torch.OutOfMemoryError):
@@ -87,7 +87,9 @@ class Checkpoint:
             f"{path}: damaged checkpoint ({_why(errors[-1])}); delete {path.parent} to start this run anew"
         )
 
-    def _read(self, path: Path) -> State:
+    @staticmethod
+    def read(path: Path) -> State:
+        """The state in a file, its tensors on the CPU. Raises whatever a damaged file makes torch raise, or OSError."""
         with path.open("rb") as file:
             start = file.read(HEADER)
             if not start.startswith(MAGIC):

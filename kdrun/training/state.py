@@ -1,17 +1,18 @@
 """What a checkpoint keeps of a loop, and how a loop goes on from it: the one place that knows both."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from kdrun.config.schedule import ScheduleConfig
+from kdrun.methods.method import Method
+from kdrun.runs.metrics_log import MetricsLog
 from kdrun.training.checkpoint import random_state, set_random_state
-
-if TYPE_CHECKING:
-    from kdrun.training.loop import Loop
+from kdrun.training.ema import Ema
+from kdrun.training.rates import LearningRate, Ramps
 
 SHAPE = {
     "progress": dict, "method": dict, "optimizer": dict, "ema": list, "scaler": dict, "decay": dict, "window": list,
@@ -30,6 +31,29 @@ class Progress:
     """Of the last evaluation."""
     best_on_val: dict[str, Any] | None = None
     seconds: dict[str, float] = field(default_factory=lambda: {"total": 0.0, "train": 0.0, "data": 0.0, "eval": 0.0})
+
+
+class Loop(Protocol):
+    """What of a loop changes as it trains, and what that is made of."""
+
+    method: Method[Any]
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None
+    scaler: torch.amp.GradScaler
+    rate: LearningRate
+    ramps: Ramps
+    log: MetricsLog
+    progress: Progress
+    window: list[Tensor]
+    """Logged values of the steps since the last line, under `names`."""
+    names: list[str]
+    best: dict[str, bytes]
+    """Network -> its file with the weights that were best on the validation images."""
+    touched: bool
+    """Whether a state has changed it."""
+    directory: Path
+    device: torch.device
+    schedule: ScheduleConfig
 
 
 class OtherMetrics(ValueError):
