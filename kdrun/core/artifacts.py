@@ -144,10 +144,7 @@ class Artifact:
 
     def _found(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """spec.json, and what it says of the files."""
-        found = json.loads((self.folder / SPEC).read_text())
-        if not isinstance(found, dict):
-            raise ValueError(f"{SPEC} is no object")
-        spec = unsealed(found)
+        spec = unsealed(json.loads((self.folder / SPEC).read_text()), SUMS)
         sums = spec.pop(SUMS, None)
         asked = json.loads(json.dumps(dict(self.spec)))
         if wrong := [name for name, value in asked.items() if spec.get(name) != value]:

@@ -91,14 +91,19 @@ def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, SEAL: _sha256(json.loads(json.dumps(plain)))}
 
 
-def unsealed(value: Mapping[str, Any]) -> dict[str, Any]:
+def unsealed(value: Any, since: str) -> dict[str, Any]:
     """An object that was read, without its checksum; one from before there were any is taken as it is.
+
+    Args:
+        since: an entry that only objects with a checksum have.
 
     Raises:
         ValueError: it is not as it was written.
     """
+    if not isinstance(value, dict):
+        raise ValueError("it is no object")
     plain = {key: part for key, part in value.items() if key != SEAL}
-    if SEAL in value and value[SEAL] != _sha256(plain):
+    if value.get(SEAL) != (_sha256(plain) if SEAL in value or since in value else None):
         raise ValueError("it is not as it was written: its checksum differs")
     return plain
 

@@ -29,7 +29,7 @@ from kdrun.core.artifacts import PROGRESS, Artifact
 from kdrun.core.errors import DataError
 from kdrun.core.files import named, remove, write_json
 from kdrun.core.hashing import file_sha256
-from kdrun.core.sums import sealed, unsealed
+from kdrun.core.sums import SEAL, sealed, unsealed
 from kdrun.data.images import cores, decoded
 from kdrun.data.types import Images
 
@@ -80,7 +80,7 @@ class Pack:
         self.note = self.outputs / "artifacts" / "contents" / f"{seen.hexdigest()[:16]}.json"
         self.spec: dict[str, Any] = {"version": VERSION, "size": size, "crop": crop, "num_files": len(paths)}
         try:
-            noted = unsealed(json.loads(self.note.read_text()))
+            noted = unsealed(json.loads(self.note.read_text()), SEAL)
             self.artifact: Artifact | None = self._artifact(str(noted["files"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             self.artifact = None  # not noted, or not legibly: `build` reads the files for it
@@ -162,7 +162,7 @@ class Pack:
         """How far an earlier process came: the next file, what was unreadable among those before it, and the running
         sha256 of the rows that it wrote."""
         try:
-            state = unsealed(json.loads((partial / PROGRESS).read_text()))
+            state = unsealed(json.loads((partial / PROGRESS).read_text()), "sha256")
             digest = _sha256_of_first(partial / IMAGES, (state["next"] - len(state["unreadable"])) * self.row)
             if digest.hexdigest() == state["sha256"]:
                 return state, digest

@@ -37,7 +37,7 @@ def read_record(directory: Path) -> Record | None:
     path = directory / "record.json"
     try:
         record = json.loads(path.read_text())
-        record = unsealed(record) if isinstance(record, dict) else record
+        record = unsealed(record, "files") if isinstance(record, dict) else record
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -45,6 +45,8 @@ class Checkpoint:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            if self.previous.is_dir():  # which nothing can take the place of
+                remove(self.previous)
             if self.last.exists():  # only now that the new one is on disk: one of the two is whole at any time
                 os.replace(self.last, self.previous)
 

@@ -64,7 +64,13 @@ def metrics(outputs: Path) -> list[object]:
 
 def packed(folder: Path) -> list[str]:
     write_tree(folder)
-    views = ["views=imagenet", "views.size=12", "dataset=imagefolder", "dataset.num_labels=4", "dataset.val_fraction=0.34"]
+    views = [
+        "views=imagenet",
+        "views.size=12",
+        "dataset=imagefolder",
+        "dataset.num_labels=4",
+        "dataset.val_fraction=0.34",
+    ]
     keys = ["method=supervised", "loss=ce", "schedule.steps=2", "schedule.batch_size=4", "dataset.pack.size=16"]
     return [*FAST, *views, *keys, f"dataset.path={folder}", "execution.checkpoint_every_steps=1"]
 

@@ -86,7 +86,9 @@ def test_a_run_is_opened_again_and_its_teacher_judged(train, outputs, monkeypatc
     assert torch.equal(again["test", "teacher"], FinishedRun.open(teacher_run).predictions("test", "student")[0])
 
     record = read_record(directory)
-    write_record(directory, {**record, "warnings": ["another" if line == warning else line for line in record["warnings"]]})
+    write_record(
+        directory, {**record, "warnings": ["another" if line == warning else line for line in record["warnings"]]}
+    )
     text = main(["teacher", f"run={directory}", "split=val"])
     assert "errors: 100.00% of the images, 100.00% of their weight; 100.0% of the errors have a weight" in text
     assert read_record(directory)["warnings"] == ["another", warning]
