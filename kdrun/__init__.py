@@ -75,8 +75,14 @@ def load(run_dir: str | Path, net: str | None = None) -> "Network":
     """
     if net is None and Path(run_dir).suffix == ".safetensors" and Path(run_dir).is_file():
         from kdrun.models.network import load_network
+        from kdrun.runs.record import read_record
+        from kdrun.runs.whole import require_whole
 
-        return load_network(Path(run_dir))
+        file = Path(run_dir)
+        record = read_record(file.parent)
+        if record is not None:
+            require_whole(file.parent, record, file.name)
+        return load_network(file)
     from kdrun.runs.finished import FinishedRun
 
     return FinishedRun.open(run_dir).network(net)

@@ -10,6 +10,7 @@ from kdrun.config.job import Job
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.later import later
 from kdrun.runs.record import finished_record
+from kdrun.runs.whole import require_whole
 
 if TYPE_CHECKING:
     from kdrun.runs.place import settled
@@ -58,9 +59,11 @@ def _check(jobs: list[tuple[tuple[str, ...], Job]]) -> list[tuple[tuple[str, ...
             return [((), f"execution.outputs: {outputs}: {problem}")]
     for overrides, job in jobs:
         try:
-            if finished_record(job.directory) is None:
+            done = finished_record(job.directory)
+            if done is None:
                 check(job)
             else:
+                require_whole(job.directory, done)
                 check_measurements(job)
         except KdrunError as error:
             errors += [(overrides, line) for line in str(error).splitlines()]

@@ -16,6 +16,7 @@ from pathlib import Path
 from kdrun.core.files import write_json
 from kdrun.core.hashing import file_sha256, file_state
 from kdrun.core.machine import cores
+from kdrun.core.sums import SEAL, sealed, unsealed
 
 TICK, COARSE_TICK = 0.02, 2.0  # seconds between two times that a file system tells apart: most of them, FAT
 
@@ -54,8 +55,8 @@ class Contents:
     def known(self) -> str | None:
         """The hash, where it is remembered."""
         try:
-            return str(json.loads(self.note.read_text())["files"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return str(unsealed(json.loads(self.note.read_text()), SEAL)["files"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None  # not noted, or not legibly: `read` reads the files for it
 
     def read(self) -> str:
@@ -73,7 +74,7 @@ class Contents:
                 whole &= found != ""  # else it may be made legible, which changes neither its size nor its time
         self.known = digest.hexdigest()
         if whole:
-            write_json(self.note, {"files": self.known})
+            write_json(self.note, sealed({"files": self.known}))
         return self.known
 
     def _wait(self) -> bool:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import glob
+import hashlib
 import json
 import os
 import shutil
+import socket
 import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path; on success it takes the place of `path`, on failure it is removed and `path` stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{threading.get_ident()}")
+    temporary = _temporary(path)
     try:
         with named(path):
             yield temporary
@@ -39,13 +43,55 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def staged(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target`, gone at the end with all that `put_in_place` has not moved out of it."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.with_name(f".{target.name}.tmp-{os.getpid()}-{threading.get_ident()}")
+    folder = _temporary(target)
     folder.mkdir()
     try:
         with named(target):
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary(target: Path) -> Path:
+    """Beside the target and named after it; those of processes that were killed in it are removed.
+
+    Only a process of this machine can be known to be gone. What others left, who holds a lock sweeps away.
+    """
+    for left in target.parent.glob(f".{glob.escape(target.name)}.tmp-*"):
+        if _dead(left.name.rpartition(".tmp-")[2]):
+            remove(left)
+    return target.with_name(f".{target.name}.tmp-{_machine()}-{os.getpid()}-{threading.get_ident()}")
+
+
+def _dead(owner: str) -> bool:
+    """Whether a process of this machine, of the name that its temporary files have, is gone."""
+    machine, _, rest = owner.partition("-")
+    pid = rest.partition("-")[0]
+    return machine == _machine() and pid.isdecimal() and not Path(f"/proc/{pid}").exists()
+
+
+@lru_cache(maxsize=1)
+def _machine() -> str:
+    """8 hex digits: this boot of this machine, and this set of process ids; without /proc, nobody counts as gone."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        boot = os.urandom(8).hex()
+    return hashlib.sha256(f"{socket.gethostname()} {boot}".encode()).hexdigest()[:8]
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files and folders of killed processes. Who calls it is the only one who writes there."""
+    for left in folder.glob(".*.tmp-*"):
+        remove(left)
+
+
+def remove(path: Path) -> None:
+    """A file, a link or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def put_in_place(path: Path, target: Path) -> None:

@@ -5,34 +5,37 @@
 crop, and of the name (below the dataset's folder) and content of every file: a copy elsewhere shares the pixels, and
 what is exchanged or repaired is packed anew.
 
-While it is built, the folder is called `<key>.partial`, and `progress.json` says how far it is; whoever comes next goes
-on from there.
+While it is built, the folder is called `<key>.partial`, and `progress.json` says how far it is, with the sha256 of the
+rows so far; whoever comes next goes on from there. `kdrun.core.artifacts` says how it is checked and built anew.
 """
 
 import errno
+import hashlib
 import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kdrun.core.artifacts import Artifact
+from kdrun.core.artifacts import PROGRESS, Artifact
 from kdrun.core.contents import Contents
 from kdrun.core.errors import DataError
-from kdrun.core.files import named, write_json
-from kdrun.core.lock import Lock
+from kdrun.core.files import named, remove, write_json
+from kdrun.core.sums import sealed, unsealed
 from kdrun.data.images import decoded
 from kdrun.data.types import Images
 
 log = logging.getLogger(__name__)
 VERSION = 2  # raise it when the pixels change: it is part of the key
 SAVE_EVERY = 5.0  # seconds between two notes of the progress
+IMAGES = "images.bin"
+CHUNK = 1 << 24  # bytes
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -72,28 +75,18 @@ class Pack:
         return Artifact.of(self.outputs, "packed", {**self.spec, "files": content})
 
     def open(self) -> Packed | None:
-        """None: not packed yet. Raises DataError for what is damaged."""
+        """None: not packed yet, or damaged: who needs the pixels packs them anew."""
         artifact = self.artifact
-        if artifact is None:
-            return None
-        folder = artifact.folder
-        damaged = f"{folder}: damaged packed images; delete the folder to pack them anew"
-        try:
-            found = json.loads((folder / "spec.json").read_text())
-            shape = (found["num_images"], self.spec["size"], self.spec["size"], 3)
-            whole = (folder / "images.bin").stat().st_size == found["num_images"] * self.row
-        except FileNotFoundError:
-            if not folder.exists():
-                return None
-            raise DataError(damaged) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{damaged} ({type(error).__name__}: {error})") from None
-        if not whole or any(found.get(name) != value for name, value in artifact.spec.items()):
-            raise DataError(damaged)
+        return None if artifact is None else artifact.opened(self._read)
+
+    def _read(self, folder: Path, found: dict[str, Any]) -> Packed:
+        shape = (found["num_images"], self.spec["size"], self.spec["size"], 3)
+        if (folder / IMAGES).stat().st_size != found["num_images"] * self.row:
+            raise ValueError(f"{IMAGES} does not have {found['num_images']:,} images")
         # Read-only: a private copy on write would count as memory that is taken, and the file may be larger than that.
         images: Images = np.empty((0, *shape[1:]), np.uint8)
         if shape[0]:  # an empty file cannot be mapped
-            images = np.memmap(folder / "images.bin", np.uint8, "r", shape=shape)
+            images = np.memmap(folder / IMAGES, np.uint8, "r", shape=shape)
         return Packed(images, {int(position): problem for position, problem in found["unreadable"].items()})
 
     def build(self) -> Packed:
@@ -102,38 +95,27 @@ class Pack:
         Raises:
             DataError: they do not fit on the disk.
         """
-        artifact = self._artifact(self.contents.read())
-        with artifact.lock as lock:
-            packed = self.open()
-            if packed is None:
-                self._build(artifact, lock)
-                packed = self.open()
-        if packed is None:
-            raise DataError(f"{artifact.folder}: was deleted while it was packed; run the same command again")
-        return packed
+        return self._artifact(self.contents.read()).resumed(self._build, self._read)
 
-    def _build(self, artifact: Artifact, lock: Lock) -> None:
-        folder = artifact.folder
-        partial = folder.with_name(f"{folder.name}.partial")
-        state = self._state(partial)
+    def _build(self, partial: Path, still_ours: Callable[[], None]) -> dict[str, Any]:
+        state, digest = self._state(partial)
         total, left = (n * self.row for n in (len(self.paths), len(self.paths) - state["next"]))
-        free = shutil.disk_usage(folder.parent).free
+        free = shutil.disk_usage(partial.parent).free
         size = self.spec["size"]
         log.info(
             "packing %d images of %dx%d pixels, %s on disk, in %s%s", len(self.paths), size, size, readable(total),
-            folder, f", from image {state['next']} on" if state["next"] else "",
+            partial.with_suffix(""), f", from image {state['next']} on" if state["next"] else "",
         )  # fmt: skip
         if left > free:
+            if not state["next"]:
+                shutil.rmtree(partial, ignore_errors=True)
             raise DataError(
-                f"dataset.pack: {readable(left)} do not fit into {folder.parent}, {readable(free)} are free; "
+                f"dataset.pack: {readable(left)} do not fit into {partial.parent}, {readable(free)} are free; "
                 "give a smaller dataset.pack.size, or another execution.outputs"
             )
-        partial.mkdir(parents=True, exist_ok=True)
         try:
-            with named(partial / "images.bin"):
-                self._write(partial, state, lock)
-            count = len(self.paths) - len(state["unreadable"])
-            write_json(partial / "spec.json", {**artifact.spec, "num_images": count, "unreadable": state["unreadable"]})
+            with named(partial / IMAGES):
+                self._write(partial, state, digest, still_ours)
         except OSError as error:
             if error.errno not in FULL:
                 raise
@@ -142,29 +124,31 @@ class Pack:
                 f"dataset.pack: {partial}: {error.strerror} after {state['next']} of {len(self.paths)} images; removed "
                 "it. Make room, give a smaller dataset.pack.size, or another execution.outputs"
             ) from None
-        (partial / "progress.json").unlink(missing_ok=True)
-        os.replace(partial, folder)
+        return {"num_images": len(self.paths) - len(state["unreadable"]), "unreadable": state["unreadable"]}
 
-    def _state(self, partial: Path) -> dict[str, Any]:
-        """How far an earlier process came: the next file, and what was unreadable among those before it."""
+    def _state(self, partial: Path) -> tuple[dict[str, Any], Any]:
+        """How far an earlier process came: the next file, what was unreadable among those before it, and the running
+        sha256 of the rows that it wrote."""
         try:
-            state: dict[str, Any] = json.loads((partial / "progress.json").read_text())
-            rows = state["next"] - len(state["unreadable"])
-            if (partial / "images.bin").stat().st_size >= rows * self.row:
-                return state
-            log.info("%s: is shorter than its note says; packing from the first image", partial)
+            state = unsealed(json.loads((partial / PROGRESS).read_text()), "sha256")
+            digest = _sha256_of_first(partial / IMAGES, (state["next"] - len(state["unreadable"])) * self.row)
+            if digest.hexdigest() == state["sha256"]:
+                return state, digest
+            log.info("%s: is not as its note says; packing from the first image", partial)
         except FileNotFoundError:
             log.debug("%s: nothing is packed yet", partial)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.info("%s: its note is not legible (%s); packing from the first image", partial, error)
-        return {"next": 0, "unreadable": {}}
+        for path in (partial / IMAGES, partial / PROGRESS):
+            remove(path)
+        return {"next": 0, "unreadable": {}}, hashlib.sha256()
 
-    def _write(self, partial: Path, state: dict[str, Any], lock: Lock) -> None:
+    def _write(self, partial: Path, state: dict[str, Any], digest: Any, still_ours: Callable[[], None]) -> None:
         from tqdm import tqdm
 
         done = state["next"]
         with (
-            (partial / "images.bin").open("ab") as file,
+            (partial / IMAGES).open("ab") as file,
             tqdm(total=len(self.paths), initial=done, desc="packing", unit="img", disable=None, leave=False) as bar,
         ):
             file.truncate((done - len(state["unreadable"])) * self.row)  # what came after the last note
@@ -172,8 +156,8 @@ class Pack:
             def note() -> None:
                 file.flush()
                 os.fsync(file.fileno())
-                lock.require()
-                write_json(partial / "progress.json", state)
+                still_ours()
+                write_json(partial / PROGRESS, sealed({**state, "sha256": digest.hexdigest()}))
 
             saved = time.monotonic()
             for image in decoded(self.paths[done:], self.spec["size"], self.spec["crop"]):
@@ -181,12 +165,25 @@ class Pack:
                     state["unreadable"][str(state["next"])] = image
                 else:
                     file.write(image.data)
+                    digest.update(image.data)
                 state["next"] += 1
                 bar.update()
                 if time.monotonic() - saved > SAVE_EVERY:
                     note()
                     saved = time.monotonic()
             note()
+
+
+def _sha256_of_first(path: Path, size: int) -> Any:
+    """The running digest of the first bytes of a file. Raises ValueError where it has fewer."""
+    digest, left = hashlib.sha256(), size
+    with path.open("rb") as file:
+        while left and (part := file.read(min(left, CHUNK))):
+            digest.update(part)
+            left -= len(part)
+    if left:
+        raise ValueError(f"{path.name} is {left:,} bytes shorter than its note says")
+    return digest
 
 
 def absent(missing: Sequence[str], key: str, most: int = 20) -> list[str]:

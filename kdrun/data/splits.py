@@ -4,6 +4,7 @@ The unlabeled pool holds the labeled images too, without their labels (as FixMat
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from kdrun.config.dataset import DatasetConfig
 from kdrun.config.run import RunConfig
+from kdrun.core.artifacts import Artifact
 from kdrun.core.errors import ConfigError
 from kdrun.core.files import atomic_path, read_npz
 from kdrun.core.seeding import subseed
@@ -115,6 +117,22 @@ def write_split(split: Split, path: Path) -> None:
     """Write the indices as an .npz that `dataset.split_file` reads again."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez(file, labeled=split.labeled, unlabeled=split.unlabeled, val=split.val)
+
+
+def keep_split(split: Split, summary: Mapping[str, Any], outputs: Path) -> None:
+    """The indices as outputs/artifacts/split/<hash>, once for all runs, with `summary` in its spec.json."""
+    digest = split.hash
+
+    def build(folder: Path) -> Mapping[str, Any]:
+        write_split(split, folder / "split.npz")
+        return summary
+
+    def read(folder: Path, _: Mapping[str, Any]) -> None:
+        kept = read_npz(folder / "split.npz", "dataset")
+        if Split(kept["labeled"], kept["unlabeled"], kept["val"], split.num_test).hash != digest:
+            raise ValueError("split.npz holds another split")
+
+    Artifact(outputs / "artifacts" / "split", {"hash": digest}, digest).value(build, read)
 
 
 def _stratified(labels: Labels, num_classes: int, fraction: float, seed: int) -> Index:

@@ -164,10 +164,14 @@ class Network(nn.Module):
 
     def save(self, path: Path) -> None:
         """Write the weights under timm's own names; the header holds the spec, so `load_network` needs nothing else."""
+        write_bytes(path, self.saved())
+
+    def saved(self) -> bytes:
+        """The content of the file that `save` writes."""
         from safetensors.torch import save
 
         state = {name: value.detach().cpu().contiguous() for name, value in self.net.state_dict().items()}
-        write_bytes(path, save(state, metadata={"kdrun": json.dumps(asdict(self.spec))}))
+        return save(state, metadata={"kdrun": json.dumps(asdict(self.spec))})
 
 
 def _make_net(model: ModelConfig, spec: NetworkSpec) -> nn.Module:

@@ -10,7 +10,7 @@ from kdrun.results.intervals import Interval, welch
 from kdrun.results.papers import PaperCell
 from kdrun.results.plan import PlannedRun
 from kdrun.runs.metric import Metric
-from kdrun.runs.metrics_log import MetricsLog
+from kdrun.runs.metrics_log import logged
 from kdrun.runs.record import Record, read_record
 
 EVALUATED = ("val", "test", "imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")
@@ -179,7 +179,7 @@ def value_of(record: Record, metric: str, protocol: str = "last", directory: Pat
 
 
 def _median(record: Record, key: str, directory: Path | None) -> float:
-    lines = [] if directory is None else MetricsLog(directory / "metrics.jsonl").lines()
+    lines = [] if directory is None else logged(directory, record)
     values = [line[key] for line in lines if line.get(key) is not None][-MEDIAN_OF:]
     if not values:
         where = "its metrics.jsonl is not at hand" if not lines else "its metrics.jsonl has none"
@@ -193,7 +193,7 @@ def curve_of(directory: Path, metric: str) -> dict[int, float]:
     if record is None:
         return {}
     keys = (metric, Metric.parse(metric).key(record.get("headline")))  # some keys, such as train/loss, name no network
-    lines = MetricsLog(directory / "metrics.jsonl").lines()
+    lines = logged(directory, record)
     return {line["step"]: line[key] for line in lines for key in keys if line.get(key) is not None}
 
 

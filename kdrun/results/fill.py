@@ -1,5 +1,6 @@
 """Tables of mean and spread over seeds, from records: planned in conf/table, or of whatever runs there are."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from kdrun.results.tuned import best_candidates
 from kdrun.runs.metric import Metric, is_percent
 from kdrun.runs.record import Record, read_record
 
+log = logging.getLogger(__name__)
 Reader = Callable[[str], Record | None]
 """Directory below the outputs folder -> record; None: there is none. Raises KdrunError for a damaged one."""
 
@@ -170,13 +172,22 @@ def _curves(
 ) -> dict[str, list[dict[int, float]]]:
     curves = {}
     for cell in plan.cells:
-        seeds = [curve for run in cell.runs if (curve := read(run.place, metric))]
+        seeds = [curve for run in cell.runs if (curve := _whole_curve(run.place, metric, read))]
         if seeds:
             words = [cell.row, *([] if len(spec.columns) == 1 else [cell.column]), *(cell.candidate or [])]
             curves[", ".join(words)] = seeds
     if not curves:
         raise KdrunError(f"table={name}: no run has logged {metric}")
     return curves
+
+
+def _whole_curve(place: str, metric: str, read: CurveReader) -> dict[int, float]:
+    """Nothing of a run whose metrics.jsonl is damaged, which is said."""
+    try:
+        return read(place, metric)
+    except KdrunError as error:
+        log.warning("left out: %s", error)
+        return {}
 
 
 def planned_records(name: str, outputs: Path) -> Iterator[tuple[str, str, list[Record | None]]]:

@@ -13,6 +13,7 @@ from kdrun.results.cell import run_name
 from kdrun.results.plan import PlannedCell, PlannedRun, TablePlan, plan_of, table_spec
 from kdrun.runs.layout import lock_path
 from kdrun.runs.record import read_record
+from kdrun.runs.whole import lacks, told
 
 STATES = ("done", "running", "stopped", "failed", "missing", "damaged")
 """stopped: its record says running, but nobody works on it; the same command goes on from its checkpoint."""
@@ -37,6 +38,8 @@ def state_of(directory: Path) -> State:
         return State("missing")
     if record["status"] == "running":
         return State("running" if held(lock_path(directory)) else "stopped")
+    if record["status"] == "done" and record.get("files") is not None and (lost := lacks(directory, record)):
+        return State("damaged", f"{told(directory, lost)}; the same command trains it anew")
     why = (record.get("error") or {}).get("message", "")
     return State(record["status"], why, (record.get("seconds") or {}).get("total"), record.get("device"))
 

@@ -16,12 +16,14 @@ from kdrun.config.model import ModelConfig
 from kdrun.config.nodes import from_nodes
 from kdrun.config.run import RunConfig
 from kdrun.core.errors import KdrunError, allowed
+from kdrun.core.files import sweep
 from kdrun.core.registry import load, load_plugins
 from kdrun.methods.method import Method
 from kdrun.methods.step import Setup
 from kdrun.models.network import Network, load_network
 from kdrun.runs.layout import directory_of_key, outputs_of, place_of, run_lock
 from kdrun.runs.record import Record, finished_record, open_record, write_record
+from kdrun.runs.whole import require_whole
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class FinishedRun:
         """Logits (M, C) float32 and targets (M,) int64 of `predictions/<split>-<net>.npz`."""
         folder = self.directory / "predictions"
         path = folder / f"{split}-{net}.npz"
+        require_whole(self.directory, self.record, f"predictions/{path.name}")
         try:
             with np.load(path, allow_pickle=False) as file:
                 return torch.from_numpy(file["logits"]), torch.from_numpy(file["target"])
@@ -72,6 +75,7 @@ class FinishedRun:
         load("model")
         name = net or self.record["headline"]
         path = self.directory / f"{name}.safetensors"
+        require_whole(self.directory, self.record, path.name)
         if not path.is_file():
             raise KdrunError(f"{self.directory}: no network {name!r}; {allowed(name, self.record['nets'])}")
         if not timm.is_model(self.record["nets"].get(name, {}).get("model", "")):  # from a user's file
@@ -85,6 +89,7 @@ class FinishedRun:
         found = directory_of_key(self.outputs, key)
         if found is None:
             raise KdrunError(f"{self.directory}: its {role} (run {key}) is not below {self.outputs}")
+        require_whole(*open_record(found))
         return found
 
     def method(self, setup: Setup | None = None) -> Method[Any]:
@@ -101,6 +106,7 @@ class FinishedRun:
         method: Method[Any] = config.method_class(config, replace(setup, restoring=True))
         method.students.update(networks)
         own = self.directory / "method.safetensors"
+        require_whole(self.directory, self.record, own.name)
         if own.is_file():
             from safetensors.torch import load_file
 
@@ -111,9 +117,10 @@ class FinishedRun:
     def amended(self) -> Iterator[Record]:
         """The record as it is now, to change while nobody else can; written if the block ends well and changed it."""
         with run_lock(self.directory) as lock:
+            sweep(self.directory)
             record = finished_record(self.directory)
             if record is None:
-                raise KdrunError(f"{self.directory}: was deleted meanwhile")
+                raise KdrunError(f"{self.directory}: was deleted meanwhile, or files of it")
             before = copy.deepcopy(record)
             yield record
             if record != before:

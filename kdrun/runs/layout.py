@@ -1,4 +1,4 @@
-"""The folders of outputs: where runs, their locks and splits lie. A run is given its place by `kdrun.config.key`."""
+"""The folders of outputs: where runs and their locks lie. A run is given its place by `kdrun.config.key`."""
 
 import re
 from pathlib import Path
@@ -43,8 +43,3 @@ def lock_path(directory: Path) -> Path:
 def run_lock(directory: Path) -> Lock:
     """Who holds it may write into the run directory."""
     return Lock(lock_path(directory))
-
-
-def split_folder(outputs: Path, digest: str) -> Path:
-    """The artifact that holds the indices of a split."""
-    return outputs / "artifacts" / "split" / digest

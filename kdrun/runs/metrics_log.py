@@ -1,29 +1,60 @@
 """metrics.jsonl: the values of a run over its steps."""
 
+import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdrun.core.files import named, write_bytes
-from kdrun.runs.record import finite
+from kdrun.core.files import named, remove, write_bytes
+from kdrun.core.sums import Sum
+from kdrun.runs.record import Record, finite
+from kdrun.runs.whole import METRICS, require_whole
 
 
 class MetricsLog:
-    """metrics.jsonl: one line a time, flushed at once."""
+    """metrics.jsonl: one line a time, flushed at once. Its writer keeps the checksum of what it wrote."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._size, self._digest = 0, hashlib.sha256()
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def cut(self, step: int) -> None:
         """Drop the lines after `step` (they will be written again), and a last line that was cut off by a kill."""
         kept = [line for line in self.lines() if line["step"] <= step]
+        if self.path.is_dir():
+            remove(self.path)
         write_bytes(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._count(self.path.read_bytes())
+
+    def begins_with(self, known: Sum) -> bool:
+        """Whether the file still begins with what `sum` told of."""
+        try:
+            with self.path.open("rb") as file:
+                content = file.read(known["size"])
+        except OSError:
+            return False
+        return {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)} == known
+
+    def go_on(self, known: Sum) -> None:
+        """Drop all that came after what `sum` told of."""
+        os.truncate(self.path, known["size"])
+        self._count(self.path.read_bytes())
+
+    def sum(self) -> Sum:
+        """Of all that was written, which then is on the disk."""
+        with named(self.path), self.path.open("a") as file:
+            os.fsync(file.fileno())
+        return {"sha256": self._digest.hexdigest(), "size": self._size}
+
+    def _count(self, content: bytes) -> None:
+        self._size, self._digest = len(content), hashlib.sha256(content)
 
     def lines(self) -> list[dict[str, Any]]:
         out = []
-        for line in self.path.read_text(errors="replace").splitlines() if self.path.exists() else []:
+        for line in self.path.read_text(errors="replace").splitlines() if self.path.is_file() else []:
             try:
                 content = json.loads(line)
                 out.append({**content, "step": int(content["step"])})
@@ -32,6 +63,19 @@ class MetricsLog:
         return out
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        with named(self.path), self.path.open("a") as file:
-            file.write(json.dumps(finite({"step": step, **values})) + "\n")
-            file.flush()
+        line = (json.dumps(finite({"step": step, **values})) + "\n").encode()
+        with named(self.path), self.path.open("ab") as file:
+            file.write(line)
+        self._size += len(line)
+        self._digest.update(line)
+
+
+def logged(directory: Path, record: Record) -> list[dict[str, Any]]:
+    """The lines of a run; none where its metrics.jsonl is not at hand.
+
+    Raises:
+        KdrunError: the run is done, and they are not what it wrote.
+    """
+    if (directory / METRICS).exists():
+        require_whole(directory, record, METRICS)
+    return MetricsLog(directory / METRICS).lines()

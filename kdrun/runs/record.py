@@ -13,8 +13,10 @@ from typing import Any
 from kdrun.core.errors import KdrunError
 from kdrun.core.files import write_json
 from kdrun.core.paths import HERE
+from kdrun.core.sums import sealed, unsealed
 from kdrun.core.version import __version__
 from kdrun.runs.layout import run_directories
+from kdrun.runs.whole import lacks
 
 log = logging.getLogger(__name__)
 SCHEMA = 1
@@ -22,15 +24,24 @@ PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", 
 Record = dict[str, Any]
 
 
+class DamagedRecord(KdrunError):
+    """A record that is not as it was written."""
+
+
 def read_record(directory: Path) -> Record | None:
-    """The record of a run directory, None if there is none. Raises KdrunError for a damaged or newer one."""
+    """The record of a run directory, None if there is none; without its checksum, which was compared.
+
+    Raises:
+        KdrunError: a damaged one (DamagedRecord), or a newer one.
+    """
     path = directory / "record.json"
     try:
         record = json.loads(path.read_text())
+        record = unsealed(record, "files") if isinstance(record, dict) else record
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise KdrunError(f"{path}: not a readable record ({error}); delete it to run this anew") from None
+        raise DamagedRecord(f"{path}: not a readable record ({error}); delete it to run this anew") from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         found = record.get("schema") if isinstance(record, dict) else None
         raise KdrunError(f"{path}: record schema {found!r}; this kdrun reads schema {SCHEMA}")
@@ -40,15 +51,15 @@ def read_record(directory: Path) -> Record | None:
 
 
 def write_record(directory: Path, record: Record) -> None:
-    write_json(directory / "record.json", finite(record))
+    write_json(directory / "record.json", sealed(finite(record)))
 
 
 def finished_record(directory: Path) -> Record | None:
-    """The record of a run that is done and has its weights, else None."""
+    """The record of a run that is done and whole: each file that it left is there and has its size. Else None."""
     record = read_record(directory)
-    if record is None or record["status"] != "done":
+    if record is None or record["status"] != "done" or lacks(directory, record):
         return None
-    return record if all((directory / f"{net}.safetensors").is_file() for net in record["nets"]) else None
+    return record
 
 
 def find_records(outputs: Path, every: Callable[[Record], bool] | None = None) -> Iterator[tuple[Path, Record]]:

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -21,6 +21,7 @@ from kdrun.config.run import RunConfig
 from kdrun.config.schedule import Clock, ScheduleConfig
 from kdrun.core.device import autocast
 from kdrun.core.errors import Interrupted, KdrunError, NonFiniteLoss
+from kdrun.core.files import remove, write_bytes
 from kdrun.data.loader import Loader
 from kdrun.data.views.view import Batch
 from kdrun.methods.method import Method
@@ -32,22 +33,11 @@ from kdrun.training.evaluator import Evaluator, choice_metrics
 from kdrun.training.optimizer import make_optimizer
 from kdrun.training.rates import LearningRate, Ramps
 from kdrun.training.signals import StopSignal
+from kdrun.training.state import OtherMetrics, Progress, restore, state_of
 from kdrun.training.tracking import Tracker
 
 log = logging.getLogger(__name__)
 KNOWN, RIGHT = "guesses_known", "guesses_right"  # kept step by step for the accuracy of a window, not logged
-
-
-@dataclass
-class Progress:
-    """What a checkpoint keeps beside weights: how far the run is, and what was seen on the way."""
-
-    step: int = 0
-    """Optimizer steps done."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    """Of the last evaluation."""
-    best_on_val: dict[str, Any] | None = None
-    seconds: dict[str, float] = field(default_factory=lambda: {"total": 0.0, "train": 0.0, "data": 0.0, "eval": 0.0})
 
 
 class Stopwatch:
@@ -112,8 +102,10 @@ class Loop:
         self.log = MetricsLog(directory / "metrics.jsonl")
         self._batch_size = sum(type(method).batch_sizes(self.config).values())  # images a step, of all streams
         self._last: dict[tuple[str, str], Tensor] = {}  # logits of the evaluation at the last step
-        self._window: list[Tensor] = []  # logged values of the steps since the last line
-        self._names: list[str] = []
+        self.best: dict[str, bytes] = {}  # network -> its file with the weights that were best on validation images
+        self.touched = False  # by a checkpoint
+        self.window: list[Tensor] = []  # logged values of the steps since the last line
+        self.names: list[str] = []
 
     # ------------------------------------------------------------------------------------------------- training
 
@@ -180,9 +172,9 @@ class Loop:
             watch.mark()
 
     def _prepare(self) -> None:
-        fresh, state = not self.progress.step, random_state()
+        fresh, state = not self.progress.step, random_state(self.device)
         self.before(fresh)
-        set_random_state(state)  # what was drawn there, or not as it lay on disk, changes no step
+        set_random_state(state, self.device)  # what was drawn there, or not as it lay on disk, changes no step
         if fresh and self.ema is not None:
             self.ema = Ema(self.method, self.ema.decay)
 
@@ -246,15 +238,24 @@ class Loop:
             if math.isfinite(score) and (best is None or score > best["metrics"][f"val/{self.method.headline}/top1"]):
                 progress.best_on_val = {"step": progress.step, "metrics": metrics}
                 if self.schedule.evaluates_more_than_once:
-                    self.save_networks(".best")
+                    self.best = self._files()
         self._write(metrics)
 
-    def save_networks(self, suffix: str = "") -> None:
-        """Write <net><suffix>.safetensors, the averaged weights where there is an EMA."""
+    def save_networks(self) -> None:
+        """Write <net>.safetensors, the averaged weights where there is an EMA, and <net>.best.safetensors.
+
+        The best ones are written at the end: until then a checkpoint has them, so that what a killed run has seen after
+        its checkpoint does not count.
+        """
         self.still_ours()
+        for suffix, files in (("", self._files()), (".best", self.best)):
+            for name, content in files.items():
+                write_bytes(self.directory / f"{name}{suffix}.safetensors", content)
+
+    def _files(self) -> dict[str, bytes]:
+        """The file of each network as it is now."""
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
-            for name, network in self.method.networks().items():
-                network.save(self.directory / f"{name}{suffix}.safetensors")
+            return {name: network.saved() for name, network in self.method.networks().items()}
 
     def final_logits(self) -> dict[tuple[str, str], Tensor]:
         """(split, net) -> logits of all networks after the last step."""
@@ -278,10 +279,10 @@ class Loop:
     def _keep(self, out: Step) -> None:
         losses, metrics = out.losses, {**out.metrics, **self._guess_metrics(out.guesses)}
         names = [f"train/loss/{name}" for name in losses] + [f"train/{name}" for name in metrics]
-        if self._names and names != self._names:
-            raise KdrunError(f"the method's losses and metrics changed their names from {self._names} to {names}")
-        self._names = names
-        self._window.append(torch.stack([*losses.values(), *metrics.values()]).detach())
+        if self.names and names != self.names:
+            raise KdrunError(f"the method's losses and metrics changed their names from {self.names} to {names}")
+        self.names = names
+        self.window.append(torch.stack([*losses.values(), *metrics.values()]).detach())
 
     def _guess_metrics(self, guesses: Guesses | None) -> dict[str, Tensor]:
         """Shares of the batch: learned from, of those with a known label, and right."""
@@ -297,13 +298,13 @@ class Loop:
 
     def _check_finite(self) -> None:
         """Stop at the first step whose loss was NaN or infinite; one transfer for the whole window."""
-        if not self._window:
+        if not self.window:
             return
-        values = torch.stack(self._window).cpu()
+        values = torch.stack(self.window).cpu()
         for row, column in (~torch.isfinite(values)).nonzero().tolist():
-            name = self._names[column]
+            name = self.names[column]
             if name.startswith("train/loss/"):
-                step = self.progress.step - len(self._window) + row
+                step = self.progress.step - len(self.window) + row
                 raise NonFiniteLoss(
                     f"step {step}: loss term {name.removeprefix('train/loss/')!r} became {values[row, column]:g} "
                     f"(learning rate factor {self.rate.factor(step):.3g}); lower schedule.lr or set schedule.clip_norm"
@@ -311,9 +312,9 @@ class Loop:
 
     def _flush(self) -> None:
         self._check_finite()
-        means = torch.stack(self._window).cpu().double().nanmean(0).tolist()  # NaN: not measured in that step
-        self._window.clear()
-        values = dict(zip(self._names, means, strict=True))
+        means = torch.stack(self.window).cpu().double().nanmean(0).tolist()  # NaN: not measured in that step
+        self.window.clear()
+        values = dict(zip(self.names, means, strict=True))
         known, right = values.pop(f"train/{KNOWN}", 0.0), values.pop(f"train/{RIGHT}", 0.0)
         if known:  # a mean over steps would weigh a guess by how few there were beside it
             values["train/pseudo_label_accuracy"] = right / known
@@ -330,36 +331,17 @@ class Loop:
 
     def _checkpoint(self) -> None:
         self.still_ours()
-        progress = self.progress
-        self.checkpoint.save({
-            "progress": {
-                "step": progress.step, "metrics": progress.metrics, "best_on_val": progress.best_on_val,
-                "seconds": progress.seconds,
-            },
-            "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.shadow if self.ema is not None else [],
-            "scaler": self.scaler.state_dict(),
-            "decay": self.rate.decay.state_dict(),
-            "ramps": self.ramps.state_dict(),
-            "window": self._window,
-            "names": self._names,
-        })  # fmt: skip
+        self.checkpoint.save(state_of(self))
 
     def _resume(self) -> None:
-        state = self.checkpoint.load(self.device)
-        if state is None:
-            self.log.cut(-1)
+        errors = self.checkpoint.load(partial(restore, self))
+        if errors is None:
+            log.info("resumed at step %d of %d", self.progress.step, self.clock.total_steps)
             return
-        self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema is not None:
-            self.ema.shadow = list(state["ema"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.rate.decay.load_state_dict(state["decay"])
-        self.ramps.load_state_dict(state.get("ramps", {}))  # a checkpoint from before there were ramps has none
-        self._window, self._names = list(state["window"]), list(state["names"])
-        self.progress = Progress(**state["progress"])
-        set_random_state(state["random"])
-        self.log.cut(self.progress.step)
-        log.info("resumed at step %d of %d", self.progress.step, self.clock.total_steps)
+        lost = [error for error in errors if isinstance(error, OtherMetrics)]
+        if errors and (self.touched or not lost):
+            raise self.checkpoint.damage([error for error in errors if error not in lost])
+        if lost:
+            log.warning("%s: %s; the run begins anew", self.directory, lost[-1])
+            remove(self.checkpoint.folder)
+        self.log.cut(-1)

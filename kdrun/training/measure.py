@@ -5,10 +5,12 @@ from pathlib import Path
 
 from kdrun.config.job import Job
 from kdrun.core.files import write_json
+from kdrun.core.sums import sums_of
 from kdrun.data.arrays import Arrays
 from kdrun.data.load import load_dataset
 from kdrun.runs.finished import FinishedRun
 from kdrun.runs.record import Record, finite
+from kdrun.runs.whole import CORRUPTIONS, altered, discard, told
 from kdrun.training.assembly import Assembly
 from kdrun.training.corruptions import Corruptions
 from kdrun.training.corruptions import summary as summary_of_corruptions
@@ -29,15 +31,20 @@ def with_corruptions(job: Job, folder: str) -> Record:
     corruptions = corruptions_of(folder, load_dataset(job.config.dataset, job.outputs, pixels=False))
     run = FinishedRun.open(job.directory)
     with run.amended() as record:
-        if _measured(record, record.get("corruptions"), corruptions, job.outputs):
+        if damage := altered(run.directory, record, CORRUPTIONS):
+            log.warning("%s; it is measured anew", told(run.directory, damage))
+            discard(run.directory, damage)
+        elif _measured(record, record.get("corruptions"), corruptions, job.outputs):
             return record
         opened = Assembly.restored(run, job.config.execution)
         found = corruptions.evaluate(opened.predict, opened.device, **opened.evaluation)
-        write_json(run.directory / "corruptions.json", finite(found))
+        write_json(run.directory / CORRUPTIONS, finite(found))
+        if "files" in record:
+            record["files"] |= sums_of(run.directory, [CORRUPTIONS])
         record["metrics"] |= summary_of_corruptions(found)
         record["corruptions"] = corruptions.hash
         record["inputs"] = {**record.get("inputs", {}), corruptions.key: corruptions.content(job.outputs)}
-    log.info("corruptions: %s (%s)", run.directory / "corruptions.json", folder)
+    log.info("corruptions: %s (%s)", run.directory / CORRUPTIONS, folder)
     return record
 
 

@@ -18,25 +18,27 @@ from kdrun.config.key import named_files, part_classes
 from kdrun.config.nodes import dump
 from kdrun.config.run import RunConfig
 from kdrun.core.errors import KdrunError
-from kdrun.core.files import write_bytes, write_json, write_text
+from kdrun.core.files import remove, sweep, write_bytes, write_text
 from kdrun.core.hashing import content_hash
-from kdrun.core.lock import Lock
+from kdrun.core.lock import Lock, held
 from kdrun.core.registry import plugin_hashes
 from kdrun.core.seeding import seed_everything
 from kdrun.data.load import content_of
-from kdrun.data.splits import write_split
+from kdrun.data.splits import keep_split
 from kdrun.methods.method import Method
 from kdrun.methods.pool import Required, Start
 from kdrun.models.flops import flops_of
-from kdrun.runs.layout import run_lock, split_folder
+from kdrun.runs.layout import lock_path, run_lock
 from kdrun.runs.place import settled
-from kdrun.runs.record import SCHEMA, Record, code_version, finished_record, package_versions, read_record, write_record
+from kdrun.runs.record import SCHEMA, DamagedRecord, Record, code_version, package_versions, read_record, write_record
+from kdrun.runs.whole import METRICS, altered, discard, lacks, require_whole, results, told
 from kdrun.teachers.cache import refuse_features
 from kdrun.training.assembly import Assembly
 from kdrun.training.evaluator import choice_metrics
 from kdrun.training.finite import refuse_given_networks, refuse_metrics, refuse_networks
-from kdrun.training.loop import Loop, Progress
+from kdrun.training.loop import Loop
 from kdrun.training.measure import with_corruptions, with_sets
+from kdrun.training.state import Progress
 from kdrun.training.tracking import make_tracker
 
 log = logging.getLogger(__name__)
@@ -68,15 +70,20 @@ def _train(job: Job, job_type: str) -> Record:
     directory = job.directory
     if job.content is not None:
         log.warning("%s: what lies there is a run on other data; this is another run", job.first)
-    done = finished_record(directory)
+    done, _ = _done(directory, job_type)
     if done is not None:
+        _tidy(job, done)
         log.info("done already: %s", summary(directory, done))
         return done
     with run_lock(directory) as lock:
-        done = finished_record(directory)  # the process that we waited for may have done it
+        _sweep(directory)
+        done, damage = _done(directory, job_type)  # the process that we waited for may have done it
         if done is not None:
             log.info("done by another process: %s", summary(directory, done))
             return done
+        if damage:
+            log.warning("%s; it is trained anew", told(directory, damage))
+            discard(directory, damage)
         record: Record = {"status": "failed", "error": None}
         handler: logging.Handler | None = None
         try:
@@ -106,6 +113,51 @@ def _train(job: Job, job_type: str) -> Record:
                 logging.getLogger("kdrun").removeHandler(handler)
                 handler.close()
     return record
+
+
+def _done(directory: Path, job_type: str) -> tuple[Record | None, dict[str, str]]:
+    """The record of a run that is done; else what of it is damaged, if it was done once, and so is in the way.
+
+    Raises:
+        KdrunError: this very run is asked for, and a file of it is not as it was written. Only of a run that another
+            one needs, such a file counts as damage.
+    """
+    try:
+        record = read_record(directory)
+        if record is None or record["status"] != "done":
+            return None, {}
+        if gone := lacks(directory, record):
+            return None, gone
+        if job_type == "train":
+            require_whole(directory, record)
+            return record, {}
+        changed = altered(directory, record)
+    except DamagedRecord as error:
+        if job_type == "train":
+            raise
+        return None, {"record.json": str(error), "checkpoint": ""}
+    return (None, changed) if changed else (record, {})
+
+
+def _sweep(directory: Path) -> None:
+    """Who holds the run's lock removes what killed processes left half written."""
+    for folder in (directory, directory / "predictions", directory / "checkpoint"):
+        sweep(folder)
+
+
+def _tidy(job: Job, done: Record) -> None:
+    """Away with what a kill between the end of a run and that of its process left: the checkpoint, the lock."""
+    directory = job.directory
+    place, lock = directory / "checkpoint", lock_path(directory)
+    kept = job.config.execution.keep_checkpoint or done["config"].get("execution", {}).get("keep_checkpoint")
+    if (lock.exists() or (place.exists() and not kept)) and not held(lock):
+        try:
+            with run_lock(directory):
+                _sweep(directory)
+                if not kept:
+                    remove(place)
+        except (OSError, KdrunError) as error:  # it may be somebody else's, who lets others read alone
+            log.debug("%s: left as it is (%s)", directory, error)
 
 
 class _LogFile(logging.FileHandler):
@@ -170,10 +222,7 @@ def _keep_split(assembly: Assembly, record: Record) -> None:
         raise KdrunError(
             f"{job.directory}: its checkpoint was trained on split {old}, the data now gives {found['hash']}"
         )
-    place = split_folder(job.outputs, found["hash"])
-    if not (place / "spec.json").exists():
-        write_split(split, place / "split.npz")
-        write_json(place / "spec.json", {"dataset": record["dataset"], **found})
+    keep_split(split, {"dataset": record["dataset"], **found}, job.outputs)
     record["split"] = found
     if isinstance(record["num_labels"], str):  # so many of each class, or a share
         record["num_labels"] = len(split.labeled)
@@ -252,6 +301,7 @@ def _fit(assembly: Assembly, record: Record, job_type: str, lock: Lock) -> None:
         evaluator.save(job.directory / "predictions", logits)
         if loop is not None:
             _save_networks(method, loop, job.directory)
+        record["files"] = results(job.directory) | ({} if loop is None else {METRICS: loop.log.sum()})
         progress.seconds["eval"] += time.perf_counter() - started
         progress.seconds["total"] += time.perf_counter() - started
         record.update(
@@ -318,6 +368,7 @@ def _new_record(job: Job) -> Record:
         "best_on_val": None,
         "corruptions": None,
         "sets": {},
+        "files": {},
         "warnings": [],
         "error": None,
     }

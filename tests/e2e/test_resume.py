@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from kdrun.data.loader import Loader
 from kdrun.runs.record import find_records, read_record
+from kdrun.training.checkpoint import Checkpoint
 from tests.conftest import FAST, TEACHER
 from tests.processes import Forked, command
 
@@ -128,7 +128,7 @@ def test_memories_and_parameters_of_loss_terms_resume_bitwise(train, outputs, tm
     monkeypatch.setattr(Loader, "batch", broken)
     assert train(*command) == 1
     monkeypatch.undo()
-    state = torch.load(whole / "checkpoint" / "last.pt", weights_only=True)["method"]
+    state = Checkpoint.read(whole / "checkpoint" / "last.pt")["method"]
     assert {"loss_sets.student.terms.crd.student_memory", "loss_sets.student.terms.crd.log_z"} <= set(state)
     assert train(*command) == 0
     assert "resumed at step 9 of 20" in capsys.readouterr().out

@@ -356,9 +356,9 @@ def test_without_the_package_or_with_tracker_none(train, outputs, monkeypatch, c
 ELSEWHERE = """
 import json, os, signal, subprocess, sys
 from pathlib import Path
-import torch
 import kdrun.training.tracking
 from kdrun.train import main
+from kdrun.training.checkpoint import Checkpoint
 
 tmp, disks, *given = sys.argv[1:]
 log, calls = kdrun.training.tracking.Wandb.log, []
@@ -409,7 +409,7 @@ if disks == "disks":
     fill(full, but=250_000)
     run(*arguments)
     (path,) = full.rglob("last.pt")
-    print("checkpoint of step", torch.load(path, weights_only=True)["progress"]["step"])
+    print("checkpoint of step", Checkpoint.read(path)["progress"]["step"])
     (path,) = full.rglob("record.json")
     print("record", json.loads(path.read_text())["status"])
     (full / "filling").unlink()

@@ -19,7 +19,7 @@ from kdrun.methods.uncertainty import confident_errors, confident_errors_warning
 from kdrun.results.analysis.linear_probe import Options, best_probe
 from kdrun.results.analysis.teacher import entropy_deciles
 from kdrun.runs.finished import FinishedRun
-from kdrun.runs.record import find_records, read_record
+from kdrun.runs.record import find_records, read_record, write_record
 from kdrun.training.assembly import Assembly
 from kdrun.training.evaluator import Evaluator
 from tests.conftest import FAST, ROOT, TEACHER
@@ -85,7 +85,10 @@ def test_a_run_is_opened_again_and_its_teacher_judged(train, outputs, monkeypatc
     teacher_run = run.required("teacher")
     assert torch.equal(again["test", "teacher"], FinishedRun.open(teacher_run).predictions("test", "student")[0])
 
-    (directory / "record.json").write_text((directory / "record.json").read_text().replace(warning, "another"))
+    record = read_record(directory)
+    write_record(
+        directory, {**record, "warnings": ["another" if line == warning else line for line in record["warnings"]]}
+    )
     text = main(["teacher", f"run={directory}", "split=val"])
     assert "errors: 100.00% of the images, 100.00% of their weight; 100.0% of the errors have a weight" in text
     assert read_record(directory)["warnings"] == ["another", warning]

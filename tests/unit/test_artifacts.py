@@ -2,6 +2,9 @@
 
 import json
 import logging
+import multiprocessing
+import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -10,12 +13,16 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from kdrun.core import artifacts
 from kdrun.core.artifacts import Artifact
 from kdrun.core.contents import Contents
 from kdrun.core.errors import DataError
+from kdrun.core.files import read_npz, remove
 from kdrun.core.hashing import file_hash, file_sha256, json_hash
+from kdrun.core.sums import sha256_of_all
 from kdrun.data.packed import Pack
 from kdrun.data.sets import hf
+from kdrun.data.splits import Split, keep_split
 from kdrun.data.views.recipes import Weak
 from kdrun.data.views.stored import StoredViews
 from kdrun.methods import trusted
@@ -25,6 +32,7 @@ from kdrun.methods.trusted import Selection, trusted_labels
 from kdrun.models.class_texts import text_features
 from kdrun.results.analysis import linear_probe
 from kdrun.teachers.cache import keep
+from tests.damage import DAMAGE, flipped
 from tests.unit.test_hf import config_of
 
 IMAGES = torch.arange(4 * 2 * 2, dtype=torch.uint8).reshape(4, 2, 2, 1)
@@ -162,37 +170,128 @@ def test_many_at_once_build_it_once_and_spec_json_holds_the_figures(tmp_path):
         values = list(pool.map(lambda _: artifact.value(build, text_of), range(4)))
     assert values == ["whole"] * 4
     assert build.count == 1
-    assert json.loads((artifact.folder / "spec.json").read_text()) == {"a": 1, "length": 5}
+    spec = json.loads((artifact.folder / "spec.json").read_text())
+    assert {key: spec[key] for key in spec if key not in ("sums", "checksum")} == {"a": 1, "length": 5}
+    assert spec["sums"]["files"] == 1
+    assert spec["sums"]["bytes"] == 5
     assert [path.name for path in tmp_path.iterdir()] == [artifact.key]
 
 
-def lost(folder):
-    (folder / "text").unlink()
-
-
-def changed(folder):
-    (folder / "text").write_text("torn")
-
-
-def no_json(folder):
-    (folder / "spec.json").write_text("{")
-
-
-def no_spec(folder):
-    (folder / "spec.json").unlink()
-
-
-@pytest.mark.parametrize("damage", [lost, changed, no_json, no_spec])
-def test_damage_is_said_and_the_folder_is_built_anew_once(tmp_path, caplog, damage):
+@pytest.mark.parametrize("file", ["text", "spec.json"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_said_and_the_folder_is_built_anew_once(tmp_path, caplog, damage, file):
     artifact, build = Artifact(tmp_path, {"a": 1}), Builder()
     artifact.value(build, text_of)
-    damage(artifact.folder)
+    damage(artifact.folder / file)
     with caplog.at_level(logging.WARNING):
         assert artifact.value(build, text_of) == artifact.value(build, text_of) == "whole"
     assert build.count == 2
     [line] = caplog.messages
     assert line.startswith(f"{artifact.folder}: damaged (")
     assert line.endswith("; it is built anew")
+    assert [path.name for path in tmp_path.iterdir()] == [artifact.key]
+
+
+def test_a_file_in_the_place_of_a_folder_and_the_folder_of_another_one_are_damage_too(tmp_path):
+    artifact, other, build = Artifact(tmp_path, {"a": 1}), Artifact(tmp_path, {"a": 2}), Builder()
+    tmp_path.joinpath(artifact.key).write_text("in the way")
+    assert artifact.value(build, text_of) == "whole"
+    artifact.folder.rename(other.folder)
+    assert other.value(build, text_of) == "whole"
+    assert build.count == 2
+
+
+def test_hidden_files_of_the_system_are_no_damage(tmp_path):
+    artifact, build = Artifact(tmp_path, {"a": 1}), Builder()
+    artifact.value(build, text_of)
+    (artifact.folder / ".DS_Store").write_bytes(b"icons")
+    (artifact.folder / ".nfs0001").write_bytes(b"deleted, and open somewhere")
+    artifact.value(build, text_of)
+    assert build.count == 1
+
+
+def test_one_from_before_there_were_checksums_is_read_and_given_them(tmp_path, caplog):
+    artifact, build = Artifact(tmp_path, {"a": 1}), Builder()
+    artifact.folder.mkdir()
+    (artifact.folder / "text").write_text("old")
+    (artifact.folder / "spec.json").write_text('{"a": 1, "length": 3}')
+    with caplog.at_level(logging.INFO):
+        assert [artifact.value(build, text_of) for _ in range(2)] == ["old", "old"]
+    assert [line.rpartition(": ")[2] for line in caplog.messages] == [
+        "from before there were checksums; from now on it is checked"
+    ]
+    flipped(artifact.folder / "text")
+    assert artifact.value(build, text_of) == "whole"
+
+
+def test_a_large_one_is_hashed_once_for_each_state_of_its_files(tmp_path, monkeypatch, caplog):
+    hashed = []
+
+    def counted(folder, names):
+        hashed.append(folder)
+        return sha256_of_all(folder, names)
+
+    monkeypatch.setattr(artifacts, "sha256_of_all", counted)
+    monkeypatch.setattr(artifacts, "LARGE", 0)
+    artifact, build = Artifact(tmp_path, {"a": 1}), Builder()
+    artifact.value(build, text_of)
+    assert len(hashed) == 1  # when it was built
+    artifacts._CHECKED.clear()  # as in a new process
+    artifact.value(build, text_of)
+    assert len(hashed) == 1
+    text = artifact.folder / "text"
+    text.write_bytes(text.read_bytes())  # another time
+    artifacts._CHECKED.clear()
+    artifact.value(build, text_of)
+    artifact.value(build, text_of)
+    assert len(hashed) == 2
+    before = text.stat()
+    flipped(text)
+    os.utime(text, ns=(before.st_atime_ns, before.st_mtime_ns))  # the kernel keeps a time that nobody can set
+    assert artifact.value(build, text_of) == "whole"
+    assert "sha256 differs" in caplog.text
+    (artifact.folder / "checked.json").write_text("{")
+    artifacts._CHECKED.clear()
+    assert artifact.value(build, text_of) == "whole"
+    assert build.count == 2
+
+
+def killed_while(where, tmp_path):
+    artifact = Artifact(tmp_path, {"a": 1})
+
+    def build(folder):
+        (folder / "text").write_text("who")
+        if where == "building":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"length": 3}
+
+    if where == "giving the lock back":
+        artifacts.remove = lambda path: os.kill(os.getpid(), signal.SIGKILL) if not path.exists() else remove(path)
+    artifact.value(build, text_of)
+
+
+@pytest.mark.parametrize("where", ["building", "giving the lock back"])
+def test_what_a_killed_builder_left_goes_with_the_next_one_who_comes(tmp_path, where):
+    process = multiprocessing.get_context("fork").Process(target=killed_while, args=(where, tmp_path))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    artifact = Artifact(tmp_path, {"a": 1})
+    assert len(list(tmp_path.iterdir())) == 2
+    artifact.value(Builder(), text_of)
+    assert [path.name for path in tmp_path.iterdir()] == [artifact.key]
+
+
+def test_the_split_is_an_artifact_too(tmp_path, caplog):
+    split = Split(torch.arange(3).numpy(), torch.arange(5).numpy(), torch.arange(5, 7).numpy(), 4)
+    for damage in (None, *DAMAGE):
+        if damage is not None:
+            damage(tmp_path / "artifacts" / "split" / split.hash / "split.npz")
+        keep_split(split, {"dataset": "digits", "hash": split.hash}, tmp_path)
+        [folder] = (tmp_path / "artifacts" / "split").iterdir()
+        assert folder.name == split.hash
+        assert set(read_npz(folder / "split.npz", "key")) == {"labeled", "unlabeled", "val"}
+    assert len(caplog.messages) == len(DAMAGE)
 
 
 def test_what_is_built_and_cannot_be_read_is_an_error_and_a_failed_build_leaves_nothing(tmp_path):

@@ -31,6 +31,7 @@ from kdrun.data.residency import place
 from kdrun.data.splits import Split
 from kdrun.data.views.recipes import Weak
 from kdrun.training.evaluator import Evaluator
+from tests.damage import DAMAGE, truncated
 from tests.processes import Forked
 from tests.unit.test_published import write_image, write_tree
 
@@ -167,25 +168,39 @@ def test_another_process_waits(tree, outputs, caplog):
     assert "packing 12" not in caplog.text
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda folder: (folder / "images.bin").write_bytes((folder / "images.bin").read_bytes()[:-1]),
-        lambda folder: (folder / "images.bin").unlink(),
-        lambda folder: (folder / "spec.json").unlink(),
-        lambda folder: (folder / "spec.json").write_text("{"),
-        lambda folder: (folder / "spec.json").write_text("[1]"),
-        lambda folder: (folder / "spec.json").write_text('{"num_images": 12, "unreadable": {}}'),
-    ],
-)
-def test_what_is_damaged_is_refused(tree, outputs, spoil):
+@pytest.mark.parametrize("file", ["images.bin", "spec.json"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_is_damaged_is_said_and_packed_anew(tree, outputs, caplog, damage, file):
+    pack = pack_of(tree, outputs)
+    expected = np.array(pack.build().images)
+    damage(pack.artifact.folder / file)
+    np.testing.assert_array_equal(pack_of(tree, outputs).build().images, expected)
+    [line] = caplog.messages
+    assert line.startswith(f"{pack.artifact.folder}: damaged (")
+    assert line.endswith("; it is built anew")
+    assert len(folders(outputs)) == 1
+
+
+def test_what_is_not_whole_is_not_opened(tree, outputs):
     pack = pack_of(tree, outputs)
     pack.build()
-    spoil(pack.artifact.folder)
-    with pytest.raises(DataError, match=rf"{pack.artifact.folder}: damaged packed images; delete the folder"):
-        pack.build()
-    shutil.rmtree(pack.artifact.folder)
-    assert len(pack.build().images) == 12
+    truncated(pack.artifact.folder / "images.bin")
+    assert pack.open() is None
+
+
+@pytest.mark.parametrize("file", ["images.bin", "progress.json"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_a_killed_process_left_damaged_is_packed_from_the_first_image(tree, outputs, damage, file):
+    killed = multiprocessing.get_context("fork").Process(target=build_and_die, args=(tree, outputs))
+    killed.start()
+    killed.join()
+    (partial,) = [path for path in folders(outputs) if path.suffix == ".partial"]
+    content = (partial / "images.bin").read_bytes()[: 5 * SIZE * SIZE * 3]  # not the row that was torn
+    (partial / "images.bin").write_bytes(content)
+    damage(partial / file)
+    expected, _ = decode(sorted(tree.rglob("*.png")), SIZE)
+    np.testing.assert_array_equal(pack_of(tree, outputs).build().images, expected)
+    assert [path.suffix for path in folders(outputs)] == [""]
 
 
 def test_a_full_disk(tree, outputs):
