@@ -23,6 +23,7 @@ from kdrun.cli.table import extras_in
 from kdrun.core.errors import ConfigError, KdrunError, Unfinished
 from kdrun.core.files import write_bytes, write_text
 from kdrun.core.schema import Schema, build, from_arguments
+from kdrun.core.sums import sealed, unsealed
 from kdrun.results.fill import CurveReader, Reader, curve_reader, curve_table, reader, table_of
 from kdrun.results.formats import to_json
 from kdrun.results.plan import PlannedRun, TableConfig, TablePlan, make_plan, plan_of, table_spec
@@ -187,7 +188,7 @@ def _read(place: Path) -> Published:
 
 def _write_records(place: Path, records: Sequence[Record]) -> None:
     """records.jsonl, or records.jsonl.xz where that would be too large."""
-    text = "".join(json.dumps(finite(record), ensure_ascii=False) + "\n" for record in records).encode()
+    text = "".join(json.dumps(sealed(finite(record)), ensure_ascii=False) + "\n" for record in records).encode()
     packed = len(text) > MOST
     write_bytes(place / (PACKED if packed else PLAIN), lzma.compress(text) if packed else text)
     (place / (PLAIN if packed else PACKED)).unlink(missing_ok=True)
@@ -201,8 +202,8 @@ def published_reader(place: Path) -> Reader:
     try:
         text = lzma.decompress(path.read_bytes()) if packed else path.read_bytes()
         for number, line in enumerate(text.decode().splitlines(), start=1):
-            record = json.loads(line)
-            if not isinstance(record, dict) or record.get("schema") != SCHEMA or "key" not in record:
+            record = unsealed(json.loads(line), "files")
+            if record.get("schema") != SCHEMA or "key" not in record:
                 raise ValueError(f"line {number} is no record of schema {SCHEMA}")
             found[record["key"]] = record
     except (OSError, ValueError, lzma.LZMAError) as error:
