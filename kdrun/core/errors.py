@@ -30,10 +30,6 @@ class NonFiniteLoss(KdrunError):
     """A loss term became NaN or infinite during training."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """Training was stopped by a signal after a checkpoint was written. Stops a whole sweep, as Ctrl-C does."""
-
-
 class Unfinished(KdrunError):
     """What was asked for is done only in part, or did not come out as it should: exit code 1, not 2.
 

@@ -91,12 +91,15 @@ class Pack:
         from tqdm import tqdm
 
         digest, whole = hashlib.sha256(), True
-        with ThreadPoolExecutor(cores(), "hash") as pool:
+        pool = ThreadPoolExecutor(cores(), "hash")
+        try:
             hashes = pool.map(_file_digest, self.paths)
             bar = tqdm(hashes, total=len(self.paths), desc="hashing", unit="img", disable=None, leave=False)
             for name, found in zip(self.names, bar, strict=True):
                 digest.update(os.fsencode(f"{name}\0{found}\n"))
                 whole &= found != ""
+        finally:
+            pool.shutdown(cancel_futures=True)  # else who is interrupted waits for all files
         return digest.hexdigest(), whole
 
     def open(self) -> Packed | None:
