@@ -67,7 +67,7 @@ def execute(arguments: list[str]) -> int:
     sys.argv = [old[0], *arguments]
     register_source()
     try:
-        with planned(jobs or ()):
+        with signals.during("starting the next run"), planned(jobs or ()):
             job()
     except signals.Interrupted as stop:
         if jobs is not None and len(jobs) > 1:

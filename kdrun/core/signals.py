@@ -11,7 +11,6 @@ Python runs handlers in the main thread alone; in other threads nothing here has
 """
 
 import contextlib
-import logging
 import signal
 import sys
 import threading
@@ -20,10 +19,11 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-log = logging.getLogger(__name__)
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 AGAIN = 0.2
 """Seconds. What follows sooner is the same signal: timeout(1) and shells send it to a process and to its group."""
+SOON = 0.05
+"""Seconds until a signal that came while a module was loaded comes again."""
 LINGER = 60.0
 """Seconds in which a scheduler that has sent TERM may send the signal upon which a host requeues its job."""
 ON_STOP: set[Callable[[], None]] = set()
@@ -67,22 +67,44 @@ class _Taken:
         self.put_off = 0
         self.over = False
         self._first = 0.0
+        self._repeats = False
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        self.received.append(signal.Signals(number))
-        if self.over:
-            return
-        if len(self.received) == 1:
-            self._first = now
-            if self.put_off:
+        if self._repeats:
+            again = self._repeats = False
+        else:
+            self.received.append(signal.Signals(number))
+            again = len(self.received) > 1
+            if not again:
+                self._first = time.monotonic()
+            elif number not in (signal.SIGINT, signal.SIGTERM) or time.monotonic() - self._first < AGAIN:
                 return
-        elif number not in (signal.SIGINT, signal.SIGTERM) or now - self._first < AGAIN:
+        if self.over or (self.put_off and not again):
+            return
+        if _importing(frame) and not again:
+            timer = threading.Timer(SOON, self._repeat, (number,))
+            timer.daemon = True
+            timer.start()
             return
         raise Interrupted(self.received[0])
 
+    def _repeat(self, number: int) -> None:
+        if self.entered and not self.over:
+            self._repeats = True
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
+
 
 _TAKEN = _Taken()
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether a module is being loaded. Interrupted there, C code (NumPy's, torch's) loses the exception and goes on
+    with half a module."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _in_main_thread() -> bool:
@@ -128,7 +150,6 @@ def _hand_over(received: list[signal.Signals], before: dict[int, Any]) -> None:
     # Schedulers that preempt send TERM first; submitit lets that pass and requeues on USR2 (others on USR1), which may
     # be seconds away. Ended by then, the job would be lost; and nothing is lost by waiting for the end in its stead.
     if signal.SIGTERM in received and signal.SIGTERM in hosts and {signal.SIGUSR1, signal.SIGUSR2} & set(hosts):
-        log.info("stopped by SIGTERM; waiting %.0f s for the signal to requeue", LINGER)
         time.sleep(LINGER)
 
 
@@ -190,7 +211,8 @@ def exit_code(command: Callable[[], int]) -> int:
     """That of a command, which a signal may end: then a line on stderr says what was stopped."""
     with taken():
         try:
-            return command()
+            with during("starting up"):
+                return command()
         except KeyboardInterrupt as stop:
             _TAKEN.over = True
             with contextlib.suppress(OSError, ValueError):  # the terminal may be what is gone
@@ -200,12 +222,7 @@ def exit_code(command: Callable[[], int]) -> int:
 
 def process(main: Callable[[], int]) -> int:
     """`exit_code` of the whole process: until Python itself is gone, a further Ctrl-C ends it without a traceback."""
-
-    def whole() -> int:
-        with during("starting up"):
-            return main()
-
-    code = exit_code(whole)
+    code = exit_code(main)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     return code
