@@ -198,8 +198,8 @@ def at_once() -> Iterator[None]:
 @contextlib.contextmanager
 def during(what: str, remedy: str = GO_ON) -> Iterator[None]:
     """An interruption inside says that it was `while <what>`; the innermost context tells."""
-    poll()
     try:
+        poll()
         yield
     except Interrupted as stop:
         if not stop.text:
