@@ -1,10 +1,18 @@
-"""The face of `kdrun.cli.train`: `python -m kdrun.train`."""
+"""The face of `kdrun.cli.train`: `python -m kdrun.train`. Takes signals before anything that loads for long."""
 
 import sys
 
-from kdrun.cli.train import main
+from kdrun.core.signals import process
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line. Returns the exit code."""
+    from kdrun.cli.train import main as train
+
+    return train(argv)
+
 
 __all__ = ["main"]
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(process(main))

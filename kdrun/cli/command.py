@@ -3,7 +3,8 @@
 A command is a file beside this one: its docstring is its usage, its `main` gives what is printed. None loads torch
 before its arguments are right.
 
-Exit codes: 0; 1 `Unfinished`, or a run failed; 2 a mistake; 130 interrupted.
+Exit codes: 0; 1 `Unfinished`, or a run failed; 2 a mistake; 128 + the number of the signal that ended it: 130 INT, 143
+TERM, 129 HUP, 138 USR1, 140 USR2.
 """
 
 import importlib
@@ -13,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kdrun.cli.help import overview
+from kdrun.core import signals
 from kdrun.core.errors import ConfigError, KdrunError, Unfinished, allowed
 from kdrun.core.schema import Schema, from_arguments
 from kdrun.runs.record import open_record
@@ -27,6 +29,10 @@ COMPLETION = {"-sc", "--shell_completion"}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line: a command and its arguments, or the arguments of train alone. Returns the exit code."""
+    return signals.exit_code(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     first, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     if first == "help":
         first, rest = (rest[0], ["--help"]) if rest else ("--help", [])
@@ -34,8 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if first in COMMANDS:
             return _run(first, rest)
         return _run_without_a_word([first, *rest] if first else [])
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:
         sys.stderr.close()  # e.g. `| head`: nobody reads on
         return 0
@@ -49,7 +53,8 @@ def _run(command: str, arguments: Sequence[str]) -> int:
         print(_usage(command))
         return 0
     try:
-        print(_module(command).main(arguments))
+        with signals.during(f"running kdrun {command}", "run the same command again"):
+            print(_module(command).main(arguments))
     except KdrunError as error:
         if isinstance(error, Unfinished) and error.text:
             print(error.text)

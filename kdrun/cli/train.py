@@ -19,6 +19,7 @@ from kdrun.config.job import Job, planned, planned_job
 from kdrun.config.nodes import to_config
 from kdrun.config.resolvers import register_resolvers
 from kdrun.config.source import register_source
+from kdrun.core import signals
 from kdrun.core.errors import KdrunError
 from kdrun.core.later import later
 from kdrun.core.paths import CONF_DIR
@@ -45,14 +46,19 @@ def job(composed: DictConfig) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line. Returns the exit code: 0 done, 1 a job failed, 2 a mistake, 130 interrupted."""
-    arguments = sys.argv[1:] if argv is None else argv
+    """Run the command line. Returns the exit code: 0 done, 1 a job failed, 2 a mistake, 128 + n stopped by signal n."""
+    return signals.exit_code(lambda: execute(sys.argv[1:] if argv is None else argv))
+
+
+def execute(arguments: list[str]) -> int:
+    """As `main`. Raises KeyboardInterrupt: stopped by a signal."""
     if {"--help", "-h"} & set(arguments):
         print(show_help(arguments))
         return 0
     try:
-        arguments = flags_first(arguments)
-        jobs = plan(arguments)
+        with signals.during("planning, before anything was written", "run the same command again"):
+            arguments = flags_first(arguments)
+            jobs = plan(arguments)
     except KdrunError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -61,11 +67,12 @@ def main(argv: list[str] | None = None) -> int:
     sys.argv = [old[0], *arguments]
     register_source()
     try:
-        with planned(jobs or ()):
+        with signals.during("starting the next run"), planned(jobs or ()):
             job()
-    except KeyboardInterrupt as stop:
-        print(f"interrupted: {stop or 'run the same command again to go on'}", file=sys.stderr)
-        return 130
+    except signals.Interrupted as stop:
+        if jobs is not None and len(jobs) > 1:
+            stop.text = f"{stop} ({len(jobs) - len(_undone(jobs))} of {len(jobs)} runs are done)"
+        raise
     except SystemExit as stop:  # Hydra has printed why
         _report(jobs)
         return stop.code if isinstance(stop.code, int) and stop.code else 1
@@ -78,6 +85,17 @@ def _report(jobs: list[Job] | None) -> int:
     """Name the planned runs that are not done."""
     if jobs is None:
         return 0
+    bad = _undone(jobs)
+    for line in bad:
+        if len(jobs) > 1 or line.startswith("missing"):  # a single job has said it already
+            print(line, file=sys.stderr)
+    if len(jobs) > 1:
+        print(f"{len(jobs) - len(bad)} of {len(jobs)} runs done", file=sys.stderr if bad else sys.stdout)
+    return 1 if bad else 0
+
+
+def _undone(jobs: list[Job]) -> list[str]:
+    """A line for each run that is not done."""
     bad: list[str] = []
     for own in jobs:
         try:
@@ -87,9 +105,4 @@ def _report(jobs: list[Job] | None) -> int:
         if record["status"] != "done":
             why = (record.get("error") or {}).get("message", "")
             bad.append(f"{record['status']}: {own.directory}{': ' + why if why else ''}")
-    for line in bad:
-        if len(jobs) > 1 or line.startswith("missing"):  # a single job has said it already
-            print(line, file=sys.stderr)
-    if len(jobs) > 1:
-        print(f"{len(jobs) - len(bad)} of {len(jobs)} runs done", file=sys.stderr if bad else sys.stdout)
-    return 1 if bad else 0
+    return bad

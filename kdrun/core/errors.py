@@ -30,10 +30,6 @@ class NonFiniteLoss(KdrunError):
     """A loss term, a weight or a final figure became NaN or infinite in training."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """Training was stopped by a signal after a checkpoint was written. Stops a whole sweep, as Ctrl-C does."""
-
-
 class Unfinished(KdrunError):
     """What was asked for is done only in part, or did not come out as it should: exit code 1, not 2.
 

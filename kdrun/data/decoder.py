@@ -1,12 +1,16 @@
 """Processes that decode the image files of coming batches."""
 
+import atexit
+import contextlib
 import signal
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from kdrun.core.signals import ENDING
 from kdrun.data.stream import Decoded, Stream
 
 
@@ -50,18 +54,28 @@ class Decoder:
         loader = DataLoader(
             self._steps, batch_size=None, sampler=range(step, last), num_workers=self._workers, pin_memory=self._pin,
             collate_fn=_as_it_is,  # type: ignore[arg-type]
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # else a number of torch's global generator would be used up
         )  # fmt: skip
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # as any loader
-            return iter(loader)
+            made = iter(loader)
+        atexit.register(_kill, weakref.ref(made))  # Python would ask them to end by SIGTERM, and wait
+        return made
 
     def close(self) -> None:
         """Ends the workers."""
         made, self._made = self._made, None
         if made is not None:
             made._shutdown_workers()  # type: ignore[attr-defined]  # a reference in a traceback would keep them alive
+            _kill(weakref.ref(made))
+
+
+def _kill(made: "weakref.ref[Iterator[dict[str, Decoded]]]") -> None:
+    """End workers that still hang, in a file system that does not answer say."""
+    for worker in getattr(made(), "_workers", ()):
+        with contextlib.suppress(ValueError):  # it is closed
+            worker.kill()
 
 
 ENDLESS = 1 << 40  # steps
@@ -71,6 +85,8 @@ def _as_it_is(item: dict[str, Decoded]) -> dict[str, Decoded]:
     return item
 
 
-def _ignore_interrupts(worker: int) -> None:
-    # Ctrl-C reaches all processes of a terminal: the run finishes its step and ends the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_signals(worker: int) -> None:
+    # Ctrl-C reaches all processes of a terminal, other signals all of a SLURM step or of timeout(1)'s group: the run
+    # finishes its step, which needs the workers, and ends them.
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdrun.config.needs import Needs
+from kdrun.core import signals
 from kdrun.core.device import autocast, eager
 from kdrun.core.files import atomic_path
 from kdrun.data.views.center import Center
@@ -49,6 +50,7 @@ class Evaluator:
         for split, (images, index, _) in self.splits.items():
             parts: dict[str, list[Tensor]] = {}
             for chunk, pixels in clean_batches(images, index, self.batch_size, self.center):
+                signals.poll()
                 view = View(pixels, chunk)
                 with autocast(index.device, self.precision):
                     for net, values in predict(view).items():

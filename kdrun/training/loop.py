@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from kdrun.config.run import RunConfig
 from kdrun.config.schedule import Clock, ScheduleConfig
+from kdrun.core import signals
 from kdrun.core.device import autocast
-from kdrun.core.errors import Interrupted, KdrunError, NonFiniteLoss
+from kdrun.core.errors import KdrunError, NonFiniteLoss
 from kdrun.core.files import remove, write_bytes
 from kdrun.data.loader import Loader
 from kdrun.data.views.view import Batch
@@ -32,7 +33,6 @@ from kdrun.training.ema import Ema
 from kdrun.training.evaluator import Evaluator, choice_metrics
 from kdrun.training.optimizer import make_optimizer
 from kdrun.training.rates import LearningRate, Ramps
-from kdrun.training.signals import StopSignal
 from kdrun.training.state import OtherMetrics, Progress, restore, state_of
 from kdrun.training.tracking import Tracker
 
@@ -104,43 +104,66 @@ class Loop:
         self._last: dict[tuple[str, str], Tensor] = {}  # logits of the evaluation at the last step
         self.best: dict[str, bytes] = {}  # network -> its file with the weights that were best on validation images
         self.touched = False  # by a checkpoint
+        self.unevaluated = False  # a signal broke off the evaluation that was due after the last step
         self.window: list[Tensor] = []  # logged values of the steps since the last line
         self.names: list[str] = []
+        self._watch = Stopwatch(self.progress.seconds)
 
     # ------------------------------------------------------------------------------------------------- training
 
     def run(self) -> Progress:
         """Train from the last checkpoint, or from the start, to the last step."""
-        self._resume()
-        self._prepare()
+        with signals.at_once():
+            self._resume()
+            self._prepare()
         progress, total_steps = self.progress, self.clock.total_steps
         clip, watch = self._clip_groups(), Stopwatch(progress.seconds)
+        self._watch = watch
         self.method.train()
-        with StopSignal() as stop, self._bar() as bar:
-            try:
-                for step in range(progress.step, total_steps):
-                    with watch.on("data"):
-                        batch = self.loader.batch(step)
-                    self._keep(self._optimize(step, batch, clip))
-                    progress.step = step + 1
-                    self._tell(watch)
-                    bar.update(self._batch_size)
-                    stopped = stop.received
-                    self._save_where_due(watch, stopped is not None)
-                    if stopped is not None:
-                        raise Interrupted(
-                            f"stopped by {stopped} after step {progress.step} of {total_steps}; "
-                            "a checkpoint was written, the same command goes on from there"
-                        )
-            except Exception as error:
-                if stop.received is not None:  # the signal stops the sweep, whatever went wrong on the way
-                    raise Interrupted(f"stopped by {stop.received}; no checkpoint: {error}") from error
-                raise
+        with self._bar() as bar:
+            if self.unevaluated:
+                self._evaluate()
+            for step in range(progress.step, total_steps):
+                with watch.on("data"):
+                    batch = self.loader.batch(step)
+                self._keep(self._optimize(step, batch, clip))
+                progress.step = step + 1
+                self._tell(watch)
+                bar.update(self._batch_size)
+                self._save_where_due(watch)
+                signals.poll()
         progress.seconds = watch.seconds()
         waited, trained = progress.seconds["data"], progress.seconds["train"]
         share = waited / max(waited + trained, 1e-9)
         log.info("trained for %.1f s, of which %.0f %% waiting for data", waited + trained, 100 * share)
         return progress
+
+    @contextlib.contextmanager
+    def stopped_well(self) -> Iterator[None]:
+        """Around `run` and what follows it: a signal waits until the state is whole, and a checkpoint is written then.
+
+        Raises:
+            Interrupted: after that, or at once where a second signal asks for it.
+        """
+        total_steps, last = self.clock.total_steps, "the same command goes on from its last checkpoint, or begins anew"
+        with signals.during(f"training {self.directory}", last), signals.put_off():
+            try:
+                try:
+                    yield
+                    signals.poll()
+                except signals.PutOff as stop:
+                    self._save(self._watch)
+                    stop.text = (
+                        f"stopped by {stop.name} after step {self.progress.step} of {total_steps}; "
+                        "a checkpoint was written, the same command goes on from there"
+                    )
+                    raise
+            except Exception as error:
+                number = signals.received()
+                if number is not None:  # it stops the sweep, whatever went wrong on the way
+                    text = f"stopped by {number.name}; no checkpoint: {error}"
+                    raise signals.Interrupted(number, text) from error
+                raise
 
     def _bar(self) -> "tqdm[NoReturn]":
         given = self.config.execution.progress
@@ -157,19 +180,21 @@ class Loop:
             self._flush()
         if self._evaluation_due(done):
             self._check_finite()
-            with watch.on("eval"):
-                self._evaluate()
+            self._evaluate()
 
-    def _save_where_due(self, watch: Stopwatch, stopped: bool) -> None:
-        """A checkpoint after a step: when the time or the number of steps has come, or the run is stopped."""
+    def _save_where_due(self, watch: Stopwatch) -> None:
+        """A checkpoint after a step: when the time or the number of steps has come."""
         execution, done = self.config.execution, self.progress.step
         every = execution.checkpoint_every_steps
         due = watch.elapsed() >= execution.checkpoint_every_seconds or (every and done % every == 0)
-        if stopped or (due and done != self.clock.total_steps):
-            self._check_finite()
-            self.progress.seconds = watch.seconds()
-            self._checkpoint()
-            watch.mark()
+        if due and done != self.clock.total_steps:
+            self._save(watch)
+
+    def _save(self, watch: Stopwatch) -> None:
+        self._check_finite()
+        self.progress.seconds = watch.seconds()
+        self._checkpoint()
+        watch.mark()
 
     def _prepare(self) -> None:
         fresh, state = not self.progress.step, random_state(self.device)
@@ -222,7 +247,15 @@ class Loop:
         return False
 
     def _evaluate(self) -> None:
-        logits = self._logits()
+        """All networks. A signal breaks it off: nothing has changed then, and it is done again before the next step."""
+        before, self.unevaluated = random_state(self.device), True
+        try:
+            with self._watch.on("eval"):
+                logits = self._logits()
+        except signals.PutOff:
+            set_random_state(before, self.device)
+            raise
+        self.unevaluated = False
         metrics = {**self.evaluator.metrics(logits), **choice_metrics(self.method)}
         progress = self.progress
         if progress.step == self.clock.total_steps:

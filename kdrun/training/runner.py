@@ -17,6 +17,7 @@ from kdrun.config.job import Job
 from kdrun.config.key import named_files, part_classes
 from kdrun.config.nodes import dump
 from kdrun.config.run import RunConfig
+from kdrun.core import signals
 from kdrun.core.errors import KdrunError
 from kdrun.core.files import remove, sweep, write_bytes, write_text
 from kdrun.core.hashing import content_hash
@@ -54,15 +55,17 @@ def run(asked: Job | RunConfig, job_type: str = "train") -> Record:
         The record; its `status` is done or failed (then `error` says why, and log.txt holds the traceback).
 
     Raises:
-        KeyboardInterrupt: stopped by a signal; the same call goes on from the checkpoint.
+        Interrupted: stopped by a signal (a KeyboardInterrupt); the same call goes on from the checkpoint.
     """
-    job = settled(Job.of(asked))
-    record = _train(job, job_type)
-    if record["status"] == "done" and job_type == "train":
-        if job.config.evaluate.corruptions is not None:
-            record = with_corruptions(job, job.config.evaluate.corruptions)
-        if job.config.evaluate.sets:
-            record = with_sets(job)
+    job = Job.of(asked)
+    with signals.taken(), signals.during(f"working on {job.directory}"):
+        job = settled(job)
+        record = _train(job, job_type)
+        if record["status"] == "done" and job_type == "train":
+            if job.config.evaluate.corruptions is not None:
+                record = with_corruptions(job, job.config.evaluate.corruptions)
+            if job.config.evaluate.sets:
+                record = with_sets(job)
     return record
 
 
@@ -287,21 +290,22 @@ def _fit(assembly: Assembly, record: Record, job_type: str, lock: Lock) -> None:
                 method, loader, evaluator, assembly.clock, job.directory, tracker, job.key, lock.require, hidden,
                 partial(_before, assembly, record),
             )  # fmt: skip
-            progress = loop.run()
-        started = time.perf_counter()
-        logits: Logits = {} if loop is None else loop.final_logits()
-        if assembly.teacher is not None:
-            logits.update(evaluator.logits(assembly.teacher.predict))
-        if loop is not None:
-            refuse_networks(method.networks(), progress.step)
-        metrics = {**evaluator.final_metrics(logits), **choice_metrics(method)}
-        refuse_metrics(metrics, progress.step)
-        _warn(record, *evaluator.warnings(logits, method.needed))
-        lock.require()
-        evaluator.save(job.directory / "predictions", logits)
-        if loop is not None:
-            _save_networks(method, loop, job.directory)
-        record["files"] = results(job.directory) | ({} if loop is None else {METRICS: loop.log.sum()})
+        with loop.stopped_well() if loop is not None else nullcontext():
+            progress = loop.run() if loop is not None else progress
+            started = time.perf_counter()
+            logits: Logits = {} if loop is None else loop.final_logits()
+            if assembly.teacher is not None:
+                logits.update(evaluator.logits(assembly.teacher.predict))
+            if loop is not None:
+                refuse_networks(method.networks(), progress.step)
+            metrics = {**evaluator.final_metrics(logits), **choice_metrics(method)}
+            refuse_metrics(metrics, progress.step)
+            _warn(record, *evaluator.warnings(logits, method.needed))
+            lock.require()
+            evaluator.save(job.directory / "predictions", logits)
+            if loop is not None:
+                _save_networks(method, loop, job.directory)
+            record["files"] = results(job.directory) | ({} if loop is None else {METRICS: loop.log.sum()})
         progress.seconds["eval"] += time.perf_counter() - started
         progress.seconds["total"] += time.perf_counter() - started
         record.update(

@@ -18,7 +18,7 @@ SHAPE = {
     "progress": dict, "method": dict, "optimizer": dict, "ema": list, "scaler": dict, "decay": dict, "window": list,
     "names": list, "random": dict,
 }  # fmt: skip
-"""Entries of every state, since the first checkpoints. `ramps`, `metrics` and `best` came later."""
+"""Entries of every state, since the first checkpoints. `ramps`, `metrics`, `best` and `unevaluated` came later."""
 
 
 @dataclass
@@ -51,6 +51,8 @@ class Loop(Protocol):
     """Network -> its file with the weights that were best on the validation images."""
     touched: bool
     """Whether a state has changed it."""
+    unevaluated: bool
+    """Whether a signal broke off the evaluation that was due after the last step."""
     directory: Path
     device: torch.device
     schedule: ScheduleConfig
@@ -72,6 +74,7 @@ def state_of(loop: Loop) -> dict[str, Any]:
         "ramps": loop.ramps.state_dict(),
         "window": loop.window,
         "names": loop.names,
+        "unevaluated": loop.unevaluated,
         "random": random_state(loop.device),
         "metrics": loop.log.sum(),
         "best": {name: torch.frombuffer(bytearray(content), dtype=torch.uint8) for name, content in loop.best.items()},
@@ -99,6 +102,7 @@ def restore(loop: Loop, state: dict[str, Any]) -> None:
     loop.rate.decay.load_state_dict(state["decay"])
     loop.ramps.load_state_dict(state.get("ramps", {}))
     loop.window, loop.names = [value.to(loop.device) for value in state["window"]], list(state["names"])
+    loop.unevaluated = bool(state.get("unevaluated"))
     loop.progress = Progress(**state["progress"])
     set_random_state(state["random"], loop.device)
     loop.best = best
