@@ -27,6 +27,10 @@ Record = dict[str, Any]
 class DamagedRecord(KdrunError):
     """A record that is not as it was written."""
 
+    def __init__(self, path: Path, error: Exception) -> None:
+        self.why = f"not a readable record ({error})"
+        super().__init__(f"{path}: {self.why}; delete it to run this anew")
+
 
 def read_record(directory: Path) -> Record | None:
     """The record of a run directory, None if there is none; without its checksum, which was compared.
@@ -41,7 +45,7 @@ def read_record(directory: Path) -> Record | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise DamagedRecord(f"{path}: not a readable record ({error}); delete it to run this anew") from None
+        raise DamagedRecord(path, error) from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         found = record.get("schema") if isinstance(record, dict) else None
         raise KdrunError(f"{path}: record schema {found!r}; this kdrun reads schema {SCHEMA}")

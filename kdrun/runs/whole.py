@@ -10,17 +10,18 @@ from kdrun.core.files import remove
 from kdrun.core.sums import Sum, flaws, sums_of
 
 log = logging.getLogger(__name__)
-RESULTS = ("*.safetensors", "predictions/*.npz")
 METRICS = "metrics.jsonl"
 CORRUPTIONS = "corruptions.json"
 ADDED = {CORRUPTIONS}
 """What was measured of the finished run: if it is damaged, it is measured anew."""
 
 
-def results(directory: Path) -> dict[str, Sum]:
+def results(directory: Path, nets: Iterable[str]) -> dict[str, Sum]:
     """The weights and predictions of a run by their names in its directory, as they are now."""
-    found = sorted(path for pattern in RESULTS for path in directory.glob(pattern) if not path.name.startswith("."))
-    return sums_of(directory, [path.relative_to(directory).as_posix() for path in found])
+    weights = [f"{net}{suffix}.safetensors" for net in nets for suffix in ("", ".best")]
+    predictions = sorted(f"predictions/{path.name}" for path in directory.glob("predictions/[!.]*.npz"))
+    names = [*weights, "method.safetensors", *predictions]
+    return sums_of(directory, [name for name in names if (directory / name).is_file()])
 
 
 def lacks(directory: Path, record: Mapping[str, Any]) -> dict[str, str]:

@@ -138,7 +138,7 @@ def _done(directory: Path, job_type: str) -> tuple[Record | None, dict[str, str]
     except DamagedRecord as error:
         if job_type == "train":
             raise
-        return None, {"record.json": str(error), "checkpoint": ""}
+        return None, {"record.json": error.why, "checkpoint": "is of no known run"}
     return (None, changed) if changed else (record, {})
 
 
@@ -305,7 +305,9 @@ def _fit(assembly: Assembly, record: Record, job_type: str, lock: Lock) -> None:
             evaluator.save(job.directory / "predictions", logits)
             if loop is not None:
                 _save_networks(method, loop, job.directory)
-            record["files"] = results(job.directory) | ({} if loop is None else {METRICS: loop.log.sum()})
+            record["files"] = results(job.directory, record["nets"]) | (
+                {} if loop is None else {METRICS: loop.log.sum()}
+            )
         progress.seconds["eval"] += time.perf_counter() - started
         progress.seconds["total"] += time.perf_counter() - started
         record.update(

@@ -87,8 +87,7 @@ def test_a_kill_at_any_operation_on_files_leaves_nothing_and_changes_nothing(tmp
     for last in range(1 + count % every // 2, count + 1, every):
         outputs = tmp_path / f"killed{last}"
         process = Forked(counted, outputs, last, bool(last % 2), arguments)
-        process._process.join(100)
-        assert process.poll() == -signal.SIGKILL, process.text
+        assert process.wait(100) == -signal.SIGKILL, process.text
         again = Forked(command, *arguments, f"execution.outputs={outputs}")
         assert again.wait(100) == 0, (last, process.text, again.text)
         assert left(outputs) == left(tmp_path / "whole"), (last, again.text)
