@@ -1,11 +1,14 @@
 """What one cell of a table holds: a figure of each seed's record, what is missing, and where the runs were made."""
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kdrun.core.errors import KdrunError, allowed
+from kdrun.core.files import reason
 from kdrun.results.intervals import Interval, welch
 from kdrun.results.papers import PaperCell
 from kdrun.results.plan import PlannedRun
@@ -162,8 +165,9 @@ def value_of(record: Record, metric: str, protocol: str = "last", directory: Pat
     """
     asked = Metric.parse(metric)
     artifact = (record.get("artifacts") or {}).get(asked.split) or {}
-    if asked.net is None and isinstance(artifact.get(asked.name), int | float):
-        return float(artifact[asked.name])
+    figure = artifact.get(asked.name) if isinstance(artifact, dict) and asked.net is None else None
+    if isinstance(figure, int | float):
+        return float(figure)
     key = asked.key(record["headline"])
     if protocol == "median20":
         return _median(record, key, directory)
@@ -176,8 +180,8 @@ def value_of(record: Record, metric: str, protocol: str = "last", directory: Pat
 
 
 def _median(record: Record, key: str, directory: Path | None) -> float:
-    lines = [] if directory is None else MetricsLog(directory / "metrics.jsonl").lines()
-    values = [line[key] for line in lines if line.get(key) is not None][-MEDIAN_OF:]
+    lines = [] if directory is None else _logged(directory)
+    values = [line[key] for line in lines if _is_figure(line.get(key))][-MEDIAN_OF:]
     if not values:
         where = "its metrics.jsonl is not at hand" if not lines else "its metrics.jsonl has none"
         raise KdrunError(f"run {record['key']} has no {key} (median20): {where}")
@@ -190,8 +194,19 @@ def curve_of(directory: Path, metric: str) -> dict[int, float]:
     if record is None:
         return {}
     keys = (metric, Metric.parse(metric).key(record.get("headline")))  # some keys, such as train/loss, name no network
-    lines = MetricsLog(directory / "metrics.jsonl").lines()
-    return {line["step"]: line[key] for line in lines for key in keys if line.get(key) is not None}
+    return {line["step"]: line[key] for line in _logged(directory) for key in keys if _is_figure(line.get(key))}
+
+
+def _logged(directory: Path) -> list[dict[str, Any]]:
+    path = directory / "metrics.jsonl"
+    try:
+        return MetricsLog(path).lines()
+    except (OSError, RecursionError, MemoryError, OverflowError) as error:
+        raise KdrunError(f"{path}: not readable ({reason(error)})") from None
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def teacher_value(record: Record, metric: str) -> float | None:
@@ -206,9 +221,10 @@ def given_teacher(record: Record, metric: str) -> dict[str, float]:
     if value is None:
         return {}
     teacher = (record.get("config") or {}).get("teacher") or {}
-    named = Path(teacher.get("path") or teacher.get("source", "ensemble")).name
-    model = teacher["model"]["name"] if teacher.get("model") else named
-    at = "" if teacher.get("temperature", 1) == 1 else f" at T = {teacher['temperature']:g}"
+    named = Path(str(teacher.get("path") or teacher.get("source", "ensemble"))).name
+    model = teacher["model"].get("name", named) if isinstance(teacher.get("model"), dict) else named
+    temperature = teacher.get("temperature", 1)
+    at = f" at T = {temperature:g}" if isinstance(temperature, int | float) and temperature != 1 else ""
     return {f"{model}{at} ({(record.get('requires') or {}).get('teacher', teacher.get('source'))})": value}
 
 

@@ -1,5 +1,6 @@
 """Tables of mean and spread over seeds, from records: planned in conf/table, or of whatever runs there are."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from kdrun.results.tuned import best_candidates
 from kdrun.runs.metric import Metric, is_percent
 from kdrun.runs.record import Record, read_record
 
+log = logging.getLogger(__name__)
 Reader = Callable[[str], Record | None]
 """Directory below the outputs folder -> record; None: there is none. Raises KdrunError for a damaged one."""
 
@@ -122,10 +124,13 @@ def _verdicts(paper: Paper | None, spec: TableConfig, table: Table, read: Reader
 
 def _cost(run: PlannedRun, read: Reader) -> float | None:
     """Seconds of a run and of the runs that it needs, teachers aside; None: one of them is not there."""
-    record = read(run.place)
-    parts = [(record or {}).get("seconds", {}).get("total")]
+    record: Record | None = None
+    with suppress(KdrunError):  # the cell says which cannot be read
+        record = read(run.place)
+    parts: list[float | None] = [((record or {}).get("seconds") or {}).get("total")]
     parts += [_cost(other, read) for role, other in run.needs.items() if not role.startswith("teacher")]
-    return None if None in parts else sum(parts)
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) else None
 
 
 CurveReader = Callable[[str, str], dict[int, float]]
@@ -170,7 +175,7 @@ def _curves(
 ) -> dict[str, list[dict[int, float]]]:
     curves = {}
     for cell in plan.cells:
-        seeds = [curve for run in cell.runs if (curve := read(run.place, metric))]
+        seeds = [curve for run in cell.runs if (curve := _curve(run.place, read, metric))]
         if seeds:
             words = [cell.row, *([] if len(spec.columns) == 1 else [cell.column]), *(cell.candidate or [])]
             curves[", ".join(words)] = seeds
@@ -179,11 +184,25 @@ def _curves(
     return curves
 
 
+def _curve(place: str, read: CurveReader, metric: str) -> dict[int, float]:
+    try:
+        return read(place, metric)
+    except KdrunError as error:
+        log.warning("left out: %s", error)
+        return {}
+
+
 def planned_records(name: str, outputs: Path) -> Iterator[tuple[str, str, list[Record | None]]]:
-    """(row, column, one record for each seed) of each cell of conf/table/<name>.yaml; None: there is none."""
+    """(row, column, one record for each seed) of each cell of conf/table/<name>.yaml.
+
+    None where there is none; what is not whole is named in the log and counts as none.
+    """
     read, spec = reader(outputs), table_spec(name)
     for cell in _best_candidates(spec, plan_of(name, spec, outputs), read)[0]:
-        yield cell.row, cell.column, [read(run.place) for run in cell.runs]
+        known = Cell()
+        yield cell.row, cell.column, [_record(run.place, read, known) for run in cell.runs]
+        for problem in known.damaged:
+            log.warning("left out: %s", problem)
 
 
 def _cell(planned: PlannedCell, metric: str, protocol: str, read: Reader, outputs: Path) -> Cell:

@@ -1,5 +1,6 @@
 """A table as a report that one attaches to a paper: figures, the runs behind them, pictures, cost, differences."""
 
+import logging
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ else:
     judged = later("kdrun.results.plots.judged", "judged")
     FinishedRun = later("kdrun.runs.finished", "FinishedRun")
 
+log = logging.getLogger(__name__)
 MOST_DIAGRAMS = 12  # reliability diagrams
 PANELS = 3  # columns beside each other in a picture of seeds
 MINUS = "\N{MINUS SIGN}"
@@ -271,10 +273,11 @@ def _figures(drawn: Sequence[str]) -> str:
 
 
 def _quietly(read: Callable[..., Any], *arguments: Any) -> Any:
-    """None for a run whose files cannot be read: the table has said so already."""
+    """None for a run whose files cannot be read, which is said."""
     try:
         return read(*arguments)
-    except KdrunError:
+    except KdrunError as error:
+        log.warning("left out: %s", error)
         return None
 
 

@@ -4,17 +4,18 @@ import json
 import logging
 import math
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from kdrun.core.errors import KdrunError
-from kdrun.core.files import write_json
+from kdrun.core.errors import ConfigError, KdrunError
+from kdrun.core.files import reason, regular, write_json
 from kdrun.core.paths import HERE
 from kdrun.core.version import __version__
 from kdrun.runs.layout import run_directories
+from kdrun.runs.shape import fault
 
 log = logging.getLogger(__name__)
 SCHEMA = 1
@@ -23,20 +24,30 @@ Record = dict[str, Any]
 
 
 def read_record(directory: Path) -> Record | None:
-    """The record of a run directory, None if there is none. Raises KdrunError for a damaged or newer one."""
+    """The record of a run directory, None if there is none.
+
+    Raises:
+        KdrunError: it cannot be read, is of another schema, or is not whole (see `kdrun.runs.shape`).
+    """
     path = directory / "record.json"
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(regular(path).read_bytes().decode(), parse_constant=_no_number)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise KdrunError(f"{path}: not a readable record ({error}); delete it to run this anew") from None
+    except NotADirectoryError:  # a run's directory that is a file
+        return None
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise KdrunError(f"{path}: not a readable record ({reason(error)}); delete it to run this anew") from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         found = record.get("schema") if isinstance(record, dict) else None
-        raise KdrunError(f"{path}: record schema {found!r}; this kdrun reads schema {SCHEMA}")
-    if not isinstance(record.get("status"), str):
-        raise KdrunError(f"{path}: not a whole record (it has no status); delete it to run this anew")
+        raise KdrunError(f"{path}: record schema {repr(found)[:40]}; this kdrun reads schema {SCHEMA}")
+    if (wrong := fault(record)) is not None:
+        raise KdrunError(f"{path}: not a whole record ({wrong}); delete it to run this anew")
     return record
+
+
+def _no_number(literal: str) -> None:
+    raise ValueError(f"{literal} is no number of JSON")
 
 
 def write_record(directory: Path, record: Record) -> None:
@@ -51,27 +62,34 @@ def finished_record(directory: Path) -> Record | None:
     return record if all((directory / f"{net}.safetensors").is_file() for net in record["nets"]) else None
 
 
-def find_records(outputs: Path, every: Callable[[Record], bool] | None = None) -> Iterator[tuple[Path, Record]]:
-    """All records below `outputs`/runs, in the order of their paths; damaged ones are named in the log and left out.
+def find_records(
+    outputs: Path, every: Callable[[Record], bool] | None = None, say: Callable[[str], object] = log.warning
+) -> Iterator[tuple[Path, Record]]:
+    """All records below `outputs`/runs, in the order of their paths.
 
     Args:
         every: records of which it is true come first.
+        say: is told a line for each record that is left out, because it is not whole.
     """
     later = []
     for directory in run_directories(outputs):
-        try:
-            record = read_record(directory)
-        except KdrunError as error:
-            log.warning("left out: %s", error)
-            continue
+        record = _told_record(directory, say)
         if record is not None and (every is None or every(record)):
             yield directory, record
         elif record is not None:
             later.append(directory)  # not the record: there may be thousands
     for directory in later:
-        record = read_record(directory)
+        record = _told_record(directory, say)
         if record is not None:
             yield directory, record
+
+
+def _told_record(directory: Path, say: Callable[[str], object]) -> Record | None:
+    try:
+        return read_record(directory)
+    except KdrunError as error:
+        say(f"left out: {error}")
+        return None
 
 
 def open_record(directory: str | Path) -> tuple[Path, Record]:
@@ -83,6 +101,16 @@ def open_record(directory: str | Path) -> tuple[Path, Record]:
     if record["status"] != "done":
         raise KdrunError(f"{directory}: the run is {record['status']}, not done")
     return path, record
+
+
+def open_records(directories: Sequence[str]) -> list[tuple[Path, Record]]:
+    """As `open_record` of each. Raises ConfigError where two are the same run."""
+    opened = [open_record(directory) for directory in directories]
+    places = [path for path, _ in opened]
+    for at, place in enumerate(places):
+        if place in places[:at]:
+            raise ConfigError(f"run: {directories[at]}: given twice; name each run once")
+    return opened
 
 
 def finite(value: Any) -> Any:
