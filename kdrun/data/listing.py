@@ -52,7 +52,7 @@ def read_files(listing: Listing, config: FilesConfig, outputs: Path, pixels: boo
     files = [*listing.train, *listing.val, *more, *listing.test]
     paths, labels = [path for path, _ in files], np.asarray([label for _, label in files], np.int64)
     images, unreadable = _pixels(paths, listing, config, outputs, pixels)
-    streamed = ImageFiles.of(paths, config.pixels, config.pack.crop) if config.stream else None
+    streamed = ImageFiles.of(paths, config.pixels, config.pack.crop, config.max_pixels) if config.stream else None
     ends = np.cumsum([len(listing.train), len(listing.val), len(more)])
     warnings: tuple[str, ...] = ()
     if unreadable:
@@ -80,11 +80,12 @@ def _pixels(
     paths: list[Path], listing: Listing, config: FilesConfig, outputs: Path, pixels: bool
 ) -> tuple[Images, dict[int, str]]:
     size, crop = config.size, config.pack.crop
-    pack = Pack(paths, listing.folder, size, crop, outputs, listing.key)  # refuses files that are not there
+    most = config.max_pixels
+    pack = Pack(paths, listing.folder, size, crop, outputs, listing.key, most)  # refuses files that are not there
     if config.stream:
         return np.broadcast_to(np.uint8(0), (len(paths), config.pixels, config.pixels, 3)), {}
     if config.pack.size is None:
-        return decode(paths, size, crop)
+        return decode(paths, size, crop, most)
     packed = pack.build() if pixels else pack.open()
     if packed is None:
         return np.broadcast_to(np.uint8(0), (len(paths), size, size, 3)), {}

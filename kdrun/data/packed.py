@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from kdrun.config.dataset import MOST_PIXELS
 from kdrun.core.artifacts import Artifact
 from kdrun.core.errors import DataError
 from kdrun.core.files import named, write_json
@@ -59,24 +61,33 @@ class Pack:
         DataError: files that are not there; names `key` and them.
     """
 
-    def __init__(self, paths: Sequence[Path], folder: Path, size: int, crop: str, outputs: Path, key: str) -> None:
+    def __init__(
+        self, paths: Sequence[Path], folder: Path, size: int, crop: str, outputs: Path, key: str,
+        most: int = MOST_PIXELS,
+    ) -> None:  # fmt: skip
         self.paths = paths
+        self.most = most
         self.names: list[str] = []
         seen, missing, within = hashlib.sha256(), [], f"{folder}{os.sep}"
         for path in paths:
             try:
-                stat = path.stat()
+                found = path.stat()
             except OSError as error:
                 missing.append(f"{path} ({error.strerror})")
                 continue
+            if not stat.S_ISREG(found.st_mode):
+                missing.append(f"{path} (not a regular file)")
+                continue
             self.names.append(str(path).removeprefix(within))
-            seen.update(os.fsencode(f"{path.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
+            seen.update(os.fsencode(f"{path.absolute()}\0{found.st_size}\0{found.st_mtime_ns}\n"))
         if missing:
             raise DataError(*absent(missing, key))
         self.row = size * size * 3
         self.outputs = outputs.expanduser()
         self.note = self.outputs / "artifacts" / "contents" / f"{seen.hexdigest()[:16]}.json"
         self.spec: dict[str, Any] = {"version": VERSION, "size": size, "crop": crop, "num_files": len(paths)}
+        if most != MOST_PIXELS:  # else what an older kdrun has packed would be packed again
+            self.spec["max_pixels"] = most
         try:
             self.artifact: Artifact | None = self._artifact(str(json.loads(self.note.read_text())["files"]))
         except (OSError, ValueError, KeyError, TypeError):
@@ -207,7 +218,7 @@ class Pack:
                 write_json(partial / "progress.json", state)
 
             saved = time.monotonic()
-            for image in decoded(self.paths[done:], self.spec["size"], self.spec["crop"]):
+            for image in decoded(self.paths[done:], self.spec["size"], self.spec["crop"], most=self.most):
                 if isinstance(image, str):
                     state["unreadable"][str(state["next"])] = image
                 else:
