@@ -76,6 +76,8 @@ def _images(a: FinishedRun, b: FinishedRun, options: Options) -> list[str]:
     found = []
     for run in (a, b):
         kept = run.kept(options.split, options.net or run.record["headline"])
+        if kept.logits.isnan().any():  # an argmax of NaNs would look like a prediction
+            raise KdrunError(f"{run.directory}: its predictions of split={options.split} are not numbers (NaN)")
         order = kept.index.argsort()
         found.append(tuple(values[order].numpy() for values in (kept.index, kept.target, kept.logits.argmax(1))))
     (index, target, x), (other_index, other_target, y) = found

@@ -175,6 +175,8 @@ def _report(run: FinishedRun, name: str, asked: Sequence[str], metrics: dict[str
     found: dict[str, Any] = finite(metrics)
     write_json(path, {"key": run.record["key"], "asked": list(asked), "metrics": found})
     lines = [f"{key} {value:.4f}" for key, value in found.items() if value is not None]
+    if undefined := [key for key, value in found.items() if value is None]:
+        lines.append(f"warning: {len(undefined)} figures are not finite, e.g. {undefined[0]}")
     count = (run.record.get("split") or {}).get("val") or 0
     if 0 < count < ENOUGH and any(key.endswith("/temperature") for key in found):
         lines.append(f"warning: temperatures, and scaled_ figures, are of {count} validation images; {ENOUGH} would do")

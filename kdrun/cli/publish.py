@@ -15,9 +15,9 @@ import lzma
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kdrun.cli.table import extras_in
 from kdrun.core.errors import ConfigError, KdrunError, Unfinished
@@ -58,6 +58,17 @@ class Options(Schema):
     outputs: str = "outputs"
     published: str = "outputs/published"
     readme: str = "README.md"
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if self.again and self.check:
+            raise ValueError("again: writes, and check does not; leave one out")
+        if self.compose and not (self.again or self.check):
+            raise ValueError("compose: goes with again=true or check=true; else the plan is made anew anyway")
+        asked = {"metric", "curve", "columns", "override"} & self.model_fields_set
+        if self.check and asked:
+            raise ValueError(f"{min(asked)}: check=true compares what was published; leave it out")
+        return self
 
 
 class Shown(Schema):

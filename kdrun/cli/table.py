@@ -84,6 +84,14 @@ class TableOptions(Schema):
                 raise ValueError("format=html: give table=<name> too")
         if self.metric is not None and "/" not in self.metric and self.curve is None:
             raise ValueError(f"metric: {self.metric}: write <images>/<figure>, such as test/top1 or val/student/ece")
+        if self.execute and (self.plan or self.dry):
+            raise ValueError("execute: goes with neither plan=true nor dry=true; leave one out")
+        shown = {"metric", "protocol", "format", "out", "curve", "spread", "columns", "compare"} & self.model_fields_set
+        if (self.plan or self.dry) and shown:
+            raise ValueError(f"{min(shown)}: a plan has no figures; leave it out, or plan and dry")
+        idle = {"protocol", "columns", "compare"} & self.model_fields_set
+        if self.curve is not None and idle:
+            raise ValueError(f"{min(idle)}: not of a table over training (curve); leave one out")
         if self.curve is not None and self.metric is None:
             raise ValueError("curve: give metric=<what metrics.jsonl has, e.g. train/mask_rate> too")
         if self.override and not (self.dry or self.execute):

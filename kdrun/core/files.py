@@ -143,18 +143,26 @@ def read_npz(path: Path, key: str) -> dict[str, npt.NDArray[Any]]:
 def folder(given: str | Path, key: str) -> Path:
     """A folder that is read. Raises ConfigError where there is none."""
     path = Path(given).expanduser()
-    if not path.is_dir():
-        raise ConfigError(f"{key}: {given}: no such folder" if not path.exists() else f"{key}: {given}: not a folder")
-    return path
+    try:
+        if path.is_dir():
+            return path
+        problem = "not a folder" if path.exists() else "no such folder"
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        problem = reason(error)
+    raise ConfigError(f"{key}: {given}: {problem}")
 
 
 def place_for(given: str | Path, key: str) -> Path:
     """A file that is about to be written. Raises ConfigError where its folder is missing, or it is a folder itself."""
     path = Path(given).expanduser()
-    if path.is_dir():
-        raise ConfigError(f"{key}: {given}: is a folder; name a file")
     folder(path.parent, key)
-    return path
+    try:
+        if not path.is_dir():
+            return path
+        problem = "is a folder; name a file"
+    except OSError as error:
+        problem = reason(error)
+    raise ConfigError(f"{key}: {given}: {problem}")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -61,6 +61,7 @@ def table_of(
         for cell in cells.values():
             if cell.without:
                 raise KdrunError(cell.without[0])
+    unsure = metric != spec.metric and not any(cell.values for cell in cells.values())
     for column, parts in spec.aggregates.items():
         for row in spec.rows:
             cells[row, column] = Cell.mean_of({part: cells[row, part] for part in parts})
@@ -69,6 +70,7 @@ def table_of(
     if paper is not None and (printed := printed_name(metric)) is not None:
         others = [row for row in paper.rows_of(table.columns, printed) if row not in table.rows]
         table.published = [row for row in others if row not in rows_with(spec.paper)]
+    table.notes += [f"no run is done yet: whether they will have {metric} is not known"] if unsure else []
     table.notes += [f"{column}: {split} in place of test" for column, split in spec.splits.items()]
     table.notes += [f"{name}: the mean of {', '.join(parts)}, seed by seed" for name, parts in spec.aggregates.items()]
     table.notes += tuned
