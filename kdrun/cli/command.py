@@ -7,7 +7,9 @@ Exit codes: 0; 1 `Unfinished`, or a run failed; 2 a mistake; 128 + the number of
 TERM, 129 HUP, 138 USR1, 140 USR2.
 """
 
+import codecs
 import importlib
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,8 +18,9 @@ from typing import Any
 from kdrun.cli.help import overview
 from kdrun.core import signals
 from kdrun.core.errors import ConfigError, KdrunError, Unfinished, allowed
+from kdrun.core.files import reason
 from kdrun.core.schema import Schema, from_arguments
-from kdrun.runs.record import open_record
+from kdrun.runs.record import open_records
 
 COMMANDS = (
     "train", "table", "status", "compare", "evaluate", "export", "predict", "publish", "download", "plot", "analyze",
@@ -25,6 +28,8 @@ COMMANDS = (
 )  # fmt: skip
 HELP = {"-h", "--help"}
 COMPLETION = {"-sc", "--shell_completion"}
+PLAIN = {"±": "+-", "…": "...", "—": "-", "–": "-", "\N{MINUS SIGN}": "-", "×": "x", "→": "->", "≤": "<=", "≥": ">="}
+"""Signs as a terminal shows them that has not got them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
+    print_anything()
     first, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     if first == "help":
         first, rest = (rest[0], ["--help"]) if rest else ("--help", [])
@@ -45,6 +51,29 @@ def _main(argv: Sequence[str] | None) -> int:
         return 0
 
 
+def print_anything() -> None:
+    """From now on stdout and stderr have something for every sign, whatever a terminal's encoding: `+-` for `±`.
+
+    A byte of a file's name that is no text is printed as `\\xe9`.
+    """
+    codecs.register_error(__name__, _instead)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not what a test or a notebook has put in its place
+            stream.reconfigure(errors=__name__)
+
+
+def _instead(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+
+    def sign(char: str) -> str:
+        if "\udc80" <= char <= "\udcff":  # as os.fsdecode keeps such a byte
+            return f"\\x{ord(char) - 0xDC00:02x}"
+        return PLAIN.get(char) or char.encode("ascii", "backslashreplace").decode()
+
+    return "".join(map(sign, error.object[error.start : error.end])), error.end
+
+
 def _run(command: str, arguments: Sequence[str]) -> int:
     """Print what the `main` of a command gives, or a line on stderr for each error."""
     if command == "train":
@@ -55,6 +84,12 @@ def _run(command: str, arguments: Sequence[str]) -> int:
     try:
         with signals.during(f"running kdrun {command}", "run the same command again"):
             print(_module(command).main(arguments))
+    except BrokenPipeError:
+        raise
+    except (OSError, MemoryError) as error:  # a full disk, a folder that may not be written
+        place = getattr(error, "filename", None)
+        print(f"error: {f'{place}: ' if place else ''}{reason(error)}", file=sys.stderr)
+        return 2
     except KdrunError as error:
         if isinstance(error, Unfinished) and error.text:
             print(error.text)
@@ -94,9 +129,8 @@ def dispatch(package: str, kinds: Mapping[str, type[Schema]], kind: str, argumen
     if name not in kinds:
         raise ConfigError(f"{name or 'command line'}: not {kind}; {allowed(name, kinds)}")
     options: Any = from_arguments(kinds[name], rest)
-    runs = getattr(options, "run", [])
-    for run in [runs] if isinstance(runs, str) else runs:
-        open_record(run)
+    given = getattr(options, "run", [])
+    open_records([given] if isinstance(given, str) else given)
     text: str = importlib.import_module(f"{package}.{name}").report(options)
     return text
 

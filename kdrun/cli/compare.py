@@ -18,7 +18,7 @@ from kdrun.core.schema import Schema, from_arguments
 from kdrun.results.cell import run_name
 from kdrun.results.found import differing_keys, flatten
 from kdrun.runs.metric import is_percent
-from kdrun.runs.record import open_record
+from kdrun.runs.record import open_records
 
 if TYPE_CHECKING:
     from kdrun.runs.finished import FinishedRun
@@ -42,7 +42,7 @@ class Options(Schema):
 def main(arguments: Sequence[str]) -> str:
     """Raises KdrunError: a directory that is no finished run, or predictions of other images."""
     options = from_arguments(Options, arguments)
-    a, b = (FinishedRun(*run) for run in [open_record(run) for run in options.run])
+    a, b = (FinishedRun(*run) for run in open_records(options.run))
     lines = [f"A {run_name(a.directory)}", f"B {run_name(b.directory)}", "", *_configs(a, b), "", *_metrics(a, b)]
     return "\n".join([*lines, "", *_images(a, b, options)])
 
@@ -75,13 +75,11 @@ def _images(a: FinishedRun, b: FinishedRun, options: Options) -> list[str]:
     """Who is right where: in all, by class, by image."""
     found = []
     for run in (a, b):
-        name = options.net or run.record["headline"]
-        path = run.directory / "predictions" / f"{options.split}-{name}.npz"
-        logits, labels = run.predictions(options.split, name)
-        with np.load(path, allow_pickle=False) as file:
-            index = file["index"]
-        order = np.argsort(index)
-        found.append((index[order], labels.numpy()[order], logits.argmax(1).numpy()[order]))
+        kept = run.kept(options.split, options.net or run.record["headline"])
+        if kept.logits.isnan().any():  # an argmax of NaNs would look like a prediction
+            raise KdrunError(f"{run.directory}: its predictions of split={options.split} are not numbers (NaN)")
+        order = kept.index.argsort()
+        found.append(tuple(values[order].numpy() for values in (kept.index, kept.target, kept.logits.argmax(1))))
     (index, target, x), (other_index, other_target, y) = found
     if not np.array_equal(index, other_index) or not np.array_equal(target, other_target):
         raise KdrunError(f"their predictions of split={options.split} are of other images; images are not compared")

@@ -28,6 +28,7 @@ from kdrun.core.errors import ConfigError, KdrunError, allowed
 from kdrun.core.files import write_json
 from kdrun.core.later import later
 from kdrun.core.schema import Schema, from_arguments
+from kdrun.runs.metric import ENOUGH
 from kdrun.runs.record import Record, finite, open_record
 
 if TYPE_CHECKING:
@@ -174,6 +175,11 @@ def _report(run: FinishedRun, name: str, asked: Sequence[str], metrics: dict[str
     found: dict[str, Any] = finite(metrics)
     write_json(path, {"key": run.record["key"], "asked": list(asked), "metrics": found})
     lines = [f"{key} {value:.4f}" for key, value in found.items() if value is not None]
+    if undefined := [key for key, value in found.items() if value is None]:
+        lines.append(f"warning: {len(undefined)} figures are not finite, e.g. {undefined[0]}")
+    count = (run.record.get("split") or {}).get("val") or 0
+    if 0 < count < ENOUGH and any(key.endswith("/temperature") for key in found):
+        lines.append(f"warning: temperatures, and scaled_ figures, are of {count} validation images; {ENOUGH} would do")
     if amend:
         with run.amended() as record:
             new = {key: value for key, value in found.items() if key not in record["metrics"]}

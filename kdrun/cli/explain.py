@@ -30,6 +30,9 @@ def main(arguments: Sequence[str]) -> str:
     args = parser().parse_args(flags_first(arguments))
     if args.multirun:
         raise ConfigError("-m: one run is explained at a time; give each key one value")
+    for name in ("cfg", "resolve", "package", "run", "info", "hydra_help", "shell_completion", "config_path"):
+        if getattr(args, name, None):
+            raise ConfigError(f"--{name.replace('_', '-')}: not an option of explain; leave it out")
     with Composer(args.config_dir, args.config_name or "config") as composer:
         composed = composer.compose(args.overrides)
         config = to_config(composed)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from kdrun.core.errors import KdrunError, Unfinished
-from kdrun.core.files import put_in_place, staged, write_json, write_text
+from kdrun.core.files import folder, put_in_place, staged, write_json, write_text
 from kdrun.core.hashing import file_sha256
 from kdrun.core.later import later
 from kdrun.core.schema import Schema, from_arguments
@@ -103,9 +103,11 @@ def main(arguments: Sequence[str]) -> str:
     use_machine("cpu", options.threads)
     target = Path(options.out or trained.run.directory / "exports" / f"{trained.name}{ENDINGS[options.to]}")
     spec_target = target / SPEC if options.to == "hf_dir" else target.with_name(f"{target.name}.json")
+    if options.out is not None:
+        folder(target.parent, "out")
     _refuse_existing(target, spec_target, options)
-    with staged(target) as folder, torch.no_grad():
-        path = folder / target.name
+    with staged(target) as staging, torch.no_grad():
+        path = staging / target.name
         batch = None if options.dynamic else options.batch
         loaded = FORMS[options.to](trained, path, batch, options.opset or OPSET)
         parity = _comparison(trained, loaded, options)
@@ -114,12 +116,12 @@ def main(arguments: Sequence[str]) -> str:
             write_text(path / "README.md", card(trained, spec))
             write_json(path / SPEC, {**spec, "sha256": file_sha256(path / "model.safetensors")})
         else:
-            write_json(folder / spec_target.name, {**spec, "sha256": file_sha256(path)})
+            write_json(staging / spec_target.name, {**spec, "sha256": file_sha256(path)})
         times = _timing(trained, loaded, options)
         size = sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
         put_in_place(path, target)
         if options.to != "hf_dir":
-            put_in_place(folder / spec_target.name, spec_target)
+            put_in_place(staging / spec_target.name, spec_target)
     return "\n".join([*_report(trained, spec), *times, f"wrote {target} ({size / 1e3:,.0f} kB) and {spec_target}"])
 
 
@@ -179,7 +181,7 @@ def _report(trained: Trained, spec: dict[str, Any]) -> list[str]:
         named = trained.run.config.dataset.class_names is not None
         lines.append(f"{'' if named else 'classes are numbers: '}{trained.shown.gone}")
     if trained.temperature is None:
-        lines.append("no temperature: the run has no validation images to fit one on")
+        lines.append(f"warning: no temperature: {trained.uncalibrated}")
     if trained.run.config.schedule.precision != "fp32":
         lines.append(f"float32; the run was evaluated in {trained.run.config.schedule.precision}")
     return lines

@@ -4,6 +4,9 @@ kdrun predict run=outputs/runs/... images=photos                  any folder, ne
 kdrun predict run=0123456789ab images=photo.jpg out=photo.csv     a run by its key; top=5 classes
 kdrun predict run=... images=photos skip_unreadable=true          leaves out what cannot be decoded
 kdrun predict run=... images=photos predictor=ensemble batch=256 device=cuda threads=4
+kdrun predict run=... images=posters max_pixels=200000000         of a file; more is unreadable
+calibrated_confidence is empty where too few validation images told the temperature. A name that a spreadsheet would
+take for a formula has an apostrophe before it.
 """
 
 from __future__ import annotations
@@ -18,11 +21,12 @@ from pydantic import Field
 
 from kdrun.config.run import ExecutionConfig
 from kdrun.core.errors import DataError, KdrunError
-from kdrun.core.files import atomic_path
+from kdrun.core.files import atomic_path, place_for
 from kdrun.core.later import later
 from kdrun.core.schema import Schema, build, from_arguments
 from kdrun.data.images import decoded, list_images
 from kdrun.data.types import Images
+from kdrun.results.formats import csv_cell
 from kdrun.runs.layout import place_of
 from kdrun.runs.record import open_record
 
@@ -61,6 +65,8 @@ class Options(Schema):
     size: int | None = Field(None, ge=1)
     """Side of the run's own images, where its dataset is not on this machine."""
     skip_unreadable: bool = False
+    max_pixels: int | None = Field(None, ge=1)
+    """Of a file; null: as the run's dataset has it."""
     outputs: str = "outputs"
     """Where a run key is looked for."""
 
@@ -74,8 +80,8 @@ def main(arguments: Sequence[str]) -> str:
     """
     options = from_arguments(Options, arguments)
     machine = build(ExecutionConfig, {"device": options.device, "threads": options.threads}, "")
-    out = Path(options.out)
-    if out.is_dir() or (out.exists() and not options.overwrite):
+    out = place_for(options.out, "out")
+    if out.exists() and not options.overwrite:
         raise KdrunError(f"out: {out}: is there already; give another name, or overwrite=true")
     paths, folder = _files(Path(options.images).expanduser())
     run = open_record(place_of(options.run, options.outputs))
@@ -119,7 +125,7 @@ def _written(
                     first, *rest = ((class_names[k], f"{p:.6f}") for k, p in zip(classes, shares, strict=True))
                     told = "" if trained.temperature is None else f"{scaled:.6f}"
                     row = [path.relative_to(folder).as_posix(), *first, told]
-                    writer.writerow([*row, *(part for pair in rest for part in pair)])
+                    writer.writerow(map(csv_cell, [*row, *(part for pair in rest for part in pair)]))
                     sums = sums[0] + shares[0], sums[1] + scaled
                 count += len(names)
         _refuse(unreadable, count, options)
@@ -141,7 +147,7 @@ def _batches(
         raise KdrunError(f"images: files go with square images only, those of this run are {height}x{width}")
     names: list[Path] = []
     images: list[Images] = []
-    found = zip(paths, decoded(paths, height, shown.crop), strict=True)
+    found = zip(paths, decoded(paths, height, shown.crop, most=options.max_pixels or shown.most), strict=True)
     for path, image in tqdm(found, total=len(paths), desc="predicting", unit="img", disable=None, leave=False):
         if isinstance(image, str):
             unreadable.append(image)
@@ -174,7 +180,7 @@ def _report(out: Path, trained: Trained, count: int, sums: tuple[float, float], 
         lines.append(f"classes are numbers: {trained.shown.gone}")
     confidence, calibrated = (total / count for total in sums)
     if trained.temperature is None:
-        lines.append("no calibrated_confidence: the run has no validation images to fit a temperature on")
+        lines.append(f"warning: no calibrated_confidence: {trained.uncalibrated}")
         told = f"mean confidence {confidence:.4f}"
     else:
         told = f"mean confidence {confidence:.4f}, calibrated {calibrated:.4f} (temperature {trained.temperature:.4f})"

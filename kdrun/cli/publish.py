@@ -15,13 +15,13 @@ import lzma
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kdrun.cli.table import extras_in
 from kdrun.core.errors import ConfigError, KdrunError, Unfinished
-from kdrun.core.files import write_bytes, write_text
+from kdrun.core.files import folder, reason, write_bytes, write_text
 from kdrun.core.schema import Schema, build, from_arguments
 from kdrun.core.sums import sealed, unsealed
 from kdrun.results.fill import CurveReader, Reader, curve_reader, curve_table, reader, table_of
@@ -29,6 +29,7 @@ from kdrun.results.formats import to_json
 from kdrun.results.plan import PlannedRun, TableConfig, TablePlan, make_plan, plan_of, table_spec
 from kdrun.results.table import Table
 from kdrun.runs.record import SCHEMA, Record, finite
+from kdrun.runs.shape import fault
 
 BEGIN, END = "<!-- tables -->", "<!-- /tables -->"
 PLAIN, PACKED = "records.jsonl", "records.jsonl.xz"
@@ -59,6 +60,17 @@ class Options(Schema):
     published: str = "outputs/published"
     readme: str = "README.md"
 
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if self.again and self.check:
+            raise ValueError("again: writes, and check does not; leave one out")
+        if self.compose and not (self.again or self.check):
+            raise ValueError("compose: goes with again=true or check=true; else the plan is made anew anyway")
+        asked = {"metric", "curve", "columns", "override"} & self.model_fields_set
+        if self.check and asked:
+            raise ValueError(f"{min(asked)}: check=true compares what was published; leave it out")
+        return self
+
 
 class Shown(Schema):
     """One table of a folder."""
@@ -87,16 +99,20 @@ class Published(Schema):
 def main(arguments: Sequence[str]) -> str:
     """Raises Unfinished: with check=true, a text is not what its records make."""
     options = from_arguments(Options, arguments)
-    folder = Path(options.published)
+    published = Path(options.published)
+    if options.table is not None:
+        table_spec(options.table)  # refuses a name that is none
+    if options.readme != "README.md" and not Path(options.readme).is_file():
+        raise ConfigError(f"readme: {options.readme}: no such file")
     if options.check:
-        names = [options.table] if options.table else sorted(p.name for p in folder.iterdir() if p.is_dir())
-        wrong = [line for name in names for line in _differences(name, folder / name, options)]
+        names = [options.table] if options.table else sorted(p.name for p in _folders(published))
+        wrong = [line for name in names for line in _differences(name, published / name, options)]
         if wrong:
             raise Unfinished("", *wrong)
         return f"as their records make them: {', '.join(names) or 'nothing is published'}"
     if options.table is None:
         raise ConfigError("table: missing; a value is required")
-    place, outputs = folder / options.table, Path(options.outputs)
+    place, outputs = published / options.table, Path(options.outputs)
     lines = []
     if options.again:
         told = _again(options.table, place, options)
@@ -114,6 +130,10 @@ def main(arguments: Sequence[str]) -> str:
             write_text(path, text)
             lines.append(f"wrote {path}")
     return "\n".join(lines) or f"{place}: nothing has changed"
+
+
+def _folders(published: Path) -> list[Path]:
+    return [path for path in folder(published, "published").iterdir() if path.is_dir()]
 
 
 def _new(name: str, place: Path, options: Options) -> Published:
@@ -182,8 +202,8 @@ def _read(place: Path) -> Published:
         return build(Published, json.loads(path.read_text()), str(path))
     except FileNotFoundError:
         raise KdrunError(f"{path}: is not there; run kdrun publish table={place.name}") from None
-    except (OSError, ValueError) as error:
-        raise KdrunError(f"{path}: not readable ({error}); delete it and publish anew") from None
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise KdrunError(f"{path}: not readable ({reason(error)}); delete it and publish anew") from None
 
 
 def _write_records(place: Path, records: Sequence[Record]) -> None:
@@ -203,11 +223,13 @@ def published_reader(place: Path) -> Reader:
         text = lzma.decompress(path.read_bytes()) if packed else path.read_bytes()
         for number, line in enumerate(text.decode().splitlines(), start=1):
             record = unsealed(json.loads(line), "files")
-            if record.get("schema") != SCHEMA or "key" not in record:
+            if record.get("schema") != SCHEMA:
                 raise ValueError(f"line {number} is no record of schema {SCHEMA}")
+            if (wrong := fault(record)) is not None:
+                raise ValueError(f"line {number} is no whole record: {wrong}")
             found[record["key"]] = record
-    except (OSError, ValueError, lzma.LZMAError) as error:
-        raise KdrunError(f"{path}: not readable ({error})") from None
+    except (OSError, ValueError, lzma.LZMAError, EOFError, RecursionError, MemoryError) as error:
+        raise KdrunError(f"{path}: not readable ({reason(error)}); publish the table anew") from None
     return lambda run_place: found.get(_key(run_place))
 
 

@@ -12,7 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from kdrun.core.errors import ConfigError, allowed
+from kdrun.core.files import folder, regular
 from kdrun.core.lock import held
 from kdrun.core.schema import Schema, from_arguments
 from kdrun.results.found import flatten, unique_records
@@ -31,7 +34,7 @@ class Options(Schema):
     metric: str = "test/top1"
     sort: Literal["path", "seconds", "metric", "seed", "status"] = "path"
     reverse: bool = False
-    limit: int | None = None
+    limit: int | None = Field(None, gt=0)
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -42,45 +45,64 @@ def main(arguments: Sequence[str]) -> str:
     """
     own = [a for a in arguments if a.partition("=")[0] in Options.model_fields or "=" not in a]
     options = from_arguments(Options, own)
-    filters = dict(a.split("=", 1) for a in arguments if a not in own)
-    outputs = Path(options.outputs)
+    filters = _filters([a for a in arguments if a not in own])
+    outputs = folder(options.outputs, "outputs")
     known: set[str] = set()
-    lines: list[tuple[Any, list[str], list[str]]] = []
+    metrics: set[str] = set()
+    found: list[tuple[Path, Record, str]] = []
     counts: dict[str, int] = {}
     records, notes = unique_records(outputs)
     for directory, record in records:
         if filters:
             flat = flatten(record["config"])
             known |= flat.keys()
-            if not all(_is(flat.get(key), value) for key, value in filters.items()):
+            if not all(str(flat.get(key)) == text or flat.get(key) == value for key, (text, value) in filters.items()):
                 continue
         state = _state(directory, record)
         counts[state] = counts.get(state, 0) + 1
         if options.status in (None, state):
-            order = _order(options, directory, record, state)
-            lines.append((order, *_line(directory, record, state, options, outputs)))
+            found.append((directory, record, state))
+            metrics |= record["metrics"].keys()
     for key in filters:
         if known and key not in known:
             raise ConfigError(f"{key}: no run has this key; {allowed(key, (*known, *Options.model_fields))}")
+    if "metric" in options.model_fields_set and metrics and not any(_has(r, options.metric) for _, r, _ in found):
+        raise ConfigError(f"metric: {options.metric}: no run here has it; {allowed(options.metric, metrics)}")
+    told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+    total = f"{sum(counts.values())} runs in {outputs}{': ' + told if told else ''}"
+    return "\n".join([*_shown(found, options, outputs), total, *notes])
+
+
+def _shown(found: Sequence[tuple[Path, Record, str]], options: Options, outputs: Path) -> list[str]:
+    """A header, and a line for each run, what a failed one said below it."""
+    lines = [
+        (_order(options, directory, record, state), *_line(directory, record, state, options, outputs))
+        for directory, record, state in found
+    ]
     lines.sort(key=lambda line: line[0], reverse=options.reverse)
-    shown = lines if options.limit is None else lines[: options.limit]
     header = ["run", "status", options.metric, "seconds", "device"]
-    grid = [header, *(line for _, line, _ in shown)]
-    widths = [max(len(line[i]) for line in grid) for i in range(len(header))]
+    shown = [(header, []), *((line, tail) for _, line, tail in lines[: options.limit])]
+    widths = [max(len(line[i]) for line, _ in shown) for i in range(len(header))]
     out = []
-    for line, tail in [(header, []), *((line, tail) for _, line, tail in shown)]:
+    for line, tail in shown:
         out.append("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
         out += [f"    {text}" for text in tail]
-    told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-    out.append(f"{sum(counts.values())} runs in {outputs}{': ' + told if told else ''}")
-    return "\n".join([*out, *notes])
+    return out
 
 
-def _is(value: Any, given: str) -> bool:
-    """`null`, `true` and numbers as YAML has them."""
+def _filters(arguments: Sequence[str]) -> dict[str, tuple[str, Any]]:
+    """Key -> what it is to be, as text and as YAML has it: `null`, `true`, numbers."""
     import yaml
 
-    return str(value) == given or value == yaml.safe_load(given)
+    filters: dict[str, tuple[str, Any]] = {}
+    for key, _, text in (argument.partition("=") for argument in arguments):
+        if key in filters:
+            raise ConfigError(f"{key}: given twice, {filters[key][0]} and {text}; leave one out")
+        try:
+            filters[key] = text, yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            filters[key] = text, text  # it is a value as it stands
+    return filters
 
 
 def _state(directory: Path, record: Record) -> str:
@@ -90,9 +112,14 @@ def _state(directory: Path, record: Record) -> str:
 
 
 def _metric(record: Record, metric: str) -> float | None:
-    metrics = record["metrics"] or {}
-    found = metrics.get(metric, metrics.get(Metric.parse(metric).key(record.get("headline"))))
+    metrics = record["metrics"]
+    found = metrics.get(metric, metrics.get(Metric.parse(metric).key(record["headline"])))
     return None if found is None else float(found)
+
+
+def _has(record: Record, metric: str) -> bool:
+    """Also where it is null."""
+    return not {metric, Metric.parse(metric).key(record["headline"])}.isdisjoint(record["metrics"])
 
 
 def _order(options: Options, directory: Path, record: Record, state: str) -> tuple[Any, ...]:
@@ -118,7 +145,7 @@ def _tail(directory: Path, record: Record) -> list[str]:
     first = f"{error.get('type', 'error')}: {error.get('message', '')}".strip()
     path = directory / "log.txt"
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             file.seek(max(path.stat().st_size - 2000, 0))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError as problem:

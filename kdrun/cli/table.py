@@ -27,7 +27,7 @@ from kdrun.cli.plan import plan
 from kdrun.config.compose import Composer, flags_first
 from kdrun.config.job import Job
 from kdrun.core.errors import ConfigError, Unfinished, allowed
-from kdrun.core.files import write_text
+from kdrun.core.files import folder, place_for, write_text
 from kdrun.core.later import later
 from kdrun.core.schema import Schema, from_arguments
 from kdrun.results.fill import curve_reader, curve_table, planned_table
@@ -41,7 +41,7 @@ from kdrun.results.plan import (
 )
 from kdrun.results.progress import Todo, arguments_of, progress_text
 from kdrun.results.report import html
-from kdrun.results.table import EXTRAS, Table, comparison, two_rows
+from kdrun.results.table import EXTRAS, Table, comparison, refuse_empty_extras, two_rows
 
 if TYPE_CHECKING:
     from kdrun.training.runner import run
@@ -82,6 +82,16 @@ class TableOptions(Schema):
                     raise ValueError(f"{name}: give table=<name> too")
             if self.format == "html":
                 raise ValueError("format=html: give table=<name> too")
+        if self.metric is not None and "/" not in self.metric and self.curve is None:
+            raise ValueError(f"metric: {self.metric}: write <images>/<figure>, such as test/top1 or val/student/ece")
+        if self.execute and (self.plan or self.dry):
+            raise ValueError("execute: goes with neither plan=true nor dry=true; leave one out")
+        shown = {"metric", "protocol", "format", "out", "curve", "spread", "columns", "compare"} & self.model_fields_set
+        if (self.plan or self.dry) and shown:
+            raise ValueError(f"{min(shown)}: a plan has no figures; leave it out, or plan and dry")
+        idle = {"protocol", "columns", "compare"} & self.model_fields_set
+        if self.curve is not None and idle:
+            raise ValueError(f"{min(idle)}: not of a table over training (curve); leave one out")
         if self.curve is not None and self.metric is None:
             raise ValueError("curve: give metric=<what metrics.jsonl has, e.g. train/mask_rate> too")
         if self.override and not (self.dry or self.execute):
@@ -107,21 +117,24 @@ def main(arguments: Sequence[str]) -> str:
     options = from_arguments(TableOptions, arguments)
     outputs, name = Path(options.outputs), options.table or ""
     extras = extras_in(options.columns)
+    out = None if options.out is None else place_for(options.out, "out")
+    if not (options.execute or options.plan or options.dry) and options.outputs != "outputs":
+        folder(outputs, "outputs")
     if options.execute:
         carry_out(name, outputs, options.override)
     elif options.plan or options.dry:
         return progress_text(name, outputs, options.override, commands=options.dry)
     table = _table(options, outputs, extras)
     if options.format == "html":
-        path = Path(options.out) if options.out else outputs / "reports" / f"{name}.html"
+        path = out or outputs / "reports" / f"{name}.html"
         write_text(path, html(table, outputs))
         return f"wrote {path}"
     writers = {"markdown": Table.to_markdown, "latex": to_latex, "csv": to_csv, "json": to_json}
-    plain = to_terminal if options.out is None and sys.stdout.isatty() else Table.to_text
+    plain = to_terminal if out is None and sys.stdout.isatty() else Table.to_text
     text = writers.get(options.format, plain)(table)
-    if options.out is None:
+    if out is None:
         return text
-    write_text(Path(options.out), text + "\n")
+    write_text(out, text + "\n")
     return f"wrote {options.out}"
 
 
@@ -135,6 +148,7 @@ def _table(options: TableOptions, outputs: Path, extras: list[str]) -> Table:
     else:
         table = planned_table(options.table, outputs, options.metric, options.protocol)
         table.extras, table.about = extras, about(options.table)
+        refuse_empty_extras(table)
         if options.compare is not None:
             table.notes += comparison(table, *two_rows(options.compare, table.rows))
     table.minmax = options.spread == "minmax"

@@ -14,6 +14,8 @@ from kdrun.core.schema import FileContent, OutsideKey, Schema
 PHOTO = ("a photo of a {}.",)
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
 """Of image files."""
+MOST_PIXELS = 2**30 // 4 // 3
+"""Of an image file, 89.5 million: 256 MB as RGB. Pillow warns of more, as of a decompression bomb."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +150,9 @@ class FilesConfig(DatasetConfig):
     random scales are then cut out of the file's own pixels, else all is as if the files were packed."""
     skip_unreadable: bool = False
     """Go on without files that cannot be decoded; the record says how many."""
+    max_pixels: int = Field(MOST_PIXELS, gt=0)
+    """Of a file: one that has more is not decoded, as it would be for a few kilobytes that claim to be a poster. It
+    counts as unreadable, and for the run key where `skip_unreadable` goes on without it."""
     coop_split: Annotated[str | None, FileContent()] = None
     """A split_zhou_<Dataset>.json of CoOp (Zhou et al. 2022, arXiv 2109.01134): its train, val and test images."""
     val: Literal["drawn", "official"] = "drawn"

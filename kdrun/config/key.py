@@ -31,6 +31,8 @@ def run_key(config: RunConfig) -> str:
         content["dataset"].pop("split_seed", None)
     if config.views.weak.scale is None:  # the same pixels, streamed or not
         content["dataset"].pop("stream", None)
+    if not getattr(config.dataset, "skip_unreadable", False):  # a file above the limit ends the run
+        content["dataset"].pop("max_pixels", None)
     plugins = plugin_hashes(part_classes(config)) if config.plugins else []
     told = {"version": KEY_VERSION, "config": content, "plugins": plugins}
     listing = data_identity(config.dataset)

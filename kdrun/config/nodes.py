@@ -251,8 +251,8 @@ def read_conf(kind: str, name: str, cls: type[S]) -> S:
         ConfigError: there is no such file, or one line for each mistake in it.
     """
     path = CONF_DIR / kind / f"{name}.yaml"
-    if not path.is_file():
-        names = (p.stem for p in path.parent.glob("*.yaml"))
+    names = [p.stem for p in path.parent.glob("*.yaml")]
+    if name not in names:  # no path that leads elsewhere
         raise ConfigError(f"{kind}={name}: no such {kind}; {allowed(name, names)}")
     return build(cls, yaml.safe_load(path.read_text()), f"{kind} {name}")
 

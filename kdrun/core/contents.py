@@ -7,6 +7,7 @@ for their times at each start, and read once.
 import hashlib
 import json
 import os
+import stat
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,14 +40,17 @@ class Contents:
         seen, within, self._newest = hashlib.sha256(), f"{folder}{os.sep}", 0
         for path in paths:
             try:
-                stat = path.stat()
+                found = path.stat()
             except OSError as error:
                 self.missing.append(f"{path} ({error.strerror})")
                 continue
+            if not stat.S_ISREG(found.st_mode):
+                self.missing.append(f"{path} (not a regular file)")
+                continue
             self.names.append(str(path).removeprefix(within))
-            self.size += stat.st_size
-            self._newest = max(self._newest, stat.st_mtime_ns, stat.st_ctime_ns)
-            seen.update(os.fsencode(f"{path.absolute()}\0{file_state(stat)}\n"))
+            self.size += found.st_size
+            self._newest = max(self._newest, found.st_mtime_ns, found.st_ctime_ns)
+            seen.update(os.fsencode(f"{path.absolute()}\0{file_state(found)}\n"))
         self.seen = seen.hexdigest()
         """Changes with the place, size and times of each file."""
         self.note = outputs.expanduser() / "artifacts" / "contents" / f"{self.seen[:16]}.json"

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json
 import os
 import shutil
 import socket
+import stat
 import threading
+import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdrun.core.errors import DataError
+from kdrun.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+LONGEST = 200  # characters of an error that is told
 
 
 @contextlib.contextmanager
@@ -126,26 +130,85 @@ def named(path: Path) -> Iterator[None]:
         raise
 
 
-def read_npz(path: Path, key: str) -> dict[str, npt.NDArray[Any]]:
+def regular(path: Path) -> Path:
+    """The path. Raises OSError for what is no regular file: opening a pipe or a device may wait for ever."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        code = errno.EISDIR if path.is_dir() else errno.EINVAL
+        raise OSError(code, os.strerror(code) if path.is_dir() else "not a regular file", str(path))
+    return path
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, on one line and without the path that stands beside it."""
+    if isinstance(error, MemoryError):
+        return "it does not fit into memory"
+    if isinstance(error, RecursionError):
+        return "it nests too deeply"
+    text = " ".join(str(getattr(error, "strerror", None) or error).split())
+    return (text if len(text) <= LONGEST else f"{text[:LONGEST]} …") or type(error).__name__
+
+
+def npz_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     """All arrays of an .npz file, without unpickling anything.
 
     Raises:
-        DataError: absent, damaged, not an .npz file, or with pickled objects; names `key` and the file.
+        FileNotFoundError: there is no such file.
+        ValueError: damaged, not an .npz file, with pickled objects, or larger than the memory; says which.
     """
     import numpy as np
 
     try:
-        if path.expanduser().is_file() and not zipfile.is_zipfile(path.expanduser()):
-            raise zipfile.BadZipFile("it is no zip archive, or a truncated one")  # NumPy would advise to unpickle it
-        with np.load(path.expanduser(), allow_pickle=False) as file:
+        if not zipfile.is_zipfile(regular(path)):
+            raise ValueError("it is no zip archive, or a truncated one")  # NumPy would advise to unpickle it
+        with warnings.catch_warnings(), np.load(path, allow_pickle=False) as file:
+            warnings.simplefilter("ignore")  # of what a damaged header looks like
             arrays = {name: file[name] for name in file.files}
-            if alien := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
-                raise ValueError(f"{alien[0]} is not an array")
-            return arrays
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged archive may raise anything, of zipfile, of zlib, of Python's own parser
+        raise ValueError(reason(error)) from None
+    if alien := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+        raise ValueError(f"{alien[0]} is not an array")
+    return arrays
+
+
+def read_npz(path: Path, key: str) -> dict[str, npt.NDArray[Any]]:
+    """As `npz_arrays`, of a file that the user has named.
+
+    Raises:
+        DataError: names `key` and the file.
+    """
+    try:
+        return npz_arrays(path.expanduser())
     except FileNotFoundError:
         raise DataError(f"{key}: {path}: no such file") from None
-    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, TypeError, KeyError) as error:
+    except ValueError as error:
         raise DataError(f"{key}: {path}: not a readable .npz file without pickles ({error})") from None
+
+
+def folder(given: str | Path, key: str) -> Path:
+    """A folder that is read. Raises ConfigError where there is none."""
+    path = Path(given).expanduser()
+    try:
+        if path.is_dir():
+            return path
+        problem = "not a folder" if path.exists() else "no such folder"
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        problem = reason(error)
+    raise ConfigError(f"{key}: {given}: {problem}")
+
+
+def place_for(given: str | Path, key: str) -> Path:
+    """A file that is about to be written. Raises ConfigError where its folder is missing, or it is a folder itself."""
+    path = Path(given).expanduser()
+    folder(path.parent, key)
+    try:
+        if not path.is_dir():
+            return path
+        problem = "is a folder; name a file"
+    except OSError as error:
+        problem = reason(error)
+    raise ConfigError(f"{key}: {given}: {problem}")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -154,7 +217,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode())
+    """UTF-8; of a name that is none, the bytes that are not are written as escapes, which JSON and YAML read back."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:

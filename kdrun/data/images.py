@@ -1,5 +1,6 @@
 """Getting and checking the files of published datasets, and decoding folders of images."""
 
+import math
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -9,13 +10,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdrun.config.dataset import EXTENSIONS
+from kdrun.config.dataset import EXTENSIONS, MOST_PIXELS
 from kdrun.core.errors import DataError, allowed
+from kdrun.core.files import reason, regular
 from kdrun.core.machine import cores
 from kdrun.data.types import Images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+MOST_RESIZED = 2**24
+"""Pixels of a resized whole, 50 MB as RGB, above which an image is cropped first: a thin one of 65000 x 1 at 224 pixels
+would have 3 billion."""
+MARGIN = 3.0  # pixels that a bicubic filter reads on either side, at the scale of the smaller image, and one to spare
 
 
 def list_classes(
@@ -93,14 +101,16 @@ def _images(folder: str | Path, key: str, above: tuple[str, ...]) -> Iterator[Pa
             yield Path(entry.path)
 
 
-def decode(paths: Sequence[Path], size: int, crop: str = "center") -> tuple[Images, dict[int, str]]:
+def decode(
+    paths: Sequence[Path], size: int, crop: str = "center", most: int = MOST_PIXELS
+) -> tuple[Images, dict[int, str]]:
     """(M, size, size, 3) uint8 of the files that can be read, and what is wrong with the others, by position."""
     try:
         out = np.empty((len(paths), size, size, 3), np.uint8)
     except MemoryError as error:
         raise DataError(f"dataset.size: {len(paths)} images of {size}x{size} pixels do not fit ({error})") from None
     unreadable: dict[int, str] = {}
-    for position, image in enumerate(decoded(paths, size, crop)):
+    for position, image in enumerate(decoded(paths, size, crop, most=most)):
         if isinstance(image, str):
             unreadable[position] = image
         else:
@@ -109,20 +119,21 @@ def decode(paths: Sequence[Path], size: int, crop: str = "center") -> tuple[Imag
 
 
 def decoded(
-    paths: Sequence[Path], size: int, crop: str = "center", workers: int = 0, ahead: int = 0
+    paths: Sequence[Path], size: int, crop: str = "center", workers: int = 0, ahead: int = 0, most: int = MOST_PIXELS
 ) -> Iterator[Images | str]:
     """Each image in turn as (size, size, 3) uint8, or `path (what is wrong)`; threads work ahead.
 
     Args:
         workers: threads; 0: as many as cores.
         ahead: images that are decoded before they are asked for, at the least.
+        most: see `read_rgb`.
     """
     workers = workers or cores()
     pool = ThreadPoolExecutor(workers, "decode")
     try:
         queue: deque[Future[Images | str]] = deque()
         for path in paths:
-            queue.append(pool.submit(_decoded, path, size, crop))
+            queue.append(pool.submit(_decoded, path, size, crop, most))
             if len(queue) > max(8 * workers, ahead):
                 yield queue.popleft().result()
         while queue:
@@ -131,38 +142,69 @@ def decoded(
         pool.shutdown(cancel_futures=True)
 
 
-def _decoded(path: Path, size: int, crop: str) -> Images | str:
-    rgb = read_rgb(path)
+def _decoded(path: Path, size: int, crop: str, most: int) -> Images | str:
+    rgb = read_rgb(path, most)
     return rgb if isinstance(rgb, str) else fit(rgb, size, crop)
 
 
-def read_rgb(path: Path) -> "Image | str":
+def read_rgb(path: Path, most: int = MOST_PIXELS) -> "Image | str":
     """All of an image, or `path (what is wrong)`.
 
     Of an animation the first frame; 16 bits are scaled to 8; gray, palettes, CMYK and transparency become RGB.
+
+    Args:
+        most: `dataset.max_pixels`; what has more is not decoded.
     """
     from PIL import Image, UnidentifiedImageError
 
+    Image.MAX_IMAGE_PIXELS = None  # ours counts, which a key can raise
     try:
-        with Image.open(path) as image:
+        with Image.open(regular(path)) as image:
+            if image.width * image.height > most:
+                held = f"{image.width}x{image.height} are {image.width * image.height:,} pixels"
+                return f"{path} ({held}, more than max_pixels={most}, which can be raised)"
             return _rgb(image)
     except UnidentifiedImageError:
         return f"{path} (not an image)"
     except Exception as error:  # a damaged file may raise anything
-        return f"{path} ({getattr(error, 'strerror', None) or error or type(error).__name__})"
+        return f"{path} ({reason(error)})"
 
 
 def fit(rgb: "Image", size: int, crop: str) -> Images:
-    """center: short side resized (bicubic, antialiased), then the center square; square: both sides resized."""
+    """center: short side resized (bicubic, antialiased), then the center square; square: both sides resized.
+
+    Where the resized whole would have more than `MOST_RESIZED` pixels, only what becomes the square is resized.
+    """
     from PIL import Image
 
     if crop == "square":
         return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
     scale = size / min(rgb.size)
     wide, high = (max(round(side * scale), size) for side in rgb.size)
-    rgb = rgb.resize((wide, high), Image.Resampling.BICUBIC)
     left, top = (wide - size) // 2, (high - size) // 2
+    if wide * high > MOST_RESIZED:
+        return np.asarray(_resized_part(rgb, (wide, high), (left, top), size))
+    rgb = rgb.resize((wide, high), Image.Resampling.BICUBIC)
     return np.asarray(rgb.crop((left, top, left + size, top + size)))
+
+
+def _resized_part(rgb: "Image", whole: tuple[int, int], corner: tuple[int, int], size: int) -> "Image":
+    """A square of side `size` of the image resized to `whole` (width, height), at `corner` (left, top) of that."""
+    from PIL import Image
+
+    cut: list[tuple[int, int]] = []  # of the source, in either direction: first pixel, and first behind
+    box: list[tuple[float, float]] = []  # what becomes the square, counted from there
+    for side, full, start in zip(rgb.size, whole, corner, strict=True):
+        scale = side / full
+        first, last = start * scale, (start + size) * scale
+        margin = MARGIN * max(scale, 1.0)
+        low, high = max(math.floor(first - margin), 0), min(math.ceil(last + margin), side)
+        cut.append((low, high))
+        box.append((max(first - low, 0.0), min(last - low, high - low)))
+    (left, right), (top, bottom) = cut
+    part = rgb.crop((left, top, right, bottom))
+    (x, width), (y, height) = box
+    return part.resize((size, size), Image.Resampling.BICUBIC, (x, y, width, height))
 
 
 def _rgb(image: "Image") -> "Image":

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from kdrun.config.dataset import MOST_PIXELS
 from kdrun.core.artifacts import PROGRESS, Artifact
 from kdrun.core.contents import Contents
 from kdrun.core.errors import DataError
@@ -56,14 +57,19 @@ class Pack:
         DataError: files that are not there; names `key` and them.
     """
 
-    def __init__(self, contents: Contents, size: int, crop: str, outputs: Path, key: str) -> None:
+    def __init__(
+        self, contents: Contents, size: int, crop: str, outputs: Path, key: str, most: int = MOST_PIXELS
+    ) -> None:
         if contents.missing:
             raise DataError(*absent(contents.missing, key))
         self.contents = contents
         self.paths = contents.paths
+        self.most = most
         self.row = size * size * 3
         self.outputs = outputs.expanduser()
         self.spec: dict[str, Any] = {"version": VERSION, "size": size, "crop": crop, "num_files": len(self.paths)}
+        if most != MOST_PIXELS:  # else what an older kdrun has packed would be packed again
+            self.spec["max_pixels"] = most
 
     @property
     def artifact(self) -> Artifact | None:
@@ -160,7 +166,7 @@ class Pack:
                 write_json(partial / PROGRESS, sealed({**state, "sha256": digest.hexdigest()}))
 
             saved = time.monotonic()
-            for image in decoded(self.paths[done:], self.spec["size"], self.spec["crop"]):
+            for image in decoded(self.paths[done:], self.spec["size"], self.spec["crop"], 0, 0, self.most):
                 if isinstance(image, str):
                     state["unreadable"][str(state["next"])] = image
                 else:

@@ -136,7 +136,7 @@ class Stream:
         out = {name: np.empty((self.batch_size, size, size, 3), np.uint8) for name, size in sizes.items()}
         unreadable = []
         for k, position in enumerate(self.positions(step).tolist()):
-            image = read_rgb(files.path(position))
+            image = read_rgb(files.path(position), files.most)
             if isinstance(image, str):
                 unreadable.append(image)
                 continue

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from kdrun.config.dataset import MOST_PIXELS
 from kdrun.core.errors import DataError
 from kdrun.core.later import later
 from kdrun.core.machine import cores
@@ -38,14 +39,16 @@ class ImageFiles:
     size: int
     crop: str
     workers: int = 0
+    most: int = MOST_PIXELS
+    """`dataset.max_pixels`."""
 
     @property
     def device(self) -> torch.device:
         return torch.device("cpu")
 
     @classmethod
-    def of(cls, paths: Sequence[Path], size: int, crop: str) -> ImageFiles:
-        return cls(np.array([os.fsencode(path) for path in paths], np.bytes_), size, crop)
+    def of(cls, paths: Sequence[Path], size: int, crop: str, most: int = MOST_PIXELS) -> ImageFiles:
+        return cls(np.array([os.fsencode(path) for path in paths], np.bytes_), size, crop, most=most)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -55,7 +58,7 @@ class ImageFiles:
         return len(self.paths)
 
     def __getitem__(self, part: slice) -> ImageFiles:
-        return ImageFiles(self.paths[part], self.size, self.crop, self.workers)
+        return replace(self, paths=self.paths[part])
 
     def path(self, position: int) -> Path:
         return Path(os.fsdecode(bytes(self.paths[position])))
@@ -68,7 +71,7 @@ class ImageFiles:
         """`index_select` of one index after the other; meanwhile threads decode the files of the next."""
         ahead = max(map(len, indices), default=0)
         paths = [self.path(at) for index in indices for at in index.tolist()]
-        images = decoded(paths, self.size, self.crop, self.workers, ahead)
+        images = decoded(paths, self.size, self.crop, self.workers, ahead, self.most)
         for index in indices:
             out = np.empty((len(index), *self.shape[1:]), np.uint8)
             unreadable = []

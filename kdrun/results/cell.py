@@ -1,9 +1,11 @@
 """What one cell of a table holds: a figure of each seed's record, what is missing, and where the runs were made."""
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kdrun.core.errors import KdrunError, allowed
 from kdrun.results.intervals import Interval, welch
@@ -165,8 +167,9 @@ def value_of(record: Record, metric: str, protocol: str = "last", directory: Pat
     """
     asked = Metric.parse(metric)
     artifact = (record.get("artifacts") or {}).get(asked.split) or {}
-    if asked.net is None and isinstance(artifact.get(asked.name), int | float):
-        return float(artifact[asked.name])
+    figure = artifact.get(asked.name) if isinstance(artifact, dict) and asked.net is None else None
+    if isinstance(figure, int | float):
+        return float(figure)
     key = asked.key(record["headline"])
     if protocol == "median20":
         return _median(record, key, directory)
@@ -180,7 +183,7 @@ def value_of(record: Record, metric: str, protocol: str = "last", directory: Pat
 
 def _median(record: Record, key: str, directory: Path | None) -> float:
     lines = [] if directory is None else logged(directory, record)
-    values = [line[key] for line in lines if line.get(key) is not None][-MEDIAN_OF:]
+    values = [line[key] for line in lines if _is_figure(line.get(key))][-MEDIAN_OF:]
     if not values:
         where = "its metrics.jsonl is not at hand" if not lines else "its metrics.jsonl has none"
         raise KdrunError(f"run {record['key']} has no {key} (median20): {where}")
@@ -194,7 +197,11 @@ def curve_of(directory: Path, metric: str) -> dict[int, float]:
         return {}
     keys = (metric, Metric.parse(metric).key(record.get("headline")))  # some keys, such as train/loss, name no network
     lines = logged(directory, record)
-    return {line["step"]: line[key] for line in lines for key in keys if line.get(key) is not None}
+    return {line["step"]: line[key] for line in lines for key in keys if _is_figure(line.get(key))}
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def teacher_value(record: Record, metric: str) -> float | None:
@@ -209,9 +216,10 @@ def given_teacher(record: Record, metric: str) -> dict[str, float]:
     if value is None:
         return {}
     teacher = (record.get("config") or {}).get("teacher") or {}
-    named = Path(teacher.get("path") or teacher.get("source", "ensemble")).name
-    model = teacher["model"]["name"] if teacher.get("model") else named
-    at = "" if teacher.get("temperature", 1) == 1 else f" at T = {teacher['temperature']:g}"
+    named = Path(str(teacher.get("path") or teacher.get("source", "ensemble"))).name
+    model = teacher["model"].get("name", named) if isinstance(teacher.get("model"), dict) else named
+    temperature = teacher.get("temperature", 1)
+    at = f" at T = {temperature:g}" if isinstance(temperature, int | float) and temperature != 1 else ""
     return {f"{model}{at} ({(record.get('requires') or {}).get('teacher', teacher.get('source'))})": value}
 
 

@@ -61,6 +61,7 @@ def table_of(
         for cell in cells.values():
             if cell.without:
                 raise KdrunError(cell.without[0])
+    unsure = metric != spec.metric and not any(cell.values for cell in cells.values())
     for column, parts in spec.aggregates.items():
         for row in spec.rows:
             cells[row, column] = Cell.mean_of({part: cells[row, part] for part in parts})
@@ -69,6 +70,7 @@ def table_of(
     if paper is not None and (printed := printed_name(metric)) is not None:
         others = [row for row in paper.rows_of(table.columns, printed) if row not in table.rows]
         table.published = [row for row in others if row not in rows_with(spec.paper)]
+    table.notes += [f"no run is done yet: whether they will have {metric} is not known"] if unsure else []
     table.notes += [f"{column}: {split} in place of test" for column, split in spec.splits.items()]
     table.notes += [f"{name}: the mean of {', '.join(parts)}, seed by seed" for name, parts in spec.aggregates.items()]
     table.notes += tuned
@@ -124,10 +126,13 @@ def _verdicts(paper: Paper | None, spec: TableConfig, table: Table, read: Reader
 
 def _cost(run: PlannedRun, read: Reader) -> float | None:
     """Seconds of a run and of the runs that it needs, teachers aside; None: one of them is not there."""
-    record = read(run.place)
-    parts = [(record or {}).get("seconds", {}).get("total")]
+    record: Record | None = None
+    with suppress(KdrunError):  # the cell says which cannot be read
+        record = read(run.place)
+    parts: list[float | None] = [((record or {}).get("seconds") or {}).get("total")]
     parts += [_cost(other, read) for role, other in run.needs.items() if not role.startswith("teacher")]
-    return None if None in parts else sum(parts)
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) else None
 
 
 CurveReader = Callable[[str, str], dict[int, float]]
@@ -172,7 +177,7 @@ def _curves(
 ) -> dict[str, list[dict[int, float]]]:
     curves = {}
     for cell in plan.cells:
-        seeds = [curve for run in cell.runs if (curve := _whole_curve(run.place, metric, read))]
+        seeds = [curve for run in cell.runs if (curve := _curve(run.place, read, metric))]
         if seeds:
             words = [cell.row, *([] if len(spec.columns) == 1 else [cell.column]), *(cell.candidate or [])]
             curves[", ".join(words)] = seeds
@@ -181,7 +186,7 @@ def _curves(
     return curves
 
 
-def _whole_curve(place: str, metric: str, read: CurveReader) -> dict[int, float]:
+def _curve(place: str, read: CurveReader, metric: str) -> dict[int, float]:
     """Nothing of a run whose metrics.jsonl is damaged, which is said."""
     try:
         return read(place, metric)
@@ -191,10 +196,16 @@ def _whole_curve(place: str, metric: str, read: CurveReader) -> dict[int, float]
 
 
 def planned_records(name: str, outputs: Path) -> Iterator[tuple[str, str, list[Record | None]]]:
-    """(row, column, one record for each seed) of each cell of conf/table/<name>.yaml; None: there is none."""
+    """(row, column, one record for each seed) of each cell of conf/table/<name>.yaml.
+
+    None where there is none; what is not whole is named in the log and counts as none.
+    """
     read, spec = reader(outputs), table_spec(name)
     for cell in _best_candidates(spec, plan_of(name, spec, outputs), read)[0]:
-        yield cell.row, cell.column, [read(run.place) for run in cell.runs]
+        known = Cell()
+        yield cell.row, cell.column, [_record(run.place, read, known) for run in cell.runs]
+        for problem in known.damaged:
+            log.warning("left out: %s", problem)
 
 
 def _cell(planned: PlannedCell, metric: str, protocol: str, read: Reader, outputs: Path) -> Cell:

@@ -16,6 +16,9 @@ LATEX = {
 }  # fmt: skip
 
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
 def to_terminal(table: Table, width: int | None = None) -> str:
     """With rules, wrapped to the terminal; what is missing or failed stands out where it has colours.
 
@@ -87,6 +90,11 @@ def cells_of(table: Table) -> list[dict[str, Any]]:
     return out
 
 
+def csv_cell(value: Any) -> Any:
+    """A text that a spreadsheet would compute as a formula, with an apostrophe before it, which makes it a text."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
 def to_csv(table: Table) -> str:
     """A line for each cell; lists are separated by spaces."""
     cells = cells_of(table)
@@ -94,7 +102,8 @@ def to_csv(table: Table) -> str:
     writer = csv.DictWriter(file, list(cells[0]) if cells else ["row"], lineterminator="\n")
     writer.writeheader()
     for cell in cells:
-        writer.writerow({k: " ".join(map(str, v)) if isinstance(v, list | dict) else v for k, v in cell.items()})
+        plain = {k: " ".join(map(str, v)) if isinstance(v, list | dict) else v for k, v in cell.items()}
+        writer.writerow({name: csv_cell(value) for name, value in plain.items()})
     return file.getvalue().rstrip("\n")
 
 

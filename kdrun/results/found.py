@@ -14,13 +14,13 @@ from kdrun.runs.record import Record, find_records
 def found_table(outputs: Path, metric: str = "test/top1", protocol: str = "last") -> Table:
     """One row for each distinct configuration among the records, one column for each dataset and number of labels."""
     groups: dict[str, list[_Row]] = {}
-    columns: dict[tuple[str, int], str] = {}  # in the order of dataset and number of labels
+    columns: dict[tuple[str, bool, int | str], str] = {}  # in the order of dataset and number of labels
     records, notes = unique_records(outputs)
     for directory, record in records:
         flat = distinguishing(record)
         count = record["num_labels"]
         column = f"{record['dataset']}, {'all' if count is None else count} labels"
-        columns[record["dataset"], count or 10**9] = column
+        columns[record["dataset"], isinstance(count, str), count or 10**9] = column  # `16/class` before it is drawn
         alike = groups.setdefault(json.dumps(flat, sort_keys=True), [])
         row = next((row for row in alike if row.takes(record, column)), None)
         if row is None:
@@ -33,6 +33,7 @@ def found_table(outputs: Path, metric: str = "test/top1", protocol: str = "last"
     if not groups:
         raise KdrunError(f"{outputs}: no runs there; start one with kdrun")
     rows = [row for alike in groups.values() for row in alike]
+    refuse_unknown(metric, protocol, [cell for row in rows for cell in row.cells.values()])
     labels = _labels([flat for alike in groups.values() for flat in _apart(alike)])
     filled = {
         (label, column): cell for label, row in zip(labels, rows, strict=True) for column, cell in row.cells.items()
@@ -76,24 +77,25 @@ def _inputs(record: Record) -> dict[str, str]:
     return {name: str(value) for name, value in (record.get("inputs") or {}).items() if value is not None}
 
 
-WHOLE = ("key", "seed", "dataset", "num_labels", "method", "config", "metrics")
+def refuse_unknown(metric: str, protocol: str, cells: Sequence[Cell]) -> None:
+    """Raises KdrunError where runs are done, and none has the metric: a table of it would be empty."""
+    if not any(cell.values for cell in cells):
+        for reason in (cell.without[0] for cell in cells if cell.without):
+            raise KdrunError(f"metric={metric} protocol={protocol}: {reason}")
 
 
 def unique_records(outputs: Path) -> tuple[Iterator[tuple[Path, Record]], list[str]]:
     """Each run once, and remarks that are complete when the last record was taken.
 
-    Of two directories with one run key (copies, say) a finished run counts, else the first; what lacks a part that
-    every record has is left out.
+    Of two directories with one run key (copies, say) a finished run counts, else the first; what is not whole is left
+    out.
     """
     notes: list[str] = []
 
     def each() -> Iterator[tuple[Path, Record]]:
         seen: dict[str, tuple[Path, str]] = {}
-        for directory, record in find_records(outputs, every=lambda r: bool(r["status"] == "done")):
-            missing = [name for name in WHOLE if name not in record]
-            if missing:
-                notes.append(f"left out: {run_name(directory)}: its record has no {missing[0]}")
-            elif record["key"] in seen:
+        for directory, record in find_records(outputs, lambda r: bool(r["status"] == "done"), notes.append):
+            if record["key"] in seen:
                 first, status = seen[record["key"]]
                 notes.append(
                     f"two records of one key: {run_name(first)} ({status}) counts, "

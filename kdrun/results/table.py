@@ -218,6 +218,17 @@ def extra(cell: Cell, name: str, metric: str) -> str:
     return f"{statistics.mean(values):,.{1 if name == 'seconds' else 0}f}"
 
 
+def refuse_empty_extras(table: Table) -> None:
+    """Raises ConfigError for a further column that is a metric of none of the finished runs."""
+    records = [r for cell in table.cells.values() for r in cell.records.values() if r["status"] == "done"]
+    for name in (name for name in table.extras if "/" in name and records):
+        other = Cell()
+        for seed, record in enumerate(records):
+            other.add(seed, record, name, "last")
+        if not other.values:
+            raise ConfigError(f"columns: {name}: {other.without[0]}")
+
+
 def figure(record: Record, name: str) -> float | None:
     """params, flops, steps, seconds or images_per_second (of labeled batches) of a done record.
 
@@ -264,5 +275,8 @@ def two_rows(given: str, rows: Sequence[str]) -> tuple[str, str]:
     for i in range(1, len(parts)):
         first, second = ",".join(parts[:i]).strip(), ",".join(parts[i:]).strip()
         if first in rows and second in rows:
+            if first == second:
+                raise ConfigError(f"compare: {given}: a row against itself; {allowed(first, rows)}")
             return first, second
-    raise ConfigError(f"compare: {given}: write two rows, rowA,rowB; {allowed(parts[0], rows)}")
+    wrong = next((part.strip() for part in parts if part.strip() not in rows), given)
+    raise ConfigError(f"compare: {given}: write two rows, rowA,rowB; {wrong}: {allowed(wrong, rows)}")

@@ -1,7 +1,7 @@
 """Finished runs, opened again: their predictions, their networks, and what is added to their records."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from kdrun.config.model import ModelConfig
 from kdrun.config.nodes import from_nodes
 from kdrun.config.run import RunConfig
-from kdrun.core.errors import KdrunError, allowed
-from kdrun.core.files import sweep
+from kdrun.core.errors import ConfigError, KdrunError, allowed
+from kdrun.core.files import npz_arrays, sweep
 from kdrun.core.registry import load, load_plugins
 from kdrun.methods.method import Method
 from kdrun.methods.step import Setup
@@ -24,6 +25,35 @@ from kdrun.models.network import Network, load_network
 from kdrun.runs.layout import directory_of_key, outputs_of, place_of, run_lock
 from kdrun.runs.record import Record, finished_record, open_record, write_record
 from kdrun.runs.whole import require_whole
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The predictions of one network for the M images of a split."""
+
+    index: Tensor
+    """(M,) int64, positions in the dataset's train (or test) array."""
+    target: Tensor
+    """(M,) int64."""
+    logits: Tensor
+    """(M, C) float32."""
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> "Kept":
+        """Raises ValueError for arrays that are no predictions."""
+        names = ("index", "target", "logits")
+        if missing := [name for name in names if name not in arrays]:
+            raise ValueError(f"no array {', '.join(missing)}")
+        index, target, logits = (arrays[name] for name in names)
+        if logits.dtype.kind != "f" or logits.ndim != 2 or not logits.size:
+            raise ValueError(f"logits: expected floats (M, C), got {logits.dtype} {logits.shape}")
+        for name, array in (("index", index), ("target", target)):
+            if array.dtype.kind not in "iu" or array.shape != logits.shape[:1]:
+                raise ValueError(f"{name}: expected integers ({len(logits)},), got {array.dtype} {array.shape}")
+        if target.min() < 0 or target.max() >= logits.shape[1]:
+            raise ValueError(f"target: from {target.min()} to {target.max()}, allowed 0 to {logits.shape[1] - 1}")
+        positions, labels = (torch.from_numpy(array.astype(np.int64)) for array in (index, target))
+        return cls(positions, labels, torch.from_numpy(logits.astype(np.float32)))
 
 
 @dataclass(frozen=True)
@@ -51,22 +81,32 @@ class FinishedRun:
     @cached_property
     def config(self) -> RunConfig:
         """Its configuration, with the outputs folder as it is now."""
-        config = from_nodes(self.record["config"])
+        try:
+            config = from_nodes(self.record["config"])
+        except ConfigError as error:
+            raise ConfigError(
+                *(f"{self.directory}: the configuration in its record: {e}" for e in error.lines)
+            ) from None
         return config.replace(execution=config.execution.replace(outputs=str(self.outputs)))
 
     def predictions(self, split: str, net: str) -> tuple[Tensor, Tensor]:
         """Logits (M, C) float32 and targets (M,) int64 of `predictions/<split>-<net>.npz`."""
+        kept = self.kept(split, net)
+        return kept.logits, kept.target
+
+    def kept(self, split: str, net: str) -> "Kept":
+        """All of `predictions/<split>-<net>.npz`. Raises KdrunError: there is none, or it is damaged."""
         folder = self.directory / "predictions"
         path = folder / f"{split}-{net}.npz"
         require_whole(self.directory, self.record, f"predictions/{path.name}")
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return torch.from_numpy(file["logits"]), torch.from_numpy(file["target"])
+            return Kept.of(npz_arrays(path))
         except FileNotFoundError:
-            has = sorted(p.stem for p in folder.glob("*.npz"))
-            raise KdrunError(f"{self.directory}: no predictions {split}-{net}; it has {', '.join(has)}") from None
-        except (OSError, ValueError, KeyError) as error:
-            raise KdrunError(f"{path}: not readable predictions ({error})") from None
+            has = ", ".join(sorted(p.stem for p in folder.glob("*.npz"))) or "none"
+            raise KdrunError(f"{self.directory}: no predictions {split}-{net}; it has {has}") from None
+        except ValueError as error:
+            remedy = f"delete {self.directory} and run it anew"
+            raise KdrunError(f"{path}: not readable predictions ({error}); {remedy}") from None
 
     def network(self, net: str | None = None) -> Network:
         """One trained network, the headline's by default, in eval mode on the CPU."""
@@ -79,7 +119,7 @@ class FinishedRun:
         if not path.is_file():
             raise KdrunError(f"{self.directory}: no network {name!r}; {allowed(name, self.record['nets'])}")
         if not timm.is_model(self.record["nets"].get(name, {}).get("model", "")):  # from a user's file
-            plugins = self.record["config"]["plugins"]
+            plugins = self.record["config"].get("plugins") or []
             load_plugins([p for p in plugins if Path(p).is_file()], forget=False)
         return load_network(path)
 

@@ -8,6 +8,9 @@ PERCENT = (
     "teacher_agreement", "precision", "coverage", "mask_rate", "pseudo_label_accuracy",
 )  # fmt: skip
 
+ENOUGH = 100
+"""Validation images for a temperature to say something: of one or two that are right it would be the least there is."""
+
 
 @dataclass(frozen=True)
 class Metric:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdrun.core.files import named, remove, write_bytes
+from kdrun.core.errors import KdrunError
+from kdrun.core.files import named, reason, remove, write_bytes
 from kdrun.core.sums import Sum
 from kdrun.runs.record import Record, finite
 from kdrun.runs.whole import METRICS, require_whole
@@ -74,8 +75,12 @@ def logged(directory: Path, record: Record) -> list[dict[str, Any]]:
     """The lines of a run; none where its metrics.jsonl is not at hand.
 
     Raises:
-        KdrunError: the run is done, and they are not what it wrote.
+        KdrunError: they cannot be read; or the run is done, and they are not what it wrote.
     """
-    if (directory / METRICS).exists():
+    path = directory / METRICS
+    if path.exists():
         require_whole(directory, record, METRICS)
-    return MetricsLog(directory / METRICS).lines()
+    try:
+        return MetricsLog(path).lines()
+    except (OSError, RecursionError, MemoryError, OverflowError) as error:
+        raise KdrunError(f"{path}: not readable ({reason(error)})") from None

@@ -4,18 +4,19 @@ import json
 import logging
 import math
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from kdrun.core.errors import KdrunError
-from kdrun.core.files import write_json
+from kdrun.core.errors import ConfigError, KdrunError
+from kdrun.core.files import reason, regular, write_json
 from kdrun.core.paths import HERE
 from kdrun.core.sums import sealed, unsealed
 from kdrun.core.version import __version__
 from kdrun.runs.layout import run_directories
+from kdrun.runs.shape import fault
 from kdrun.runs.whole import lacks
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ class DamagedRecord(KdrunError):
     """A record that is not as it was written."""
 
     def __init__(self, path: Path, error: Exception) -> None:
-        self.why = f"not a readable record ({error})"
+        self.why = f"not a readable record ({reason(error)})"
         super().__init__(f"{path}: {self.why}; delete it to run this anew")
 
 
@@ -36,22 +37,29 @@ def read_record(directory: Path) -> Record | None:
     """The record of a run directory, None if there is none; without its checksum, which was compared.
 
     Raises:
-        KdrunError: a damaged one (DamagedRecord), or a newer one.
+        KdrunError: it cannot be read or is not as it was written (DamagedRecord), is of another schema, or is not whole
+            (see `kdrun.runs.shape`).
     """
     path = directory / "record.json"
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(regular(path).read_bytes().decode(), parse_constant=_no_number)
         record = unsealed(record, "files") if isinstance(record, dict) else record
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except NotADirectoryError:  # a run's directory that is a file
+        return None
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise DamagedRecord(path, error) from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         found = record.get("schema") if isinstance(record, dict) else None
-        raise KdrunError(f"{path}: record schema {found!r}; this kdrun reads schema {SCHEMA}")
-    if not isinstance(record.get("status"), str):
-        raise KdrunError(f"{path}: not a whole record (it has no status); delete it to run this anew")
+        raise KdrunError(f"{path}: record schema {repr(found)[:40]}; this kdrun reads schema {SCHEMA}")
+    if (wrong := fault(record)) is not None:
+        raise KdrunError(f"{path}: not a whole record ({wrong}); delete it to run this anew")
     return record
+
+
+def _no_number(literal: str) -> None:
+    raise ValueError(f"{literal} is no number of JSON")
 
 
 def write_record(directory: Path, record: Record) -> None:
@@ -66,27 +74,34 @@ def finished_record(directory: Path) -> Record | None:
     return record
 
 
-def find_records(outputs: Path, every: Callable[[Record], bool] | None = None) -> Iterator[tuple[Path, Record]]:
-    """All records below `outputs`/runs, in the order of their paths; damaged ones are named in the log and left out.
+def find_records(
+    outputs: Path, every: Callable[[Record], bool] | None = None, say: Callable[[str], object] = log.warning
+) -> Iterator[tuple[Path, Record]]:
+    """All records below `outputs`/runs, in the order of their paths.
 
     Args:
         every: records of which it is true come first.
+        say: is told a line for each record that is left out, because it is not whole.
     """
     later = []
     for directory in run_directories(outputs):
-        try:
-            record = read_record(directory)
-        except KdrunError as error:
-            log.warning("left out: %s", error)
-            continue
+        record = _told_record(directory, say)
         if record is not None and (every is None or every(record)):
             yield directory, record
         elif record is not None:
             later.append(directory)  # not the record: there may be thousands
     for directory in later:
-        record = read_record(directory)
+        record = _told_record(directory, say)
         if record is not None:
             yield directory, record
+
+
+def _told_record(directory: Path, say: Callable[[str], object]) -> Record | None:
+    try:
+        return read_record(directory)
+    except KdrunError as error:
+        say(f"left out: {error}")
+        return None
 
 
 def open_record(directory: str | Path) -> tuple[Path, Record]:
@@ -98,6 +113,16 @@ def open_record(directory: str | Path) -> tuple[Path, Record]:
     if record["status"] != "done":
         raise KdrunError(f"{directory}: the run is {record['status']}, not done")
     return path, record
+
+
+def open_records(directories: Sequence[str]) -> list[tuple[Path, Record]]:
+    """As `open_record` of each. Raises ConfigError where two are the same run."""
+    opened = [open_record(directory) for directory in directories]
+    places = [path for path, _ in opened]
+    for at, place in enumerate(places):
+        if place in places[:at]:
+            raise ConfigError(f"run: {directories[at]}: given twice; name each run once")
+    return opened
 
 
 def finite(value: Any) -> Any:

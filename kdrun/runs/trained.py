@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdrun.config.dataset import FilesConfig
+from kdrun.config.dataset import MOST_PIXELS, FilesConfig
 from kdrun.core.errors import ConfigError, KdrunError, allowed
 from kdrun.core.registry import lookup
 from kdrun.data.images import decode
@@ -25,7 +25,7 @@ from kdrun.data.views.view import View, clean
 from kdrun.metrics import fit_temperature
 from kdrun.models.network import Network, NetworkSpec
 from kdrun.runs.finished import FinishedRun
-from kdrun.runs.metric import Metric
+from kdrun.runs.metric import ENOUGH, Metric
 
 
 class Classifier(nn.Module):
@@ -55,6 +55,8 @@ class Shown:
     channels: int
     crop: str
     """How files become such an image, see `kdrun.data.images.fit`."""
+    most: int
+    """Pixels that a file may have."""
     center: Center | None
     class_names: tuple[str, ...]
     """In the order of the logits; numbers where they are not known."""
@@ -82,7 +84,7 @@ class Shown:
         if isinstance(self.test, np.ndarray):
             images = self.test[chosen]
         else:
-            images, _ = decode([self.test[k] for k in chosen], self.size[0], self.crop)
+            images, _ = decode([self.test[k] for k in chosen], self.size[0], self.crop, self.most)
         if len(images):
             return self.pixels(images), f"{len(images)} test images"
         drawn = torch.randint(0, 256, (count, *self.shape), generator=torch.Generator().manual_seed(0))
@@ -101,7 +103,9 @@ class Trained:
     """What the predictor is; None: it is made of more than one network."""
     shown: Shown
     temperature: float | None
-    """Fitted on the run's validation images; None: it has none."""
+    """Fitted on the run's validation images; None: it has none, or too few."""
+    uncalibrated: str | None
+    """Why there is no temperature."""
 
     @property
     def num_params(self) -> int:
@@ -129,7 +133,8 @@ def open_trained(run: FinishedRun, name: str | None = None, size: int | None = N
         method = run.method()
         classifier = Classifier(method, lambda view: method.predict(view)[name])
         spec = next(iter(method.networks().values())).spec
-    return Trained(run, name, classifier.eval(), network, _shown(run, spec, size), _temperature(run, name))
+    temperature, why = _temperature(run, name)
+    return Trained(run, name, classifier.eval(), network, _shown(run, spec, size), temperature, why)
 
 
 def predictors_of(run: FinishedRun) -> list[str]:
@@ -138,11 +143,18 @@ def predictors_of(run: FinishedRun) -> list[str]:
     return list(dict.fromkeys(m.net for m in metrics if m.split == "test" and m.net and m.net != "teacher"))
 
 
-def _temperature(run: FinishedRun, name: str) -> float | None:
+def _temperature(run: FinishedRun, name: str) -> tuple[float | None, str | None]:
+    """The temperature, or why there is none."""
     known = run.record["metrics"].get(str(Metric("val", name, "temperature")))
+    count = (run.record.get("split") or {}).get("val")
     if known is None and (run.directory / "predictions" / f"val-{name}.npz").is_file():  # an older record
-        known = fit_temperature(*run.predictions("val", name)).item()
-    return known if known is not None and math.isfinite(known) else None
+        logits, target = run.predictions("val", name)
+        known, count = fit_temperature(logits, target).item(), len(target)
+    if known is None or not math.isfinite(known):
+        return None, "the run has no validation images to fit a temperature on"
+    if count is not None and count < ENOUGH:
+        return None, f"its {count} validation images are too few to fit a temperature on, {ENOUGH} would be enough"
+    return known, None
 
 
 def _shown(run: FinishedRun, spec: NetworkSpec, side: int | None) -> Shown:
@@ -176,4 +188,5 @@ def _shown(run: FinishedRun, spec: NetworkSpec, side: int | None) -> Shown:
         raise ConfigError(f"size: {side}: images of dataset={dataset.name} are {size[0]}x{size[1]}; leave it out")
     height, width = size
     center = Center.of(config.views, (height, width))
-    return Shown((height, width), spec.in_chans, crop, center, tuple(names), test, gone)
+    most = dataset.max_pixels if isinstance(dataset, FilesConfig) else MOST_PIXELS
+    return Shown((height, width), spec.in_chans, crop, most, center, tuple(names), test, gone)

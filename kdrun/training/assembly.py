@@ -331,7 +331,7 @@ class _Restored(Assembly):
 
     @cached_property
     def split(self) -> Split:
-        split, trained_on = super().split, self.run.record["split"]["hash"]
+        split, trained_on = super().split, (self.run.record.get("split") or {}).get("hash")
         if split.hash != trained_on:
             raise KdrunError(f"{self.run.directory}: was trained on split {trained_on}, not on {split.hash}")
         return split

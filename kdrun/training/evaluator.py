@@ -18,6 +18,7 @@ from kdrun.data.views.view import Predict, Source, View, clean_batches
 from kdrun.methods.method import Method
 from kdrun.methods.uncertainty import confident_errors_warning
 from kdrun.metrics import compare_with_teacher, evaluate_logits, fit_temperature
+from kdrun.runs.metric import ENOUGH
 
 
 class Evaluator:
@@ -72,11 +73,16 @@ class Evaluator:
 
     def warnings(self, logits: Mapping[tuple[str, str], Tensor], needs: Needs) -> list[str]:
         """Lines for the record about what the networks do, where the method counts on it."""
+        lines = []
+        count = len(self.splits["val"][1]) if "val" in self.splits else ENOUGH
+        if logits and count < ENOUGH:
+            fitted = "val/*/temperature and test/*/scaled_* say little"
+            lines.append(f"{count} validation images are too few to fit a temperature on: {fitted} ({ENOUGH} would do)")
         split = "val" if ("val", "teacher") in logits else "test"
         if not needs.unsure_errors or (split, "teacher") not in logits:
-            return []
+            return lines
         warning = confident_errors_warning(logits[split, "teacher"], self.splits[split][2], split)
-        return [] if warning is None else [warning]
+        return lines if warning is None else [*lines, warning]
 
     def metrics(self, logits: Mapping[tuple[str, str], Tensor]) -> dict[str, float]:
         """Flat `split/net/metric` of logits that `logits` gave."""

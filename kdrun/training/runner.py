@@ -91,7 +91,7 @@ def _train(job: Job, job_type: str) -> Record:
         handler: logging.Handler | None = None
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            handler = _LogFile(directory / "log.txt")
+            handler = _LogFile(directory / "log.txt", encoding="utf-8", errors="backslashreplace")
             handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             logging.getLogger("kdrun").addHandler(handler)
             record = _new_record(job)

@@ -22,6 +22,7 @@ from kdrun.results.table import Table
 from kdrun.runs.record import write_record
 from kdrun.training.check import check
 from kdrun.training.optimizer import parameter_groups
+from tests.records import whole
 
 # teacher, student: gamma, then weight of TTM, of WTTM (arXiv 2402.11148, tables 8 and 9); accuracy of the teacher
 PAIRS = {
@@ -339,7 +340,7 @@ def test_a_planned_table_finds_the_teacher_and_its_paper(composer, tmp_path, mon
     column = ["experiment=demo"] if source == "train" else ["teacher=cifar10_resnet56_file", f"teacher.path={weights}"]
     config = composer.typed([*column, "loss=kd", f"execution.outputs={tmp_path}"])
     given = {"test/student/top1": 0.7, "test/teacher/top1": 0.5}
-    record = {"schema": 1, "status": "done", "key": "k", "headline": "student", "metrics": given, "requires": {}}
+    record = whole("k", metrics=given)
     write_record(run_directory(config), {**record, "config": dump(config)})
     if source == "train":
         teacher = config.method_class.requires(config)["teacher"]

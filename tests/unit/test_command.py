@@ -10,6 +10,7 @@ from hatchling.builders.wheel import WheelBuilder
 
 from kdrun.cli.command import COMMANDS, main
 from tests.conftest import ROOT
+from tests.records import whole
 
 # In a process of its own, as torch is in this one: what each command line printed, and whether torch came in.
 DRIVER = """
@@ -70,8 +71,7 @@ def told(tmp_path_factory) -> dict[str, tuple[int, str, str, list[str]]]:
     run = tmp_path_factory.mktemp("outputs") / "runs" / "distill" / "digits" / "n50" / "s0-0123456789cd"
     run.mkdir(parents=True)
     method = {"name": "mixup_distill", "temperature": 1.0}
-    record = {"schema": 1, "key": "0123456789cd", "status": "done", "seed": 0, "dataset": "digits", "num_labels": 50}
-    record |= {"method": "mixup_distill", "config": {"method": method}, "metrics": {}}
+    record = whole("0123456789cd", num_labels=50, method="mixup_distill", config={"method": method})
     (run / "record.json").write_text(json.dumps(record))
     places = {"run": run, "outputs": run.parents[4]}
     lines = ["--help", "help", "help table", *(f"{command} --help" for command in COMMANDS), *MISTAKES]

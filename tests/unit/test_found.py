@@ -75,11 +75,17 @@ def test_what_was_just_written_is_read_when_a_later_change_shows(files):
     assert time.time() - began < 5
 
 
-def test_an_unreadable_file_counts_as_empty_and_is_not_remembered(files):
-    (files / "b.txt").unlink()
-    (files / "b.txt").mkdir()
+def test_an_unreadable_file_counts_as_empty_and_is_not_remembered(files, monkeypatch):
+    real = contents.file_sha256
+    monkeypatch.setattr(contents, "file_sha256", lambda path: real(path if path.name != "b.txt" else files / "gone"))
     assert contents_of(files).read()
     assert contents_of(files).known is None
+
+
+def test_what_is_no_file_is_missing(files):
+    (files / "b.txt").unlink()
+    os.mkfifo(files / "b.txt")
+    assert contents_of(files).missing == [f"{files / 'b.txt'} (not a regular file)"]
 
 
 def test_what_is_cheap_is_looked_up_anew_and_what_is_dear_after_a_while(monkeypatch):

@@ -23,12 +23,13 @@ from kdrun.results.plots.figure import legend_columns, legend_height
 from kdrun.results.plots.judged import RunOptions, judged
 from kdrun.runs.finished import FinishedRun
 from tests.conftest import ROOT
+from tests.records import whole
 
 
 def write_run(directory: Path, metrics: dict, **keys) -> Path:
     directory.mkdir(parents=True)
-    record = {"schema": 1, "status": "done", "key": directory.name, "headline": "student", "metrics": metrics}
-    (directory / "record.json").write_text(json.dumps({**record, "best_on_val": None, "nets": {}, **keys}))
+    record = whole(directory.name, metrics=metrics, best_on_val=None, **keys)
+    (directory / "record.json").write_text(json.dumps(record))
     return directory
 
 
@@ -146,7 +147,9 @@ def test_pictures_of_tables(demo, tmp_path):
         paths = [demo / "figures" / f"{kind}-demo.{suffix}" for suffix in ("png", "svg")]
         assert text == "\n".join(f"wrote {path}" for path in paths)
         assert width(paths[0]) == 1050
-    out = tmp_path / "new" / "curves.svg"
+    with pytest.raises(ConfigError, match="no such folder"):
+        main(["curves", "table=demo", f"outputs={demo}", f"out={tmp_path}/new/curves.svg"])
+    out = tmp_path / "curves.svg"
     assert main(["curves", "table=demo", f"outputs={demo}", "band=std", f"out={out}"]) == f"wrote {out}"
     svg = out.read_text()
     assert "<!-- TTM (n=3) -->" in svg

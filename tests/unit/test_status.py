@@ -62,7 +62,9 @@ def test_status_filters_sorts_and_tells_why(tmp_path):
     (tmp_path / "runs/distill/digits/n20/s4-e").mkdir()
     (tmp_path / "runs/distill/digits/n20/s4-e/record.json").write_text('{"schema": 1,')
     text = status([f"outputs={tmp_path}"])
-    assert text.endswith(f"4 runs in {tmp_path}: 2 done, 1 failed, 1 stopped")
+    last, left_out = text.splitlines()[-2:]
+    assert last == f"4 runs in {tmp_path}: 2 done, 1 failed, 1 stopped"
+    assert left_out.startswith(f"left out: {tmp_path}/runs/distill/digits/n20/s4-e/record.json: not a readable record")
     assert "    NonFiniteLoss: loss.kd is NaN\n    Traceback\n    File x\n" in text
     lines = status([f"outputs={tmp_path}", "sort=metric", "reverse=true", "status=done"]).splitlines()
     assert [line.split()[:3] for line in lines[1:3]] == [

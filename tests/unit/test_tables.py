@@ -22,6 +22,7 @@ from kdrun.results.progress import Todo, _cost, commands_of
 from kdrun.results.table import two_rows
 from kdrun.runs.record import write_record
 from tests.published import of_paper
+from tests.records import whole
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "table.txt"
 AGGREGATES = GOLDEN.with_name("table_aggregates.txt")
@@ -191,7 +192,9 @@ def test_formats_hold_the_same_and_escape(outputs):
     assert (first["n"], first["planned"], first["min"], first["verdict"]) == (3, 3, pytest.approx(70), "within")
     assert first["runs"] == pytest.approx({"k0": 70.0, "k1": 71.0, "k2": 72.0})
     assert whole["cells"][1] | {"mean": 50.0, "std": None, "failed": [1], "missing": [2]} == whole["cells"][1]
-    out = outputs / "x" / "table.csv"
+    with pytest.raises(ConfigError, match=r"out: .*/x: no such folder"):
+        main([*asked, f"out={outputs / 'x' / 'table.csv'}"])
+    out = outputs / "table.csv"
     assert main([*asked, "format=csv", f"out={out}"]) == f"wrote {out}"
     assert len(out.read_text().splitlines()) == 6
 
@@ -227,7 +230,7 @@ def test_what_is_not_done_and_its_commands(outputs):
 
 def test_a_running_record_of_a_dead_process_is_stopped(outputs):
     place = outputs / PLAN.cells[3].runs[0].place
-    write_record(place, {"schema": 1, "status": "running", "key": "r"})
+    write_record(place, whole("r", status="running"))
     assert Todo.of(PLAN, outputs).states[PLAN.cells[3].runs[0].place].state == "stopped"
 
 
@@ -245,7 +248,12 @@ def test_found_tables_count_a_key_once_and_name_what_is_odd(tmp_path):
     assert (
         "two records of one key: distill/digits/n20/s0-b (done) counts, distill/digits/n20/s0-a (failed) does" in text
     )
-    assert "left out: distill/digits/n20/s2-d: its record has no seed" in text
+    for name, why in (
+        ("s2-d", "not a whole record (seed: missing; a value is required; and 8 more); delete it to run this anew"),
+        ("s2-e", "record schema 0; this kdrun reads schema 1"),
+        ("s3-f", "record schema None"),
+    ):
+        assert f"\nleft out: {runs / name / 'record.json'}: {why}" in text
 
 
 def test_arguments_that_do_not_go_together(outputs):

@@ -73,6 +73,6 @@ def teacher(run: FinishedRun, split: str = "test") -> str:
     if (warning := confident_errors_warning(logits, target, split)) is not None:
         told.append(f"warning: {warning}")
         with run.amended() as record:
-            if warning not in record["warnings"]:
-                record["warnings"].append(warning)
+            known = record.get("warnings") or []
+            record["warnings"] = known if warning in known else [*known, warning]
     return "\n".join(told)

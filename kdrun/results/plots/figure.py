@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kdrun.core.errors import ConfigError
-from kdrun.core.files import atomic_path
+from kdrun.core.files import atomic_path, place_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,13 +59,13 @@ def places(default: Path, out: str | None = None) -> list[Path]:
     """The files of a picture: `out`, else PNG and SVG of the name `default`.
 
     Raises:
-        ConfigError: `out` is neither.
+        ConfigError: `out` is neither, or lies in no folder.
     """
     if out is None:
         return [default.with_name(f"{default.name}.{kind}") for kind in ("png", "svg")]
     if not out.endswith((".png", ".svg")):
         raise ConfigError(f"out: {out}: write a name that ends in .png or .svg")
-    return [Path(out)]
+    return [place_for(out, "out")]
 
 
 def told(paths: Sequence[Path]) -> str:

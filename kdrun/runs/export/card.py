@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from kdrun.config.model import ModelConfig
+from kdrun.core.errors import KdrunError
 from kdrun.core.version import __version__
 from kdrun.models.network import Network
 from kdrun.runs.export import SPEC
@@ -50,10 +51,10 @@ def description(trained: Trained, form: str, batch: int | str) -> dict[str, Any]
         "class_names": list(shown.class_names),
         "temperature": trained.temperature,
         "run": {
-            **{name: record[name] for name in ("key", "method", "dataset", "num_labels", "seed", "steps")},
+            **{name: record.get(name) for name in ("key", "method", "dataset", "num_labels", "seed", "steps")},
             "predictor": trained.name, "num_params": trained.num_params,
             "precision": trained.run.config.schedule.precision,
-            **{name: record[name] for name in ("split", "requires", "code", "packages")},
+            **{name: record.get(name) for name in ("split", "requires", "code", "packages")},
         },
         "metrics": finite(_metrics(trained)),
     }  # fmt: skip
@@ -77,7 +78,9 @@ def card(trained: Trained, spec: dict[str, Any]) -> str:
     Args:
         spec: what `description` gave.
     """
-    record, split = trained.run.record, trained.run.record["split"]
+    record, split = trained.run.record, trained.run.record.get("split") or {}
+    if absent := [name for name in ("labeled", "unlabeled", "val", "test", "hash") if name not in split]:
+        raise KdrunError(f"{trained.run.directory}: its record has no split.{absent[0]}, which a model card tells")
     labels = "all" if record["num_labels"] is None else record["num_labels"]
     needs, name = (None, "") if trained.network is None else (import_of(trained.network), trained.network.name)
     lines = [
@@ -120,7 +123,7 @@ def card(trained: Trained, spec: dict[str, Any]) -> str:
         "",
         f"{record['dataset']}, {labels} labels: {split['labeled']} labeled, {split['unlabeled']} unlabeled, "
         f"{split['val']} validation and {split['test']} test images (split `{split['hash']}`).",
-        f"{record['steps']} steps, seed {record['seed']}. Run key `{record['key']}`, kdrun's commit "
-        f"`{record['code']['commit']}`.",
+        f"{record.get('steps')} steps, seed {record['seed']}. Run key `{record['key']}`, kdrun's commit "
+        f"`{(record.get('code') or {}).get('commit')}`.",
     ]
     return "\n".join(lines) + "\n"

@@ -66,6 +66,8 @@ def _onnx(trained: Trained, path: Path, batch: int | None, opset: int) -> Loaded
         )  # fmt: skip
     if made is None:
         raise KdrunError("to=onnx: torch.onnx.export gave nothing")
+    if (got := made.model.opset_imports.get("")) != opset:
+        raise KdrunError(f"opset: {opset}: the exporter can only write {got}; give that, or leave it out")
     if batch is None:
         made.model.graph.inputs[0].shape[0] = "batch"
     made.save(str(path), external_data=False)
