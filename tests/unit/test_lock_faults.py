@@ -239,7 +239,9 @@ def test_a_place_where_no_lock_can_be_made(path, monkeypatch, number):
 def test_a_dead_lock_that_cannot_be_replaced_is_named(path, fast, monkeypatch):
     path.write_text(json.dumps(DEAD))
     monkeypatch.setattr(os, "replace", failing(errno.EACCES))
-    with pytest.raises(KdrunError, match=r"process 1 on elsewhere, is gone, but the file cannot be replaced.*delete it"):
+    with pytest.raises(
+        KdrunError, match=r"process 1 on elsewhere, is gone, but the file cannot be replaced.*delete it"
+    ):
         Lock(path).__enter__()
     assert os.listdir(path.parent) == [path.name]
 
