@@ -142,7 +142,7 @@ def test_a_signal_finishes_the_step_and_checkpoints_and_the_same_command_goes_on
     process.send_signal(number)
     time.sleep(0.3)
     (outputs / "go").touch()
-    assert process.wait(60) == 130
+    assert process.wait(60) == 128 + number
     assert f"stopped by {number.name} after step 11 of 60; a checkpoint was written" in process.text
     assert train(*LONG) == 0
     ((directory, _),) = find_records(outputs)
@@ -164,7 +164,7 @@ def test_sigterm_stops_a_sweep_at_a_step_boundary(outputs, spawn, train, uninter
     process = spawn("-m", *LONG, "schedule.steps=100000", "seed=0,1", "execution.checkpoint_every_steps=100000")
     process.wait_for(lambda: any('"step": 10' in p.read_text() for p in outputs.glob("runs/*/*/*/*/metrics.jsonl")))
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 130
+    assert process.wait(60) == 143
     assert "a checkpoint was written" in process.text
     ((directory, record),) = find_records(outputs)  # the second job did not start
     assert record["status"] == "running"
