@@ -7,8 +7,10 @@ from kdrun.core.signals import process
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit code."""
+    from kdrun.cli.command import print_anything
     from kdrun.cli.train import main as train
 
+    print_anything()
     return train(argv)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from kdrun.cli.help import overview
 from kdrun.core import signals
 from kdrun.core.errors import ConfigError, KdrunError, Unfinished, allowed
-from kdrun.core.files import reason
+from kdrun.core.files import folder, reason
 from kdrun.core.schema import Schema, from_arguments
 from kdrun.runs.record import open_records
 
@@ -130,6 +130,8 @@ def dispatch(package: str, kinds: Mapping[str, type[Schema]], kind: str, argumen
         raise ConfigError(f"{name or 'command line'}: not {kind}; {allowed(name, kinds)}")
     options: Any = from_arguments(kinds[name], rest)
     given = getattr(options, "run", [])
+    if "outputs" in options.model_fields_set:
+        folder(options.outputs, "outputs")
     open_records([given] if isinstance(given, str) else given)
     text: str = importlib.import_module(f"{package}.{name}").report(options)
     return text

@@ -102,6 +102,8 @@ def main(arguments: Sequence[str]) -> str:
     published = Path(options.published)
     if options.table is not None:
         table_spec(options.table)  # refuses a name that is none
+    if "outputs" in options.model_fields_set:
+        folder(options.outputs, "outputs")
     if options.readme != "README.md" and not Path(options.readme).is_file():
         raise ConfigError(f"readme: {options.readme}: no such file")
     if options.check:
@@ -126,7 +128,7 @@ def main(arguments: Sequence[str]) -> str:
     for key, value in _paths(told.model_dump()):
         raise KdrunError(f"{place}: would hold a path of this machine, {key}: {value}; make it relative")
     for path, text in _files(options.table, place, told, records, Path(options.readme)).items():
-        if not path.is_file() or _lines(path.read_text()) != _lines(text):
+        if not path.is_file() or _lines(path.read_text("utf-8")) != _lines(text):
             write_text(path, text)
             lines.append(f"wrote {path}")
     return "\n".join(lines) or f"{place}: nothing has changed"
@@ -199,7 +201,7 @@ def _curves(
 def _read(place: Path) -> Published:
     path = place / "published.json"
     try:
-        return build(Published, json.loads(path.read_text()), str(path))
+        return build(Published, json.loads(path.read_text("utf-8")), str(path))
     except FileNotFoundError:
         raise KdrunError(f"{path}: is not there; run kdrun publish table={place.name}") from None
     except (OSError, ValueError, RecursionError, MemoryError) as error:
@@ -208,7 +210,8 @@ def _read(place: Path) -> Published:
 
 def _write_records(place: Path, records: Sequence[Record]) -> None:
     """records.jsonl, or records.jsonl.xz where that would be too large."""
-    text = "".join(json.dumps(sealed(finite(record)), ensure_ascii=False) + "\n" for record in records).encode()
+    lines = [json.dumps(sealed(finite(record)), ensure_ascii=False) + "\n" for record in records]
+    text = "".join(lines).encode(errors="backslashreplace")  # names that are no text, as in record.json
     packed = len(text) > MOST
     write_bytes(place / (PACKED if packed else PLAIN), lzma.compress(text) if packed else text)
     (place / (PLAIN if packed else PACKED)).unlink(missing_ok=True)
@@ -293,7 +296,7 @@ def _files(name: str, place: Path, told: Published, read: Reader, readme: Path) 
     if (place / "table.md").is_file():
         out[place / "table.md"] = _replaced(place / "table.md", BEGIN, END, _joined(markdown))
     begin, end = f"<!-- table {name} -->", f"<!-- /table {name} -->"
-    if readme.is_file() and begin in readme.read_text():
+    if readme.is_file() and begin in readme.read_text("utf-8"):
         out[readme] = _replaced(readme, begin, end, markdown[0])
     return out
 
@@ -328,7 +331,7 @@ def _differences(name: str, place: Path, options: Options) -> list[str]:
     told = _again(name, place, options.replace(metric=[], curve=[], columns="", override=[]))
     files = _files(name, place, told, published_reader(place), Path(options.readme))
     for path, text in files.items():
-        if not path.is_file() or _lines(path.read_text()) != _lines(text):
+        if not path.is_file() or _lines(path.read_text("utf-8")) != _lines(text):
             made = f"is not what {place / 'records.jsonl'} makes"
             wrong.append(f"{path}: table={name} {made}; {anew} and look at what changes")
     return wrong
@@ -341,7 +344,7 @@ def _lines(text: str) -> list[str]:
 
 def _replaced(path: Path, begin: str, end: str, text: str) -> str:
     """The file with another text between its markers; what stands around them stays."""
-    before, found, rest = path.read_text().partition(begin)
+    before, found, rest = path.read_text("utf-8").partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed:
         raise KdrunError(f"{path}: has no {begin} ... {end}; put them around the part that is generated")

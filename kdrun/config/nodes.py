@@ -254,7 +254,7 @@ def read_conf(kind: str, name: str, cls: type[S]) -> S:
     names = [p.stem for p in path.parent.glob("*.yaml")]
     if name not in names:  # no path that leads elsewhere
         raise ConfigError(f"{kind}={name}: no such {kind}; {allowed(name, names)}")
-    return build(cls, yaml.safe_load(path.read_text()), f"{kind} {name}")
+    return build(cls, yaml.safe_load(path.read_text("utf-8")), f"{kind} {name}")
 
 
 def _first_line(error: BaseException) -> str:

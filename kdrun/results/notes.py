@@ -36,7 +36,7 @@ def ours_in(picked: Sequence[Picked], composed: DictConfig) -> list[str]:
     terms = set_of_terms(composed)
     out = []
     for path, package in picked:
-        text = path.read_text() if path.is_file() else ""
+        text = path.read_text("utf-8") if path.is_file() else ""
         if MARK.search(text) is None:
             continue
         for deviates, comment in _comments(path):
@@ -58,7 +58,7 @@ def _comments(path: Path) -> Iterator[tuple[bool, str]]:
     """(whether it is a deviation, text) of the comments that stand on lines of their own; commands are left out."""
     plain: list[str] = []
     note: list[str] | None = None
-    for line in [*(path.read_text().splitlines() if path.is_file() else []), ""]:
+    for line in [*(path.read_text("utf-8").splitlines() if path.is_file() else []), ""]:
         comment = line.startswith("#")
         before, found, text = line.partition(DEVIATES)
         goes_on = note is not None and line.startswith("#   ")

@@ -114,7 +114,7 @@ def svg(draw: Callable[[list[Path]], None], title: str) -> str:
     with tempfile.TemporaryDirectory() as folder, texts_stay_text():
         path = Path(folder) / "figure.svg"
         draw([path])
-        text = path.read_text()
+        text = path.read_text("utf-8")
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r"font: ([\d.]+px) [^;\"]+", r"font: \1 system-ui, sans-serif", text)

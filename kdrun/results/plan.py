@@ -190,7 +190,9 @@ def table_spec(name: str) -> TableConfig:
 def about(name: str) -> str:
     """What the first lines of conf/table/<name>.yaml say."""
     path = CONF_DIR / "table" / f"{name}.yaml"
-    lines = takewhile(lambda line: line.startswith("# "), path.read_text().splitlines() if path.is_file() else [])
+    lines = takewhile(
+        lambda line: line.startswith("# "), path.read_text("utf-8").splitlines() if path.is_file() else []
+    )
     return " ".join(line.removeprefix("#").strip() for line in lines if not line.startswith("#  "))
 
 
@@ -325,7 +327,7 @@ def _content(config: DatasetConfig, outputs: Path) -> str | None:
 
 def _kept(path: Path, digest: str) -> TablePlan | None:
     try:
-        head, _, content = path.read_text().rstrip("\n").partition("\n")
+        head, _, content = path.read_text("utf-8").rstrip("\n").partition("\n")
         if head != f"{digest} {_sha(content.encode())}":
             return None
         plan = build(TablePlan, json.loads(content), str(path))
