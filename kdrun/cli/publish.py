@@ -66,9 +66,9 @@ class Options(Schema):
             raise ValueError("again: writes, and check does not; leave one out")
         if self.compose and not (self.again or self.check):
             raise ValueError("compose: goes with again=true or check=true; else the plan is made anew anyway")
-        asked = {"metric", "curve", "columns", "override"} & self.model_fields_set
+        asked = [name for name in ("columns", "curve", "metric", "override") if getattr(self, name)]
         if self.check and asked:
-            raise ValueError(f"{min(asked)}: check=true compares what was published; leave it out")
+            raise ValueError(f"{asked[0]}: check=true compares what was published; leave it out")
         return self
 
 

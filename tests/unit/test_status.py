@@ -210,8 +210,9 @@ def test_publishing_and_its_check(planned, tmp_path):
 
 
 def test_many_records_are_published_packed(planned, tmp_path, monkeypatch):
+    (readme := tmp_path / "README.md").write_text("no table here\n")
     place = tmp_path / "published" / "t"
-    asked = ["table=t", f"outputs={planned}", f"published={place.parent}", f"readme={tmp_path / 'none'}"]
+    asked = ["table=t", f"outputs={planned}", f"published={place.parent}", f"readme={readme}"]
     publishing.main(asked)
     whole, size = (place / "records.jsonl").read_text(), (place / "records.jsonl").stat().st_size
     monkeypatch.setattr(publishing, "MOST", size - 1)
@@ -242,8 +243,9 @@ def test_records_with_a_path_of_the_machine_are_refused(planned, tmp_path, path)
 
 
 def test_curves_are_published_with_the_points_that_are_shown(planned, tmp_path, monkeypatch):
+    (readme := tmp_path / "README.md").write_text("no table here\n")
     folder = tmp_path / "published"
-    asked = ["table=t", f"outputs={planned}", f"published={folder}", f"readme={tmp_path / 'none'}"]
+    asked = ["table=t", f"outputs={planned}", f"published={folder}", f"readme={readme}"]
     publishing.main([*asked, "metric=test/top1", "columns=params", "curve=test/top1:1"])
     text = (folder / "t" / "table.md").read_text()
     for path in planned.rglob("*"):
