@@ -35,6 +35,8 @@ def plan(arguments: Sequence[str]) -> list[Job] | None:
         expanded = composer.expand(args.overrides, bool(args.multirun))
         if expanded is None:
             return None
+        if not expanded:
+            raise ConfigError("command line: a sweep over no value, so of no job; give each swept key a value")
         jobs, errors = [], []
         for overrides in expanded:
             try:
