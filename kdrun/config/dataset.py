@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from kdrun.core.errors import ConfigError
 from kdrun.core.registry import lookup
 from kdrun.core.schema import FileContent, OutsideKey, Schema
+from kdrun.core.texts import text_of
 
 PHOTO = ("a photo of a {}.",)
 
@@ -112,9 +113,10 @@ class DatasetConfig(Schema):
         if not isinstance(given, str):
             return given
         try:
-            return [line.strip() for line in Path(given).expanduser().read_text().splitlines() if line.strip()]
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{given}: not a readable text file with a name on each line ({error})") from None
+            text = text_of(Path(given), "")
+        except ConfigError as error:
+            raise ValueError(f"not a readable text file with a name on each line: {error}") from None
+        return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def facts_of(name: object, key: str = "dataset.name") -> Facts:

@@ -89,6 +89,9 @@ class RunConfig(Schema):
     plugins: Annotated[list[str], OutsideKey()] = Field(default_factory=list)
     ramps: dict[str, RampConfig] = Field(default_factory=dict)
     """Weights that move during training."""
+    written: Annotated[dict[str, str], OutsideKey()] = Field(default_factory=dict, exclude=True)
+    """What the environment said (`kdrun.config.environment`) -> the text that asked for it, which alone is written: by
+    dotted key in `execution` and `tracker`; elsewhere, where a path moves between keys, by `=` and the value."""
 
     @property
     def weights(self) -> dict[str, float]:

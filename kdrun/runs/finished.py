@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from kdrun.config.model import ModelConfig
-from kdrun.config.nodes import from_nodes
+from kdrun.config.environment import asked_again
+from kdrun.config.nodes import from_record
 from kdrun.config.run import RunConfig
 from kdrun.core.errors import KdrunError, allowed
 from kdrun.core.registry import load, load_plugins
@@ -49,7 +50,7 @@ class FinishedRun:
     @cached_property
     def config(self) -> RunConfig:
         """Its configuration, with the outputs folder as it is now."""
-        config = from_nodes(self.record["config"])
+        config = from_record(self.record["config"])
         return config.replace(execution=config.execution.replace(outputs=str(self.outputs)))
 
     def predictions(self, split: str, net: str) -> tuple[Tensor, Tensor]:
@@ -75,7 +76,7 @@ class FinishedRun:
         if not path.is_file():
             raise KdrunError(f"{self.directory}: no network {name!r}; {allowed(name, self.record['nets'])}")
         if not timm.is_model(self.record["nets"].get(name, {}).get("model", "")):  # from a user's file
-            plugins = self.record["config"]["plugins"]
+            plugins = asked_again(self.record["config"])[0]["plugins"]
             load_plugins([p for p in plugins if Path(p).is_file()], forget=False)
         return load_network(path)
 
