@@ -1,6 +1,8 @@
 """What a dataset is to kdrun: uint8 images, in memory or in a mapped file, labels, and how they are normalised."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -8,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from kdrun.config.dataset import DatasetConfig, FilesConfig
-from kdrun.core.errors import ConfigError
+from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.hashing import content_hash
-from kdrun.core.registry import lookup
+from kdrun.core.registry import line_in_plugin, lookup
 from kdrun.core.schema import FileContent, marker
 from kdrun.data.arrays import Arrays
 from kdrun.data.listing import Listing, read_files
@@ -60,7 +62,7 @@ def _load(schema: type[DatasetConfig], text: str, contents: tuple[str, ...], out
     if isinstance(config, FilesConfig) and issubclass(schema, FilesConfig):
         arrays = read_files(_listing(schema, text, contents), config, outputs)
     else:
-        arrays = lookup("dataset", config.name, "dataset.name").load(config)
+        arrays = _loaded(config)
     if config.unlabeled is None or arrays.num_unlabeled:
         return arrays
     height, width, channels = arrays.train_images.shape[1:]
@@ -80,5 +82,34 @@ def _outline(schema: type[FilesConfig], text: str, contents: tuple[str, ...], ou
 def _listing(schema: type[FilesConfig], text: str, contents: tuple[str, ...]) -> Listing:
     config = schema.model_validate_json(text)
     part = lookup("dataset", config.name, "dataset.name")
-    listing: Listing = part.files(config)
+    with _plugins_named(config):
+        listing = part.files(config)
+    if not isinstance(listing, Listing):
+        raise ConfigError(f"dataset={config.name}: files gives a {type(listing).__name__}, expected Listing; {PAGE}")
     return listing
+
+
+PAGE = "see docs/extend/dataset.md"
+
+
+def _loaded(config: DatasetConfig) -> Arrays:
+    part = lookup("dataset", config.name, "dataset.name")
+    with _plugins_named(config):
+        arrays = part.load(config)
+    if not isinstance(arrays, Arrays):
+        raise ConfigError(f"dataset={config.name}: load gives a {type(arrays).__name__}, expected Arrays; {PAGE}")
+    return arrays
+
+
+@contextmanager
+def _plugins_named(config: DatasetConfig) -> Iterator[None]:
+    """What a user's reader raises, in one line with its place."""
+    try:
+        yield
+    except (KdrunError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        place = line_in_plugin(error)
+        if place is None:
+            raise
+        raise ConfigError(f"dataset={config.name}: {place}: {type(error).__name__}: {error}") from error
