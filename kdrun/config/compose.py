@@ -179,7 +179,7 @@ class Composer:
             where = "conf/" + (f" and {self.config_dir}" if self.config_dir else "")
             return f"--config-name: {name}: no such file in {where}; give the name of a YAML file, without .yaml"
         options, file = error.options or [], self._file_in(str(error))
-        if file is not None:
+        if file is not None and not any(re.split("[=@]", o.lstrip("+"))[0] == group for o in overrides):
             return f"{file}: its defaults name {group}={name}: no such option; {allowed(name, options or self._options(group))}"
         if group == "loss/term" and not any("loss/term" in override for override in overrides):
             group, options = "loss", self._options("loss") + self._options("loss/term")  # of `loss=<term>`
@@ -247,8 +247,8 @@ def _refuse_directories(composed: DictConfig) -> None:
             value = value.get(part) if isinstance(value, dict) else None
         if value != own:
             raise ConfigError(
-                f"hydra.{key}: {value!r}: kdrun names directories itself; give execution.outputs (and begin a config "
-                "of your own with defaults: [config, _self_])"
+                f"hydra.{key}: kdrun names directories itself and would not follow {value!r}; give execution.outputs "
+                "(and begin a config of your own with defaults: [config, _self_])"
             )
 
 

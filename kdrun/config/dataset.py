@@ -63,6 +63,8 @@ class Facts:
 
 
 def _num_labels(given: Any) -> Any:
+    if isinstance(given, str) and len(given) > 24:  # it becomes part of a folder's name
+        raise ValueError(f"{given[:24]!r}… is no number of labels; give e.g. 160, 16/class or 1%")
     if isinstance(given, str) and not re.fullmatch(r"0*[1-9]\d*/class|(?=.*[1-9])\d+(\.\d+)?%", given):
         raise ValueError(f"{given!r} is no number of labels; give e.g. 160, 16/class or 1%")
     if isinstance(given, int) and given <= 0:
@@ -99,7 +101,7 @@ class DatasetConfig(Schema):
     null: the dataset's own."""
     mirror: bool = True
     """Whether a mirrored image keeps its class (false for digits)."""
-    mean: list[float] | None = None
+    mean: list[Annotated[float, Field(ge=0, le=1)]] | None = None
     """Per channel, of pixels scaled to [0, 1]; null: the dataset's own."""
     std: list[Annotated[float, Field(gt=0)]] | None = None
     resident: Annotated[bool | Literal["auto"], OutsideKey()] = "auto"

@@ -115,6 +115,9 @@ def _losses(node: Any) -> dict[str, TermConfig]:
     errors: list[str] = []
     terms: dict[str, TermConfig] = {}
     for label, term in node.items():
+        if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", str(label)) is None or hasattr(dict, str(label)):
+            errors.append(f"loss.{str(label)[:80]}: not a name for a term; take letters, digits, _ and -, e.g. its own")
+            continue
         try:
             terms[str(label)] = part_config("loss", term, f"loss.{label}")
         except ConfigError as error:
@@ -192,6 +195,8 @@ def _at_default(field: FieldInfo, value: Any) -> bool:
 def _ramps(node: Any) -> dict[str, RampConfig]:
     if not isinstance(node, Mapping):
         raise ConfigError(f"ramps: expected a mapping such as {{alpha: {{key: loss.ce.weight, end: 0}}}}, got {node!r}")
+    if wrong := [str(name) for name in node if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", str(name)) is None]:
+        raise ConfigError(f"ramps.{wrong[0][:80]}: not a name for a ramp; take letters, digits, _ and -")
     return {str(name): build(RampConfig, ramp, f"ramps.{name}") for name, ramp in node.items()}
 
 

@@ -49,9 +49,9 @@ class ExecutionConfig(Schema):
 
     device: str = "auto"
     """auto (cuda where there is one, else cpu), cpu, cuda, cuda:<n> or mps."""
-    threads: int | None = Field(None, gt=0)
+    threads: int | None = Field(None, gt=0, le=4096)
     """Threads of torch on the CPU; null: torch's choice."""
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(ge=0, le=4096)] | Literal["auto"] = "auto"
     """Processes that decode streamed images ahead of the training; 0: none, the run does it itself; auto: a core each
     but one, at most 16."""
     outputs: str = Field("outputs", min_length=1)

@@ -5,9 +5,11 @@ import warnings
 
 import torch
 
+from kdrun.config.dataset import DatasetConfig
 from kdrun.config.job import Job
 from kdrun.config.key import run_key
 from kdrun.config.run import RunConfig
+from kdrun.config.schedule import ScheduleConfig
 from kdrun.core.device import device_of, require_compiler
 from kdrun.core.errors import ConfigError
 from kdrun.core.registry import line_in_plugin
@@ -43,6 +45,11 @@ def check(run: Job | RunConfig) -> None:
     if key not in _BUILT:
         _build_without_memory(outline)
         _BUILT.add(key)
+    length = ScheduleConfig(steps=1, batch_size=config.schedule.batch_size)  # of rates no shape depends
+    key = f"step {run_key(shape.replace(schedule=length, ramps={}))}"
+    if key not in _BUILT:
+        rehearse(outline)
+        _BUILT.add(key)
     _require_validation(outline)
     _require_weights(outline)
     for role, required in job.requires.items():
@@ -75,7 +82,12 @@ def _require_validation(outline: Assembly) -> None:
     """Refuse what follows the validation images where the split has none."""
     if len(outline.split.val):
         return
-    config = outline.config
+    config, dataset = outline.config, outline.config.dataset
+    if dataset.split_file is None and dataset.val_fraction not in (0, DatasetConfig.model_fields["val_fraction"].default):
+        raise ConfigError(
+            f"dataset.val_fraction: {dataset.val_fraction:g} of {len(outline.arrays.train_images)} training images is "
+            "none; give a larger share, or 0 for no validation"
+        )
     if config.schedule.decay.name == "plateau":
         raise ConfigError(
             "schedule.decay: plateau follows the validation score, and this split has no validation images"
@@ -156,7 +168,6 @@ def _build_on_meta(outline: Assembly) -> None:
     make_optimizer(method)
     LearningRate(outline.config.schedule, outline.clock)
     refuse_sizes(outline)
-    rehearse(outline)
 
 
 _BUILT: set[str] = set()  # keys of the configurations that `check` has built in this process

@@ -33,6 +33,7 @@ from kdrun.training.assembly import Assembly
 from kdrun.training.evaluator import choice_metrics
 from kdrun.training.loop import Loop, Progress
 from kdrun.training.measure import with_corruptions, with_sets
+from kdrun.training.remarks import remarks
 from kdrun.training.tracking import make_tracker
 
 log = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ def _execute(job: Job, record: Record, job_type: str, lock: Lock) -> None:
     record["requires"] = {role: other.key for role, other in job.requires.items()}
 
     assembly = Assembly.of(job, required=required)
-    _warn(record, *assembly.arrays.warnings)
+    _warn(record, *remarks(assembly))
     _keep_split(assembly, record)
     _ = assembly.images  # before networks: what may be resident is a share of the memory that is free
     seed_everything(job.config.seed)

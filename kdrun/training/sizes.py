@@ -34,13 +34,13 @@ def refuse_sizes(outline: Assembly) -> None:
             raise ConfigError(
                 f"teacher: {teacher.name} takes {_gb(needed)}, and there are {_gb(memory)}; see teacher.model.args"
             )
-    height, width, channels = *outline.size, outline.arrays.train_images.shape[3]
-    images = sum(config.method_class.batch_sizes(config).values())
-    needed = FLOAT * images * height * width * channels
+    sizes = [outline.size, *((net.size, net.size) for net in outline.method.networks().values() if net.size is not None)]
+    pixels = max(height * width for height, width in sizes) * outline.arrays.train_images.shape[3]
+    needed = FLOAT * sum(config.method_class.batch_sizes(config).values()) * pixels
     if needed > memory:
         raise ConfigError(
             f"schedule.batch_size: {config.schedule.batch_size}: the pixels of a step take {_gb(needed)}, and there "
-            f"are {_gb(memory)}; give a smaller one"
+            f"are {_gb(memory)}; give a smaller one (or a smaller student.size)"
         )
 
 
