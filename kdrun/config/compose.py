@@ -180,7 +180,8 @@ class Composer:
             return f"--config-name: {name}: no such file in {where}; give the name of a YAML file, without .yaml"
         options, file = error.options or [], self._file_in(str(error))
         if file is not None and not any(re.split("[=@]", o.lstrip("+"))[0] == group for o in overrides):
-            return f"{file}: its defaults name {group}={name}: no such option; {allowed(name, options or self._options(group))}"
+            known = allowed(name, options or self._options(group))
+            return f"{file}: its defaults name {group}={name}: no such option; {known}"
         if group == "loss/term" and not any("loss/term" in override for override in overrides):
             group, options = "loss", self._options("loss") + self._options("loss/term")  # of `loss=<term>`
         known = allowed(name, {*options})
@@ -219,7 +220,7 @@ class Composer:
             if part not in names:
                 known = sorted({*names, *groups}) if i == 0 else names
                 if "@" in key:
-                    return f"{key}: nothing to replace there; write +{key}=<option> to add it ({plain}: {', '.join(known)})"
+                    return f"{key}: nothing to replace there; write +{key}=<option> to add it"
                 return f"{key}: unknown key; {allowed(part, known)}"
             node = node[part]
         return f"{key}: new keys go in with a +; write +{plain}.<name>=<value>, or ++{plain}={{...}}"

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
 from hydra._internal import config_loader_impl
 from hydra._internal.config_repository import ConfigRepository
 from hydra.core.object_type import ObjectType

@@ -8,7 +8,6 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 from kdrun.core.errors import ConfigError
 from kdrun.core.schema import Schema
 
-
 MOST_STEPS = 10**9  # at a thousand steps a second, 12 days
 
 
@@ -131,5 +130,7 @@ class ScheduleConfig(Schema):
         steps_per_epoch = num_labeled / self.batch_size
         steps = self.steps if self.steps is not None else round((self.epochs or 0) * steps_per_epoch)
         if steps > MOST_STEPS:
-            raise ConfigError(f"schedule.epochs: {self.epochs:g} are {steps:.3g} steps; a run has at most {MOST_STEPS:.0e}")
+            raise ConfigError(
+                f"schedule.epochs: {self.epochs:g} are {steps:.3g} steps; a run has at most {MOST_STEPS:.0e}"
+            )
         return Clock(steps_per_epoch, max(steps, 1))

@@ -60,7 +60,7 @@ def refuse_values(node: Mapping[str, Any]) -> None:
             continue
         if (why := _unwritable(value)) is not None:
             errors.append(f"{key}: {value[:60]!r} {why}")
-        elif value[:1] in ("", "~") or len(value) > 60:
+        elif not value.strip() or value.startswith("~") or len(value) > 60:
             names = path_names() if names is None else names
             if is_path(key, names) and not re.search(r"class_names\.\d", key) and (why := _no_path(value)) is not None:
                 errors.append(f"{key}: {value[:60]}{'…' if len(value) > 60 else ''}{why}")

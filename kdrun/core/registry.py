@@ -170,7 +170,7 @@ def load_plugins(paths: list[str], forget: bool = True) -> None:
             with _told_of_interrupts() as interrupts:
                 spec.loader.exec_module(module)
         except BaseException as error:  # whatever a file may raise, an exit of its own too
-            lines = _lines_of(error, given)
+            lines = _lines_of(error, given, os.path.abspath(path))
             _forget(module_name)
             if isinstance(error, KeyboardInterrupt) and interrupts:
                 raise
@@ -189,13 +189,15 @@ def _python_file(given: str) -> Path:
     raise ConfigError(f"plugins: {given[:200]}: no such Python file ({place})")
 
 
-def _lines_of(error: BaseException, given: str) -> list[str]:
+def _lines_of(error: BaseException, given: str, file: str) -> list[str]:
     """What is wrong with a plug-in, with the line in it that raised the error."""
     if isinstance(error, ConfigError):
         return [f"plugins: {given}: {line}" for line in error.lines]
-    where = line_in_plugin(error) or given
+    where = (line_in_plugin(error) or given).replace(file, given)
     if isinstance(error, SystemExit):
-        return [f"plugins: {where}: leaves Python (SystemExit: {error}) where it is imported; register parts and return"]
+        return [
+            f"plugins: {where}: leaves Python (SystemExit: {error}) when imported; let it only register parts"
+        ]
     return [f"plugins: {where}: {type(error).__name__}: {error}"]
 
 

@@ -26,7 +26,9 @@ def text_of(path: Path, key: str) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{where}, line {line}: not UTF-8 (byte 0x{raw[error.start]:02x}); save it as UTF-8") from None
+        raise ConfigError(
+            f"{where}, line {line}: not UTF-8 (byte 0x{raw[error.start]:02x}); save it as UTF-8"
+        ) from None
     except RuntimeError:
         raise ConfigError(f"{where}: no such home directory; write the path out") from None
     except (OSError, ValueError) as error:

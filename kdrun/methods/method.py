@@ -174,7 +174,9 @@ class Method(nn.Module, Generic[C]):
         out: object = self.step(batch, ctx)
         if not isinstance(out, Step):
             name = self.config.method.name
-            raise ConfigError(f"method={name}: step gives a {type(out).__name__}, expected Step; see docs/extend/method.md")
+            raise ConfigError(
+                f"method={name}: step gives a {type(out).__name__}, expected Step; see docs/extend/method.md"
+            )
         told: dict[str, Tensor] = {}
         for name, losses in zip(self.loss_sets, self._loss_sets(), strict=True):
             prefix = "" if len(self.loss_sets) == 1 else f"{name}/"

@@ -54,6 +54,6 @@ def for_channels(values: Sequence[float], in_chans: int, key: str) -> Sequence[f
     if len(values) == 1 or (in_chans == 1 and len(values) == 3):
         return [sum(values) / len(values)] * in_chans
     raise ConfigError(
-        f"{key}: {len(values)} numbers for images of {in_chans} channels; give {in_chans} (of a network: in student.mean "
-        "and student.std, or teacher.model.mean and teacher.model.std)"
+        f"{key}: {len(values)} numbers for images of {in_chans} channels; give {in_chans} (of a network: in "
+        "student.mean and student.std, or teacher.model.mean and teacher.model.std)"
     )

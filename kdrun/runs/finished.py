@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdrun.config.model import ModelConfig
 from kdrun.config.environment import asked_again
+from kdrun.config.model import ModelConfig
 from kdrun.config.nodes import from_record
 from kdrun.config.run import RunConfig
 from kdrun.core.errors import KdrunError, allowed

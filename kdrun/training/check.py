@@ -83,7 +83,8 @@ def _require_validation(outline: Assembly) -> None:
     if len(outline.split.val):
         return
     config, dataset = outline.config, outline.config.dataset
-    if dataset.split_file is None and dataset.val_fraction not in (0, DatasetConfig.model_fields["val_fraction"].default):
+    usual = DatasetConfig.model_fields["val_fraction"].default
+    if dataset.split_file is None and dataset.val_fraction not in (0, usual):
         raise ConfigError(
             f"dataset.val_fraction: {dataset.val_fraction:g} of {len(outline.arrays.train_images)} training images is "
             "none; give a larger share, or 0 for no validation"

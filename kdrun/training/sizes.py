@@ -34,8 +34,9 @@ def refuse_sizes(outline: Assembly) -> None:
             raise ConfigError(
                 f"teacher: {teacher.name} takes {_gb(needed)}, and there are {_gb(memory)}; see teacher.model.args"
             )
-    sizes = [outline.size, *((net.size, net.size) for net in outline.method.networks().values() if net.size is not None)]
-    pixels = max(height * width for height, width in sizes) * outline.arrays.train_images.shape[3]
+    height, width = outline.size
+    sides = [network.size or 0 for network in outline.method.networks().values()]
+    pixels = max(height * width, *(side * side for side in sides)) * outline.arrays.train_images.shape[3]
     needed = FLOAT * sum(config.method_class.batch_sizes(config).values()) * pixels
     if needed > memory:
         raise ConfigError(
