@@ -195,9 +195,7 @@ def _lines_of(error: BaseException, given: str, file: str) -> list[str]:
         return [f"plugins: {given}: {line}" for line in error.lines]
     where = (line_in_plugin(error) or given).replace(file, given)
     if isinstance(error, SystemExit):
-        return [
-            f"plugins: {where}: leaves Python (SystemExit: {error}) when imported; let it only register parts"
-        ]
+        return [f"plugins: {where}: leaves Python (SystemExit: {error}) when imported; let it only register parts"]
     return [f"plugins: {where}: {type(error).__name__}: {error}"]
 
 

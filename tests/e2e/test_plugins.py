@@ -83,12 +83,12 @@ OLD_TERM = (
     [
         (
             OLD_METHOD,
-            "plugins: bad.py, line 3: Old: written for an older kdrun: loss_roles is now needs, Needs(sides=...); predictors is now "
+            "plugins: bad.py: Old: written for an older kdrun: loss_roles is now needs, Needs(sides=...); predictors is now "
             "predict(view); see docs/extend/method.md",
         ),
         (
             OLD_TERM,
-            "plugins: bad.py, line 3: Old: written for an older kdrun: against is now needs, Needs(teacher=True); see docs/extend/loss.md",
+            "plugins: bad.py: Old: written for an older kdrun: against is now needs, Needs(teacher=True); see docs/extend/loss.md",
         ),
         ("def (", "plugins: bad.py: SyntaxError"),
         ("import nothing_of_this_name", "plugins: bad.py, line 1: ModuleNotFoundError"),
