@@ -162,7 +162,7 @@ def carry_out(name: str, outputs: Path, extra: Sequence[str]) -> None:
     _make_prerequisites(todo, outputs, [word for word in extra if not word.lstrip("+").startswith("hydra/")])
     for arguments in commands:
         print(shlex.join(["python", "-m", "kdrun.train", *arguments]), file=sys.stderr)
-        if train.main(arguments) == 130:
+        if train.main(arguments, tell=False) == 130:
             raise KeyboardInterrupt
     left = Todo.of(todo.plan, outputs)
     bad = [

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from kdrun.cli.help import show_help
 from kdrun.cli.plan import plan
+from kdrun.cli.useless import without_effect
 from kdrun.config.compose import flags_first
 from kdrun.config.job import Job, planned, planned_job
 from kdrun.config.nodes import to_config
@@ -44,8 +45,12 @@ def job(composed: DictConfig) -> None:
         log.error("failed: %s: %s", own.directory, error)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line. Returns the exit code: 0 done, 1 a job failed, 2 a mistake, 130 interrupted."""
+def main(argv: list[str] | None = None, tell: bool = True) -> int:
+    """Run the command line. Returns the exit code: 0 done, 1 a job failed, 2 a mistake, 130 interrupted.
+
+    Args:
+        tell: say which overrides have no effect; the cells of a table share theirs.
+    """
     arguments = sys.argv[1:] if argv is None else argv
     if {"--help", "-h"} & set(arguments):
         print(show_help(arguments))
@@ -57,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 2
+    for line in without_effect(jobs or ()) if tell else ():
+        print(f"warning: {line}", file=sys.stderr)
     old = sys.argv
     sys.argv = [old[0], *arguments]
     register_source()

@@ -85,6 +85,8 @@ def _lines(schema: type[BaseModel], errors: list[ErrorDetails], prefix: str) -> 
     out = []
     for key, reasons in lines.items():
         told = list(dict.fromkeys(reasons))
+        if len(told) > 1:
+            told = [reason.partition("; quote it")[0] for reason in told]
         ends = {reason.rpartition(", got ")[2] for reason in told if ", got " in reason}
         got = ""
         if len(told) > 1 and len(ends) == 1:
@@ -113,7 +115,7 @@ def _explain(schema: type[BaseModel], error: ErrorDetails, prefix: str) -> str:
         names = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
         return f"{key}: {given!r} is not allowed; {allowed(given, names)}"
     if kind == "string_type" and isinstance(given, int | float) and not isinstance(given, bool):
-        return f"{key}: must be a valid string, got the number {given!r}; quote it: \"{key}='{given}'\""
+        return f"{key}: must be a valid string, got {given!r}; quote it: \"{key}='{given}'\""
     message = error["msg"].replace("Input should be", "must be").replace("Input", "must")
     return f"{key}: {message}, got {given!r}"
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from kdrun.training.assembly import Assembly
+from kdrun.training.rates import LearningRate
 
 
 def remarks(assembly: Assembly) -> list[str]:
@@ -45,6 +46,9 @@ def _of_schedule(assembly: Assembly) -> list[str]:
     warmup = clock.steps(schedule.warmup_steps, schedule.warmup_epochs)
     if warmup is not None and warmup >= clock.total_steps:
         out.append(f"schedule: the warm-up of {warmup} steps is as long as the run, of {clock.total_steps}")
+    factor = LearningRate(schedule, clock).factor
+    if schedule.decay.name == "step" and factor(clock.total_steps - 1) == 1:
+        out.append(f"schedule.decay: no milestone comes within the {clock.total_steps} steps of the run")
     every = clock.steps(schedule.eval_every_steps, schedule.eval_every_epochs)
     if every is not None and every > clock.total_steps:
         out.append(

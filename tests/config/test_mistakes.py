@@ -1,8 +1,13 @@
 """Every mistake gets one line that names the key and the nearest right one; exit code 2; nothing is written."""
 
+import shlex
+
 import pytest
 
 from kdrun.cli.train import main
+from kdrun.cli.useless import without_effect
+from kdrun.config.compose import Composer
+from kdrun.core.errors import ConfigError
 
 pytestmark = pytest.mark.slow
 
@@ -169,3 +174,49 @@ def test_execution_cannot_be_left_out(tmp_path, monkeypatch, capsys, override):
     assert main(["tracker=none", override]) == 2
     assert capsys.readouterr().err == "error: execution: missing; it must be the mapping of conf/config.yaml\n"
     assert not list(tmp_path.iterdir())
+
+
+USELESS = {
+    "names that nobody reads": "dataset.class_names=[a,b]",
+    "a pool that nobody asks": "dataset.unlabeled=nowhere",
+    "a teacher's temperature": "teacher.temperature=3",
+    "strong views that nobody sees": "views.strong.num_ops=5",
+    "crops that are not made": "views.weak.ratio=[1,2]",
+    "a seed of no draw": "dataset.split_seed=3",
+}
+
+
+@pytest.mark.parametrize("override", USELESS.values())
+def test_an_override_without_effect_is_told(override):
+    with Composer() as composer:
+        jobs = [
+            composer.job(["method=supervised", "loss=ce", "teacher=none", override, f"seed={seed}"]) for seed in "01"
+        ]
+    assert without_effect(jobs) == [f"{override}: has no effect in what this runs"]
+
+
+def test_an_override_with_an_effect_in_one_job_is_not_told():
+    words = [
+        "method=distill",
+        "teacher=resnet8",
+        "teacher.model.args.width=4",
+        "schedule.lr=1e-3",
+        "dataset.num_labels=50",
+    ]
+    words += ["student.args.width=4", "schedule.compile=null", "teacher.cache.mode=off", "loss.ce.weight=2"]
+    with Composer() as composer:
+        jobs = [composer.job([*words, loss]) for loss in ("loss=kd", "loss=ce")]
+        assert without_effect(jobs) == []
+        assert without_effect(jobs[1:]) == ["teacher.model.args.width=4: has no effect in what this runs"]
+
+
+@pytest.mark.parametrize(
+    "value", ["a'b.pt", "'a'b.pt'", "~/x", 'a"b', "a'b\"c", "=1", "a b'", "[x", "b\\'c", "é{", "x'\\"]
+)
+def test_the_hint_to_quote_is_itself_understood(value):
+    with Composer() as composer:
+        with pytest.raises(ConfigError, match="not understood; quote the value: ") as refused:
+            composer.compose([f"tracker.project={value}"])
+        (word,) = shlex.split(str(refused.value).partition("quote the value: ")[2])
+        quoted = len(value) > 1 and value[0] == value[-1] == "'"
+        assert composer.compose([word]).tracker.project == (value[1:-1] if quoted else value)

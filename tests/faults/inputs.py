@@ -116,8 +116,8 @@ NUMBERS = [
     line("views' mean of four", "views.mean=[0.5,0.5,0.5,0.5]", "views.mean: List should have at most 3 items"),
     line("resident a word", "dataset.resident=maybe", "dataset.resident: must be a valid boolean; or 'maybe' is not allowed (allowed: auto)"),
     line("a network of size 0", "student.size=0", "student.size: must be greater than 0"),
-    line("number of a path", "method=distill loss=kd teacher=file teacher.path=12 student@teacher.model=resnet8", "teacher.path: must be a valid string, got the number 12; quote it: \"teacher.path='12'\""),
-    line("number of a tag", "tracker.tags=[1]", "tracker.tags.0: must be a valid string, got the number 1; quote it"),
+    line("number of a path", "method=distill loss=kd teacher=file teacher.path=12 student@teacher.model=resnet8", "teacher.path: must be a valid string, got 12; quote it: \"teacher.path='12'\""),
+    line("number of a tag", "tracker.tags=[1]", "tracker.tags.0: must be a valid string, got 1; quote it"),
     line("lr of a list", "schedule.lr=[0.1]", "schedule.lr: must be a valid number"),
     line("keep_checkpoint a word", "execution.keep_checkpoint=perhaps", "execution.keep_checkpoint: must be a valid boolean"),
 ]  # fmt: skip
