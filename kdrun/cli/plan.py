@@ -1,5 +1,6 @@
 """The plan of a command line: all jobs, composed and checked before anything runs."""
 
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,8 +8,11 @@ from typing import TYPE_CHECKING
 
 from kdrun.config.compose import Composer, parser
 from kdrun.config.job import Job
+from kdrun.config.nodes import dump
+from kdrun.config.values import leaves
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.later import later
+from kdrun.core.registry import line_in_plugin, loaded_plugins
 from kdrun.runs.record import finished_record
 from kdrun.runs.whole import require_whole
 
@@ -38,12 +42,17 @@ def plan(arguments: Sequence[str]) -> list[Job] | None:
         expanded = composer.expand(args.overrides, bool(args.multirun))
         if expanded is None:
             return None
+        if not expanded:
+            raise ConfigError("command line: a sweep over no value, so of no job; give each swept key a value")
         jobs, errors = [], []
         for overrides in expanded:
+            job: Job | None = None
             try:
-                jobs.append((overrides, settled(composer.job(overrides))))
-            except KdrunError as error:
-                errors += [(overrides, line) for line in str(error).splitlines()]
+                job = settled(composer.job(overrides))
+                _ = job.directory, job.requires  # which hash files and ask plug-ins
+                jobs.append((overrides, job))
+            except Exception as error:
+                errors += [(overrides, line) for line in _one_line(error, job)]
     if not errors:
         errors = _check(jobs)
     if errors:
@@ -54,9 +63,9 @@ def plan(arguments: Sequence[str]) -> list[Job] | None:
 def _check(jobs: list[tuple[tuple[str, ...], Job]]) -> list[tuple[tuple[str, ...], str]]:
     """What only the data, the disk and the machine can tell, for the jobs that are not done yet."""
     errors = []
-    for outputs in {job.config.execution.outputs for _, job in jobs}:
-        if problem := _not_writable(Path(outputs)):
-            return [((), f"execution.outputs: {outputs}: {problem}")]
+    for outputs in {job.outputs: job.config.execution.outputs for _, job in jobs}.items():
+        if problem := _not_writable(outputs[0]):
+            return [((), f"execution.outputs: {outputs[1]}: {problem}")]
     for overrides, job in jobs:
         try:
             done = finished_record(job.directory)
@@ -65,16 +74,45 @@ def _check(jobs: list[tuple[tuple[str, ...], Job]]) -> list[tuple[tuple[str, ...
             else:
                 require_whole(job.directory, done)
                 check_measurements(job)
-        except KdrunError as error:
-            errors += [(overrides, line) for line in str(error).splitlines()]
+        except Exception as error:
+            errors += [(overrides, line) for line in _one_line(error, job)]
     return errors
+
+
+def _one_line(error: Exception, job: Job | None) -> list[str]:
+    """The lines for the user, of a mistake, of what the file system says, and of what a plug-in raises.
+
+    Raises:
+        Exception: `error`, where it is none of these: a bug of kdrun's own, which shows where it came from.
+    """
+    if isinstance(error, KdrunError):
+        return str(error).splitlines()
+    if isinstance(error, OSError):
+        place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | Path) else ""
+        key = _key_of(place, job)
+        shown = place if len(place) < 200 else f"{place[:200]}…"
+        what = error.strerror or str(error)
+        return [f"{key}{f'{shown}: ' if shown else ''}{what}; give another path, or its owner gives you access"]
+    place = line_in_plugin(error) or ", ".join(job.config.plugins if job is not None else loaded_plugins())
+    if place:
+        return [" ".join(f"plugins: {place}: {type(error).__name__}: {error}; see docs/extend".split())]
+    raise error
+
+
+def _key_of(place: str, job: Job | None) -> str:
+    """`dataset.root: `: the key whose value a path begins with; empty: none does."""
+    values = leaves(dump(job.config)) if job is not None and place else ()
+    paths = {key: os.path.expanduser(value) for key, value in values if isinstance(value, str) and value}
+    real = os.path.abspath(place)
+    found = [key for key, path in paths.items() if f"{real}/".startswith(f"{os.path.abspath(path)}/")]
+    return f"{max(found, key=lambda key: len(paths[key]))}: " if found else ""
 
 
 def _not_writable(outputs: Path) -> str | None:
     existing = outputs.absolute()
-    while not existing.exists():
-        existing = existing.parent
     try:
+        while not existing.exists():
+            existing = existing.parent
         with tempfile.TemporaryFile(dir=existing):
             return None
     except OSError as error:

@@ -176,7 +176,7 @@ def carry_out(name: str, outputs: Path, extra: Sequence[str]) -> None:
     _make_prerequisites(todo, outputs, [word for word in extra if not word.lstrip("+").startswith("hydra/")])
     for arguments in commands:
         print(shlex.join(["python", "-m", "kdrun.train", *arguments]), file=sys.stderr)
-        train.execute(arguments)
+        train.execute(arguments, tell=False)
     left = Todo.of(todo.plan, outputs)
     bad = [
         f"{state.state}: {outputs / place}{': ' + state.why if state.why else ''}"

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from kdrun.cli.help import show_help
 from kdrun.cli.plan import plan
+from kdrun.cli.useless import without_effect
 from kdrun.config.compose import flags_first
 from kdrun.config.job import Job, planned, planned_job
 from kdrun.config.nodes import to_config
@@ -50,8 +51,12 @@ def main(argv: list[str] | None = None) -> int:
     return signals.exit_code(lambda: execute(sys.argv[1:] if argv is None else argv))
 
 
-def execute(arguments: list[str]) -> int:
-    """As `main`. Raises KeyboardInterrupt: stopped by a signal."""
+def execute(arguments: list[str], tell: bool = True) -> int:
+    """As `main`. Raises KeyboardInterrupt: stopped by a signal.
+
+    Args:
+        tell: say which overrides have no effect; the cells of a table share theirs.
+    """
     if {"--help", "-h"} & set(arguments):
         print(show_help(arguments))
         return 0
@@ -63,6 +68,8 @@ def execute(arguments: list[str]) -> int:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 2
+    for line in without_effect(jobs or ()) if tell else ():
+        print(f"warning: {line}", file=sys.stderr)
     old = sys.argv
     sys.argv = [old[0], *arguments]
     register_source()

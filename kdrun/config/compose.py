@@ -1,6 +1,8 @@
 """Composing conf/ with overrides, as `@hydra.main` does."""
 
 import re
+import shlex
+import traceback
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +28,16 @@ from kdrun.core.errors import ConfigError, allowed
 from kdrun.core.paths import CONF_DIR, HERE
 
 # What Hydra and OmegaConf raise for overrides that they cannot take; some of it is plain Python's.
-REFUSALS = (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError, AttributeError)
+REFUSALS = (
+    HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError, AttributeError, RecursionError,
+)  # fmt: skip
+# What conf/config.yaml gives Hydra for its directories; kdrun names those of its runs itself.
+OWN: dict[str, Any] = {
+    "run.dir": "${execution.outputs}/${run_dir:}", "sweep.dir": "${execution.outputs}", "sweep.subdir": "${run_dir:}",
+    "output_subdir": None, "job.chdir": False,
+}  # fmt: skip
+# Mappings whose keys are for the user to name.
+OPEN = {"args", "optimizer_args", "lr_for", "rename", "ramps", "coefficients", "settings"}
 
 
 class Composer:
@@ -43,14 +54,12 @@ class Composer:
         register_source()
         path = create_automatic_config_search_path(None, None, str(CONF_DIR))
         if self.config_dir is not None:
-            extra = Path(self.config_dir).resolve()
-            if not extra.is_dir():
-                raise ConfigError(f"--config-dir: {extra}: no such directory")
+            extra = _existing(self.config_dir)
             path.prepend(provider="command-line", path=f"file://{extra}", anchor=SearchPathQuery(provider="schema"))
-        register_resolvers()
         parse_once()
         GlobalHydra.instance().clear()
         self.hydra = Hydra.create_main_hydra2(task_name="train", config_search_path=path)
+        register_resolvers()  # behind Hydra's own
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,9 +68,13 @@ class Composer:
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The composed config with its `hydra` node. Raises ConfigError, one line, for what Hydra refuses."""
         try:
-            return self._compose(overrides)
+            composed = self._compose(overrides)
+        except ConfigError:
+            raise
         except REFUSALS as error:
             raise ConfigError(self._explain(error, list(overrides))) from None
+        _refuse_directories(composed)
+        return composed
 
     def typed(self, overrides: Sequence[str]) -> RunConfig:
         """The typed config of one job."""
@@ -95,8 +108,7 @@ class Composer:
 
     def _expand(self, overrides: Sequence[str], multirun: bool) -> list[tuple[str, ...]] | None:
         composed = self._compose(overrides, multirun=True, sweeps=True)
-        if composed.hydra.job.chdir:
-            raise ConfigError("hydra.job.chdir: kdrun names directories itself; leave it false")
+        _refuse_directories(composed)
         if not multirun and "MULTIRUN" not in str(composed.hydra.mode):
             return [tuple(overrides)]
         sweeper = composed.hydra.sweeper
@@ -122,15 +134,12 @@ class Composer:
     def _explain(self, error: Exception, overrides: list[str]) -> str:
         """Hydra's and OmegaConf's messages, which run over many lines, as one."""
         text = str(error)
+        if isinstance(error, RecursionError):
+            return _circle(error)
         if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-            group, _, name = str(error.missing_cfg_file).rpartition("/")
-            options = error.options or []
-            if group == "loss/term" and not any("loss/term" in override for override in overrides):
-                group, options = "loss", self._options("loss") + self._options("loss/term")  # of `loss=<term>`
-            known = allowed(name, {*options})
-            if group == "loss" and (HERE / "losses" / f"{name}.py").is_file():
-                known += f". kdrun/losses/{name}.py needs conf/loss/term/{name}.yaml"
-            return f"{group or 'config'}={name}: no such option; {known}"
+            return self._missing(error, overrides)
+        if file := self._file_in(text):
+            return f"{file}: {text.splitlines()[0].partition(': ')[2] or text}"
         if match := re.search(r"Could not override '([^']+)'", text):
             return self._unknown_key(match[1], overrides)
         if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", text):
@@ -140,16 +149,9 @@ class Composer:
         if match := re.search(r"Could not delete.*'([^']+)'", text):
             return f"~{match[1]}: there is no such key to remove"
         if isinstance(error, OverrideParseException):
-            hint = "write key=value, +key=value to add, ~key to remove"
-            name, equals, value = str(error.override).partition("=")
-            if equals:  # spaces, accents and ~ need quotes of Hydra's own
-                hint = f"quote the value: \"{name}='{value}'\""
-            return f"{error.override}: not understood; {hint}"
+            return f"{error.override}: not understood; {_quoting(str(error.override))}"
         if "Config group override must be a string or a list" in text:
-            empty = [o for o in overrides if re.match(r"[+]*[\w/@.]+=(null|-?\d+)$", o)]
-            group = empty[0].lstrip("+").split("=")[0] if empty else "a group"
-            options = self._options(group.split("@")[0])
-            return f"{empty[0] if empty else group}: not an option of the group; {allowed(group, options)}"
+            return self._no_option(overrides)
         key = getattr(error, "full_key", None)
         line = " ".join(
             part.strip()
@@ -161,6 +163,42 @@ class Composer:
     def _options(self, group: str) -> list[str]:
         names: list[str] = self.hydra.config_loader.get_group_options(group)
         return names
+
+    def _file_in(self, text: str) -> Path | None:
+        """The file that a message of Hydra's blames, where it is one of kdrun's or the user's."""
+        found = re.match(r"In '([^']+)':", text) or re.search(r" defined in ([^ ]+)$", text)
+        if found is None or found[1] == self.config_name:
+            return None
+        folders = [CONF_DIR, *([Path(self.config_dir).expanduser()] if self.config_dir else [])]
+        files = (folder / f"{found[1]}.yaml" for folder in reversed(folders))
+        return next((file for file in files if file.is_file()), None)
+
+    def _missing(self, error: MissingConfigException, overrides: list[str]) -> str:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        if not group and name == self.config_name:
+            where = "conf/" + (f" and {self.config_dir}" if self.config_dir else "")
+            return f"--config-name: {name}: no such file in {where}; give the name of a YAML file, without .yaml"
+        options, file = error.options or [], self._file_in(str(error))
+        if file is not None and not any(re.split("[=@]", o.lstrip("+"))[0] == group for o in overrides):
+            known = allowed(name, options or self._options(group))
+            return f"{file}: its defaults name {group}={name}: no such option; {known}"
+        if group == "loss/term" and not any("loss/term" in override for override in overrides):
+            group, options = "loss", self._options("loss") + self._options("loss/term")  # of `loss=<term>`
+        known = allowed(name, {*options})
+        if group == "loss" and (HERE / "losses" / f"{name}.py").is_file():
+            known += f". kdrun/losses/{name}.py needs conf/loss/term/{name}.yaml"
+        return f"{group or 'config'}={name}: no such option; {known}"
+
+    def _no_option(self, overrides: list[str]) -> str:
+        """Of the override that gives a group null or a number."""
+        for override in overrides:
+            group, _, value = override.lstrip("+").partition("=")
+            if re.fullmatch(r"null|true|false|[-+.\d][-+.\de_]*", value, re.IGNORECASE) or value[:1] in ("{", '"', "'"):
+                options = self._options(group.split("@")[0])
+                if options:
+                    none = f"; {group}=none is the word for nothing" if "none" in options else ""
+                    return f"{override}: not an option of the group; {allowed(value, options)}{none}"
+        return "a group of the command line has no name of a file; write group=option"
 
     def _unknown_key(self, key: str, overrides: list[str]) -> str:
         """`schedule.lrr: unknown key; nearest: lr (allowed: ...)`, from the config without that override."""
@@ -176,11 +214,71 @@ class Composer:
         parts = plain.replace("/", ".").split(".")
         for i, part in enumerate(parts):
             names = [str(k) for k in node if k != "hydra"] if OmegaConf.is_dict(node) else []
+            if part not in names and i and parts[i - 1] in OPEN:
+                value = next((o.partition("=")[2] for o in overrides if o.partition("=")[0] == key), "<value>")
+                return f"{key}: a new key goes in with a +; write +{key}={value}"
             if part not in names:
                 known = sorted({*names, *groups}) if i == 0 else names
+                if "@" in key:
+                    return f"{key}: nothing to replace there; write +{key}=<option> to add it"
                 return f"{key}: unknown key; {allowed(part, known)}"
             node = node[part]
         return f"{key}: new keys go in with a +; write +{plain}.<name>=<value>, or ++{plain}={{...}}"
+
+
+def _existing(config_dir: str) -> Path:
+    try:
+        path = Path(config_dir).expanduser().resolve()
+        if path.is_dir():
+            next(path.iterdir(), None)  # that it can be listed
+            return path
+        why = "no such directory"
+    except (OSError, ValueError, RuntimeError) as error:
+        why = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        path = Path(config_dir)
+    raise ConfigError(f"--config-dir: {path}: {why}")
+
+
+def _refuse_directories(composed: DictConfig) -> None:
+    """Hydra would be asked for other directories, and kdrun would write where it always does."""
+    given: Any = OmegaConf.to_container(composed.hydra, resolve=False)
+    for key, own in OWN.items():
+        value: Any = given
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value != own:
+            raise ConfigError(
+                f"hydra.{key}: kdrun names directories itself and would not follow {value!r}; give execution.outputs "
+                "(and begin a config of your own with defaults: [config, _self_])"
+            )
+
+
+def _circle(error: RecursionError) -> str:
+    """Which configs name each other in their defaults: Hydra's frames tell."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    names = [str(f.f_locals.get("path")) for f in frames if f.f_code.co_name == "_create_defaults_tree_impl"]
+    for length in range(1, len(names) // 2 + 1):
+        if names[-length:] == names[-2 * length : -length]:
+            around = " -> ".join(f"{name}.yaml" for name in [*names[-length:], names[-length]])
+            return f"{names[-length]}.yaml: its defaults lead back to itself ({around}); leave one of them out"
+    return "defaults: files or keys refer to each other in a circle, or too deep; write them flatter"
+
+
+def _quoting(override: str) -> str:
+    """What to write instead: Hydra's quotes around the value, the shell's around all."""
+    name, equals, value = override.partition("=")
+    if not equals:
+        return "write key=value, +key=value to add, ~key to remove"
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        value = value[1:-1]
+    value = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    value += "\\" * (len(value) - len(value.rstrip("\\")))
+    word = f"{name}='{value}'"
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        return "write key='value', with a \\ before each quote in it; a key is letters, digits, . and _"
+    return "quote the value: " + (shlex.quote(word) if re.search(r'[$`"!]|\\\\', word) else f'"{word}"')
 
 
 def configs_of_seeds(composed: DictConfig, seeds: Sequence[int]) -> list[RunConfig]:

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from kdrun.core.errors import ConfigError
 from kdrun.core.registry import lookup
 from kdrun.core.schema import FileContent, OutsideKey, Schema
+from kdrun.core.texts import text_of
 
 PHOTO = ("a photo of a {}.",)
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
@@ -66,6 +67,8 @@ class Facts:
 
 
 def _num_labels(given: Any) -> Any:
+    if isinstance(given, str) and len(given) > 24:  # it becomes part of a folder's name
+        raise ValueError(f"{given[:24]!r}… is no number of labels; give e.g. 160, 16/class or 1%")
     if isinstance(given, str) and not re.fullmatch(r"0*[1-9]\d*/class|(?=.*[1-9])\d+(\.\d+)?%", given):
         raise ValueError(f"{given!r} is no number of labels; give e.g. 160, 16/class or 1%")
     if isinstance(given, int) and given <= 0:
@@ -102,7 +105,7 @@ class DatasetConfig(Schema):
     null: the dataset's own."""
     mirror: bool = True
     """Whether a mirrored image keeps its class (false for digits)."""
-    mean: list[float] | None = None
+    mean: list[Annotated[float, Field(ge=0, le=1)]] | None = None
     """Per channel, of pixels scaled to [0, 1]; null: the dataset's own."""
     std: list[Annotated[float, Field(gt=0)]] | None = None
     resident: Annotated[bool | Literal["auto"], OutsideKey()] = "auto"
@@ -116,9 +119,10 @@ class DatasetConfig(Schema):
         if not isinstance(given, str):
             return given
         try:
-            return [line.strip() for line in Path(given).expanduser().read_text().splitlines() if line.strip()]
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{given}: not a readable text file with a name on each line ({error})") from None
+            text = text_of(Path(given), "")
+        except ConfigError as error:
+            raise ValueError(f"not a readable text file with a name on each line: {error}") from None
+        return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def facts_of(name: object, key: str = "dataset.name") -> Facts:

@@ -88,4 +88,4 @@ def _num_listed(split_file: str) -> int | None:
 @lru_cache(maxsize=256)
 def _num_in(split_file: str, _content: str) -> int | None:
     labeled = read_npz(Path(split_file), "dataset.split_file").get("labeled")
-    return None if labeled is None else labeled.size  # what is wrong with it is said when the split is made
+    return None if labeled is None else labeled.size or None  # what is wrong with it is said when the split is made

@@ -31,7 +31,7 @@ class ModelConfig(Schema):
     """A local file with the published weights (with pretrained=true); of open_clip also a folder as it saves it."""
     new_head: bool = False
     """Published weights without their classifier, which starts anew; so where the classes are others in any case."""
-    mean: list[float] | None = None
+    mean: list[Annotated[float, Field(ge=0, le=1)]] | None = None
     """Normalisation of this network's input; null: the weights' own where pretrained, else the dataset's."""
     std: list[Annotated[float, Field(gt=0)]] | None = None
     size: int | None = Field(None, gt=0)

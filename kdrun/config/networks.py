@@ -3,13 +3,11 @@
 from functools import cache
 from typing import Any
 
-import yaml
-
 from kdrun.core.paths import CONF_DIR
+from kdrun.core.texts import mapping_of
 
 
 @cache
 def own_networks() -> dict[str, dict[str, Any]]:
     """Name -> its `args`; read once, so do not change it."""
-    networks: dict[str, dict[str, Any]] = yaml.safe_load((CONF_DIR / "networks.yaml").read_text())
-    return networks
+    return mapping_of(CONF_DIR / "networks.yaml")

@@ -4,24 +4,26 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from kdrun.config.effective import effective
+from kdrun.config.environment import asked_again, hidden, resolved
 from kdrun.config.model import ModelConfig
 from kdrun.config.networks import own_networks
 from kdrun.config.parts import TermConfig
 from kdrun.config.run import EvaluateConfig, ExecutionConfig, RunConfig, TrackerConfig
 from kdrun.config.schedule import RampConfig, ScheduleConfig
 from kdrun.config.teacher import TeacherConfig
+from kdrun.config.values import refuse_values
 from kdrun.config.views import ViewsConfig
 from kdrun.core.errors import ConfigError, allowed
 from kdrun.core.paths import CONF_DIR
 from kdrun.core.registry import load_plugins, lookup, registered
 from kdrun.core.schema import S, Schema, build
+from kdrun.core.texts import mapping_of, text_of
 
 
 def to_config(composed: DictConfig) -> RunConfig:
@@ -31,17 +33,27 @@ def to_config(composed: DictConfig) -> RunConfig:
             raise ConfigError("execution: missing; it must be the mapping of conf/config.yaml")
         ours = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         _plugins(ours.get("plugins"))  # before `${beside:...}` asks for the class of a term
-        node = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
+        node, written = resolved(ours)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "config"
         raise ConfigError(f"{key}: {_first_line(error)}") from None
-    if not isinstance(node, dict):
-        raise ConfigError("config: not a mapping")
-    return from_nodes({str(k): v for k, v in node.items()})
+    except RecursionError:
+        raise ConfigError("config: keys refer to each other in a circle, or too deep; write them flatter") from None
+    refuse_values(node)
+    return from_nodes(node, written)
 
 
-def from_nodes(node: dict[str, Any]) -> RunConfig:
-    """Type and check plain nodes, as Hydra composes them (`loss`, `student`) or as config.yaml records them."""
+def from_record(node: dict[str, Any]) -> RunConfig:
+    """The configuration that a record keeps; what it leaves to the environment is asked there again."""
+    return from_nodes(*asked_again(node))
+
+
+def from_nodes(node: dict[str, Any], written: Mapping[str, str] | None = None) -> RunConfig:
+    """Type and check plain nodes, as Hydra composes them (`loss`, `student`) or as config.yaml records them.
+
+    Args:
+        written: as `RunConfig.written`.
+    """
     known = {"method", "dataset", "views", "teacher", "student", "students", "loss", "schedule", "seed"}
     known |= {"tracker", "execution", "evaluate", "plugins", "coefficients", "settings", "experiment", "ramps"}
     errors = [f"{key}: unknown key; {allowed(key, known)}" for key in node if key not in known]
@@ -51,6 +63,7 @@ def from_nodes(node: dict[str, Any]) -> RunConfig:
     if errors:
         raise ConfigError(*errors)
     parts: dict[str, Any] = {"plugins": _plugins(node.get("plugins")), "seed": node.get("seed", 0)}
+    parts["written"] = dict(written or {})
 
     def collect(name: str, make: Any) -> None:
         try:
@@ -102,6 +115,9 @@ def _losses(node: Any) -> dict[str, TermConfig]:
     errors: list[str] = []
     terms: dict[str, TermConfig] = {}
     for label, term in node.items():
+        if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", str(label)) is None or hasattr(dict, str(label)):
+            errors.append(f"loss.{str(label)[:80]}: not a name for a term; take letters, digits, _ and -, e.g. its own")
+            continue
         try:
             terms[str(label)] = part_config("loss", term, f"loss.{label}")
         except ConfigError as error:
@@ -179,6 +195,8 @@ def _at_default(field: FieldInfo, value: Any) -> bool:
 def _ramps(node: Any) -> dict[str, RampConfig]:
     if not isinstance(node, Mapping):
         raise ConfigError(f"ramps: expected a mapping such as {{alpha: {{key: loss.ce.weight, end: 0}}}}, got {node!r}")
+    if wrong := [str(name) for name in node if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", str(name)) is None]:
+        raise ConfigError(f"ramps.{wrong[0][:80]}: not a name for a ramp; take letters, digits, _ and -")
     return {str(name): build(RampConfig, ramp, f"ramps.{name}") for name, ramp in node.items()}
 
 
@@ -198,9 +216,9 @@ def _students(node: dict[str, Any]) -> list[ModelConfig]:
 def _named_network(name: str) -> dict[str, Any]:
     """As `student=<name>` has it: the content of conf/student/<name>.yaml, else any name."""
     path = CONF_DIR / "student" / f"{name}.yaml"
-    if not path.is_file():
+    if len(name) > 200 or not path.is_file():
         return {"name": name, "args": own_networks().get(name, {})}
-    node: dict[str, Any] = yaml.safe_load(path.read_text())
+    node = mapping_of(path)
     return {key: value for key, value in node.items() if key != "defaults"}
 
 
@@ -230,7 +248,7 @@ def check_settings(settings: Any) -> None:
     for method, values in settings.items():
         lookup("method", method, f"settings.{method}")
         path = CONF_DIR / "method" / f"{method}.yaml"
-        read = re.findall(rf"\$\{{setting:{method}\.(\w+),", path.read_text()) if path.is_file() else []
+        read = re.findall(rf"\$\{{setting:{method}\.(\w+),", text_of(path, "")) if path.is_file() else []
         for key in values:
             if key not in read:
                 where = f"conf/method/{method}.yaml"
@@ -238,10 +256,11 @@ def check_settings(settings: Any) -> None:
 
 
 def dump(config: RunConfig) -> dict[str, Any]:
-    """Plain nodes of a config, readable by `from_nodes`."""
+    """Plain nodes of a config, readable by `from_record`: without what the environment said."""
     node = config.model_dump(mode="json")
     node["loss"] = node.pop("losses")
-    return node
+    out: dict[str, Any] = hidden(node, config.written)
+    return out
 
 
 def read_conf(kind: str, name: str, cls: type[S]) -> S:
@@ -251,10 +270,10 @@ def read_conf(kind: str, name: str, cls: type[S]) -> S:
         ConfigError: there is no such file, or one line for each mistake in it.
     """
     path = CONF_DIR / kind / f"{name}.yaml"
-    names = [p.stem for p in path.parent.glob("*.yaml")]
-    if name not in names:  # no path that leads elsewhere
-        raise ConfigError(f"{kind}={name}: no such {kind}; {allowed(name, names)}")
-    return build(cls, yaml.safe_load(path.read_text("utf-8")), f"{kind} {name}")
+    names = sorted(p.stem for p in path.parent.glob("*.yaml"))
+    if name not in names:  # nor a path to somewhere else
+        raise ConfigError(f"{kind}={name[:60]}: no such {kind}; {allowed(name[:60], names)}")
+    return build(cls, mapping_of(path), f"{kind} {name}")
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kdrun.config.environment import watch_outside
 from kdrun.config.job import Job, planned_job
 from kdrun.config.needs import Needs
 from kdrun.config.nodes import part_config, to_config
@@ -61,7 +62,8 @@ def _run_dir(*, _root_: DictConfig) -> str:
 
 
 def register_resolvers() -> None:
-    """Register the resolvers that conf/ uses (needed once in a process)."""
+    """Register the resolvers that conf/ uses, and watch those that ask the machine (needed once in a process)."""
+    watch_outside()
     OmegaConf.register_new_resolver("coefficient", _coefficient, replace=True)
     OmegaConf.register_new_resolver("setting", _setting, replace=True)
     OmegaConf.register_new_resolver("beside", _beside, replace=True)

@@ -117,7 +117,8 @@ def _of_networks(config: RunConfig) -> list[str]:
         wanted = f"{low} or more" if high is None else low if low == high else f"{low} to {high}"
         hint = "; give e.g. students=[resnet8,resnet14]" if low > 1 else ""
         errors.append(f"students: method={config.method.name} trains {wanted}, got {len(config.students)}{hint}")
-    models = [("student", model) for model in config.students]
+    several = len(config.students) > 1
+    models = [(f"students.{k}" if several else "student", model) for k, model in enumerate(config.students)]
     models += [("teacher.model", model) for model in config.teacher.models]
     return [*errors, *(line for key, model in models for line in _of_network(key, model))]
 
@@ -126,7 +127,8 @@ def _of_network(key: str, model: ModelConfig) -> list[str]:
     import timm
 
     if not timm.is_model(model.name):
-        files = (path.stem for path in (CONF_DIR / key.partition(".")[0]).glob("*.yaml"))  # teacher=ensembl comes here
+        group = "teacher" if key.startswith("teacher") else "student"
+        files = (path.stem for path in (CONF_DIR / group).glob("*.yaml"))  # teacher=ensembl comes here
         near = allowed(model.name, [*timm.list_models(), *files], most=0)
         return [f"{key}.name: timm knows no network {model.name!r}; {near}"]
     if model.name == "open_clip":

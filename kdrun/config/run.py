@@ -49,9 +49,9 @@ class ExecutionConfig(Schema):
 
     device: str = "auto"
     """auto (cuda where there is one, else cpu), cpu, cuda, cuda:<n> or mps."""
-    threads: int | None = Field(None, gt=0)
+    threads: int | None = Field(None, gt=0, le=4096)
     """Threads of torch on the CPU; null: torch's choice."""
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(ge=0, le=4096)] | Literal["auto"] = "auto"
     """Processes that decode streamed images ahead of the training; 0: none, the run does it itself; auto: a core each
     but one, at most 16."""
     outputs: str = Field("outputs", min_length=1)
@@ -89,6 +89,9 @@ class RunConfig(Schema):
     plugins: Annotated[list[str], OutsideKey()] = Field(default_factory=list)
     ramps: dict[str, RampConfig] = Field(default_factory=dict)
     """Weights that move during training."""
+    written: Annotated[dict[str, str], OutsideKey()] = Field(default_factory=dict, exclude=True)
+    """What the environment said (`kdrun.config.environment`) -> the text that asked for it, which alone is written: by
+    dotted key in `execution` and `tracker`; elsewhere, where a path moves between keys, by `=` and the value."""
 
     @property
     def weights(self) -> dict[str, float]:

@@ -5,7 +5,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
+from kdrun.core.errors import ConfigError
 from kdrun.core.schema import Schema
+
+MOST_STEPS = 10**9  # at a thousand steps a second, 12 days
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,9 @@ class RampConfig(Schema):
 class ScheduleConfig(Schema):
     """Everything about how long, with which optimizer and at which rates a network is trained."""
 
-    steps: int | None = Field(None, gt=0)
+    steps: int | None = Field(None, gt=0, le=MOST_STEPS)
     """Length in optimizer steps; this or `epochs`."""
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0, le=MOST_STEPS)
     """Length in passes over the labeled set."""
     batch_size: int = Field(64, gt=0)
     """Labeled images a step."""
@@ -126,4 +129,8 @@ class ScheduleConfig(Schema):
         """The clock of a run on `num_labeled` images."""
         steps_per_epoch = num_labeled / self.batch_size
         steps = self.steps if self.steps is not None else round((self.epochs or 0) * steps_per_epoch)
+        if steps > MOST_STEPS:
+            raise ConfigError(
+                f"schedule.epochs: {self.epochs:g} are {steps:.3g} steps; a run has at most {MOST_STEPS:.0e}"
+            )
         return Clock(steps_per_epoch, max(steps, 1))

@@ -6,7 +6,7 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from kdrun.config.dataset import NumLabels
 from kdrun.config.model import ModelConfig
-from kdrun.config.schedule import ScheduleConfig
+from kdrun.config.schedule import MOST_STEPS, ScheduleConfig
 from kdrun.core.registry import lookup
 from kdrun.core.schema import Schema
 
@@ -17,7 +17,7 @@ class CacheConfig(Schema):
     mode: Literal["off", "clean", "views"] = "off"
     """off: the teacher sees every view afresh; clean: images themselves, where views.weak has no randomness; views:
     every image has `num_views` weak views, the same in all runs, which students see too, one in each epoch."""
-    num_views: int = Field(8, ge=1)
+    num_views: int = Field(8, ge=1, le=10_000)
     """K of mode=views."""
 
     @field_validator("mode", mode="before")
@@ -110,8 +110,8 @@ class OwnRunConfig(TeacherConfig):
     """A teacher that a run of its own makes."""
 
     seed: int = Field(0, ge=0)
-    steps: int | None = Field(None, gt=0)
-    epochs: float | None = Field(None, gt=0)
+    steps: int | None = Field(None, gt=0, le=MOST_STEPS)
+    epochs: float | None = Field(None, gt=0, le=MOST_STEPS)
     """Length of that run; neither: as long as the student's (clip: 600 steps; tip_adapter: 20 epochs)."""
 
     @model_validator(mode="after")

@@ -75,6 +75,6 @@ class ViewsConfig(Schema):
     strong: StrongConfig = Field(default_factory=StrongConfig)
     mix: MixConfig = Field(default_factory=MixConfig)
     """What is mixed in training; the teacher sees the same mixed images."""
-    mean: list[float] | None = Field(None, min_length=1, max_length=3)
+    mean: list[Annotated[float, Field(ge=0, le=1)]] | None = Field(None, min_length=1, max_length=3)
     """What a recipe normalises with, for all channels or for each; null: the dataset's own. `dataset.mean` wins."""
     std: list[Annotated[float, Field(gt=0)]] | None = Field(None, min_length=1, max_length=3)

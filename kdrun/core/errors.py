@@ -14,7 +14,7 @@ class ConfigError(KdrunError, CompactHydraException):
     """A configuration that cannot run. `lines` holds every problem that was found, one line each."""
 
     def __init__(self, *lines: str) -> None:
-        self.lines = [" ".join(line.split()) for line in lines]
+        self.lines = [" ".join(line.split()).replace("; (allowed:", " (allowed:") for line in lines]
         super().__init__("\n".join(self.lines))
 
 

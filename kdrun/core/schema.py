@@ -57,7 +57,7 @@ def build(schema: type[S], node: Any, key: str, strict: bool | None = None) -> S
     try:
         return schema.model_validate(dict(node), strict=strict)
     except ValidationError as error:
-        raise ConfigError(*dict.fromkeys(_explain(schema, e, key) for e in error.errors(include_url=False))) from None
+        raise ConfigError(*_lines(schema, error.errors(include_url=False), key)) from None
 
 
 def from_arguments(schema: type[S], arguments: Sequence[str]) -> S:
@@ -77,8 +77,28 @@ def from_arguments(schema: type[S], arguments: Sequence[str]) -> S:
     return build(schema, given, "", strict=False)
 
 
+def _lines(schema: type[BaseModel], errors: list[ErrorDetails], prefix: str) -> list[str]:
+    """One line for each key: of a union pydantic tells why each of its types was not taken."""
+    lines: dict[str, list[str]] = {}
+    for error in errors:
+        line = _explain(schema, error, prefix)
+        key, found, reason = line.partition(": ")
+        lines.setdefault(key if found else line, []).append(reason)
+    out = []
+    for key, reasons in lines.items():
+        told = list(dict.fromkeys(reasons))
+        if len(told) > 1:
+            told = [reason.partition("; quote it")[0] for reason in told]
+        ends = {reason.rpartition(", got ")[2] for reason in told if ", got " in reason}
+        got = ""
+        if len(told) > 1 and len(ends) == 1:
+            told, got = [reason.rpartition(", got ")[0] or reason for reason in told], f", got {ends.pop()}"
+        out.append(f"{key}: {'; or '.join(told)}{got}" if any(told) else key)
+    return out
+
+
 def _explain(schema: type[BaseModel], error: ErrorDetails, prefix: str) -> str:
-    loc = [part for part in error["loc"] if not (isinstance(part, str) and part in _UNION_TAGS)]
+    loc = [part for part in error["loc"] if not (isinstance(part, str) and _is_tag(part))]
     key = ".".join(([prefix] if prefix else []) + [str(part) for part in loc])
     kind, given = error["type"], error.get("input")
     if kind == "extra_forbidden":
@@ -96,12 +116,18 @@ def _explain(schema: type[BaseModel], error: ErrorDetails, prefix: str) -> str:
     if kind == "literal_error":
         names = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
         return f"{key}: {given!r} is not allowed; {allowed(given, names)}"
+    if kind == "string_type" and isinstance(given, int | float) and not isinstance(given, bool):
+        return f"{key}: must be a valid string, got {given!r}; quote it: \"{key}='{given}'\""
     message = error["msg"].replace("Input should be", "must be").replace("Input", "must")
     return f"{key}: {message}, got {given!r}"
 
 
 # Names that pydantic puts into an error's location for the branches of a union.
 _UNION_TAGS = frozenset({"int", "float", "str", "bool", "list[int]", "list[str]", "list[float]"})
+
+
+def _is_tag(part: str) -> bool:
+    return part in _UNION_TAGS or part.startswith(("literal[", "function-", "constrained-"))
 
 
 def _owner(schema: type[BaseModel], loc: list[int | str]) -> type[BaseModel] | None:

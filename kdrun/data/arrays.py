@@ -35,6 +35,7 @@ class Arrays:
     """Training and test images that are streamed; the arrays have their shapes, and black pixels."""
 
     def __post_init__(self) -> None:
+        self._refuse_types()
         if self.num_classes < 2:
             given = ", ".join(self.class_names) or "none"
             raise DataError(f"{self.source}: classes: {given}; there must be two or more")
@@ -53,6 +54,23 @@ class Arrays:
             if labels.min() < 0 or labels.max() >= self.num_classes:
                 found = f"from {labels.min()} to {labels.max()}"
                 raise DataError(f"{self.source}: {split} labels: {found}, allowed 0 to {self.num_classes - 1}")
+
+    def _refuse_types(self) -> None:
+        """Of what a user's reader may have given."""
+        for name in ("train_images", "train_labels", "test_images", "test_labels"):
+            if not isinstance(getattr(self, name), np.ndarray):
+                found = type(getattr(self, name)).__name__
+                raise DataError(f"{self.source}: {name}: expected a NumPy array, got a {found}")
+        for name in ("train_labels", "test_labels"):
+            if getattr(self, name).dtype != np.int64:
+                raise DataError(f"{self.source}: {name}: expected int64, got {getattr(self, name).dtype}")
+        names = self.class_names
+        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+            raise DataError(f"{self.source}: class_names: expected a tuple of texts, got {names!r:.80}")
+        channels = self.train_images.shape[-1:]
+        for name in ("mean", "std"):
+            if (len(getattr(self, name)),) != channels:
+                raise DataError(f"{self.source}: {name}: expected {channels} numbers, got {getattr(self, name)}")
 
     @property
     def num_classes(self) -> int:

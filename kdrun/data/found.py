@@ -6,16 +6,17 @@ by its arrays.
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kdrun.config.dataset import DatasetConfig, Facts, FilesConfig
 from kdrun.core.contents import Contents
-from kdrun.core.errors import ConfigError
+from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.hashing import content_hash
-from kdrun.core.registry import lookup
+from kdrun.core.registry import line_in_plugin, lookup
 from kdrun.core.remembered import Remembered
 from kdrun.core.schema import FileContent, marker
 from kdrun.data.images import list_images
@@ -82,7 +83,11 @@ def unsplit(config: DatasetConfig) -> DatasetConfig:
 def _look(config: DatasetConfig, key: tuple[object, ...], outputs: Path) -> Found:
     part = lookup("dataset", config.name, "dataset.name")
     if isinstance(config, FilesConfig):
-        listing: Listing = part.files(config)
+        with named_plugin(config):
+            listing: Any = part.files(config)
+        if not isinstance(listing, Listing):
+            given = type(listing).__name__
+            raise ConfigError(f"dataset={config.name}: files gives a {given}, expected Listing; {PAGE}")
         listing = replace(listing, unlabeled=unlabeled_files(config))
         contents = Contents(listing.paths, listing.folder, outputs)
         return Found(config, listing, contents, (*key, contents.seen, listing.digest))
@@ -94,6 +99,23 @@ def _look(config: DatasetConfig, key: tuple[object, ...], outputs: Path) -> Foun
         paths += list_images(pool, "dataset.unlabeled") if pool.is_dir() else [pool]
     contents = Contents(paths, paths[0].parent, outputs)
     return Found(config, None, contents, (*key, contents.seen))
+
+
+PAGE = "see docs/extend/dataset.md"
+
+
+@contextmanager
+def named_plugin(config: DatasetConfig) -> Iterator[None]:
+    """What a user's reader raises, in one line with its place."""
+    try:
+        yield
+    except (KdrunError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        place = line_in_plugin(error)
+        if place is None:
+            raise
+        raise ConfigError(f"dataset={config.name}: {place}: {type(error).__name__}: {error}") from error
 
 
 def _sources(part: Any, config: DatasetConfig) -> list[Path] | None:

@@ -139,7 +139,7 @@ def read_coop_split(path: Path, folder: Path, key: str) -> Listing:
     """
     where = f"dataset.coop_split: {path}"
     try:
-        content = json.loads(path.expanduser().read_text())
+        content = json.loads(path.expanduser().read_text(encoding="utf-8-sig"))
         parts = {
             name: [(folder / str(image), int(label), str(title)) for image, label, title in content[name]]
             for name in ("train", "val", "test")

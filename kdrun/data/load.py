@@ -12,7 +12,7 @@ from kdrun.config.dataset import DatasetConfig, FilesConfig
 from kdrun.core.errors import ConfigError
 from kdrun.core.registry import lookup
 from kdrun.data.arrays import Arrays
-from kdrun.data.found import Found, found
+from kdrun.data.found import PAGE, Found, found, named_plugin
 from kdrun.data.listing import read_files
 from kdrun.data.unlabeled import read_unlabeled
 
@@ -62,18 +62,18 @@ def content_of(config: DatasetConfig, outputs: Path = OUTPUTS) -> str | None:
     return digest.hexdigest()
 
 
-_KEPT: dict[tuple[object, ...], Arrays] = {}
-MOST = 4  # datasets whose arrays are kept
+_KEPT: dict[bool, dict[tuple[object, ...], Arrays]] = {True: {}, False: {}}  # with pixels, and without
+MOST = 2  # datasets whose arrays are kept
 
 
 def _kept(files: Found, outputs: Path, pixels: bool) -> Arrays:
-    key = (*files.key, pixels)
-    arrays = _KEPT.pop(key, None)
+    kept = _KEPT[pixels]
+    arrays = kept.pop(files.key, None)
     if arrays is None:
-        while len(_KEPT) >= MOST:
-            del _KEPT[next(iter(_KEPT))]  # before the next one is read: both may be large
+        while len(kept) >= MOST:
+            del kept[next(iter(kept))]  # before the next one is read: both may be large
         arrays = _read(files, outputs, pixels)
-    _KEPT[key] = arrays
+    kept[files.key] = arrays
     return arrays
 
 
@@ -83,7 +83,7 @@ def _read(files: Found, outputs: Path, pixels: bool) -> Arrays:
     if files.listing is not None and files.contents is not None and isinstance(config, FilesConfig):
         arrays = read_files(files.listing, files.contents, config, outputs, pixels)
     else:
-        arrays = lookup("dataset", config.name, "dataset.name").load(config)
+        arrays = _loaded(config)
     if config.unlabeled is None or arrays.num_unlabeled:
         return arrays
     height, width, channels = arrays.train_images.shape[1:]
@@ -92,3 +92,12 @@ def _read(files: Found, outputs: Path, pixels: bool) -> Arrays:
         arrays, train_images=np.concatenate([arrays.train_images, more]),
         train_labels=np.concatenate([arrays.train_labels, np.full(len(more), -1)]), num_unlabeled=len(more),
     )  # fmt: skip
+
+
+def _loaded(config: DatasetConfig) -> Arrays:
+    part = lookup("dataset", config.name, "dataset.name")
+    with named_plugin(config):
+        arrays = part.load(config)
+    if not isinstance(arrays, Arrays):
+        raise ConfigError(f"dataset={config.name}: load gives a {type(arrays).__name__}, expected Arrays; {PAGE}")
+    return arrays

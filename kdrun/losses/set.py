@@ -97,6 +97,7 @@ class LossSet(nn.Module):
         for label, term in self._terms(side):
             own = replace(pair, memo={})
             value = term(own)
+            _refuse_value(value, f"loss.{label}: {term.config.name}", own)
             self._seen.setdefault(label, []).append(own)
             if sample_weight is not None:
                 if not term.needed.per_sample:
@@ -104,3 +105,20 @@ class LossSet(nn.Module):
                 value = value * sample_weight
             out[label] = term.config.weight * self._factors.get(label, 1.0) * value.mean()
         return out
+
+
+def _refuse_value(value: object, name: str, pair: Pair) -> None:
+    """Refuse what a term may not give; a look at shapes, which waits for nothing."""
+    logits, page = pair.student.logits, "see docs/extend/loss.md"
+    if not isinstance(value, Tensor):
+        raise ConfigError(f"{name} gives a {type(value).__name__}, expected a tensor (B,) or (); {page}")
+    if tuple(value.shape) not in ((), (len(logits),)):
+        raise ConfigError(
+            f"{name} gives {tuple(value.shape)}, expected ({len(logits)},), a loss for each image, or (); {page}"
+        )
+    if not value.is_floating_point():
+        raise ConfigError(f"{name} gives {value.dtype}, expected floating-point numbers; {page}")
+    if value.device != logits.device:
+        raise ConfigError(f"{name} gives its loss on {value.device}, and the logits are on {logits.device}; {page}")
+    if torch.is_grad_enabled() and logits.requires_grad and not value.requires_grad:
+        raise ConfigError(f"{name} gives a loss without a gradient: it does not depend on what is trained; {page}")

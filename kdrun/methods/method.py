@@ -19,6 +19,7 @@ from kdrun.config.model import ModelConfig
 from kdrun.config.needs import Needs, refuse_gone
 from kdrun.config.parts import MethodConfig
 from kdrun.config.run import RunConfig
+from kdrun.core.errors import ConfigError
 from kdrun.data.views.view import Batch, View
 from kdrun.losses.set import LossSet
 from kdrun.losses.term import Pair, TermSpec, UnmixedOutputs
@@ -170,7 +171,12 @@ class Method(nn.Module, Generic[C]):
         """`step`, and what the loss terms have to tell about the pairs that they saw in it."""
         for losses in self._loss_sets():
             losses.begin(ctx.factors)
-        out = self.step(batch, ctx)
+        out: object = self.step(batch, ctx)
+        if not isinstance(out, Step):
+            name = self.config.method.name
+            raise ConfigError(
+                f"method={name}: step gives a {type(out).__name__}, expected Step; see docs/extend/method.md"
+            )
         told: dict[str, Tensor] = {}
         for name, losses in zip(self.loss_sets, self._loss_sets(), strict=True):
             prefix = "" if len(self.loss_sets) == 1 else f"{name}/"

@@ -40,14 +40,20 @@ class NetworkFactory:
             published = timm.get_pretrained_cfg(model.name)
             if published is not None:
                 mean, std = mean or list(published.mean), std or list(published.std)
-        own = [tuple(for_channels(v, self.in_chans)) for v in (mean or self.mean, std or self.std)]
+        own = [
+            tuple(for_channels(given or usual, self.in_chans, f"{model.name}: {name}"))
+            for name, given, usual in (("mean", mean, self.mean), ("std", std, self.std))
+        ]
         return NetworkSpec(model.model_dump(), self.num_classes, self.in_chans, own[0], own[1])
 
 
-def for_channels(values: Sequence[float], in_chans: int) -> Sequence[float]:
-    """Statistics of color images for gray ones, and one number for all channels."""
+def for_channels(values: Sequence[float], in_chans: int, key: str) -> Sequence[float]:
+    """Statistics of color images for gray ones, and one number for all channels; `key` is blamed for another length."""
     if len(values) == in_chans:
         return values
-    if in_chans == 1 or len(values) == 1:
+    if len(values) == 1 or (in_chans == 1 and len(values) == 3):
         return [sum(values) / len(values)] * in_chans
-    raise ConfigError(f"mean, std: {len(values)} numbers for images of {in_chans} channels")
+    raise ConfigError(
+        f"{key}: {len(values)} numbers for images of {in_chans} channels; give {in_chans} (of a network: in "
+        "student.mean and student.std, or teacher.model.mean and teacher.model.std)"
+    )

@@ -13,8 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from kdrun.config.environment import asked_again
 from kdrun.config.model import ModelConfig
-from kdrun.config.nodes import from_nodes
+from kdrun.config.nodes import from_record
 from kdrun.config.run import RunConfig
 from kdrun.core.errors import ConfigError, KdrunError, allowed
 from kdrun.core.files import npz_arrays, sweep
@@ -82,7 +83,7 @@ class FinishedRun:
     def config(self) -> RunConfig:
         """Its configuration, with the outputs folder as it is now."""
         try:
-            config = from_nodes(self.record["config"])
+            config = from_record(self.record["config"])
         except ConfigError as error:
             raise ConfigError(
                 *(f"{self.directory}: the configuration in its record: {e}" for e in error.lines)
@@ -119,7 +120,7 @@ class FinishedRun:
         if not path.is_file():
             raise KdrunError(f"{self.directory}: no network {name!r}; {allowed(name, self.record['nets'])}")
         if not timm.is_model(self.record["nets"].get(name, {}).get("model", "")):  # from a user's file
-            plugins = self.record["config"].get("plugins") or []
+            plugins = asked_again(self.record["config"])[0]["plugins"]
             load_plugins([p for p in plugins if Path(p).is_file()], forget=False)
         return load_network(path)
 

@@ -12,6 +12,7 @@ from torch import nn
 from kdrun.config.model import ModelConfig
 from kdrun.config.run import RunConfig
 from kdrun.config.teacher import MembersConfig, TeacherConfig
+from kdrun.core.errors import ConfigError
 from kdrun.models.factory import NetworkFactory
 from kdrun.teachers.wrap import Tempered
 
@@ -147,6 +148,7 @@ def _tempered(
     spec: TeacherConfig, factory: NetworkFactory, runs: Mapping[str, Path], role: str, outputs: Path | None
 ) -> nn.Module:
     network: nn.Module = spec.kind().build(factory, runs, role, outputs)
+    _refuse_network(network, spec, "build")
     return network if spec.temperature == 1 else Tempered(network, spec.temperature)
 
 
@@ -157,7 +159,16 @@ def untrained_teacher(spec: TeacherConfig, factory: NetworkFactory, key: str = "
         key: where `spec` stands in the configuration, for messages.
     """
     network: nn.Module = spec.kind(key).outline(factory)
+    _refuse_network(network, spec, "outline")
     return network
+
+
+def _refuse_network(network: object, spec: TeacherConfig, member: str) -> None:
+    if not isinstance(network, nn.Module) or not isinstance(getattr(network, "dims", None), Mapping):
+        raise ConfigError(
+            f"teacher.source: {spec.source}: {member}() gives a {type(network).__name__}, expected a network with "
+            "`dims` and `name`, such as factory.network(...) makes; see docs/extend/teacher.md"
+        )
 
 
 def frozen(model: ModelConfig) -> ModelConfig:

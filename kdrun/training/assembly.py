@@ -155,9 +155,9 @@ class Assembly:
         in_chans = arrays.train_images.shape[-1]
         mean, std = arrays.mean, arrays.std  # the dataset's own, or what `dataset.mean` and `dataset.std` give
         if config.views.mean is not None and config.dataset.mean is None:
-            mean = tuple(for_channels(config.views.mean, in_chans))
+            mean = tuple(for_channels(config.views.mean, in_chans, "views.mean"))
         if config.views.std is not None and config.dataset.std is None:
-            std = tuple(for_channels(config.views.std, in_chans))
+            std = tuple(for_channels(config.views.std, in_chans, "views.std"))
         names = tuple(name.replace("_", " ") for name in arrays.class_names) if arrays.named else ()
         target = np.full(len(arrays.train_labels), -1, dtype=np.int64)  # -1 where the run may not see the label
         target[self.split.labeled] = arrays.train_labels[self.split.labeled]

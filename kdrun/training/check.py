@@ -5,11 +5,14 @@ import warnings
 
 import torch
 
+from kdrun.config.dataset import DatasetConfig
 from kdrun.config.job import Job
 from kdrun.config.key import run_key
 from kdrun.config.run import RunConfig
+from kdrun.config.schedule import ScheduleConfig
 from kdrun.core.device import device_of, require_compiler
 from kdrun.core.errors import ConfigError
+from kdrun.core.registry import line_in_plugin
 from kdrun.data.load import load_dataset
 from kdrun.data.loader import check_streams
 from kdrun.methods.step import Setup
@@ -18,7 +21,9 @@ from kdrun.training.assembly import Assembly
 from kdrun.training.measure import corruptions_of
 from kdrun.training.optimizer import make_optimizer
 from kdrun.training.rates import LearningRate
+from kdrun.training.rehearsal import rehearse
 from kdrun.training.shifted import shifted_sets
+from kdrun.training.sizes import refuse_sizes
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +44,11 @@ def check(run: Job | RunConfig) -> None:
     key = run_key(shape)
     if key not in _BUILT:
         _build_without_memory(outline)
+        _BUILT.add(key)
+    length = ScheduleConfig(steps=1, batch_size=config.schedule.batch_size)  # of rates no shape depends
+    key = f"step {run_key(shape.replace(schedule=length, ramps={}))}"
+    if key not in _BUILT:
+        rehearse(outline)
         _BUILT.add(key)
     _require_validation(outline)
     _require_weights(outline)
@@ -72,7 +82,13 @@ def _require_validation(outline: Assembly) -> None:
     """Refuse what follows the validation images where the split has none."""
     if len(outline.split.val):
         return
-    config = outline.config
+    config, dataset = outline.config, outline.config.dataset
+    usual = DatasetConfig.model_fields["val_fraction"].default
+    if dataset.split_file is None and dataset.val_fraction not in (0, usual):
+        raise ConfigError(
+            f"dataset.val_fraction: {dataset.val_fraction:g} of {len(outline.arrays.train_images)} training images is "
+            "none; give a larger share, or 0 for no validation"
+        )
     if config.schedule.decay.name == "plateau":
         raise ConfigError(
             "schedule.decay: plateau follows the validation score, and this split has no validation images"
@@ -107,9 +123,18 @@ def _build_without_memory(outline: Assembly) -> None:
     config = outline.config
     wanted = config.needs.streams
     check_streams(wanted, outline.recipes)
+    channels = outline.arrays.train_images.shape[-1]
+    if channels not in (1, 3) and any("strong" in views for views in wanted.values()):
+        raise ConfigError(
+            f"method={config.method.name}: its strong views are of gray or color images, and these have {channels} "
+            "channels; choose a method without strong views"
+        )
     _ = outline.stored  # which refuses views that cannot be stored
-    if set(config.method_class.batch_sizes(config)) != set(wanted):
+    sizes = config.method_class.batch_sizes(config)
+    if set(sizes) != set(wanted):
         raise ConfigError(f"method={config.method.name}: batch_sizes must name the streams {', '.join(wanted)}")
+    if not all(isinstance(size, int) and size > 0 for size in sizes.values()):
+        raise ConfigError(f"method={config.method.name}: batch_sizes must be 1 or more, got {sizes}")
     try:
         _build_on_meta(outline)
     except ConfigError:
@@ -118,7 +143,10 @@ def _build_without_memory(outline: Assembly) -> None:
         if isinstance(error, NotImplementedError) or "meta" in str(error):
             log.debug("%s cannot be built without memory (%s)", config.method.name, error)
             return  # a part that looks at its numbers while it is built; the run will tell
-        raise ConfigError(f"method={config.method.name}: cannot be built: {type(error).__name__}: {error}") from error
+        where = f" in {place}" if (place := line_in_plugin(error)) else ""
+        raise ConfigError(
+            f"method={config.method.name}: cannot be built: {type(error).__name__}{where}: {error}"
+        ) from error
 
 
 def _build_on_meta(outline: Assembly) -> None:
@@ -140,6 +168,7 @@ def _build_on_meta(outline: Assembly) -> None:
         return
     make_optimizer(method)
     LearningRate(outline.config.schedule, outline.clock)
+    refuse_sizes(outline)
 
 
 _BUILT: set[str] = set()  # keys of the configurations that `check` has built in this process

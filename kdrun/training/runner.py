@@ -19,9 +19,9 @@ from kdrun.config.nodes import dump
 from kdrun.config.run import RunConfig
 from kdrun.core import signals
 from kdrun.core.errors import KdrunError
-from kdrun.core.files import remove, sweep, write_bytes, write_text
+from kdrun.core.files import write_bytes, write_text
 from kdrun.core.hashing import content_hash
-from kdrun.core.lock import Lock, held
+from kdrun.core.lock import Lock
 from kdrun.core.registry import plugin_hashes
 from kdrun.core.seeding import seed_everything
 from kdrun.data.load import content_of
@@ -29,16 +29,18 @@ from kdrun.data.splits import keep_split
 from kdrun.methods.method import Method
 from kdrun.methods.pool import Required, Start
 from kdrun.models.flops import flops_of
-from kdrun.runs.layout import lock_path, run_lock
+from kdrun.runs.done import done_record, sweep_run, tidy
+from kdrun.runs.layout import run_lock
 from kdrun.runs.place import settled
-from kdrun.runs.record import SCHEMA, DamagedRecord, Record, code_version, package_versions, read_record, write_record
-from kdrun.runs.whole import METRICS, altered, discard, lacks, require_whole, results, told
+from kdrun.runs.record import SCHEMA, Record, code_version, package_versions, read_record, write_record
+from kdrun.runs.whole import METRICS, discard, results, told
 from kdrun.teachers.cache import refuse_features
 from kdrun.training.assembly import Assembly
 from kdrun.training.evaluator import choice_metrics
 from kdrun.training.finite import refuse_given_networks, refuse_metrics, refuse_networks
 from kdrun.training.loop import Loop
 from kdrun.training.measure import with_corruptions, with_sets
+from kdrun.training.remarks import remarks
 from kdrun.training.state import Progress
 from kdrun.training.tracking import make_tracker
 
@@ -73,14 +75,16 @@ def _train(job: Job, job_type: str) -> Record:
     directory = job.directory
     if job.content is not None:
         log.warning("%s: what lies there is a run on other data; this is another run", job.first)
-    done, _ = _done(directory, job_type)
+    done, _ = done_record(directory, asked=job_type == "train")
     if done is not None:
-        _tidy(job, done)
+        tidy(job, done)
         log.info("done already: %s", summary(directory, done))
         return done
     with run_lock(directory) as lock:
-        _sweep(directory)
-        done, damage = _done(directory, job_type)  # the process that we waited for may have done it
+        sweep_run(directory)
+        done, damage = done_record(
+            directory, asked=job_type == "train"
+        )  # the process that we waited for may have done it
         if done is not None:
             log.info("done by another process: %s", summary(directory, done))
             return done
@@ -118,51 +122,6 @@ def _train(job: Job, job_type: str) -> Record:
     return record
 
 
-def _done(directory: Path, job_type: str) -> tuple[Record | None, dict[str, str]]:
-    """The record of a run that is done; else what of it is damaged, if it was done once, and so is in the way.
-
-    Raises:
-        KdrunError: this very run is asked for, and a file of it is not as it was written. Only of a run that another
-            one needs, such a file counts as damage.
-    """
-    try:
-        record = read_record(directory)
-        if record is None or record["status"] != "done":
-            return None, {}
-        if gone := lacks(directory, record):
-            return None, gone
-        if job_type == "train":
-            require_whole(directory, record)
-            return record, {}
-        changed = altered(directory, record)
-    except DamagedRecord as error:
-        if job_type == "train":
-            raise
-        return None, {"record.json": error.why, "checkpoint": "is of no known run"}
-    return (None, changed) if changed else (record, {})
-
-
-def _sweep(directory: Path) -> None:
-    """Who holds the run's lock removes what killed processes left half written."""
-    for folder in (directory, directory / "predictions", directory / "checkpoint"):
-        sweep(folder)
-
-
-def _tidy(job: Job, done: Record) -> None:
-    """Away with what a kill between the end of a run and that of its process left: the checkpoint, the lock."""
-    directory = job.directory
-    place, lock = directory / "checkpoint", lock_path(directory)
-    kept = job.config.execution.keep_checkpoint or done["config"].get("execution", {}).get("keep_checkpoint")
-    if (lock.exists() or (place.exists() and not kept)) and not held(lock):
-        try:
-            with run_lock(directory):
-                _sweep(directory)
-                if not kept:
-                    remove(place)
-        except (OSError, KdrunError) as error:  # it may be somebody else's, who lets others read alone
-            log.debug("%s: left as it is (%s)", directory, error)
-
-
 class _LogFile(logging.FileHandler):
     """log.txt. Where its disk is full, the run says so once; logging would print a traceback for each line."""
 
@@ -189,7 +148,7 @@ def _execute(job: Job, record: Record, job_type: str, lock: Lock) -> None:
         torch.set_num_threads(record["threads"])
     _ = assembly.arrays
     record["inputs"]["dataset"] = content_of(job.config.dataset, job.outputs)
-    _warn(record, *assembly.arrays.warnings)
+    _warn(record, *remarks(assembly))
     _keep_split(assembly, record)
     _ = assembly.images  # before networks: what may be resident is a share of the memory that is free
     seed_everything(job.config.seed)

@@ -108,7 +108,7 @@ def test_what_an_experiment_gives_a_method_loses_against_the_command_line(compos
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["method=dho", "++settings={dho: {pcgrad: true}}"], "settings.dho.pcgrad: conf/method/dho.yaml does not read it; (allowed: ce_share, combination, kd_head, kd_head_temperature, language_aware_init)"),
+        (["method=dho", "++settings={dho: {pcgrad: true}}"], "settings.dho.pcgrad: conf/method/dho.yaml does not read it (allowed: ce_share, combination, kd_head, kd_head_temperature, language_aware_init)"),
         (["method=dho", "++settings={dho: 3}"], "settings: expected a mapping such as {dho: {ce_share: 0.5}}, got {'dho': 3}"),
         (["method=dho", "loss=ce"], "loss: method=dho needs a term against the teacher; add one, or choose method=supervised"),
         (["method=dho", "~loss.ce"], "loss: method=dho needs a term against the labels; add one, or choose method=sho"),

@@ -1,8 +1,13 @@
 """Every mistake gets one line that names the key and the nearest right one; exit code 2; nothing is written."""
 
+import shlex
+
 import pytest
 
 from kdrun.cli.train import main
+from kdrun.cli.useless import without_effect
+from kdrun.config.compose import Composer
+from kdrun.core.errors import ConfigError
 
 pytestmark = pytest.mark.slow
 
@@ -71,7 +76,7 @@ MISTAKES = {
     "a peer of other classes": ([*PEERS, "students=[resnet8,{name: resnet14, args: {num_classes: 5}}]"], "students.1: args.num_classes: kdrun gives this one itself"),
     "peers without any weight": ([*PEERS, "loss.ce.weight=0", "loss.kd.weight=0", "method.peer_weight=0"], "loss: no term with a weight above 0"),
     "negative weight of peers": ([*PEERS, "method.peer_weight=-1"], "method.peer_weight: must be greater than or equal to 0, got -1"),
-    "peers with unlabeled images": ([*PEERS, "method.unlabeled_ratio=7"], "method.unlabeled_ratio: unknown key; "),
+    "peers with unlabeled images": ([*PEERS, "method.unlabeled_ratio=7"], "method.unlabeled_ratio: unknown key (allowed: "),
     "fixmatch with peers": (["method=fixmatch", "students=[resnet8,resnet14]"], "students: method=fixmatch trains 1, got 2"),
     "unknown kind of uncertainty": ([*PEERS, "method/uncertainty=entropi"], "method/uncertainty=entropi: no such option; nearest: entropy"),
     "unknown name of an uncertainty": ([*PEERS, "method.uncertainty.name=entropi"], "method.uncertainty.name: unknown uncertainty 'entropi'; nearest: entropy"),
@@ -99,7 +104,7 @@ MISTAKES = {
     "share above 1": (["views.mix.share=1.5"], "views.mix.share: must be less than or equal to 1, got 1.5"),
     "share below 0": (["views.mix.share=-0.5"], "views.mix.share: must be greater than or equal to 0, got -0.5"),
     "unknown mix": (["views.mix.kind=mixupp"], "views.mix.kind: 'mixupp' is not allowed; nearest: mixup"),
-    "lambda per what": (["views.mix.per=image"], "views.mix.per: 'image' is not allowed; (allowed: batch, sample)"),
+    "lambda per what": (["views.mix.per=image"], "views.mix.per: 'image' is not allowed (allowed: batch, sample)"),
     "method that cannot mix": (["method=fixmatch", "views.mix.kind=cutmix"], "views.mix.kind: method=fixmatch does not take mixed images, got cutmix; set it to none"),
     "method that must mix": (["method=mixup_distill", "views=usb"], "views.mix.kind: none, but method=mixup_distill mixes; choose mixup or cutmix"),
     "memory of mixed images": (["method=mixup_distill", "loss=crd"], "loss.crd: crd remembers single images, and views.mix.kind=mixup mixes them"),
@@ -113,7 +118,7 @@ MISTAKES = {
     "missing split file": (["dataset.split_file=/nowhere.npz"], "dataset.split_file: /nowhere.npz: cannot be read (No such file or directory)"),
     "absent device": (["execution.device=cuda:99"], "execution.device: cuda:99 was asked for"),
     "fp16 without cuda": (["schedule.precision=fp16", "execution.device=cpu"], "schedule.precision: fp16 needs cuda, this run is on cpu"),
-    "group set to null": (["method=null"], "method=null: not an option of the group; (allowed: contrastive, dho, distill, "),
+    "group set to null": (["method=null"], "method=null: not an option of the group (allowed: contrastive, dho, distill, "),
     "group set to a number": (["loss=5"], "loss=5: "),
     "learning rate in two places": (["+schedule.optimizer_args.lr=5"], "schedule: schedule.optimizer_args: lr belongs to schedule.lr"),
     "padding as wide as the image": (["views.weak.pad=8"], "views.weak.pad: 8 is too wide for images of 8x8 pixels"),
@@ -169,3 +174,49 @@ def test_execution_cannot_be_left_out(tmp_path, monkeypatch, capsys, override):
     assert main(["tracker=none", override]) == 2
     assert capsys.readouterr().err == "error: execution: missing; it must be the mapping of conf/config.yaml\n"
     assert not list(tmp_path.iterdir())
+
+
+USELESS = {
+    "names that nobody reads": "dataset.class_names=[a,b]",
+    "a pool that nobody asks": "dataset.unlabeled=nowhere",
+    "a teacher's temperature": "teacher.temperature=3",
+    "strong views that nobody sees": "views.strong.num_ops=5",
+    "crops that are not made": "views.weak.ratio=[1,2]",
+    "a seed of no draw": "dataset.split_seed=3",
+}
+
+
+@pytest.mark.parametrize("override", USELESS.values())
+def test_an_override_without_effect_is_told(override):
+    with Composer() as composer:
+        jobs = [
+            composer.job(["method=supervised", "loss=ce", "teacher=none", override, f"seed={seed}"]) for seed in "01"
+        ]
+    assert without_effect(jobs) == [f"{override}: has no effect in what this runs"]
+
+
+def test_an_override_with_an_effect_in_one_job_is_not_told():
+    words = [
+        "method=distill",
+        "teacher=resnet8",
+        "teacher.model.args.width=4",
+        "schedule.lr=1e-3",
+        "dataset.num_labels=50",
+    ]
+    words += ["student.args.width=4", "schedule.compile=null", "teacher.cache.mode=off", "loss.ce.weight=2"]
+    with Composer() as composer:
+        jobs = [composer.job([*words, loss]) for loss in ("loss=kd", "loss=ce")]
+        assert without_effect(jobs) == []
+        assert without_effect(jobs[1:]) == ["teacher.model.args.width=4: has no effect in what this runs"]
+
+
+@pytest.mark.parametrize(
+    "value", ["a'b.pt", "'a'b.pt'", "~/x", 'a"b', "a'b\"c", "=1", "a b'", "[x", "b\\'c", "é{", "x'\\"]
+)
+def test_the_hint_to_quote_is_itself_understood(value):
+    with Composer() as composer:
+        with pytest.raises(ConfigError, match="not understood; quote the value: ") as refused:
+            composer.compose([f"tracker.project={value}"])
+        (word,) = shlex.split(str(refused.value).partition("quote the value: ")[2])
+        quoted = len(value) > 1 and value[0] == value[-1] == "'"
+        assert composer.compose([word]).tracker.project == (value[1:-1] if quoted else value)

@@ -97,7 +97,7 @@ def test_a_sweep_goes_over_names(composer):
         ("loss=wtm", "loss=wtm: no such option; nearest: wttm (allowed: at, ce, crd, dho, "),
         ("loss=kd_nce", "loss=kd_nce: no such option; nearest: kd_noce (allowed: "),
         ("+loss/term@loss.x=dkdd", "loss/term=dkdd: no such option; nearest: dkd (allowed: "),
-        ("loss=null", "loss=null: not an option of the group; (allowed: at, ce, "),
+        ("loss=null", "loss=null: not an option of the group (allowed: at, ce, "),
     ],
 )
 def test_an_unknown_name_is_one_line(composer, arguments, line):

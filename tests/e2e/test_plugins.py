@@ -83,26 +83,26 @@ OLD_TERM = (
     [
         (
             OLD_METHOD,
-            "Old: written for an older kdrun: loss_roles is now needs, Needs(sides=...); predictors is now "
+            "plugins: bad.py: Old: written for an older kdrun: loss_roles is now needs, Needs(sides=...); predictors is now "
             "predict(view); see docs/extend/method.md",
         ),
         (
             OLD_TERM,
-            "Old: written for an older kdrun: against is now needs, Needs(teacher=True); see docs/extend/loss.md",
+            "plugins: bad.py: Old: written for an older kdrun: against is now needs, Needs(teacher=True); see docs/extend/loss.md",
         ),
         ("def (", "plugins: bad.py: SyntaxError"),
-        ("import nothing_of_this_name", "plugins: bad.py: ModuleNotFoundError"),
+        ("import nothing_of_this_name", "plugins: bad.py, line 1: ModuleNotFoundError"),
         (
             "from kdrun.core.registry import register\n@register('method', 'distill')\nclass X:\n    class Config: ...",
-            "register: method 'distill' exists already",
+            "plugins: bad.py: register: method 'distill' exists already",
         ),
         (
             "from kdrun.core.registry import register\n@register('methods', 'x')\nclass X:\n    class Config: ...",
-            "register: unknown kind 'methods'; nearest: method",
+            "plugins: bad.py: register: unknown kind 'methods'; nearest: method",
         ),
         (
             "from kdrun.core.registry import register\n@register('method', 'x')\nclass X: ...",
-            "register: X needs a nested class Config",
+            "plugins: bad.py: register: X needs a nested class Config",
         ),
     ],
 )

@@ -71,10 +71,10 @@ def test_a_dataset_without_facts_has_the_defaults_and_odd_facts_are_refused(monk
         pass
 
     monkeypatch.setitem(_REGISTRY, "dataset", dict(_REGISTRY["dataset"]))
-    register("dataset", "bare")(type("Bare", (), {"Config": Config}))
+    register("dataset", "bare")(type("Bare", (), {"Config": Config, "load": print}))
     assert facts_of("bare") == Facts()
     assert "bare" in registered("dataset")
-    register("dataset", "odd")(type("Odd", (), {"Config": Config, "facts": {"size": 8}}))
+    register("dataset", "odd")(type("Odd", (), {"Config": Config, "load": print, "facts": {"size": 8}}))
     with pytest.raises(ConfigError, match=r"Odd\.facts: expected Facts\(.*got a dict"):
         facts_of("odd")
     for prompts in ("a photo of a {}.", ("a photo",), ("a {} {}",)):

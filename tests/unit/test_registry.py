@@ -1,5 +1,6 @@
 """Parts are found by themselves, and what is not found is said with what to do."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def test_a_class_that_nobody_registered_is_named(package, tmp_path, monkeypatch)
         ConfigError, match=r'some_parts/several\.py does not register it: put @register\("part", "third_part"\)'
     ):
         lookup("part", "third_part", "part.name")
-    with pytest.raises(ConfigError, match=r"unknown part 'fourth_part'; \(allowed: nothing\)$"):
+    with pytest.raises(ConfigError, match=r"unknown part 'fourth_part' \(allowed: nothing\)$"):
         lookup("part", "fourth_part", "part.name")
     (tmp_path / "mine.py").write_text("class FourthPart:\n    class Config: ...")
     monkeypatch.chdir(tmp_path)
@@ -77,3 +78,22 @@ def test_a_class_that_nobody_registered_is_named(package, tmp_path, monkeypatch)
                 lookup("part", name, "part.name")
     finally:
         registry.load_plugins([])
+
+
+def test_an_interrupt_while_a_plugin_is_imported_is_an_interrupt(tmp_path):
+    path = tmp_path / "slow.py"
+    path.write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(5)\n")
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        registry.load_plugins([str(path)])
+    assert signal.getsignal(signal.SIGINT) is before
+    path.write_text("raise KeyboardInterrupt\n")
+    with pytest.raises(ConfigError, match=r"slow\.py, line 1: KeyboardInterrupt"):
+        registry.load_plugins([str(path)])
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".x", "a.b", "a b", "a\n", "é", "x" * 81, "-x"])
+def test_names_of_parts_are_plain_words(monkeypatch, name):
+    monkeypatch.setitem(registry._REGISTRY, "part", {})
+    with pytest.raises(ConfigError, match="is no plain word"):
+        registry.register("part", name)(type("Part", (), {"Config": object}))

@@ -116,7 +116,7 @@ def drawn(folder: Path, images: Path, config: DrawnConfig, without: Sequence[str
 def lines_of(path: Path) -> list[str]:
     """The lines of a text file that are not empty. Raises DataError for an unreadable or empty one."""
     try:
-        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise DataError(f"{KEY}: {path}: not a readable list ({error})") from None
     if not lines:
@@ -144,7 +144,7 @@ def in_range(files: Files, num_classes: int, place: Path) -> None:
 
 def by_class(path: Path) -> dict[str, list[str]]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise DataError(f"{KEY}: {path}: not a readable list of images ({error})") from None
     if not isinstance(content, dict) or not all(isinstance(v, list) and v for v in content.values()):

@@ -1,0 +1,57 @@
+"""What a run is told to do and what will come of nothing: warnings for its log and its record."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from kdrun.training.assembly import Assembly
+from kdrun.training.rates import LearningRate
+
+
+def remarks(assembly: Assembly) -> list[str]:
+    """One line for each."""
+    return [*assembly.arrays.warnings, *_of_classes(assembly), *_of_validation(assembly), *_of_schedule(assembly)]
+
+
+def _of_classes(assembly: Assembly) -> list[str]:
+    arrays, split = assembly.arrays, assembly.split
+    known = arrays.train_labels[arrays.train_labels >= 0]
+    images = np.bincount(known, minlength=arrays.num_classes)
+    labeled = np.bincount(arrays.train_labels[split.labeled], minlength=arrays.num_classes)
+    out = []
+    if len(empty := np.flatnonzero(images == 0)):
+        out.append(f"{len(empty)} of {arrays.num_classes} classes have no training image: {_names(assembly, empty)}")
+    if len(bare := np.flatnonzero((labeled == 0) & (images > 0))):
+        out.append(f"{len(bare)} of {arrays.num_classes} classes have no labeled image: {_names(assembly, bare)}")
+    return out
+
+
+def _names(assembly: Assembly, classes: Iterable[int]) -> str:
+    names = [assembly.arrays.class_names[k] for k in classes]
+    return ", ".join(names[:8]) + (f", and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _of_validation(assembly: Assembly) -> list[str]:
+    fraction = assembly.config.dataset.val_fraction
+    if len(assembly.split.val) or not fraction or assembly.config.dataset.split_file is not None:
+        return []
+    return [f"dataset.val_fraction: {fraction:g} of so few training images is none: nothing is validated"]
+
+
+def _of_schedule(assembly: Assembly) -> list[str]:
+    schedule, clock = assembly.config.schedule, assembly.clock
+    if not assembly.config.needs.trains:
+        return []
+    out = []
+    warmup = clock.steps(schedule.warmup_steps, schedule.warmup_epochs)
+    if warmup is not None and warmup >= clock.total_steps:
+        out.append(f"schedule: the warm-up of {warmup} steps is as long as the run, of {clock.total_steps}")
+    factor = LearningRate(schedule, clock).factor
+    if schedule.decay.name == "step" and factor(clock.total_steps - 1) == 1:
+        out.append(f"schedule.decay: no milestone comes within the {clock.total_steps} steps of the run")
+    every = clock.steps(schedule.eval_every_steps, schedule.eval_every_epochs)
+    if every is not None and every > clock.total_steps:
+        out.append(
+            f"schedule: an evaluation every {every} steps comes only at the end of a run of {clock.total_steps} steps"
+        )
+    return out
