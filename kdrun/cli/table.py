@@ -14,6 +14,7 @@ kdrun table table=kd_fixmatch_digits metric=trusted_label/precision        a fig
 protocol: last, best_on_val, median20 (the median of the last 20 evaluations)
 """
 
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ from kdrun.results.plan import (
 from kdrun.results.progress import Todo, arguments_of, progress_text
 from kdrun.results.report import html
 from kdrun.results.table import EXTRAS, Table, comparison, refuse_empty_extras, two_rows
+from kdrun.runs.place import settled
 
 if TYPE_CHECKING:
     from kdrun.training.runner import run
@@ -164,7 +166,7 @@ def carry_out(name: str, outputs: Path, extra: Sequence[str]) -> None:
         ConfigError: one line for each mistake; or an override changes what the table plans.
         Unfinished: names what is not done.
     """
-    todo = Todo.of(plan_of(name, table_spec(name), outputs), outputs)
+    todo = Todo.of(plan_of(name, table_spec(name), outputs, math.inf), outputs)
     commands = arguments_of(todo, outputs, extra)
     planned = {made.place for cell in todo.plan.cells for made in cell.runs}
     for arguments in commands:
@@ -197,7 +199,8 @@ def _make_prerequisites(todo: Todo, outputs: Path, extra: Sequence[str]) -> None
                 continue
             configs = composer.typed_seeds([*cell.overrides, f"execution.outputs={outputs}", *extra], seeds)
             for config in configs:
-                for role, other in Job(config).requires.items():
+                for role, needed in Job(config).requires.items():
+                    other = settled(needed)
                     if other.place in wanted:
                         wanted.discard(other.place)
                         print(f"first its {role}: {other.directory}", file=sys.stderr)

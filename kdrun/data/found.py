@@ -5,6 +5,7 @@ by its arrays.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,18 +39,18 @@ class Found:
     key: tuple[object, ...]
     """Another one where the configuration or the files have changed."""
 
-    def content(self, read: bool = True) -> str | None:
+    def content(self, most: float = math.inf) -> str | None:
         """Hash of the files, their names and labels; None: not known.
 
         Args:
-            read: false: only where it is remembered.
+            most: bytes that are read for it, where it is not remembered.
         """
         contents, config = self.contents, self.config
         if contents is None or contents.missing:
             return None
-        if isinstance(config, FilesConfig) and config.stream and contents.size > MOST_STREAMED:
-            read = False
-        files = contents.read() if read else contents.known
+        if isinstance(config, FilesConfig) and config.stream:
+            most = min(most, MOST_STREAMED)
+        files = contents.read() if contents.size <= most else contents.known
         if files is None or self.listing is None:
             return files
         return hashlib.sha256(f"{files} {self.listing.digest}".encode()).hexdigest()

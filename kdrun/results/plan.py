@@ -7,7 +7,7 @@ files that it names stay as they are. A kept plan that cannot be read, or is not
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from importlib import metadata
@@ -203,13 +203,19 @@ def rows_with(paper: str | None) -> frozenset[str]:
     return frozenset(row for spec in specs if paper in (spec.paper, spec.claims) for row in spec.rows)
 
 
-def plan_of(name: str, spec: TableConfig, outputs: Path) -> TablePlan:
+QUICK = 2**28  # bytes of a dataset that are read to show a table; what is more must be remembered
+
+
+def plan_of(name: str, spec: TableConfig, outputs: Path, most: float = QUICK) -> TablePlan:
     """The plan of a table, kept or made now: each run where it lies, given the data that are there.
+
+    Args:
+        most: bytes of a dataset that are read for that.
 
     Raises:
         ConfigError: a cell cannot be composed; names it.
     """
-    return on_present_data(_plan_of(name, spec, outputs), outputs)
+    return on_present_data(_plan_of(name, spec, outputs), outputs, most)
 
 
 def _plan_of(name: str, spec: TableConfig, outputs: Path) -> TablePlan:
@@ -296,12 +302,10 @@ def data_id(run: RunConfig) -> str:
     return json_hash(unsplit(run.dataset).model_dump_json())
 
 
-def on_present_data(plan: TablePlan, outputs: Path) -> TablePlan:
-    """The same plan, with other places for runs whose place holds one on other data than there are now.
-
-    Only where the content of the data is remembered: nothing is read for a table.
-    """
-    contents = {name: _content(data.typed, outputs) for name, data in plan.data.items()}
+def on_present_data(plan: TablePlan, outputs: Path, most: float = QUICK) -> TablePlan:
+    """The same plan, with other places for runs whose place holds one on other data than there are now."""
+    taken = {run.data for cell in plan.cells for run in _all(cell.runs) if trained_on(outputs / run.place) is not None}
+    contents = {name: _content(plan.data[name], outputs, most) for name in taken & set(plan.data)}
     if not any(contents.values()):
         return plan
 
@@ -317,10 +321,17 @@ def on_present_data(plan: TablePlan, outputs: Path) -> TablePlan:
     return plan.replace(cells=[cell.replace(runs=[moved(run) for run in cell.runs]) for cell in plan.cells])
 
 
-def _content(config: DatasetConfig, outputs: Path) -> str | None:
+def _all(runs: Iterable[PlannedRun]) -> Iterator[PlannedRun]:
+    for run in runs:
+        yield run
+        yield from _all(run.needs.values())
+
+
+def _content(data: PlannedData, outputs: Path, most: float) -> str | None:
     try:
+        config = data.typed
         here = config.replace(download=False) if hasattr(config, "download") else config
-        return found(here, outputs).content(read=False)
+        return found(here, outputs).content(most)
     except ConfigError:  # they are not there
         return None
 

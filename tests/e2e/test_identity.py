@@ -10,6 +10,7 @@ from PIL import Image
 from kdrun.config.job import Job
 from kdrun.core.errors import KdrunError
 from kdrun.results.found import found_table
+from kdrun.results.plan import TableConfig, make_plan, on_present_data
 from kdrun.runs.finished import FinishedRun
 from kdrun.runs.record import find_records
 from kdrun.training import runner
@@ -146,3 +147,17 @@ def test_an_older_record_has_no_data_to_compare_and_keeps_its_place(train, outpu
     assert train(*RUN, *folder(tree)) == 0
     assert list(made(outputs)) == [directory]
     assert Job(FinishedRun.open(directory).config).directory == directory
+
+
+def test_a_planned_table_shows_the_runs_on_the_data_that_are_there(train, outputs, tree):
+    spec = TableConfig(seeds=[0], rows={"CE": []}, columns={"photos": [*RUN, *folder(tree)]})
+    plan = make_plan("t", spec)
+    assert on_present_data(plan, outputs) == plan
+    assert train(*RUN, *folder(tree)) == 0
+    assert on_present_data(plan, outputs) == plan
+    exchange(tree)
+    (run,) = on_present_data(plan, outputs).cells[0].runs
+    assert run.place != plan.cells[0].runs[0].place
+    assert not (outputs / run.place).exists()  # it is yet to be made
+    assert train(*RUN, *folder(tree)) == 0
+    assert (outputs / run.place / "record.json").is_file()
