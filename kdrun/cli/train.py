@@ -25,6 +25,7 @@ from kdrun.core.errors import KdrunError
 from kdrun.core.later import later
 from kdrun.core.paths import CONF_DIR
 from kdrun.runs.record import read_record
+from kdrun.runs.whole import require_whole
 
 if TYPE_CHECKING:
     from kdrun.training.runner import run
@@ -107,6 +108,8 @@ def _undone(jobs: list[Job]) -> list[str]:
     for own in jobs:
         try:
             record: dict[str, Any] = read_record(own.directory) or {"status": "missing"}
+            if record["status"] == "done":
+                require_whole(own.directory, record)
         except KdrunError as error:
             record = {"status": "damaged", "error": {"message": str(error)}}
         if record["status"] != "done":

@@ -107,15 +107,17 @@ def part_classes(config: RunConfig) -> list[Any]:
     """Every registered class or function that this run is made of."""
     import timm
 
-    models, schedules = [*config.students, *config.teacher.models], [config.schedule]
-    if isinstance(config.teacher, RecipeConfig) and config.teacher.schedule is not None:
-        schedules.append(config.teacher.schedule)
+    models, teachers = [*config.students, *config.teacher.models], config.teacher.parts()
+    recipes = [part.schedule for part in teachers.values() if isinstance(part, RecipeConfig)]
+    schedules = [config.schedule, *(schedule for schedule in recipes if schedule is not None)]
+    trained = [(f"{key}.loss", getattr(part, "loss", None)) for key, part in teachers.items()]
     return [
         config.method_class,
         *(type(kind) for kind in config.teacher.kinds),
         lookup("dataset", config.dataset.name, "dataset.name"),
         *(lookup("decay", schedule.decay.name, "schedule.decay.name") for schedule in schedules),
         *(lookup("loss", term.name, "loss") for term in config.losses.values()),
+        *(lookup("loss", name, key) for key, name in trained if isinstance(name, str)),
         *(timm.model_entrypoint(model.name) for model in models),
         *(
             lookup("uncertainty", part.name, "method")

@@ -204,3 +204,17 @@ def remake() -> None:
 
 if __name__ == "__main__":
     remake()
+
+
+def test_the_file_of_a_teachers_loss_counts_for_its_students(tmp_path):
+    path = tmp_path / "mine.py"
+    run = [f"plugins=[{path}]", "teacher=resnet8", "teacher.loss=mine"]
+    keys = []
+    for line in ("", "\n# edited\n"):
+        path.write_text(
+            "from kdrun import register\nfrom kdrun.core.registry import lookup\n\n"
+            f'@register("loss", "mine")\nclass Mine(lookup("loss", "ce", "loss")):\n    pass\n{line}'
+        )
+        with Composer() as composer:
+            keys.append(key(composer, *run))
+    assert keys[0] != keys[1]
