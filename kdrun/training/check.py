@@ -7,12 +7,12 @@ import torch
 
 from kdrun.config.dataset import DatasetConfig
 from kdrun.config.job import Job
-from kdrun.config.key import run_key
+from kdrun.config.key import part_classes, run_key
 from kdrun.config.run import RunConfig
 from kdrun.config.schedule import ScheduleConfig
 from kdrun.core.device import device_of, require_compiler
 from kdrun.core.errors import ConfigError
-from kdrun.core.registry import line_in_plugin
+from kdrun.core.registry import line_in_plugin, plugin_hashes
 from kdrun.data.load import load_dataset
 from kdrun.data.loader import check_streams
 from kdrun.methods.step import Setup
@@ -46,7 +46,8 @@ def check(run: Job | RunConfig) -> None:
         _build_without_memory(outline)
         _BUILT.add(key)
     length = ScheduleConfig(steps=1, batch_size=config.schedule.batch_size)  # of rates no shape depends
-    key = f"step {run_key(shape.replace(schedule=length, ramps={}))}"
+    step = shape.replace(schedule=length, ramps={}).model_dump_json()
+    key = f"step {step} {plugin_hashes(part_classes(config))}"
     if key not in _BUILT:
         rehearse(outline)
         _BUILT.add(key)
