@@ -218,7 +218,7 @@ class Pack:
                 write_json(partial / "progress.json", state)
 
             saved = time.monotonic()
-            for image in decoded(self.paths[done:], self.spec["size"], self.spec["crop"], most=self.most):
+            for image in decoded(self.paths[done:], self.spec["size"], self.spec["crop"], self.most):
                 if isinstance(image, str):
                     state["unreadable"][str(state["next"])] = image
                 else:

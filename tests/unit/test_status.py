@@ -205,7 +205,7 @@ def test_publishing_and_its_check(planned, tmp_path):
         publishing.main(check)
     (folder / "odd").rmdir()
     (folder / "t" / "records.jsonl").write_text('{"schema": 1}\n')
-    with pytest.raises(KdrunError, match="line 1 is no record"):
+    with pytest.raises(KdrunError, match="line 1 is no whole record"):
         publishing.main(check)
 
 
