@@ -147,7 +147,7 @@ def _batches(
         raise KdrunError(f"images: files go with square images only, those of this run are {height}x{width}")
     names: list[Path] = []
     images: list[Images] = []
-    found = zip(paths, decoded(paths, height, shown.crop, most=options.max_pixels or shown.most), strict=True)
+    found = zip(paths, decoded(paths, height, shown.crop, options.max_pixels or shown.most), strict=True)
     for path, image in tqdm(found, total=len(paths), desc="predicting", unit="img", disable=None, leave=False):
         if isinstance(image, str):
             unreadable.append(image)

@@ -66,7 +66,7 @@ class Options(Schema):
             raise ValueError("again: writes, and check does not; leave one out")
         if self.compose and not (self.again or self.check):
             raise ValueError("compose: goes with again=true or check=true; else the plan is made anew anyway")
-        asked = [name for name in ("columns", "curve", "metric", "override") if getattr(self, name)]
+        asked = [name for name in ("metric", "curve", "columns", "override") if getattr(self, name)]
         if self.check and asked:
             raise ValueError(f"{asked[0]}: check=true compares what was published; leave it out")
         return self
@@ -104,8 +104,6 @@ def main(arguments: Sequence[str]) -> str:
         table_spec(options.table)  # refuses a name that is none
     if "outputs" in options.model_fields_set:
         folder(options.outputs, "outputs")
-    if options.readme != "README.md" and not Path(options.readme).is_file():
-        raise ConfigError(f"readme: {options.readme}: no such file")
     if options.check:
         names = [options.table] if options.table else sorted(p.name for p in _folders(published))
         wrong = [line for name in names for line in _differences(name, published / name, options)]

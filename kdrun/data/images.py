@@ -110,7 +110,7 @@ def decode(
     except MemoryError as error:
         raise DataError(f"dataset.size: {len(paths)} images of {size}x{size} pixels do not fit ({error})") from None
     unreadable: dict[int, str] = {}
-    for position, image in enumerate(decoded(paths, size, crop, most=most)):
+    for position, image in enumerate(decoded(paths, size, crop, most)):
         if isinstance(image, str):
             unreadable[position] = image
         else:
@@ -119,14 +119,14 @@ def decode(
 
 
 def decoded(
-    paths: Sequence[Path], size: int, crop: str = "center", workers: int = 0, ahead: int = 0, most: int = MOST_PIXELS
+    paths: Sequence[Path], size: int, crop: str = "center", most: int = MOST_PIXELS, workers: int = 0, ahead: int = 0
 ) -> Iterator[Images | str]:
     """Each image in turn as (size, size, 3) uint8, or `path (what is wrong)`; threads work ahead.
 
     Args:
+        most: see `read_rgb`.
         workers: threads; 0: as many as cores.
         ahead: images that are decoded before they are asked for, at the least.
-        most: see `read_rgb`.
     """
     workers = workers or cores()
     pool = ThreadPoolExecutor(workers, "decode")

@@ -166,7 +166,7 @@ class Pack:
                 write_json(partial / PROGRESS, sealed({**state, "sha256": digest.hexdigest()}))
 
             saved = time.monotonic()
-            for image in decoded(self.paths[done:], self.spec["size"], self.spec["crop"], 0, 0, self.most):
+            for image in decoded(self.paths[done:], self.spec["size"], self.spec["crop"], self.most):
                 if isinstance(image, str):
                     state["unreadable"][str(state["next"])] = image
                 else:

@@ -71,7 +71,7 @@ class ImageFiles:
         """`index_select` of one index after the other; meanwhile threads decode the files of the next."""
         ahead = max(map(len, indices), default=0)
         paths = [self.path(at) for index in indices for at in index.tolist()]
-        images = decoded(paths, self.size, self.crop, self.workers, ahead, self.most)
+        images = decoded(paths, self.size, self.crop, self.most, self.workers, ahead)
         for index in indices:
             out = np.empty((len(index), *self.shape[1:]), np.uint8)
             unreadable = []

@@ -247,7 +247,6 @@ COMMANDS: list[tuple[str, str]] = [
         "publish table=demo published=a.png check=true",
         "a.png/demo/published.json: not readable (Not a directory); delete it and publish anew",
     ),
-    ("publish table=demo readme=/nope", "readme: /nope: no such file"),
     (
         "publish table=demo again=true published=empty",
         "empty/demo/records.jsonl: not readable (No such file or directory); publish the table anew",

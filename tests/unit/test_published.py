@@ -359,7 +359,7 @@ def test_imagefolder_decodes_every_mode_to_the_center_square(tmp_path):
         (lambda r: (r / "train" / "emu").symlink_to(r / "nowhere"), r"train/emu: a link that leads nowhere"),
         (lambda r: Image.fromarray(RNG.random((9, 9), np.float32)).save(r / "train" / "cat" / "f.tif"), r"f\.tif \(pixels of mode F have no known range"),
         (lambda r: Image.fromarray(np.arange(81, dtype=np.int32).reshape(9, 9)).save(r / "train" / "cat" / "i.tif"), r"i\.tif \(pixels of mode I have no"),
-        (lambda r: Image.new("1", (20_000, 20_000)).save(r / "train" / "cat" / "b.png"), r"b\.png \(20000x20000 are 400,000,000 pixels, more than max_pixels"),
+        (lambda r: Image.new("1", (20_000, 20_000)).save(r / "train" / "cat" / "b.png"), r"b\.png \(20000x20000 are 400,000,000 pixels, more than max_pixels="),
     ],
 )  # fmt: skip
 def test_imagefolder_says_which_file_or_class_is_wrong(tmp_path, spoil, message):
