@@ -171,6 +171,7 @@ def test_what_differs_from_the_checkpoint_is_not_left_behind(heads, tmp_path, mo
 
     monkeypatch.setattr(exports, "load_network", spoiled)
     out = tmp_path / "folder" / "x.safetensors"
+    out.parent.mkdir()
     with pytest.raises(
         Unfinished, match=r"differs from the checkpoint by .* on 9 test images, allowed .*nothing is left"
     ):
