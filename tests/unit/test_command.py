@@ -137,7 +137,7 @@ def test_the_wheel_has_every_command_and_conf():
     held = {file.distribution_path for file in WheelBuilder(str(ROOT)).recurse_included_files()}
     assert {f"kdrun/cli/{command}.py" for command in COMMANDS} <= held
     assert {"kdrun/__main__.py", "kdrun/conf/config.yaml"} <= held
-    assert 'kdrun = "kdrun.cli.command:main"' in (ROOT / "pyproject.toml").read_text()
+    assert 'kdrun = "kdrun.__main__:main"' in (ROOT / "pyproject.toml").read_text()
 
 
 @pytest.mark.parametrize("command", COMMANDS[1:])
