@@ -155,7 +155,8 @@ def test_while_it_waits_for_a_lock(outputs, spawn, train):
             process.send_signal(number)
             assert process.wait(20) == CODES[number]
             assert f"stopped by {number.name} while waiting for {directory.name}; run the same" in process.text
-            assert os.listdir(directory.parent) == [f"{directory.name}.lock"]
+            assert sorted(os.listdir(directory.parent)) == [directory.name, f"{directory.name}.lock"]
+            assert os.listdir(directory) == []  # Hydra's
 
 
 def images(folder: Path) -> Path:

@@ -231,7 +231,8 @@ def train_in_a_group_of_its_own(arguments):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
-def test_ctrl_c_stops_the_run_with_a_checkpoint_and_ends_the_workers(tree, outputs):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_all_stops_the_run_with_a_checkpoint_and_ends_the_workers(tree, outputs, number, capfd):
     arguments = [
         *RUN, f"dataset.path={tree}", "method=supervised", "loss=ce", "schedule.steps=100000", "execution.workers=2",
         "execution.log_every_steps=5", f"execution.outputs={outputs}",
@@ -242,14 +243,15 @@ def test_ctrl_c_stops_the_run_with_a_checkpoint_and_ends_the_workers(tree, outpu
         (logged,) = wait_for(lambda: [p for p in outputs.glob("runs/*/*/*/*/metrics.jsonl") if p.stat().st_size])
         workers = children(run.pid)
         assert len(workers) == 2
-        os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to all of them
+        os.killpg(run.pid, number)  # as a terminal does, SLURM and timeout(1): to all of them
         run.join(60)
-        assert run.exitcode == 130
+        assert run.exitcode == 128 + number
     finally:
         if run.is_alive():
             os.killpg(run.pid, signal.SIGKILL)
     assert (logged.parent / "checkpoint" / "last.pt").exists()
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def wait_for(found, seconds=60):
