@@ -1,0 +1,1 @@
+def cases(site, rng): yield from ()
