@@ -20,6 +20,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int)
     parser.add_argument("--only", type=int)
+    parser.add_argument("--all", action="store_true", help="a line for each case")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     if unknown := set(args.harness) - set(ALL):
@@ -34,8 +35,8 @@ def main() -> int:
             if verdict.broken:
                 broken += 1
                 print(report(harness, args.seed, number, case, verdict, seconds), flush=True)
-            elif args.only is not None:
-                print(f"{verdict.word}: {case}", flush=True)
+            elif args.all or args.only is not None:
+                print(f"{verdict.word}: {case}, {seconds:.1f} s", flush=True)
             if sys.stderr.isatty():
                 print(f"\r{harness}: {sum(words.values())} of {len(numbers)}", end="\r", file=sys.stderr)
         summary.append(counts(harness, words, time.monotonic() - began))

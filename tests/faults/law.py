@@ -23,6 +23,7 @@ BROKEN = {
     "crash": "ended by a signal of its own",
     "mute": "failed without a line, or with more than 20",
     "stuck": "what the line advises does not help",
+    "twice": "made by two processes",
     "written": "a refusal that left files",
 }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdrun.cli.command import main
+from kdrun.core import lock
 from tests.conftest import FAST
 from tests.faults import warm
 from tests.faults.child import Child, Ended
@@ -109,6 +110,7 @@ def _whole(words: list[str], operations: Operations, known: Path) -> int:
 def _command(words: list[str], operations: Operations | None, stub: Stub | None) -> int:
     if stub is not None:
         stub()
+    lock.HEARTBEAT, lock.STALE = 0.5, 3.0  # seconds; a lock that names no process is waited for until it is stale
     if operations is not None:
         operations.install()
     return main(words)
