@@ -1,28 +1,31 @@
-"""Ways in which a file that was written well is found later."""
+"""Ways in which a file that was written well is found later. `at` is a place in it, from 0 to 1."""
 
 from pathlib import Path
 
 
-def flipped(path: Path) -> None:
+def flipped(path: Path, at: float = 2 / 3) -> None:
     content = bytearray(path.read_bytes())
-    content[len(content) * 2 // 3] ^= 4
+    bit = min(int(len(content) * 8 * at), len(content) * 8 - 1)
+    content[bit // 8] ^= 1 << bit % 8
     path.write_bytes(content)
 
 
-def truncated(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def truncated(path: Path, at: float = 1 / 2) -> None:
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * at)])
 
 
-def zeroed(path: Path) -> None:
-    size = path.stat().st_size
-    path.write_bytes(path.read_bytes()[: size // 2] + bytes(size - size // 2))
+def zeroed(path: Path, at: float = 1 / 2) -> None:
+    """A block of half the file."""
+    content = path.read_bytes()
+    start, length = int(len(content) * at), len(content) - len(content) // 2
+    path.write_bytes((content[:start] + bytes(length) + content[start + length :])[: len(content)])
 
 
-def deleted(path: Path) -> None:
+def deleted(path: Path, at: float = 0) -> None:
     path.unlink()
 
 
-def made_a_folder(path: Path) -> None:
+def made_a_folder(path: Path, at: float = 0) -> None:
     path.unlink()
     path.mkdir()
     (path / "file").write_bytes(b"in the way")

@@ -6,6 +6,7 @@ for their times at each start, and read once.
 
 import hashlib
 import json
+import logging
 import os
 import stat
 import time
@@ -14,11 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
-from kdrun.core.files import write_json
+from kdrun.core.files import remove, write_json
 from kdrun.core.hashing import file_sha256, file_state
 from kdrun.core.machine import cores
 from kdrun.core.sums import SEAL, sealed, unsealed
 
+log = logging.getLogger(__name__)
 TICK, COARSE_TICK = 0.02, 2.0  # seconds between two times that a file system tells apart: most of them, FAT
 
 
@@ -78,8 +80,17 @@ class Contents:
                 whole &= found != ""  # else it may be made legible, which changes neither its size nor its time
         self.known = digest.hexdigest()
         if whole:
-            write_json(self.note, sealed({"files": self.known}))
+            self._keep(self.known)
         return self.known
+
+    def _keep(self, known: str) -> None:
+        """Nothing depends on it but time: where it cannot be kept, it is read again."""
+        try:
+            if self.note.is_dir():
+                remove(self.note)
+            write_json(self.note, sealed({"files": known}))
+        except OSError as error:
+            log.debug("%s: not kept (%s)", self.note, error)
 
     def _wait(self) -> bool:
         """Until what is written from now on has other times than the files have. False: they are of the future."""
