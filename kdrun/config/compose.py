@@ -195,7 +195,7 @@ class Composer:
             group, _, value = override.lstrip("+").partition("=")
             if re.fullmatch(r"null|true|false|[-+.\d][-+.\de_]*", value, re.IGNORECASE) or value[:1] in ("{", '"', "'"):
                 options = self._options(group.split("@")[0])
-                if options:
+                if group and options:
                     none = f"; {group}=none is the word for nothing" if "none" in options else ""
                     return f"{override}: not an option of the group; {allowed(value, options)}{none}"
         return "a group of the command line has no name of a file; write group=option"

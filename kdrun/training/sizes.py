@@ -36,7 +36,7 @@ def refuse_sizes(outline: Assembly) -> None:
             )
     height, width = outline.size
     sides = [network.size or 0 for network in outline.method.networks().values()]
-    pixels = max(height * width, *(side * side for side in sides)) * outline.arrays.train_images.shape[3]
+    pixels = max([height * width, *(side * side for side in sides)]) * outline.arrays.train_images.shape[3]
     needed = FLOAT * sum(config.method_class.batch_sizes(config).values()) * pixels
     if needed > memory:
         raise ConfigError(

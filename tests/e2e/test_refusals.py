@@ -298,7 +298,8 @@ def test_a_file_spoiled_after_the_check_fails_its_jobs_in_one_line_each(
             path.rename(path.with_name("gone"))
         else:
             path.write_bytes(content)
-        dataset._load.cache_clear()  # as in the process of a launcher
+        for kept in dataset._KEPT.values():
+            kept.clear()  # as in the process of a launcher
         job()
 
     monkeypatch.setattr(kdrun.cli.train, "job", spoiled_job)

@@ -168,7 +168,7 @@ def images(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("place", ["kdrun.data.packed:Pack._content", "kdrun.data.packed:decoded"])
+@pytest.mark.parametrize("place", ["kdrun.core.contents:Contents.read", "kdrun.data.packed:decoded"])
 def test_while_images_are_packed(stopped, outputs, train, tmp_path, place):
     words = [
         *FAST, "method=supervised", "dataset=imagefolder", f"dataset.path={images(tmp_path / 'images')}",
@@ -196,7 +196,7 @@ TRAINING = {
     "an evaluation": ("kdrun.training.loop:Loop._logits", 1, "after step 10 of 20; a checkpoint was written"),
     "an evaluation of averages": ("kdrun.training.ema:Ema._swap", 1, "after step 10 of 20; a checkpoint was written"),
     "the last evaluation": ("kdrun.training.loop:Loop._logits", 2, "after step 20 of 20; a checkpoint was written"),
-    "saving the best": ("kdrun.training.loop:Loop.save_networks", 1, "after step 10 of 20; a checkpoint was written"),
+    "keeping the best": ("kdrun.training.loop:Loop._files", 1, "after step 10 of 20; a checkpoint was written"),
     "the final metrics": ("kdrun.training.evaluator:Evaluator.final_metrics", 1, "after step 20 of 20; a checkpoint"),
     "saving predictions": ("kdrun.training.evaluator:Evaluator.save", 1, "after step 20 of 20; a checkpoint"),
     "saving networks": ("kdrun.training.runner:_save_networks", 1, "after step 20 of 20; a checkpoint was written"),

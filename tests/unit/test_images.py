@@ -12,6 +12,7 @@ from PIL import Image
 from kdrun.config.compose import Composer
 from kdrun.config.dataset import MOST_PIXELS
 from kdrun.config.key import run_key
+from kdrun.core.contents import Contents
 from kdrun.core.errors import DataError
 from kdrun.data import images
 from kdrun.data.images import MOST_RESIZED, decode, fit, list_images, read_rgb
@@ -108,7 +109,7 @@ def test_what_was_packed_stays_and_a_raised_limit_packs_anew(tmp_path):
     Image.new("RGB", (30, 20)).save(path)
 
     def pack(*most: int):
-        made = Pack([path], path.parent, 8, "center", tmp_path, "dataset.path", *most)
+        made = Pack(Contents([path], path.parent, tmp_path), 8, "center", tmp_path, "dataset.path", *most)
         return made.build(), made.artifact
 
     assert pack()[1].spec.keys() == {"version", "size", "crop", "num_files", "files"}
@@ -126,7 +127,7 @@ def test_only_regular_files_are_read(tmp_path):
     assert read_rgb(tmp_path / "pipe.jpg") == f"{tmp_path / 'pipe.jpg'} (not a regular file)"
     assert read_rgb(tmp_path / "gone.jpg") == f"{tmp_path / 'gone.jpg'} (No such file or directory)"
     with pytest.raises(DataError, match="not a regular file"):
-        Pack([tmp_path / "null.png"], tmp_path, 8, "center", tmp_path, "dataset.path")
+        Pack(Contents([tmp_path / "null.png"], tmp_path, tmp_path), 8, "center", tmp_path, "dataset.path")
 
 
 def test_the_limit_is_in_the_key_only_where_files_are_left_out(tmp_path):
