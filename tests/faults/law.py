@@ -24,6 +24,7 @@ BROKEN = {
     "mute": "failed without a line, or with more than 20",
     "stuck": "what the line advises does not help",
     "twice": "made by two processes",
+    "blamed": "the line does not say what is wrong",
     "written": "a refusal that left files",
 }
 
