@@ -6,13 +6,14 @@ PYTHON ?=
 ARGS =
 SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
-.PHONY: help setup demo test quick lint bench lock clean
+.PHONY: help setup demo test quick faults lint bench lock clean
 
 help:
 	@echo 'make demo    set up, then distil on the digits that come with scikit-learn and print the table'
 	@echo 'make setup   make $(VENV) with the locked packages; PYTHON=/path/to/python3 chooses the interpreter'
 	@echo 'make test    all tests; ARGS="-k name" goes to pytest'
 	@echo 'make quick   the tests that take no more than a few seconds each'
+	@echo 'make faults  kill, damage and starve real runs for up to an hour; ARGS="kills --only 17" tries one case'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make bench   measure speed'
 	@echo 'make lock    remake requirements.lock (needs uv); ARGS=--upgrade takes the newest versions'
@@ -60,6 +61,9 @@ test: setup
 
 quick: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m "not slow" $(ARGS)
+
+faults: setup
+	$(BIN)/python -m tests.faults $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

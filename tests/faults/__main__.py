@@ -11,7 +11,7 @@ import time
 from argparse import ArgumentParser
 from collections import Counter
 
-from tests.faults.harness import ALL, counts, report, results
+from tests.faults.harness import ALL, counts, results
 
 
 def main() -> int:
@@ -27,16 +27,15 @@ def main() -> int:
         parser.error(f"{unknown.pop()}: not one of {', '.join(ALL)}")
     summary, broken = [], 0
     for harness in args.harness or ALL:
-        numbers = [args.only] if args.only is not None else list(range(args.cases or ALL[harness]))
+        numbers = [args.only] if args.only is not None else range(args.cases or ALL[harness])
+        shares = [{harness: numbers[worker :: args.workers]} for worker in range(min(args.workers, len(numbers)))]
         words: Counter[str] = Counter()
         began = time.monotonic()
-        for number, case, verdict, seconds in results(harness, args.seed, numbers, min(args.workers, len(numbers))):
-            words[verdict.word] += 1
-            if verdict.broken:
-                broken += 1
-                print(report(harness, args.seed, number, case, verdict, seconds), flush=True)
-            elif args.all or args.only is not None:
-                print(f"{verdict.word}: {case}, {seconds:.1f} s", flush=True)
+        for result in results(shares, args.seed):
+            words[result.verdict.word] += 1
+            broken += result.verdict.broken
+            if result.verdict.broken or args.all or args.only is not None:
+                print(result.text, flush=True)
             if sys.stderr.isatty():
                 print(f"\r{harness}: {sum(words.values())} of {len(numbers)}", end="\r", file=sys.stderr)
         summary.append(counts(harness, words, time.monotonic() - began))

@@ -21,7 +21,7 @@ STAGES = ("finished", "finished", "finished", "half", "late")
 READERS = {
     "evaluate": "evaluate run={run}", "evaluate networks": "evaluate run={run} dataset={dataset} name=again",
     "table": "table", "status": "status", "curves": "plot curves run={run}", "coverage": "plot coverage run={run}",
-    "export": "export to=safetensors repeats=0 run={run}", "predict": "predict images={images} run={run}",
+    "export": "export to=safetensors repeats=0 run={run}", "predict": "predict images={images} out=outputs/predictions.csv run={run}",
     "probe": "analyze linear_probe run={run}", "compare": "compare run={run} run={other}",
 }  # fmt: skip
 """Name -> the command line."""
@@ -91,6 +91,7 @@ class Damage:
         if known is None:
             raise ValueError(f"{self.reader} is not for {self.run}")
         text, whole = known[0], dict(known[1])
+        place = site.place(place.name)
         outputs = place / "outputs"
         shutil.copytree(site.whole(self.run).outputs, outputs)
         WAYS[self.way](outputs / self.file, self.at)
