@@ -97,7 +97,9 @@ class Operations:
             own = None if isinstance(file, int) or not set(mode) & set("wax+") else operations._own(file)
             if own is None:
                 return plain(file, mode, buffering, encoding, errors, newline, closefd, opener)
-            raw = operations._count("open", own, lambda: Raw(file, mode.replace("b", "").replace("t", ""), closefd, opener))
+            raw = operations._count(
+                "open", own, lambda: Raw(file, mode.replace("b", "").replace("t", ""), closefd, opener)
+            )
             raw.own = own
             if buffering == 0:
                 return raw
