@@ -6,6 +6,7 @@ Hydra then runs the jobs through whatever launcher is installed. Imports no torc
 
 import logging
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -57,6 +58,9 @@ def main(argv: list[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 2
+    if problem := _no_folder(jobs or ()):
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
     old = sys.argv
     sys.argv = [old[0], *arguments]
     register_source()
@@ -72,6 +76,16 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         sys.argv = old
     return _report(jobs)
+
+
+def _no_folder(jobs: Sequence[Job]) -> str | None:
+    """What is wrong where a run's folder cannot be made. Hydra makes it too, and prints a traceback where it cannot."""
+    for own in jobs:
+        try:
+            own.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            return f"execution.outputs: {own.directory}: no such folder can be made ({error.strerror})"
+    return None
 
 
 def _report(jobs: list[Job] | None) -> int:

@@ -71,11 +71,11 @@ class MetricsLog:
 
 
 def logged(directory: Path, record: Record) -> list[dict[str, Any]]:
-    """The lines of a run; none where its metrics.jsonl is not at hand.
+    """The lines of a run; none where its folder is not at hand.
 
     Raises:
         KdrunError: the run is done, and they are not what it wrote.
     """
-    if (directory / METRICS).exists():
+    if directory.is_dir():
         require_whole(directory, record, METRICS)
     return MetricsLog(directory / METRICS).lines()

@@ -140,7 +140,7 @@ def predictors_of(run: FinishedRun) -> list[str]:
 
 def _temperature(run: FinishedRun, name: str) -> float | None:
     known = run.record["metrics"].get(str(Metric("val", name, "temperature")))
-    if known is None and (run.directory / "predictions" / f"val-{name}.npz").is_file():  # an older record
+    if known is None and f"val-{name}" in run.predicted:  # an older record
         known = fit_temperature(*run.predictions("val", name)).item()
     return known if known is not None and math.isfinite(known) else None
 

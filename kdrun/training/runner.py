@@ -1,7 +1,6 @@
 """From a typed config to a record: skip what is done, build what is needed first, fit, evaluate, write down."""
 
 import logging
-import shutil
 import time
 import traceback
 from contextlib import nullcontext
@@ -98,7 +97,7 @@ def _train(job: Job, job_type: str) -> Record:
             lock.require()
             write_record(directory, record)
             if not job.config.execution.keep_checkpoint:
-                shutil.rmtree(directory / "checkpoint", ignore_errors=True)
+                _remove_checkpoint(directory)
             log.info("done: %s", summary(directory, record))
         except Exception as error:
             record.update(status="failed", error={"type": type(error).__name__, "message": str(error)})
@@ -158,6 +157,14 @@ def _tidy(job: Job, done: Record) -> None:
                     remove(place)
         except (OSError, KdrunError) as error:  # it may be somebody else's, who lets others read alone
             log.debug("%s: left as it is (%s)", directory, error)
+
+
+def _remove_checkpoint(directory: Path) -> None:
+    """The run is done without it: where it cannot be removed, that is said."""
+    try:
+        remove(directory / "checkpoint")
+    except OSError as error:
+        log.warning("%s: could not be removed (%s)", directory / "checkpoint", error.strerror)
 
 
 class _LogFile(logging.FileHandler):

@@ -64,7 +64,9 @@ class Damage:
         if other := difference(found, whole):
             return Verdict(other[0], f"{other[1]}\n{ended.text[-3000:]}")
         if own != expected:
-            return Verdict("silent", f"stays damaged\n{ended.text[-3000:]}") if self._needed(site) else Verdict("unread")
+            return (
+                Verdict("silent", f"stays damaged\n{ended.text[-3000:]}") if self._needed(site) else Verdict("unread")
+            )
         said = re.search("damaged|anew|gone|not as it was|going on from", ended.text)
         return Verdict("rebuilt" if said else "same")
 
@@ -73,7 +75,9 @@ class Damage:
         own = self.file.startswith(own_of(site, self.run))
         if Path(self.file).name in UNREAD or self.file.startswith(NOTES):
             return False
-        return own if self.reader == "again" and self.stage == "finished" else not self.file.startswith("artifacts/split")
+        return (
+            own if self.reader == "again" and self.stage == "finished" else not self.file.startswith("artifacts/split")
+        )
 
     def _advised(self, site: Site, place: Path, text: str) -> Verdict:
         """Refused: what the line says to delete is deleted, and the same command ends as the whole run."""
@@ -156,7 +160,9 @@ def stage_of(site: Site, run: str, stage: str) -> Path:
     if stage == "finished":
         return whole.outputs
     if (site, run, stage) not in _STAGES:
-        saved = [n for n, what in enumerate(whole.operations, 1) if what.startswith("replace") and what.endswith("/last.pt")]
+        saved = [
+            n for n, what in enumerate(whole.operations, 1) if what.startswith("replace") and what.endswith("/last.pt")
+        ]
         at = saved[len(saved) // 2 if stage == "half" else -1]
         place = site.place(f"{stage}-{run}")
         site.ended(place, site.words(run), Killed(place / "outputs", at, "after"))
