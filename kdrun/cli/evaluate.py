@@ -96,8 +96,8 @@ def main(arguments: Sequence[str]) -> str:
 def stored_metrics(run: FinishedRun) -> dict[str, float]:
     """All metrics in closed form, as they are defined today, from the predictions that the run kept."""
     logits, splits = {}, {}
-    for path in sorted((run.directory / "predictions").glob("*-*.npz")):
-        split, _, net = path.stem.partition("-")
+    for name in run.predicted:
+        split, _, net = name.partition("-")
         logits[split, net], target = run.predictions(split, net)
         splits[split] = (torch.empty(0), torch.arange(len(target)), target)
     if not logits:

@@ -6,6 +6,7 @@ Hydra then runs the jobs through whatever launcher is installed. Imports no torc
 
 import logging
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -71,6 +72,9 @@ def execute(arguments: list[str], tell: bool = True) -> int:
         return 2
     for line in without_effect(jobs or ()) if tell else ():
         print(f"warning: {line}", file=sys.stderr)
+    if problem := _no_folder(jobs or ()):
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
     old = sys.argv
     sys.argv = [old[0], *arguments]
     register_source()
@@ -87,6 +91,17 @@ def execute(arguments: list[str], tell: bool = True) -> int:
     finally:
         sys.argv = old
     return _report(jobs)
+
+
+def _no_folder(jobs: Sequence[Job]) -> str | None:
+    """What is wrong where the first run's folder cannot be made. Hydra makes each, and prints a traceback where it
+    cannot."""
+    for own in jobs[:1]:
+        try:
+            own.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            return f"execution.outputs: {own.directory}: no such folder can be made ({error.strerror})"
+    return None
 
 
 def _report(jobs: list[Job] | None) -> int:

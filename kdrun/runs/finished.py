@@ -90,6 +90,14 @@ class FinishedRun:
             ) from None
         return config.replace(execution=config.execution.replace(outputs=str(self.outputs)))
 
+    @property
+    def predicted(self) -> list[str]:
+        """`<split>-<net>` of all predictions that it left, whether they are still there or not."""
+        listed = self.record.get("files")
+        if listed is None:  # from before there were checksums
+            return sorted(path.stem for path in (self.directory / "predictions").glob("*-*.npz"))
+        return sorted(Path(name).stem for name in listed if name.startswith("predictions/"))
+
     def predictions(self, split: str, net: str) -> tuple[Tensor, Tensor]:
         """Logits (M, C) float32 and targets (M,) int64 of `predictions/<split>-<net>.npz`."""
         kept = self.kept(split, net)

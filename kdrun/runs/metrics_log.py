@@ -72,13 +72,13 @@ class MetricsLog:
 
 
 def logged(directory: Path, record: Record) -> list[dict[str, Any]]:
-    """The lines of a run; none where its metrics.jsonl is not at hand.
+    """The lines of a run; none where its folder is not at hand.
 
     Raises:
         KdrunError: they cannot be read; or the run is done, and they are not what it wrote.
     """
     path = directory / METRICS
-    if path.exists():
+    if directory.is_dir():
         require_whole(directory, record, METRICS)
     try:
         return MetricsLog(path).lines()

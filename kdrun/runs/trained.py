@@ -147,7 +147,7 @@ def _temperature(run: FinishedRun, name: str) -> tuple[float | None, str | None]
     """The temperature, or why there is none."""
     known = run.record["metrics"].get(str(Metric("val", name, "temperature")))
     count = (run.record.get("split") or {}).get("val")
-    if known is None and (run.directory / "predictions" / f"val-{name}.npz").is_file():  # an older record
+    if known is None and f"val-{name}" in run.predicted:  # an older record
         logits, target = run.predictions("val", name)
         known, count = fit_temperature(logits, target).item(), len(target)
     if known is None or not math.isfinite(known):

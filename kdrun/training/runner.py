@@ -1,7 +1,6 @@
 """From a typed config to a record: skip what is done, build what is needed first, fit, evaluate, write down."""
 
 import logging
-import shutil
 import time
 import traceback
 from contextlib import nullcontext
@@ -19,7 +18,7 @@ from kdrun.config.nodes import dump
 from kdrun.config.run import RunConfig
 from kdrun.core import signals
 from kdrun.core.errors import KdrunError
-from kdrun.core.files import write_bytes, write_text
+from kdrun.core.files import remove, write_bytes, write_text
 from kdrun.core.hashing import content_hash
 from kdrun.core.lock import Lock
 from kdrun.core.registry import plugin_hashes
@@ -105,7 +104,7 @@ def _train(job: Job, job_type: str) -> Record:
             lock.require()
             write_record(directory, record)
             if not job.config.execution.keep_checkpoint:
-                shutil.rmtree(directory / "checkpoint", ignore_errors=True)
+                _remove_checkpoint(directory)
             log.info("done: %s", summary(directory, record))
         except Exception as error:
             record.update(status="failed", error={"type": type(error).__name__, "message": str(error)})
@@ -120,6 +119,14 @@ def _train(job: Job, job_type: str) -> Record:
                 logging.getLogger("kdrun").removeHandler(handler)
                 handler.close()
     return record
+
+
+def _remove_checkpoint(directory: Path) -> None:
+    """The run is done without it: where it cannot be removed, that is said."""
+    try:
+        remove(directory / "checkpoint")
+    except OSError as error:
+        log.warning("%s: could not be removed (%s)", directory / "checkpoint", error.strerror)
 
 
 class _LogFile(logging.FileHandler):

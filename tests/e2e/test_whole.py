@@ -135,6 +135,21 @@ def test_no_command_opens_what_was_altered(runs, capsys, command):
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [
+        ("predictions/val-student.npz", ["evaluate"]), ("predictions/test-teacher.npz", ["plot", "reliability"]),
+        ("metrics.jsonl", ["plot", "curves"]),
+    ],
+)  # fmt: skip
+def test_no_command_does_without_what_is_gone(runs, capsys, file, command):
+    directory, _ = runs
+    (directory / file).unlink()
+    assert main([*command, f"run={directory}"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {directory / file}: is gone; delete")
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_nothing_that_was_altered_is_opened_from_python(runs, damage):
     directory, teacher = runs

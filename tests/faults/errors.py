@@ -24,8 +24,14 @@ FAULTS = {
     "forbidden": Fault(errno.EACCES, lasting=True, names=frozenset({"open", "mkdir", "replace", "rename", "link", "unlink"})),
     "forbidden for a moment": Fault(errno.EACCES, lasting=False),
     "stale handle": Fault(errno.ESTALE, lasting=False),
+    "illegible": Fault(errno.EIO, lasting=True, names=frozenset({"read"})),
+    "illegible for a moment": Fault(errno.EIO, lasting=False, names=frozenset({"read"})),
+    "too many open": Fault(errno.EMFILE, lasting=False, names=frozenset({"read", "open"})),
 }  # fmt: skip
-STAGES = ("empty", "empty", "half")
+STAGES = ("empty", "empty", "half", "finished")
+
+SHARE = {"empty": 1, "half": 2, "finished": 20}
+"""Of the operations of a run, about one in so many is done from there on."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Error:
 
     run: str
     stage: str
-    """Of the outputs folder before: empty, or left by a kill (half)."""
+    """Of the outputs folder before: empty, left by a kill (half), or finished."""
     fault: str
     at: int
 
@@ -47,7 +53,9 @@ class Error:
             return wrong
         if ended.code == 0:
             at_once = as_whole(site, place, self.run, ended.text)
-            if at_once.word != "litter":  # what could not be removed is removed by the next command
+            if at_once.word == "litter" and "could not be removed" in ended.text:
+                return Verdict("told")
+            if at_once.word != "litter":  # a lock, say: the next command removes it
                 return at_once
         after = completed(site, place, self.run, "refused" if ended.code else "same")
         return Verdict(after.word, f"{ended.text[-1500:]}\nand then:\n{after.why}") if after.broken else after
@@ -58,4 +66,4 @@ def cases(site: Site, rng: random.Random, runs: tuple[str, ...] = tuple(RUNS)) -
     while True:
         for run in runs:
             stage, count = rng.choice(STAGES), len(site.whole(run).operations)
-            yield Error(run, stage, rng.choice(list(FAULTS)), rng.randint(1, count if stage == "empty" else count // 2))
+            yield Error(run, stage, rng.choice(list(FAULTS)), rng.randint(1, count // SHARE[stage]))

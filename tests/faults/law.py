@@ -11,7 +11,7 @@ KEPT = {
     "same": "bitwise as if nothing had been",
     "rebuilt": "the same, and a line says what was damaged",
     "refused": "a line and an exit code that is not 0",
-    "told": "a line names what was left out",
+    "told": "a line names what was left out, or could not be removed",
     "unread": "nothing that was asked for needs this file",
 }
 BROKEN = {

@@ -19,6 +19,9 @@ GROWING = {"open", "write", "mkdir", "link", "symlink"}
 class Operations:
     """The plain ones, each noted as `name path`."""
 
+    reads = False
+    """Whether opening a file to read it is one."""
+
     def __init__(self, folder: Path, notes: Path | None = None) -> None:
         self.folder = f"{folder.absolute()}{os.sep}"
         self.notes = None if notes is None else os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -94,12 +97,14 @@ class Operations:
             file: Any, mode: str = "r", buffering: int = -1, encoding: Any = None, errors: Any = None,
             newline: Any = None, closefd: bool = True, opener: Any = None,
         ) -> Any:  # fmt: skip
-            own = None if isinstance(file, int) or not set(mode) & set("wax+") else operations._own(file)
-            if own is None:
-                return plain(file, mode, buffering, encoding, errors, newline, closefd, opener)
-            raw = operations._count(
-                "open", own, lambda: Raw(file, mode.replace("b", "").replace("t", ""), closefd, opener)
-            )
+            own, reads = None if isinstance(file, int) else operations._own(file), not set(mode) & set("wax+")
+            call = lambda: plain(file, mode, buffering, encoding, errors, newline, closefd, opener)  # noqa: E731
+            if own is None or (reads and not operations.reads):
+                return call()
+            if reads:
+                return operations._count("read", own, call)
+            kind = mode.replace("b", "").replace("t", "")
+            raw = operations._count("open", own, lambda: Raw(file, kind, closefd, opener))
             raw.own = own
             if buffering == 0:
                 return raw
@@ -138,7 +143,7 @@ class Fault:
     short: bool = False
     """Half of a write is done before."""
     names: frozenset[str] = frozenset()
-    """The operations that it is answered to; none: all."""
+    """The operations that it is answered to; none: all that change files."""
 
 
 class Failing(Operations):
@@ -146,7 +151,7 @@ class Failing(Operations):
 
     def __init__(self, folder: Path, at: int, fault: Fault) -> None:
         super().__init__(folder)
-        self.at, self.fault = at, fault
+        self.at, self.fault, self.reads = at, fault, "read" in fault.names
 
     def do(self, name: str, path: str, call: Callable[[], Any], half: Callable[[], Any]) -> Any:
         fault = self.fault

@@ -14,7 +14,7 @@ import torch
 from kdrun.cli import plan
 from kdrun.core import artifacts, files
 from kdrun.core.errors import KdrunError
-from kdrun.runs import whole
+from kdrun.runs import done, whole
 from kdrun.runs.metrics_log import MetricsLog
 from kdrun.training import runner
 from kdrun.training.checkpoint import Checkpoint
@@ -46,7 +46,7 @@ def no_sums_of_artifacts() -> None:
 
 
 def nothing_is_swept() -> None:
-    runner._sweep = lambda *_: None
+    runner.sweep_run = done.sweep_run = lambda *_: None
     files._dead = lambda *_: False
 
 
@@ -66,7 +66,7 @@ def a_mistake() -> None:
 
 
 def nothing_is_done() -> None:
-    runner._done = lambda *_: (None, {})
+    runner.done_record = lambda *_: (None, {})
 
 
 def lines_are_lost() -> None:
@@ -83,7 +83,7 @@ def advice_is_of_no_use() -> None:
     def require_whole(directory: Path, *_: object) -> None:
         raise KdrunError(f"{directory}: damaged; delete {directory}/log.txt, the same command trains this run anew")
 
-    plan.require_whole = runner.require_whole = require_whole
+    plan.require_whole = done.require_whole = require_whole
 
 
 def weights(site: Site, run: str = "distill") -> str:

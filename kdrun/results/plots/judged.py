@@ -17,7 +17,7 @@ def judged(run: FinishedRun, options: RunOptions) -> dict[str, Judged]:
         KdrunError: no such predictions, or logits that are not numbers.
     """
     nets = [options.net or run.record["headline"]]
-    if (run.directory / "predictions" / f"{options.split}-teacher.npz").is_file() and "teacher" not in nets:
+    if f"{options.split}-teacher" in run.predicted and "teacher" not in nets:
         nets.append("teacher")
     return {net: _judged(run, options.split, net) for net in nets}
 
