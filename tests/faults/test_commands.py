@@ -1,6 +1,5 @@
 """Wrong command lines and damaged inputs: one line, exit code 2, and one record never takes a whole table down."""
 
-import json
 import os
 import shlex
 import shutil
@@ -9,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdrun.cli.command import main
-from kdrun.core.sums import SEAL
-from tests.faults.commands import COMMANDS, DAMAGE, RECORDS, make
+from tests.faults.commands import COMMANDS, DAMAGE, RECORDS, make, without_checksums
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +37,6 @@ def test_every_wrong_command_line_is_one_line(here, told):
         if code != 2 or out or err.count("\n") != 1 or not err.startswith("error: ") or expected not in err:
             wrong.append((words, expected, code, out[-300:], err[-600:]))
     assert not wrong, "\n".join(map(str, wrong))
-
-
-def without_checksums(place: Path) -> None:
-    """As an older kdrun has left it: else the checksum tells first, whatever is wrong."""
-    path = place / "record.json"
-    record = json.loads(path.read_text())
-    path.write_text(json.dumps({name: value for name, value in record.items() if name not in ("files", SEAL)}))
 
 
 @pytest.fixture

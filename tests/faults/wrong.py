@@ -63,6 +63,7 @@ class Spoiled:
         damage, words, says = table("commands").DAMAGE[self.number]
         for name in ("run", "teacher"):
             shutil.copytree(here / names[name], place / names[name])
+            table("commands").without_checksums(place / names[name])
         shutil.copy(here / "a.png", place)
         damage(place / names["run"])
         return refused(site, place, shlex.split(words.format(**names, outputs="outputs")), says)
