@@ -13,9 +13,10 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf.errors import OmegaConfBaseException
 
 from kdrun.core.errors import ConfigError
+from kdrun.core.hashing import file_state
 from kdrun.core.texts import refuse_yaml, text_of
 
-_PARSED: dict[str, tuple[tuple[int, int], bytes]] = {}  # place of a config: (stamp of the file, pickled result)
+_PARSED: dict[str, tuple[str, bytes]] = {}  # place of a config: (stamp of the file, pickled result)
 
 
 class ParsedOnce(ConfigRepository):
@@ -26,11 +27,11 @@ class ParsedOnce(ConfigRepository):
         source: Any = self._find_object_source(config_path, ObjectType.CONFIG)
         if source is None or source.scheme() not in ("file", "pkg"):
             return super().load_config(config_path)
-        stamp, place = (0, 0), f"{source.path}/{config_path}"  # Hydra's own configs, in its package, stay as they are
+        stamp, place = "", f"{source.path}/{config_path}"  # Hydra's own configs, in its package, stay as they are
         if source.scheme() == "file":
             file = Path(source.path, source._normalize_file_name(config_path)).absolute()
             try:
-                stamp, place = (file.stat().st_mtime_ns, file.stat().st_size), str(file)
+                stamp, place = file_state(file.stat()), str(file)
             except OSError as error:
                 raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
         known = _PARSED.get(place)

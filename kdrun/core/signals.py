@@ -82,14 +82,14 @@ class _Taken:
         if self.over or (self.put_off and not again):
             return
         if _importing(frame) and not again:
-            timer = threading.Timer(SOON, self._repeat, (number,))
+            timer = threading.Timer(SOON, self._repeat, (number, self.received))
             timer.daemon = True
             timer.start()
             return
         raise Interrupted(self.received[0])
 
-    def _repeat(self, number: int) -> None:
-        if self.entered and not self.over:
+    def _repeat(self, number: int, received: list[signal.Signals]) -> None:
+        if self.entered and not self.over and received is self.received:  # else another `taken` has begun since
             self._repeats = True
             signal.pthread_kill(threading.main_thread().ident or 0, number)
 

@@ -175,7 +175,7 @@ def test_what_is_damaged_is_said_and_packed_anew(tree, outputs, caplog, damage, 
     expected = np.array(pack.build().images)
     damage(pack.artifact.folder / file)
     np.testing.assert_array_equal(pack_of(tree, outputs).build().images, expected)
-    [line] = caplog.messages
+    [line] = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert line.startswith(f"{pack.artifact.folder}: damaged (")
     assert line.endswith("; it is built anew")
     assert len(folders(outputs)) == 1
