@@ -24,9 +24,9 @@ HARNESSES: dict[str, Cases] = {
 }  # fmt: skip
 MEMORY = Path("/dev/shm")
 """Where fsync costs nothing: a kill loses no more there than elsewhere. (A power cut is not tried.)"""
-ALL = {"kills": 300, "damage": 1500, "errors": 300, "rivals": 24, "inputs": 1000}
+ALL = {"kills": 600, "damage": 3000, "errors": 600, "rivals": 48, "inputs": 1000}
 """How many cases `make faults` tries of each, at most."""
-SAMPLE = {"kills": 24, "damage": 72, "errors": 24, "rivals": 2, "inputs": 60}
+SAMPLE = {"kills": 18, "damage": 48, "errors": 18, "rivals": 2, "inputs": 40}
 """How many of them the tests try."""
 
 
