@@ -6,6 +6,7 @@ from hydra._internal.config_repository import ConfigRepository
 from omegaconf import OmegaConf
 
 from kdrun.config.compose import Composer
+from tests.processes import Forked
 
 PICKS = (["loss=wttm", "seed=3"], ["experiment=ttm/resnet56_resnet20", "loss=wttm"], ["method=dho", "~loss.ce"], [])
 
@@ -22,6 +23,10 @@ def test_a_composition_is_hydra_s_own_and_leaves_nothing_behind_for_the_next():
 
 
 def test_a_file_that_changes_is_parsed_again_and_one_that_goes_is_missed(tmp_path):
+    assert Forked(change_and_move, tmp_path).wait(120) == 0
+
+
+def change_and_move(tmp_path) -> int:
     path = tmp_path / "schedule" / "mine.yaml"
     path.parent.mkdir()
     with Composer(str(tmp_path)) as composer:
@@ -34,3 +39,4 @@ def test_a_file_that_changes_is_parsed_again_and_one_that_goes_is_missed(tmp_pat
     path.rename(other / "mine.yaml")
     with Composer(str(tmp_path)) as composer:
         assert "mine" not in composer.hydra.config_loader.get_group_options("schedule")
+    return 0

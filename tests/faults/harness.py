@@ -26,7 +26,7 @@ MEMORY = Path("/dev/shm")
 """Where fsync costs nothing: a kill loses no more there than elsewhere. (A power cut is not tried.)"""
 ALL = {"kills": 600, "damage": 3000, "errors": 600, "rivals": 48, "inputs": 1000}
 """How many cases `make faults` tries of each, at most."""
-SAMPLE = {"kills": 18, "damage": 48, "errors": 18, "rivals": 2, "inputs": 40}
+SAMPLE = {"kills": 12, "damage": 36, "errors": 12, "rivals": 2, "inputs": 40}
 """How many of them the tests try."""
 
 

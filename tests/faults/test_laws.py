@@ -23,7 +23,6 @@ from tests.faults.damage import Damage, own_of
 from tests.faults.errors import Error
 from tests.faults.kills import Kill
 from tests.faults.law import BROKEN, Case, Verdict
-from tests.faults.rivals import Rivals
 from tests.faults.runs import Site, Stub
 from tests.faults.wrong import refused
 from tests.processes import Forked
@@ -63,10 +62,6 @@ def momentum_is_lost() -> None:
 
 def a_mistake() -> None:
     runner._fit = lambda *_: print("Traceback (most recent call last):")  # type: ignore[assignment]
-
-
-def nothing_is_done() -> None:
-    runner.done_record = lambda *_: (None, {})
 
 
 def lines_are_lost() -> None:
@@ -122,7 +117,6 @@ LAWS: dict[str, tuple[Stub, Made, str]] = {
         "silent",
     ),
     "a traceback": (a_mistake, lambda site: Kill("supervised", 10**6, "before", None), "traceback"),
-    "two make one run": (nothing_is_done, lambda site: Rivals("supervised", (), 0), "twice"),
     "a full disk is passed over": (
         lines_are_lost, lambda site: Error("supervised", "empty", "full for a moment", operation(site, "supervised", "write", "metrics.jsonl")),
         "silent",
