@@ -104,7 +104,7 @@ def _run_without_a_word(arguments: Sequence[str]) -> int:
     first = arguments[0] if arguments else "-"
     if "=" not in first and first[0] not in "-+~":
         near = f"{allowed(first, COMMANDS, 0)} (commands: {', '.join(COMMANDS)})"
-        print(f"error: {first}: no command; {near}", file=sys.stderr)
+        print(f"error: {first}: no command{near}", file=sys.stderr)
         return 2
     if HELP & set(arguments):
         print(overview({name: _usage(name).splitlines()[0] for name in COMMANDS}, arguments))
@@ -127,7 +127,7 @@ def dispatch(package: str, kinds: Mapping[str, type[Schema]], kind: str, argumen
     """
     name, *rest = arguments or [""]
     if name not in kinds:
-        raise ConfigError(f"{name or 'command line'}: not {kind}; {allowed(name, kinds)}")
+        raise ConfigError(f"{name or 'command line'}: not {kind}{allowed(name, kinds)}")
     options: Any = from_arguments(kinds[name], rest)
     given = getattr(options, "run", [])
     if "outputs" in options.model_fields_set:

@@ -155,7 +155,7 @@ def _with_method(record: Record, asked: Sequence[str]) -> Record:
     for argument in (a for a in asked if a.startswith("method.")):
         key, _, value = argument.removeprefix("method.").partition("=")
         if key not in method or key == "name":
-            raise ConfigError(f"method.{key}: unknown key; {allowed(key, [k for k in method if k != 'name'])}")
+            raise ConfigError(f"method.{key}: unknown key{allowed(key, [k for k in method if k != 'name'])}")
         method[key] = yaml.safe_load(value)
     return {**record, "config": {**config, "method": method}}
 

@@ -65,9 +65,9 @@ def main(arguments: Sequence[str]) -> str:
             metrics |= record["metrics"].keys()
     for key in filters:
         if known and key not in known:
-            raise ConfigError(f"{key}: no run has this key; {allowed(key, (*known, *Options.model_fields))}")
+            raise ConfigError(f"{key}: no run has this key{allowed(key, (*known, *Options.model_fields))}")
     if "metric" in options.model_fields_set and metrics and not any(_has(r, options.metric) for _, r, _ in found):
-        raise ConfigError(f"metric: {options.metric}: no run here has it; {allowed(options.metric, metrics)}")
+        raise ConfigError(f"metric: {options.metric}: no run here has it{allowed(options.metric, metrics)}")
     told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
     total = f"{sum(counts.values())} runs in {outputs}{': ' + told if told else ''}"
     return "\n".join([*_shown(found, options, outputs), total, *notes])

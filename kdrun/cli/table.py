@@ -106,7 +106,7 @@ def extras_in(columns: str) -> list[str]:
     names = [name.strip() for name in columns.split(",") if name.strip()]
     for name in names:
         if name not in EXTRAS and "/" not in name:
-            raise ConfigError(f"columns: {name}: no such column; {allowed(name, EXTRAS)}, or a metric such as test/ece")
+            raise ConfigError(f"columns: {name}: no such column{allowed(name, EXTRAS)}, or a metric such as test/ece")
     return names
 
 

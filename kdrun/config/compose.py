@@ -181,13 +181,13 @@ class Composer:
         options, file = error.options or [], self._file_in(str(error))
         if file is not None and not any(re.split("[=@]", o.lstrip("+"))[0] == group for o in overrides):
             known = allowed(name, options or self._options(group))
-            return f"{file}: its defaults name {group}={name}: no such option; {known}"
+            return f"{file}: its defaults name {group}={name}: no such option{known}"
         if group == "loss/term" and not any("loss/term" in override for override in overrides):
             group, options = "loss", self._options("loss") + self._options("loss/term")  # of `loss=<term>`
         known = allowed(name, {*options})
         if group == "loss" and (HERE / "losses" / f"{name}.py").is_file():
             known += f". kdrun/losses/{name}.py needs conf/loss/term/{name}.yaml"
-        return f"{group or 'config'}={name}: no such option; {known}"
+        return f"{group or 'config'}={name}: no such option{known}"
 
     def _no_option(self, overrides: list[str]) -> str:
         """Of the override that gives a group null or a number."""
@@ -197,7 +197,7 @@ class Composer:
                 options = self._options(group.split("@")[0])
                 if group and options:
                     none = f"; {group}=none is the word for nothing" if "none" in options else ""
-                    return f"{override}: not an option of the group; {allowed(value, options)}{none}"
+                    return f"{override}: not an option of the group{allowed(value, options)}{none}"
         return "a group of the command line has no name of a file; write group=option"
 
     def _unknown_key(self, key: str, overrides: list[str]) -> str:
@@ -221,7 +221,7 @@ class Composer:
                 known = sorted({*names, *groups}) if i == 0 else names
                 if "@" in key:
                     return f"{key}: nothing to replace there; write +{key}=<option> to add it"
-                return f"{key}: unknown key; {allowed(part, known)}"
+                return f"{key}: unknown key{allowed(part, known)}"
             node = node[part]
         return f"{key}: new keys go in with a +; write +{plain}.<name>=<value>, or ++{plain}={{...}}"
 

@@ -56,7 +56,7 @@ def from_nodes(node: dict[str, Any], written: Mapping[str, str] | None = None) -
     """
     known = {"method", "dataset", "views", "teacher", "student", "students", "loss", "schedule", "seed"}
     known |= {"tracker", "execution", "evaluate", "plugins", "coefficients", "settings", "experiment", "ramps"}
-    errors = [f"{key}: unknown key; {allowed(key, known)}" for key in node if key not in known]
+    errors = [f"{key}: unknown key{allowed(key, known)}" for key in node if key not in known]
     absent = [key for key in ("method", "dataset", "schedule") if not node.get(key)]
     absent += ["loss"] if node.get("loss") is None else []  # a method that trains nothing has no terms
     errors += [f"{key}: missing; choose one" for key in absent]
@@ -236,7 +236,7 @@ def check_coefficients(coefficients: Any) -> None:
             name, _, field = str(dotted).partition(".")
             fields = lookup("loss", name, f"coefficients.{terms}.{dotted}").Config.model_fields
             if field not in fields:
-                errors.append(f"coefficients.{terms}.{dotted}: {name} has no {field!r}; {allowed(field, fields)}")
+                errors.append(f"coefficients.{terms}.{dotted}: {name} has no {field!r}{allowed(field, fields)}")
     if errors:
         raise ConfigError(*errors)
 
@@ -252,7 +252,7 @@ def check_settings(settings: Any) -> None:
         for key in values:
             if key not in read:
                 where = f"conf/method/{method}.yaml"
-                raise ConfigError(f"settings.{method}.{key}: {where} does not read it; {allowed(key, read)}")
+                raise ConfigError(f"settings.{method}.{key}: {where} does not read it{allowed(key, read)}")
 
 
 def dump(config: RunConfig) -> dict[str, Any]:
@@ -272,7 +272,7 @@ def read_conf(kind: str, name: str, cls: type[S]) -> S:
     path = CONF_DIR / kind / f"{name}.yaml"
     names = sorted(p.stem for p in path.parent.glob("*.yaml"))
     if name not in names:  # nor a path to somewhere else
-        raise ConfigError(f"{kind}={name[:60]}: no such {kind}; {allowed(name[:60], names)}")
+        raise ConfigError(f"{kind}={name[:60]}: no such {kind}{allowed(name[:60], names)}")
     return build(cls, mapping_of(path), f"{kind} {name}")
 
 

@@ -29,7 +29,7 @@ def templates(given: Sequence[str] | str | None, dataset: str) -> list[str]:
     if isinstance(given, str):
         sets = {name: prompts for name in registered("dataset") if (prompts := facts_of(name).prompts)}
         if given not in sets:
-            raise ConfigError(f"teacher.prompts: no set of templates {given!r}; {allowed(given, sets)}")
+            raise ConfigError(f"teacher.prompts: no set of templates {given!r}{allowed(given, sets)}")
         return list(sets[given])
     return list(given)
 
@@ -44,7 +44,7 @@ def captions(given: str | None, dataset: str, names: Sequence[str]) -> list[tupl
     sets = {name: own for name in registered("dataset") if (own := facts_of(name).captions)} | {"any": ANY}
     name = given or (dataset if dataset in sets else "any")
     if name not in sets:
-        raise ConfigError(f"method.captions: no set of captions {name!r}; {allowed(name, sets)}")
+        raise ConfigError(f"method.captions: no set of captions {name!r}{allowed(name, sets)}")
     chosen = sets[name]
     words = chosen.words or tuple((one,) for one in names)
     if len(words) != len(names):

@@ -68,7 +68,7 @@ def _of_ramps(config: RunConfig) -> list[str]:
     errors, weights, taken = [], config.weights, set[str]()
     for name, ramp in config.ramps.items():
         if ramp.key not in weights:
-            errors.append(f"ramps.{name}.key: no weight above 0 is called {ramp.key!r}; {allowed(ramp.key, weights)}")
+            errors.append(f"ramps.{name}.key: no weight above 0 is called {ramp.key!r}{allowed(ramp.key, weights)}")
         elif ramp.key in taken:
             errors.append(f"ramps.{name}.key: {ramp.key} has a ramp already; leave one of the two")
         elif ramp.kind == "adaptive" and not config.schedule.evaluates_more_than_once:
@@ -108,7 +108,7 @@ def _of_networks(config: RunConfig) -> list[str]:
 
     load("model")
     errors = [
-        f"schedule.lr_for.{name}: timm knows no network {name!r}; {allowed(name, timm.list_models(), most=0)}"
+        f"schedule.lr_for.{name}: timm knows no network {name!r}{allowed(name, timm.list_models(), most=0)}"
         for name in config.schedule.lr_for
         if not timm.is_model(name)
     ]
@@ -130,7 +130,7 @@ def _of_network(key: str, model: ModelConfig) -> list[str]:
         group = "teacher" if key.startswith("teacher") else "student"
         files = (path.stem for path in (CONF_DIR / group).glob("*.yaml"))  # teacher=ensembl comes here
         near = allowed(model.name, [*timm.list_models(), *files], most=0)
-        return [f"{key}.name: timm knows no network {model.name!r}; {near}"]
+        return [f"{key}.name: timm knows no network {model.name!r}{near}"]
     if model.name == "open_clip":
         return _of_clip(key, model)
     try:

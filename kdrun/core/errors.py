@@ -14,7 +14,7 @@ class ConfigError(KdrunError, CompactHydraException):
     """A configuration that cannot run. `lines` holds every problem that was found, one line each."""
 
     def __init__(self, *lines: str) -> None:
-        self.lines = [" ".join(line.split()).replace("; (allowed:", " (allowed:") for line in lines]
+        self.lines = [" ".join(line.split()) for line in lines]
         super().__init__("\n".join(self.lines))
 
 
@@ -44,11 +44,11 @@ class Unfinished(KdrunError):
 
 
 def allowed(value: object, names: Iterable[str], most: int = 12) -> str:
-    """`nearest: kd (allowed: ce, kd, ttm, wttm)` for an unknown name."""
+    """What follows an unknown name: `; nearest: kd (allowed: ce, kd, ttm, wttm)`, or ` (allowed: ...)`."""
     names = sorted(names)
     close = get_close_matches(str(value), names, n=1, cutoff=0.5)
-    nearest = f"nearest: {close[0]}" if close else ""
+    nearest = f"; nearest: {close[0]}" if close else ""
     if not most:
-        return nearest or f"none of {len(names)} names is near"
+        return nearest or f"; none of {len(names)} names is near"
     listed = ", ".join(names[:most]) + (f", … {len(names) - most} more" if len(names) > most else "")
-    return f"{nearest} (allowed: {listed or 'nothing'})".strip()
+    return f"{nearest} (allowed: {listed or 'nothing'})"

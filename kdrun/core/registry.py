@@ -51,7 +51,7 @@ def register(kind: str, name: str) -> Callable[[T], T]:
 
     def wrap(cls: T) -> T:
         if kind not in _REGISTRY:
-            raise ConfigError(f"register: unknown kind {kind!r}; {allowed(kind, _REGISTRY)}")
+            raise ConfigError(f"register: unknown kind {kind!r}{allowed(kind, _REGISTRY)}")
         if not isinstance(name, str) or WORD.fullmatch(name) is None:
             raise ConfigError(
                 f"register: {kind} {str(name)[:80]!r} is no plain word; name it with letters, digits, _ and -"
@@ -107,9 +107,7 @@ def lookup(kind: str, name: object, key: str) -> Any:
     load(kind)
     found = _REGISTRY[kind].get(name) if isinstance(name, str) else None
     if found is None:
-        raise ConfigError(
-            f"{key}: unknown {kind} {name!r}; {allowed(name, _REGISTRY[kind])}{_unregistered(kind, name)}"
-        )
+        raise ConfigError(f"{key}: unknown {kind} {name!r}{allowed(name, _REGISTRY[kind])}{_unregistered(kind, name)}")
     return found
 
 

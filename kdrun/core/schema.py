@@ -66,7 +66,7 @@ def from_arguments(schema: type[S], arguments: Sequence[str]) -> S:
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals:
-            raise ConfigError(f"{argument}: write key=value; {allowed(key, schema.model_fields)}")
+            raise ConfigError(f"{argument}: write key=value{allowed(key, schema.model_fields)}")
         field = schema.model_fields.get(key)
         if field is not None and get_origin(field.annotation) is list:
             given.setdefault(key, []).append(value)
@@ -104,7 +104,7 @@ def _explain(schema: type[BaseModel], error: ErrorDetails, prefix: str) -> str:
     if kind == "extra_forbidden":
         owner = _owner(schema, loc[:-1])
         names = list(owner.model_fields) if owner else []
-        return f"{key}: unknown key; {allowed(loc[-1], names)}"
+        return f"{key}: unknown key{allowed(loc[-1], names)}"
     if kind == "missing":
         return f"{key}: missing; a value is required"
     if kind == "value_error":
@@ -115,7 +115,7 @@ def _explain(schema: type[BaseModel], error: ErrorDetails, prefix: str) -> str:
         )
     if kind == "literal_error":
         names = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
-        return f"{key}: {given!r} is not allowed; {allowed(given, names)}"
+        return f"{key}: {given!r} is not allowed{allowed(given, names)}"
     if kind == "string_type" and isinstance(given, int | float) and not isinstance(given, bool):
         return f"{key}: must be a valid string, got {given!r}; quote it: \"{key}='{given}'\""
     message = error["msg"].replace("Input should be", "must be").replace("Input", "must")

@@ -52,7 +52,7 @@ def list_classes(
         if not names:
             raise DataError(f"{key}: {folder}: no class folders; {layout}")
         if absent := sorted(set(only) - set(names)):
-            raise DataError(f"dataset.classes: {folder} has no {absent[0]}; {allowed(absent[0], names)}")
+            raise DataError(f"dataset.classes: {folder} has no {absent[0]}{allowed(absent[0], names)}")
         names = [name for name in names if name in only] if only else names
         for number, name in enumerate(names):
             found = list(_images(folder / name, key, (os.path.realpath(folder),)))

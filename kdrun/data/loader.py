@@ -93,10 +93,10 @@ def check_streams(wanted: Mapping[str, tuple[str, ...]], recipes: Mapping[str, R
     """Refuse streams and views that do not exist."""
     for name, views in wanted.items():
         if name not in SPLITS:
-            raise ConfigError(f"stream {name}: unknown; {allowed(name, SPLITS)}")
+            raise ConfigError(f"stream {name}: unknown{allowed(name, SPLITS)}")
         for view in views:
             if view not in recipes:
-                raise ConfigError(f"stream {name}: unknown view {view!r}; {allowed(view, recipes)}")
+                raise ConfigError(f"stream {name}: unknown view {view!r}{allowed(view, recipes)}")
 
 
 def make_loader(

@@ -136,7 +136,7 @@ def find_clip(asked: Asked) -> _Found:
     package = open_clip()
     args = dict(asked.args)
     if unknown := [name for name in args if name not in FORCE]:
-        raise ConfigError(f"{asked.args_key}.{unknown[0]}: not for open_clip; {allowed(unknown[0], FORCE)}")
+        raise ConfigError(f"{asked.args_key}.{unknown[0]}: not for open_clip{allowed(unknown[0], FORCE)}")
     folder = None if asked.path is None else Path(asked.path).expanduser()
     preprocess: dict[str, Any] = {}
     where = asked.path_key
@@ -153,7 +153,7 @@ def find_clip(asked: Asked) -> _Found:
         name = identifier = asked.name
         known = package.list_models()
         if name not in known:
-            raise ConfigError(f"{asked.name_key}: open_clip knows no model {name!r}; {allowed(name, known, most=0)}")
+            raise ConfigError(f"{asked.name_key}: open_clip knows no model {name!r}{allowed(name, known, most=0)}")
         model_cfg = package.get_model_config(name)
         if asked.tag is not None:
             preprocess = _published(package, name, asked.tag, asked.tag_key)
@@ -211,7 +211,7 @@ def _published(package: Any, name: str, tag: str, key: str) -> dict[str, Any]:
     tags = package.list_pretrained_tags_by_model(name)
     found: dict[str, Any] = package.get_pretrained_cfg(name, tag)
     if not found:
-        raise ConfigError(f"{key}: open_clip has no weights {tag!r} of {name}; {allowed(tag, tags)}")
+        raise ConfigError(f"{key}: open_clip has no weights {tag!r} of {name}{allowed(tag, tags)}")
     return found
 
 

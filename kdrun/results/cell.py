@@ -177,7 +177,7 @@ def value_of(record: Record, metric: str, protocol: str = "last", directory: Pat
     metrics = (record.get("metrics") or {}) if protocol == "last" else best
     value = metrics.get(key)
     if value is None:
-        raise KdrunError(f"run {record['key']} has no {key} ({protocol}); {allowed(key, metrics)}")
+        raise KdrunError(f"run {record['key']} has no {key} ({protocol}){allowed(key, metrics)}")
     return float(value)
 
 

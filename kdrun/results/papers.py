@@ -92,7 +92,7 @@ class Paper(Schema):
         known = {cell.table for cell in self.cells}
         for name in tables:
             if name not in known:
-                raise ConfigError(f"paper_tables: {name}: no table of {self.source}; {allowed(name, known)}")
+                raise ConfigError(f"paper_tables: {name}: no table of {self.source}{allowed(name, known)}")
         return self.replace(cells=[cell for cell in self.cells if cell.table in tables]) if tables else self
 
     def cell(self, row: str, column: str, metric: str) -> PaperCell | None:

@@ -66,7 +66,7 @@ class TableConfig(Schema):
         for name, columns in (*self.aggregates.items(), *((name, [name]) for name in self.splits)):
             for column in columns:
                 if column not in self.columns:
-                    raise ValueError(f"{name}: {column}: no such column; {allowed(column, self.columns)}")
+                    raise ValueError(f"{name}: {column}: no such column{allowed(column, self.columns)}")
         for name, columns in self.aggregates.items():
             if name in self.columns:
                 raise ValueError(f"aggregates: {name}: is a column already; give it another name")
@@ -74,7 +74,7 @@ class TableConfig(Schema):
                 raise ValueError(f"aggregates: {name}: name two columns or more, each once")
         for row, candidates in self.tune.items():
             if row not in self.rows:
-                raise ValueError(f"tune: {row}: no such row; {allowed(row, self.rows)}")
+                raise ValueError(f"tune: {row}: no such row{allowed(row, self.rows)}")
             if len(set(map(tuple, candidates))) < max(2, len(candidates)):
                 raise ValueError(f"tune: {row}: give two candidates or more, each once")
         return self

@@ -276,7 +276,7 @@ def two_rows(given: str, rows: Sequence[str]) -> tuple[str, str]:
         first, second = ",".join(parts[:i]).strip(), ",".join(parts[i:]).strip()
         if first in rows and second in rows:
             if first == second:
-                raise ConfigError(f"compare: {given}: a row against itself; {allowed(first, rows)}")
+                raise ConfigError(f"compare: {given}: a row against itself{allowed(first, rows)}")
             return first, second
     wrong = next((part.strip() for part in parts if part.strip() not in rows), given)
-    raise ConfigError(f"compare: {given}: write two rows, rowA,rowB; {wrong}: {allowed(wrong, rows)}")
+    raise ConfigError(f"compare: {given}: write two rows, rowA,rowB; {wrong}: {allowed(wrong, rows).lstrip('; ')}")

@@ -126,7 +126,7 @@ class FinishedRun:
         path = self.directory / f"{name}.safetensors"
         require_whole(self.directory, self.record, path.name)
         if not path.is_file():
-            raise KdrunError(f"{self.directory}: no network {name!r}; {allowed(name, self.record['nets'])}")
+            raise KdrunError(f"{self.directory}: no network {name!r}{allowed(name, self.record['nets'])}")
         if not timm.is_model(self.record["nets"].get(name, {}).get("model", "")):  # from a user's file
             plugins = asked_again(self.record["config"])[0]["plugins"]
             load_plugins([p for p in plugins if Path(p).is_file()], forget=False)

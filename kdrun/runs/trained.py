@@ -124,7 +124,7 @@ def open_trained(run: FinishedRun, name: str | None = None, size: int | None = N
     record = run.record
     name = name or str(record["headline"])
     if name not in (names := predictors_of(run)):
-        raise ConfigError(f"predictor: {name}: not one of {run.directory}; {allowed(name, names)}")
+        raise ConfigError(f"predictor: {name}: not one of {run.directory}{allowed(name, names)}")
     alone = run.config.method_class.alone.get(name, name)
     network = run.network(alone) if alone in record["nets"] else None
     if network is not None:

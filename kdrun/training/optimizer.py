@@ -51,7 +51,7 @@ def make_optimizer(method: Method[Any]) -> torch.optim.Optimizer:
     own: Any = getattr(torch.optim, name, None)
     torch_own = isinstance(own, type) and name not in ("Optimizer", "LBFGS", "SparseAdam")
     if not torch_own and name not in known:
-        raise ConfigError(f"schedule.optimizer: unknown optimizer {name!r}; {allowed(name, known, most=0)}")
+        raise ConfigError(f"schedule.optimizer: unknown optimizer {name!r}{allowed(name, known, most=0)}")
     plain = torch_own or name == "sgd"  # timm's "sgd" is always Nesterov's
     build: Any = (own if torch_own else torch.optim.SGD) if plain else get_optimizer_class(name, bind_defaults=False)
     accepted = inspect.signature(build).parameters

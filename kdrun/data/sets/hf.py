@@ -151,7 +151,7 @@ def _rows(table: Any, path: Path, config: HuggingFace.Config) -> Iterator[tuple[
     columns = table.schema_arrow.names
     for key, name in (("image", config.image), ("label", config.label)):
         if name not in columns:
-            raise DataError(f"dataset.{key}: {path}: no column {name!r}; {allowed(name, columns)}")
+            raise DataError(f"dataset.{key}: {path}: no column {name!r}{allowed(name, columns)}")
     for batch in table.iter_batches(ROWS, columns=[config.image, config.label]):
         for image, label in zip(
             *(batch.column(name).to_pylist() for name in (config.image, config.label)), strict=True

@@ -76,7 +76,7 @@ class StrongRecipe:
         if not 0 <= self.p_op <= 1:
             raise ConfigError(f"views.strong.p_op: {self.p_op} must be between 0 and 1")
         if self.levels not in RULES:
-            raise ConfigError(f"views.strong.levels: unknown {self.levels!r}; {allowed(self.levels, RULES)}")
+            raise ConfigError(f"views.strong.levels: unknown {self.levels!r}{allowed(self.levels, RULES)}")
         if not (0 <= self.cutout < 1 or self.cutout in range(1, 1 << 15)):
             raise ConfigError(
                 f"views.strong.cutout: {self.cutout} must be whole pixels, or a share of the width below 1"
