@@ -11,13 +11,11 @@ import os
 import stat
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
 from kdrun.core.files import remove, write_json
-from kdrun.core.hashing import file_sha256, file_state
-from kdrun.core.machine import cores
+from kdrun.core.hashing import each_sha256, file_sha256, file_state
 from kdrun.core.sums import SEAL, sealed, unsealed
 
 log = logging.getLogger(__name__)
@@ -72,12 +70,11 @@ class Contents:
         from tqdm import tqdm
 
         digest, whole = hashlib.sha256(), self._wait()
-        with ThreadPoolExecutor(cores(), "hash") as pool:
-            hashes = pool.map(_file_digest, self.paths)
-            bar = tqdm(hashes, total=len(self.paths), desc="hashing", unit="file", disable=None, leave=False)
-            for name, found in zip(self.names, bar, strict=True):
-                digest.update(os.fsencode(f"{name}\0{found}\n"))
-                whole &= found != ""  # else it may be made legible, which changes neither its size nor its time
+        hashes = each_sha256(self.paths, _file_digest)
+        bar = tqdm(hashes, total=len(self.paths), desc="hashing", unit="file", disable=None, leave=False)
+        for name, found in zip(self.names, bar, strict=True):
+            digest.update(os.fsencode(f"{name}\0{found}\n"))
+            whole &= found != ""  # else it may be made legible, which changes neither its size nor its time
         self.known = digest.hexdigest()
         if whole:
             self._keep(self.known)

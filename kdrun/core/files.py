@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdrun.core.errors import ConfigError, DataError
+from kdrun.core.machine import boot_id
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -77,10 +78,7 @@ def _dead(owner: str) -> bool:
 @lru_cache(maxsize=1)
 def _machine() -> str:
     """8 hex digits: this boot of this machine, and this set of process ids; without /proc, nobody counts as gone."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
-    except OSError:
-        boot = os.urandom(8).hex()
+    boot = boot_id() or os.urandom(8).hex()
     return hashlib.sha256(f"{socket.gethostname()} {boot}".encode()).hexdigest()[:8]
 
 

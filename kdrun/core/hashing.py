@@ -3,14 +3,19 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from functools import lru_cache
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from kdrun.core.errors import ConfigError
+from kdrun.core.machine import cores
 from kdrun.core.remembered import Remembered
 from kdrun.core.schema import FileContent
+
+CHUNK = 1 << 24  # bytes
+FRESH = 2_000_000_000  # ns; what was written so lately may be written again without another time in its stat
 
 
 def json_hash(value: Any) -> str:
@@ -22,6 +27,41 @@ def file_sha256(path: Path) -> str:
     """Of the content, read now and in parts: 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def each_sha256(paths: Iterable[Path], of: Callable[[Path], str] = file_sha256) -> Iterator[str]:
+    """Of each in turn; threads read ahead. Who is interrupted meanwhile does not wait for the files that are left."""
+    pool = ThreadPoolExecutor(cores(), "hash")
+    try:
+        yield from pool.map(of, paths)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def sha256_of_first(path: Path, size: int) -> "hashlib._Hash":
+    """The running digest of the first bytes of a file. Raises ValueError where it has fewer."""
+    digest, left = hashlib.sha256(), size
+    with path.open("rb") as file:
+        while left and (part := file.read(min(left, CHUNK))):
+            digest.update(part)
+            left -= len(part)
+    if left:
+        raise ValueError(f"{path.name} is {left:,} bytes shorter than its note says")
+    return digest
+
+
+def known_sha256(path: Path, stat: os.stat_result) -> str:
+    """As `file_sha256`; read again only where its times, size or place on the disk have changed."""
+    state = file_state(stat)
+    known = _KNOWN.get(str(path))
+    if known is None or known[0] != state:
+        known = (state, file_sha256(path))
+        if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > FRESH:
+            _KNOWN[str(path)] = known
+    return known[1]
+
+
+_KNOWN: dict[str, tuple[str, str]] = {}
 
 
 def file_state(stat: os.stat_result) -> str:
@@ -49,7 +89,7 @@ def file_hash(path: str, key: str, file: FileContent | None = None) -> str:
         if place.is_dir():
             found = _FOLDERS.value((str(place), file.whole, file.suffixes), lambda: _folder_hash(place, key, file))
         else:
-            found = _file_hash(str(place), file_state(stat))
+            found = known_sha256(place, stat)
         _LAST[path] = found
     except RuntimeError:
         raise ConfigError(f"{key}: {path}: no such home directory; write the path out") from None
@@ -61,11 +101,6 @@ def file_hash(path: str, key: str, file: FileContent | None = None) -> str:
 
 _LAST: dict[str, str] = {}
 _FOLDERS: Remembered[tuple[str, bool, frozenset[str] | None], str] = Remembered()
-
-
-@lru_cache(maxsize=256)
-def _file_hash(path: str, state: str) -> str:
-    return file_sha256(Path(path))
 
 
 def _folder_hash(folder: Path, key: str, file: FileContent) -> str:

@@ -28,6 +28,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from kdrun.core import signals
+from kdrun.core.errors import KdrunError, LockLost
+from kdrun.core.machine import boot_id
 
 log = logging.getLogger(__name__)
 HEARTBEAT = 5.0
@@ -50,14 +52,6 @@ class Found:
     """Empty where it is not legible: its owner may be about to write it, or may not let us read it."""
     beat: int
     """Nanoseconds of the file system's clock."""
-
-
-def _boot_id() -> str:
-    """Names this boot and this set of process ids: containers of one host share the first, not the second."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
 
 
 def _fields(place: Path) -> list[str]:
@@ -100,7 +94,7 @@ class Lock:
         self.owner: dict[str, Any] = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "boot_id": _boot_id(),
+            "boot_id": boot_id(),
             "started": _started(os.getpid()),
             "token": os.urandom(8).hex(),
         }
@@ -145,8 +139,6 @@ class Lock:
     def require(self) -> None:
         """Raise LockLost where the lock is no longer ours: from then on, nothing may be written."""
         if self.lost:
-            from kdrun.core.errors import LockLost  # pulls Hydra in
-
             raise LockLost(f"{self.path.with_suffix('')}: another process took this run over; it goes on there")
 
     # ---------------------------------------------------------------------------------------------- getting it
@@ -212,7 +204,7 @@ class Lock:
     def _require_file(self, mode: int) -> None:
         if not stat.S_ISREG(mode):
             kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "something"
-            raise _refusal(f"{self.path}: {kind} stands where a lock file belongs, not made by kdrun; remove it")
+            raise KdrunError(f"{self.path}: {kind} stands where a lock file belongs, not made by kdrun; remove it")
 
     def _silent(self, found: Found) -> float:
         """Seconds of our own clock since the owner, or his heartbeat, was seen to change."""
@@ -260,7 +252,7 @@ class Lock:
         except OSError as error:
             if error.errno in GONE:
                 return False
-            raise _refusal(
+            raise KdrunError(
                 f"{self.path}: its owner, {_name(dead.owner)}, is gone, but the file cannot be replaced "
                 f"({error.strerror}); delete it"
             ) from None
@@ -289,8 +281,8 @@ class Lock:
         found = self._look()
         return found is not None and found.owner == self.owner
 
-    def _impossible(self, error: OSError) -> Exception:
-        return _refusal(f"{self.path.parent}: no lock can be made there ({error.strerror})")
+    def _impossible(self, error: OSError) -> KdrunError:
+        return KdrunError(f"{self.path.parent}: no lock can be made there ({error.strerror})")
 
     # ---------------------------------------------------------------------------------------- while it is held
 
@@ -342,20 +334,12 @@ class Lock:
 def held(path: Path) -> bool:
     """Whether a living process holds the lock, as far as one look tells: one elsewhere lives if its heartbeat is fresh
     by our own clock, which may be behind."""
-    from kdrun.core.errors import KdrunError  # pulls Hydra in
-
     lock = Lock(path)
     try:
         found = lock._look()
     except KdrunError:  # who asks for the lock will be told
         return False
     return found is not None and not lock._dead(found.owner, abs(time.time() - found.beat / 1e9))
-
-
-def _refusal(text: str) -> Exception:
-    from kdrun.core.errors import KdrunError  # pulls Hydra in
-
-    return KdrunError(text)
 
 
 def _name(owner: dict[str, Any]) -> str:

@@ -3,35 +3,22 @@
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from kdrun.core.hashing import file_sha256, file_state
+from kdrun.core.hashing import each_sha256, known_sha256
 
 Sum = dict[str, Any]
 """`sha256` (64 hex digits) and `size` (bytes) of a file."""
 SEAL = "checksum"
 """Where JSON holds the sha256 of all else in it."""
-FRESH = 2_000_000_000  # ns; what was written so lately may be written again without another time in its stat
-THREADS = 8
 
 
 def sum_of(path: Path) -> Sum:
-    """Of the file as it is now; read again only where its times, size or place on the disk have changed."""
+    """Of the file as it is now, see `known_sha256`."""
     stat = path.stat()
-    mark = file_state(stat)
-    known = _KNOWN.get(str(path))
-    if known is None or known[0] != mark:
-        known = (mark, file_sha256(path))
-        if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > FRESH:
-            _KNOWN[str(path)] = known
-    return {"sha256": known[1], "size": stat.st_size}
-
-
-_KNOWN: dict[str, tuple[str, str]] = {}
+    return {"sha256": known_sha256(path, stat), "size": stat.st_size}
 
 
 def sums_of(folder: Path, names: Iterable[str]) -> dict[str, Sum]:
@@ -74,9 +61,8 @@ def files_in(folder: Path) -> dict[str, os.stat_result]:
 def sha256_of_all(folder: Path, names: Iterable[str]) -> str:
     """Of the names and contents of these files, which are read for it."""
     names = list(names)
-    with ThreadPoolExecutor(min(THREADS, len(names) or 1), "sums") as pool:
-        hashes = pool.map(lambda name: file_sha256(folder / name), names)
-        listing = "".join(f"{name}\0{found}\n" for name, found in zip(names, hashes, strict=True))
+    hashes = each_sha256(folder / name for name in names)
+    listing = "".join(f"{name}\0{found}\n" for name, found in zip(names, hashes, strict=True))
     return hashlib.sha256(os.fsencode(listing)).hexdigest()
 
 

@@ -28,6 +28,7 @@ from kdrun.core.artifacts import PROGRESS, Artifact
 from kdrun.core.contents import Contents
 from kdrun.core.errors import DataError
 from kdrun.core.files import named, remove, write_json
+from kdrun.core.hashing import sha256_of_first
 from kdrun.core.sums import sealed, unsealed
 from kdrun.data.images import decoded
 from kdrun.data.types import Images
@@ -36,7 +37,6 @@ log = logging.getLogger(__name__)
 VERSION = 2  # raise it when the pixels change: it is part of the key
 SAVE_EVERY = 5.0  # seconds between two notes of the progress
 IMAGES = "images.bin"
-CHUNK = 1 << 24  # bytes
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -137,7 +137,7 @@ class Pack:
         sha256 of the rows that it wrote."""
         try:
             state = unsealed(json.loads((partial / PROGRESS).read_text()), "sha256")
-            digest = _sha256_of_first(partial / IMAGES, (state["next"] - len(state["unreadable"])) * self.row)
+            digest = sha256_of_first(partial / IMAGES, (state["next"] - len(state["unreadable"])) * self.row)
             if digest.hexdigest() == state["sha256"]:
                 return state, digest
             log.info("%s: is not as its note says; packing from the first image", partial)
@@ -178,18 +178,6 @@ class Pack:
                     note()
                     saved = time.monotonic()
             note()
-
-
-def _sha256_of_first(path: Path, size: int) -> Any:
-    """The running digest of the first bytes of a file. Raises ValueError where it has fewer."""
-    digest, left = hashlib.sha256(), size
-    with path.open("rb") as file:
-        while left and (part := file.read(min(left, CHUNK))):
-            digest.update(part)
-            left -= len(part)
-    if left:
-        raise ValueError(f"{path.name} is {left:,} bytes shorter than its note says")
-    return digest
 
 
 def absent(missing: Sequence[str], key: str, most: int = 20) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from kdrun.core.errors import KdrunError
 from kdrun.core.files import named, reason, remove, write_bytes
+from kdrun.core.hashing import sha256_of_first
 from kdrun.core.sums import Sum
 from kdrun.runs.record import Record, finite
 from kdrun.runs.whole import METRICS, require_whole
@@ -33,11 +34,9 @@ class MetricsLog:
     def begins_with(self, known: Sum) -> bool:
         """Whether the file still begins with what `sum` told of."""
         try:
-            with self.path.open("rb") as file:
-                content = file.read(known["size"])
-        except OSError:
+            return bool(sha256_of_first(self.path, known["size"]).hexdigest() == known["sha256"])
+        except (OSError, ValueError):
             return False
-        return {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)} == known
 
     def go_on(self, known: Sum) -> None:
         """Drop all that came after what `sum` told of."""

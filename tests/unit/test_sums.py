@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from kdrun.core import sums
+from kdrun.core import hashing
 from kdrun.core.files import atomic_path, write_text
 from kdrun.core.hashing import file_sha256
 from kdrun.core.sums import flaws, sealed, sum_of, sums_of, unsealed
@@ -61,13 +61,13 @@ def test_each_kind_of_damage_is_seen(tmp_path, damage):
 
 def test_a_file_is_hashed_again_only_where_it_may_have_changed(tmp_path, monkeypatch):
     read = []
-    monkeypatch.setattr(sums, "file_sha256", lambda path: read.append(path) or file_sha256(path))
+    monkeypatch.setattr(hashing, "file_sha256", lambda path: read.append(path) or file_sha256(path))
     path = tmp_path / "file"
     path.write_bytes(b"content")
     first = sum_of(path)
     assert sum_of(path) == first
     assert len(read) == 2  # so fresh that its time may not tell
-    monkeypatch.setattr(sums, "FRESH", -1)
+    monkeypatch.setattr(hashing, "FRESH", -1)
     assert sum_of(path) == sum_of(path) == first
     assert len(read) == 3
     before = path.stat()
