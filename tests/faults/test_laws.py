@@ -23,6 +23,7 @@ from tests.faults.damage import Damage, own_of
 from tests.faults.errors import Error
 from tests.faults.kills import Kill
 from tests.faults.law import BROKEN, Case, Verdict
+from tests.faults.rivals import Rivals
 from tests.faults.runs import Site, Stub
 from tests.faults.wrong import refused
 from tests.processes import Forked
@@ -54,6 +55,10 @@ def no_state_is_read() -> None:
         raise KdrunError(f"{self.last}: damaged")
 
     Checkpoint.load = load  # type: ignore[method-assign, assignment]
+
+
+def nothing_is_done() -> None:
+    runner.done_record = lambda *_, **__: (None, {})  # type: ignore[assignment]
 
 
 def momentum_is_lost() -> None:
@@ -116,6 +121,7 @@ LAWS: dict[str, tuple[Stub, Made, str]] = {
         momentum_is_lost, lambda site: Kill("supervised", operation(site, "supervised", "replace", "last.pt") - 30, "after", None),
         "silent",
     ),
+    "two make one run": (nothing_is_done, lambda site: Rivals("supervised", (), 0), "twice"),
     "a traceback": (a_mistake, lambda site: Kill("supervised", 10**6, "before", None), "traceback"),
     "a full disk is passed over": (
         lines_are_lost, lambda site: Error("supervised", "empty", "full for a moment", operation(site, "supervised", "write", "metrics.jsonl")),
