@@ -188,7 +188,7 @@ def _dataset(config: DatasetConfig) -> Need:
     place = getattr(config, "root", None) or getattr(config, "path", None)
     what = f"dataset {config.name}" + (f" in {place}" if place else "")
     try:
-        look(config.replace(download=False) if offered else config)
+        look(config.offline())
         missing = None
     except ConfigError as error:
         missing = error.lines[0] + (f" (and {len(error.lines) - 1} more)" if len(error.lines) > 1 else "")

@@ -63,9 +63,9 @@ def plan(arguments: Sequence[str]) -> list[Job] | None:
 def _check(jobs: list[tuple[tuple[str, ...], Job]]) -> list[tuple[tuple[str, ...], str]]:
     """What only the data, the disk and the machine can tell, for the jobs that are not done yet."""
     errors = []
-    for outputs in {job.outputs: job.config.execution.outputs for _, job in jobs}.items():
-        if problem := _not_writable(outputs[0]):
-            return [((), f"execution.outputs: {outputs[1]}: {problem}")]
+    for outputs, given in {job.outputs: job.config.execution.outputs for _, job in jobs}.items():
+        if problem := _not_writable(outputs):
+            return [((), f"execution.outputs: {given}: {problem}")]
     for overrides, job in jobs:
         try:
             done = finished_record(job.directory)

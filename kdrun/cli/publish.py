@@ -20,6 +20,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from kdrun.cli.table import extras_in
+from kdrun.config.values import leaves
 from kdrun.core.errors import ConfigError, KdrunError, Unfinished
 from kdrun.core.files import folder, reason, write_bytes, write_text
 from kdrun.core.schema import Schema, build, from_arguments
@@ -267,15 +268,8 @@ def _behind(name: str, plan: TablePlan, outputs: Path) -> Iterator[Record]:
     yield from found
 
 
-def _paths(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield from _paths(item, f"{key}.{name}".lstrip("."))
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            yield from _paths(item, f"{key}.{i}")
-    elif isinstance(value, str) and MACHINE.search(value):
-        yield key, value
+def _paths(node: Any) -> Iterator[tuple[str, str]]:
+    return ((key, value) for key, value in leaves(node) if isinstance(value, str) and MACHINE.search(value))
 
 
 def _files(name: str, place: Path, told: Published, read: Reader, readme: Path) -> dict[Path, str]:

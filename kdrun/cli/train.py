@@ -72,7 +72,7 @@ def execute(arguments: list[str], tell: bool = True) -> int:
         return 2
     for line in without_effect(jobs or ()) if tell else ():
         print(f"warning: {line}", file=sys.stderr)
-    if problem := _no_folder(jobs or ()):
+    if jobs and (problem := _no_folder(jobs)):
         print(f"error: {problem}", file=sys.stderr)
         return 2
     old = sys.argv
@@ -96,11 +96,11 @@ def execute(arguments: list[str], tell: bool = True) -> int:
 def _no_folder(jobs: Sequence[Job]) -> str | None:
     """What is wrong where the first run's folder cannot be made. Hydra makes each, and prints a traceback where it
     cannot."""
-    for own in jobs[:1]:
-        try:
-            own.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            return f"execution.outputs: {own.directory}: no such folder can be made ({error.strerror})"
+    directory = jobs[0].directory
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"execution.outputs: {directory}: no such folder can be made ({error.strerror})"
     return None
 
 

@@ -112,6 +112,10 @@ class DatasetConfig(Schema):
     """Whether the images are kept on the training device, or fetched from the host's memory (packed ones: from their
     file, through the page cache) batch by batch; auto: on the device where they fit."""
 
+    def offline(self) -> Self:
+        """The same, of what lies here: nothing is downloaded."""
+        return self.replace(download=False) if hasattr(self, "download") else self
+
     @field_validator("class_names", mode="before")
     @classmethod
     def listed(cls, given: Any) -> Any:

@@ -33,8 +33,7 @@ def run_key(config: RunConfig) -> str:
         content["dataset"].pop("stream", None)
     if not getattr(config.dataset, "skip_unreadable", False):  # a file above the limit ends the run
         content["dataset"].pop("max_pixels", None)
-    plugins = plugin_hashes(part_classes(config)) if config.plugins else []
-    told = {"version": KEY_VERSION, "config": content, "plugins": plugins}
+    told = {"version": KEY_VERSION, "config": content, "plugins": plugins_of(config)}
     listing = data_identity(config.dataset)
     return json_hash(told if listing is None else {**told, "listing": listing})
 
@@ -101,6 +100,11 @@ def _named(value: Any, key: str) -> Iterator[tuple[str, str, FileContent]]:
         items: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, Mapping) else enumerate(value)
         for name, item in items:
             yield from _named(item, f"{key}{name}.")
+
+
+def plugins_of(config: RunConfig) -> list[tuple[str, str]]:
+    """File stem and sha256 of the plug-in files that this run uses."""
+    return plugin_hashes(part_classes(config)) if config.plugins else []
 
 
 def part_classes(config: RunConfig) -> list[Any]:

@@ -25,6 +25,8 @@ from kdrun.core.registry import load_plugins, lookup, registered
 from kdrun.core.schema import S, Schema, build
 from kdrun.core.texts import mapping_of, text_of
 
+NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")  # of a term or a ramp
+
 
 def to_config(composed: DictConfig) -> RunConfig:
     """Type and check a composed Hydra config. Raises ConfigError with one line for each problem."""
@@ -115,7 +117,7 @@ def _losses(node: Any) -> dict[str, TermConfig]:
     errors: list[str] = []
     terms: dict[str, TermConfig] = {}
     for label, term in node.items():
-        if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", str(label)) is None or hasattr(dict, str(label)):
+        if NAME.fullmatch(str(label)) is None or hasattr(dict, str(label)):
             errors.append(f"loss.{str(label)[:80]}: not a name for a term; take letters, digits, _ and -, e.g. its own")
             continue
         try:
@@ -195,7 +197,7 @@ def _at_default(field: FieldInfo, value: Any) -> bool:
 def _ramps(node: Any) -> dict[str, RampConfig]:
     if not isinstance(node, Mapping):
         raise ConfigError(f"ramps: expected a mapping such as {{alpha: {{key: loss.ce.weight, end: 0}}}}, got {node!r}")
-    if wrong := [str(name) for name in node if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", str(name)) is None]:
+    if wrong := [str(name) for name in node if NAME.fullmatch(str(name)) is None]:
         raise ConfigError(f"ramps.{wrong[0][:80]}: not a name for a ramp; take letters, digits, _ and -")
     return {str(name): build(RampConfig, ramp, f"ramps.{name}") for name, ramp in node.items()}
 

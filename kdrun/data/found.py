@@ -135,9 +135,7 @@ def identity_of_listing(part: Any, config: FilesConfig) -> str | None:
     """
     if config.coop_split is not None:
         return None
-    plain = unsplit(config)
-    if hasattr(plain, "download"):
-        plain = plain.replace(download=False)
+    plain = unsplit(config).offline()
 
     def look() -> str | None:
         listing: Listing = part.files(plain)

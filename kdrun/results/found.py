@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdrun.config.values import leaves
 from kdrun.core.errors import KdrunError
 from kdrun.results.cell import Cell, given_teacher, run_name
 from kdrun.results.table import Table
@@ -143,17 +144,6 @@ def differing_keys(flats: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted(key for key in keys if len({json.dumps(flat.get(key)) for flat in flats}) > 1)
 
 
-def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(node: Any) -> dict[str, Any]:
     """Dotted keys of plain nodes; items of lists have their number."""
-    out: dict[str, Any] = {}
-
-    def walk(value: Any, at: str) -> None:
-        items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
-        if items is None:
-            out[at] = value
-            return
-        for key, item in items:
-            walk(item, f"{at}.{key}" if at else str(key))
-
-    walk(node, prefix)
-    return out
+    return dict(leaves(node))

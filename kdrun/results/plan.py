@@ -329,9 +329,7 @@ def _all(runs: Iterable[PlannedRun]) -> Iterator[PlannedRun]:
 
 def _content(data: PlannedData, outputs: Path, most: float) -> str | None:
     try:
-        config = data.typed
-        here = config.replace(download=False) if hasattr(config, "download") else config
-        return found(here, outputs).content(most)
+        return found(data.typed.offline(), outputs).content(most)
     except ConfigError:  # they are not there
         return None
 

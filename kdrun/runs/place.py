@@ -27,9 +27,7 @@ def settled(job: Job) -> Job:
         theirs = trained_on(job.directory)
         if theirs is None:
             return job
-        dataset = job.config.dataset
-        here = dataset.replace(download=False) if hasattr(dataset, "download") else dataset
-        ours = content_of(here, job.outputs)
+        ours = content_of(job.config.dataset.offline(), job.outputs)
     except ConfigError:  # the data are not there, which a finished run does not need
         return job
     return job if ours is None or ours == theirs else replace(job, content=ours)

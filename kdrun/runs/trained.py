@@ -159,7 +159,7 @@ def _temperature(run: FinishedRun, name: str) -> tuple[float | None, str | None]
 
 def _shown(run: FinishedRun, spec: NetworkSpec, side: int | None) -> Shown:
     config = run.config
-    dataset = config.dataset.replace(download=False) if hasattr(config.dataset, "download") else config.dataset
+    dataset = config.dataset.offline()
     names: Sequence[str] = ()
     test: Images | Sequence[Path] = ()
     size, crop, gone = None, "center", None

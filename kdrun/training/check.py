@@ -7,12 +7,12 @@ import torch
 
 from kdrun.config.dataset import DatasetConfig
 from kdrun.config.job import Job
-from kdrun.config.key import part_classes, run_key
+from kdrun.config.key import plugins_of, run_key
 from kdrun.config.run import RunConfig
 from kdrun.config.schedule import ScheduleConfig
 from kdrun.core.device import device_of, require_compiler
 from kdrun.core.errors import ConfigError
-from kdrun.core.registry import line_in_plugin, plugin_hashes
+from kdrun.core.registry import line_in_plugin
 from kdrun.data.load import load_dataset
 from kdrun.data.loader import check_streams
 from kdrun.methods.step import Setup
@@ -47,7 +47,7 @@ def check(run: Job | RunConfig) -> None:
         _BUILT.add(key)
     length = ScheduleConfig(steps=1, batch_size=config.schedule.batch_size)  # of rates no shape depends
     step = shape.replace(schedule=length, ramps={}).model_dump_json()
-    key = f"step {step} {plugin_hashes(part_classes(config))}"
+    key = f"step {step} {plugins_of(config)}"
     if key not in _BUILT:
         rehearse(outline)
         _BUILT.add(key)

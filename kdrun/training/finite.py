@@ -1,7 +1,7 @@
 """What is not finite is a failure: weights that are given, what networks say of an image, and the figures of a run."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from kdrun.data.views.view import View, clean_batches
 from kdrun.models.weights import odd_value
 from kdrun.training.assembly import Assembly
 
+REMEDY = "lower schedule.lr or set schedule.clip_norm"
 IMAGES = 8  # that a given network is asked about before a step is made
 
 
@@ -25,10 +26,8 @@ def refuse_given_networks(assembly: Assembly) -> None:
     given: dict[str, nn.Module] = {} if teacher is None else {"teacher": teacher.network}
     students = zip(assembly.method.networks().items(), config.students, strict=False)
     given |= {name: net for (name, net), model in students if model.pretrained or model.head_warmup is not None}
-    for name, network in given.items():
-        for key, value in network.state_dict().items():
-            if (odd := odd_value(key, value)) is not None:
-                raise DataError(f"{name}: its weights are not finite: {key} {odd}; give other weights")
+    for name, key, odd in _odd_weights(given):
+        raise DataError(f"{name}: its weights are not finite: {key} {odd}; give other weights")
     index = torch.arange(min(IMAGES, len(assembly.images[0])), device=assembly.device)
     for name, network in given.items():
         layer = _first_odd_layer(network, assembly, index)
@@ -71,10 +70,16 @@ def _first_odd_layer(network: nn.Module, assembly: Assembly, index: Tensor) -> s
 
 def refuse_networks(networks: Mapping[str, nn.Module], step: int) -> None:
     """Raises NonFiniteLoss where training has left a weight that is not finite; names it."""
+    for name, key, odd in _odd_weights(networks):
+        raise NonFiniteLoss(f"after step {step}: {key} of {name} {odd}; {REMEDY}")
+
+
+def _odd_weights(networks: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, str]]:
+    """(network, tensor, what of it is not finite)."""
     for name, network in networks.items():
         for key, value in network.state_dict().items():
             if (odd := odd_value(key, value)) is not None:
-                raise NonFiniteLoss(f"after step {step}: {key} of {name} {odd}; {REMEDY}")
+                yield name, key, odd
 
 
 def refuse_metrics(metrics: Mapping[str, float | None], step: int) -> None:
@@ -82,6 +87,3 @@ def refuse_metrics(metrics: Mapping[str, float | None], step: int) -> None:
     for name, value in metrics.items():
         if value is not None and not math.isfinite(value):
             raise NonFiniteLoss(f"after step {step}: {name} is {value:g}; {REMEDY}")
-
-
-REMEDY = "lower schedule.lr or set schedule.clip_norm"

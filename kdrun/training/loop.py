@@ -31,6 +31,7 @@ from kdrun.runs.metrics_log import MetricsLog
 from kdrun.training.checkpoint import Checkpoint, random_state, set_random_state
 from kdrun.training.ema import Ema
 from kdrun.training.evaluator import Evaluator, choice_metrics
+from kdrun.training.finite import REMEDY
 from kdrun.training.optimizer import make_optimizer
 from kdrun.training.rates import LearningRate, Ramps
 from kdrun.training.state import OtherMetrics, Progress, restore, state_of
@@ -340,7 +341,7 @@ class Loop:
                 step = self.progress.step - len(self.window) + row
                 raise NonFiniteLoss(
                     f"step {step}: loss term {name.removeprefix('train/loss/')!r} became {values[row, column]:g} "
-                    f"(learning rate factor {self.rate.factor(step):.3g}); lower schedule.lr or set schedule.clip_norm"
+                    f"(learning rate factor {self.rate.factor(step):.3g}); {REMEDY}"
                 )
 
     def _flush(self) -> None:

@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from kdrun.config.job import Job
-from kdrun.config.key import named_files, part_classes
+from kdrun.config.key import named_files, plugins_of
 from kdrun.config.nodes import dump
 from kdrun.config.run import RunConfig
 from kdrun.core import signals
@@ -21,7 +21,6 @@ from kdrun.core.errors import KdrunError
 from kdrun.core.files import remove, write_bytes, write_text
 from kdrun.core.hashing import content_hash
 from kdrun.core.lock import Lock
-from kdrun.core.registry import plugin_hashes
 from kdrun.core.seeding import seed_everything
 from kdrun.data.load import content_of
 from kdrun.data.splits import keep_split
@@ -323,7 +322,7 @@ def _new_record(job: Job) -> Record:
         "overrides": list(job.overrides),
         "code": code_version(),
         "packages": package_versions(),
-        "plugins": dict(plugin_hashes(part_classes(config))),
+        "plugins": dict(plugins_of(config)),
         "inputs": {key: content_hash(path, key, file) for key, path, file in named_files(config)},
         "device": None,
         "precision": config.schedule.precision,

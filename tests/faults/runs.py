@@ -1,5 +1,6 @@
 """The runs that are broken, how they are started, and what they leave."""
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -132,11 +133,9 @@ def content(path: Path) -> str:
         return ""
     data = path.read_bytes()
     if path.name == "record.json":
-        try:
+        with contextlib.suppress(ValueError):  # a damaged one is compared as it is
             record = json.loads(data)
             data = json.dumps({key: value for key, value in record.items() if key not in TIMES}).encode()
-        except ValueError:
-            pass  # a damaged one is compared as it is
     return hashlib.sha256(data).hexdigest()
 
 

@@ -1,10 +1,16 @@
-"""A tiny CLIP with random weights, in the format in which open_clip publishes."""
+"""A tiny CLIP with random weights, in the format in which open_clip publishes; processes of Python."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+
+import kdrun
 
 CFG = {
     "embed_dim": 16,
@@ -28,3 +34,21 @@ def folder(net, tmp_path_factory):
     (path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CFG, "preprocess_cfg": PREPROCESS}))
     save_file({k: v.contiguous() for k, v in net.state_dict().items()}, path / "open_clip_model.safetensors")
     return path
+
+
+@pytest.fixture
+def start():
+    """`start(script, *arguments)`: a Python process with this kdrun, ended with the test."""
+    processes = []
+
+    def launch(script, *arguments):
+        environment = {**os.environ, "PYTHONPATH": str(Path(kdrun.__file__).parents[1])}
+        command = [sys.executable, "-c", script, *map(str, arguments)]
+        pipe = subprocess.PIPE
+        processes.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment))
+        return processes[-1]
+
+    yield launch
+    for process in processes:
+        process.kill()
+        process.communicate()

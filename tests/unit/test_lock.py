@@ -56,23 +56,6 @@ ELSEWHERE = {"host": "elsewhere", "pid": os.getpid(), "boot_id": "other", "token
 
 
 @pytest.fixture
-def start():
-    processes = []
-
-    def launch(script, *arguments):
-        environment = {**os.environ, "PYTHONPATH": str(Path(kdrun.__file__).parents[1])}
-        command = [sys.executable, "-c", script, *map(str, arguments)]
-        pipe = subprocess.PIPE
-        processes.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment))
-        return processes[-1]
-
-    yield launch
-    for process in processes:
-        process.kill()
-        process.communicate()
-
-
-@pytest.fixture
 def path(tmp_path):
     return tmp_path / "runs" / "one.lock"
 

@@ -6,15 +6,12 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-import kdrun
 from kdrun.core import lock as lock_module
 from kdrun.core.errors import KdrunError
 from kdrun.core.lock import Lock, held
@@ -60,23 +57,6 @@ while time.time() < until:
         time.sleep(0.003)
         note("out")
 """
-
-
-@pytest.fixture
-def start():
-    processes = []
-
-    def launch(script, *arguments):
-        environment = {**os.environ, "PYTHONPATH": str(Path(kdrun.__file__).parents[1])}
-        command = [sys.executable, "-c", script, *map(str, arguments)]
-        pipe = subprocess.PIPE
-        processes.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment))
-        return processes[-1]
-
-    yield launch
-    for process in processes:
-        process.kill()
-        process.communicate()
 
 
 @pytest.fixture
