@@ -47,16 +47,26 @@ def sweep_run(directory: Path) -> None:
         sweep(folder)
 
 
+def clear(job: Job, done: Record) -> None:
+    """Who holds the lock of a run that is done removes what a kill behind its end has left in the directory."""
+    sweep_run(job.directory)
+    if (spare := _spare(job, done)) is not None:
+        remove(spare)
+
+
+def _spare(job: Job, done: Record) -> Path | None:
+    """The checkpoint, where it is there and nobody wants to keep it."""
+    kept = job.config.execution.keep_checkpoint or done["config"].get("execution", {}).get("keep_checkpoint")
+    place = job.directory / "checkpoint"
+    return place if place.exists() and not kept else None
+
+
 def tidy(job: Job, done: Record) -> None:
     """Away with what a kill between the end of a run and that of its process left: the checkpoint, the lock."""
-    directory = job.directory
-    place, lock = directory / "checkpoint", lock_path(directory)
-    kept = job.config.execution.keep_checkpoint or done["config"].get("execution", {}).get("keep_checkpoint")
-    if (lock.exists() or (place.exists() and not kept)) and not held(lock):
+    directory, lock = job.directory, lock_path(job.directory)
+    if (lock.exists() or _spare(job, done) is not None) and not held(lock):
         try:
             with run_lock(directory):
-                sweep_run(directory)
-                if not kept:
-                    remove(place)
+                clear(job, done)
         except (OSError, KdrunError) as error:  # it may be somebody else's, who lets others read alone
             log.debug("%s: left as it is (%s)", directory, error)

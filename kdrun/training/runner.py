@@ -27,7 +27,7 @@ from kdrun.data.splits import keep_split
 from kdrun.methods.method import Method
 from kdrun.methods.pool import Required, Start
 from kdrun.models.flops import flops_of
-from kdrun.runs.done import done_record, sweep_run, tidy
+from kdrun.runs.done import clear, done_record, sweep_run, tidy
 from kdrun.runs.layout import run_lock
 from kdrun.runs.place import settled
 from kdrun.runs.record import SCHEMA, Record, code_version, package_versions, read_record, write_record
@@ -80,10 +80,9 @@ def _train(job: Job, job_type: str) -> Record:
         return done
     with run_lock(directory) as lock:
         sweep_run(directory)
-        done, damage = done_record(
-            directory, asked=job_type == "train"
-        )  # the process that we waited for may have done it
+        done, damage = done_record(directory, job_type == "train")  # whom we waited for may have done it
         if done is not None:
+            clear(job, done)
             log.info("done by another process: %s", summary(directory, done))
             return done
         if damage:
