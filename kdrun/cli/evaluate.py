@@ -13,6 +13,7 @@ The record stays as it is, but for amend=true.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,7 @@ else:
     shifted_sets = later("kdrun.training.shifted", "shifted_sets")
 
 STORED = "stored"
+MOST = 200  # bytes of a name; the temporary name of its file is longer
 WORDS = ("dataset", "evaluate", "method", "execution")
 
 
@@ -80,14 +82,16 @@ def main(arguments: Sequence[str]) -> str:
     directory, record = open_record(options.run)
     execution = [a for a in overrides if a.startswith("execution.")]
     asked = [a for a in overrides if a not in execution]
+    name = options.name or "+".join(a.partition("=")[0] if "/" in a else a.replace("=", "-") for a in asked) or STORED
+    if (length := len(os.fsencode(name))) > MOST:
+        raise ConfigError(f"name: {name[:60]}… has {length} bytes, and a file takes {MOST}; give name=<shorter>")
     if not asked:
         if execution:
             raise ConfigError(f"{execution[0]}: stored predictions need no machine; ask for something else too")
         run = FinishedRun(directory, record)
-        return _report(run, options.name or STORED, asked, stored_metrics(run), options.amend)
+        return _report(run, name, asked, stored_metrics(run), options.amend)
     if options.amend:
         raise ConfigError(f"amend: {asked[0]}: this is not what the run was evaluated on; leave amend out")
-    name = options.name or "+".join(a.partition("=")[0] if "/" in a else a.replace("=", "-") for a in asked)
     changed, typed = _with_method(record, asked), _config_of(record, asked, execution)
     run = FinishedRun(directory, record)
     return _report(run, name, asked, _metrics_of(replace(run, record=changed), typed, asked), False)

@@ -362,7 +362,7 @@ COMMANDS: list[tuple[str, str]] = [
         "columns: not of a table over training (curve); leave one out",
     ),
     (f"publish table={LONG}", "no such table"),
-    (f"evaluate run={{run}} name={LONG}", "File name too long"),
+    (f"evaluate run={{run}} name={LONG}", "has 300 bytes"),
     ("analyze teacher run=pipe.jpg", "pipe.jpg: not a run directory (no record.json)"),
     ("explain --resolve loss=kd", "--resolve: not an option of explain"),
     (f"plot reliability run={LONG}", "File name too long"),
