@@ -23,7 +23,7 @@ from kdrun.core.schema import Schema, from_arguments
 from kdrun.runs.record import open_records
 
 COMMANDS = (
-    "train", "table", "status", "compare", "evaluate", "export", "predict", "publish", "download", "plot", "analyze",
+    "train", "sweep", "table", "status", "compare", "evaluate", "export", "predict", "publish", "download", "plot", "analyze",
     "explain",
 )  # fmt: skip
 HELP = {"-h", "--help"}
@@ -76,7 +76,10 @@ def _instead(error: UnicodeError) -> tuple[str | bytes, int]:
 
 def _run(command: str, arguments: Sequence[str]) -> int:
     """Print what the `main` of a command gives, or a line on stderr for each error."""
-    if command == "train":
+    if command == "sweep" and HELP & set(arguments):
+        print(_usage(command))
+        return 0
+    if command in ("train", "sweep"):
         return int(_module(command).main(arguments))  # prints by itself, job for job
     if HELP & set(arguments):
         print(_usage(command))

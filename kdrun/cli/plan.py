@@ -3,8 +3,11 @@
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from kdrun.config.compose import Composer, parser
 from kdrun.config.job import Job
@@ -24,7 +27,22 @@ else:
     check, check_measurements = later("kdrun.training.check", "check", "check_measurements")
 
 
-def plan(arguments: Sequence[str]) -> list[Job] | None:
+@dataclass(frozen=True)
+class Plan:
+    """What a command line asks for.
+
+    Args:
+        engine: the node of `engine`, where kdrun carries the jobs out by itself: a sweep, and no other launcher asked
+            for. None: Hydra does.
+        environment: what `hydra.job.env_set` sets.
+    """
+
+    jobs: list[Job]
+    engine: dict[str, Any] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def plan(arguments: Sequence[str]) -> Plan | None:
     """All jobs of a command line, checked. None where only Hydra knows them (`--cfg`, completion, other sweepers).
 
     Raises:
@@ -40,6 +58,7 @@ def plan(arguments: Sequence[str]) -> list[Job] | None:
             composer.compose(args.overrides)
             return None
         expanded = composer.expand(args.overrides, bool(args.multirun))
+        settings = composer.settings
         if expanded is None:
             return None
         if not expanded:
@@ -57,7 +76,26 @@ def plan(arguments: Sequence[str]) -> list[Job] | None:
         errors = _check(jobs)
     if errors:
         raise ConfigError(*_lines_of(errors, len(expanded), expanded))
-    return [job for _, job in jobs]
+    ours = [job for _, job in jobs]
+    return _by_engine(ours, settings) if args.multirun else Plan(ours)
+
+
+def _by_engine(jobs: list[Job], composed: DictConfig) -> Plan:
+    """Callbacks and other launchers are Hydra's."""
+    settings: Any = composed.hydra
+    basic = str(settings.launcher.get("_target_")).endswith("BasicLauncher") and not settings.get("callbacks")
+    node = plain(composed.get("engine") or {})
+    if not basic:
+        asked = [word for word in settings.overrides.task if word.lstrip("+").startswith(("engine=", "engine."))]
+        if asked:
+            raise ConfigError(f"{asked[0]}: Hydra's launcher makes the runs; leave it out, or hydra/launcher")
+        return Plan(jobs)
+    return Plan(jobs, node, {str(key): str(value) for key, value in plain(settings.job.env_set).items()})
+
+
+def plain(node: Any) -> dict[str, Any]:
+    found = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else dict(node)
+    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
 
 
 def _check(jobs: list[tuple[tuple[str, ...], Job]]) -> list[tuple[tuple[str, ...], str]]:

@@ -170,7 +170,8 @@ def carry_out(name: str, outputs: Path, extra: Sequence[str]) -> None:
     commands = arguments_of(todo, outputs, extra)
     planned = {made.place for cell in todo.plan.cells for made in cell.runs}
     for arguments in commands:
-        for job in plan(flags_first(arguments)) or []:
+        asked = plan(flags_first(arguments))
+        for job in [] if asked is None else asked.jobs:
             if job.place not in planned:
                 raise ConfigError(
                     f"override: {' '.join(extra)}: makes {job.directory}, which table={name} does not plan"

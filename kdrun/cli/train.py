@@ -25,12 +25,15 @@ from kdrun.core import signals
 from kdrun.core.errors import KdrunError
 from kdrun.core.later import later
 from kdrun.core.paths import CONF_DIR
+from kdrun.core.ranks import refuse_ranks
 from kdrun.runs.record import read_record
 from kdrun.runs.whole import require_whole
 
 if TYPE_CHECKING:
+    from kdrun.cli.carrying import carry_out
     from kdrun.training.runner import run
 else:
+    carry_out = later("kdrun.cli.carrying", "carry_out")
     run = later("kdrun.training.runner", "run")
 
 log = logging.getLogger("kdrun")
@@ -65,7 +68,9 @@ def execute(arguments: list[str], tell: bool = True) -> int:
     try:
         with signals.during("planning, before anything was written", "run the same command again"):
             arguments = flags_first(arguments)
-            jobs = plan(arguments)
+            refuse_ranks()
+            asked = plan(arguments)
+            jobs = None if asked is None else asked.jobs
     except KdrunError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -75,6 +80,9 @@ def execute(arguments: list[str], tell: bool = True) -> int:
     if jobs and (problem := _no_folder(jobs)):
         print(f"error: {problem}", file=sys.stderr)
         return 2
+    if asked is not None and asked.engine is not None:
+        logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+        return carry_out(asked.jobs, asked.engine, asked.environment)
     old = sys.argv
     sys.argv = [old[0], *arguments]
     register_source()

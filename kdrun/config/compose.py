@@ -107,7 +107,7 @@ class Composer:
     # --------------------------------------------------------------------------------------------------- private
 
     def _expand(self, overrides: Sequence[str], multirun: bool) -> list[tuple[str, ...]] | None:
-        composed = self._compose(overrides, multirun=True, sweeps=True)
+        self.settings = composed = self._compose(overrides, multirun=True, sweeps=True)
         _refuse_directories(composed)
         if not multirun and "MULTIRUN" not in str(composed.hydra.mode):
             return [tuple(overrides)]

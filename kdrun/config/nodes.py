@@ -57,7 +57,17 @@ def from_nodes(node: dict[str, Any], written: Mapping[str, str] | None = None) -
         written: as `RunConfig.written`.
     """
     known = {"method", "dataset", "views", "teacher", "student", "students", "loss", "schedule", "seed"}
-    known |= {"tracker", "execution", "evaluate", "plugins", "coefficients", "settings", "experiment", "ramps"}
+    known |= {
+        "tracker",
+        "execution",
+        "evaluate",
+        "plugins",
+        "coefficients",
+        "settings",
+        "experiment",
+        "ramps",
+        "engine",
+    }
     errors = [f"{key}: unknown key{allowed(key, known)}" for key in node if key not in known]
     absent = [key for key in ("method", "dataset", "schedule") if not node.get(key)]
     absent += ["loss"] if node.get("loss") is None else []  # a method that trains nothing has no terms

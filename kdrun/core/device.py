@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdrun.core.errors import ConfigError
+from kdrun.core.slot import slot
 
 
 def device_of(given: str, key: str = "execution.device") -> torch.device:
@@ -35,8 +36,8 @@ _THREADS = torch.get_num_threads()  # torch's own choice: a job of a sweep must 
 
 
 def use_machine(device: str, threads: int | None) -> torch.device:
-    """The device that is named; torch works with so many threads from now on (None: its own choice)."""
-    torch.set_num_threads(threads or _THREADS)
+    """The device that is named; torch works with so many threads from now on (None: its slot's, or its own choice)."""
+    torch.set_num_threads(threads or slot().threads or _THREADS)
     return device_of(device)
 
 

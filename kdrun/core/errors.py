@@ -26,6 +26,10 @@ class LockLost(KdrunError):
     """Another process took a run over while this one stood still; this one must not write any more."""
 
 
+class Held(KdrunError):
+    """Another process is at work on it, and it was not to be waited for."""
+
+
 class NonFiniteLoss(KdrunError):
     """A loss term, a weight or a final figure became NaN or infinite in training."""
 

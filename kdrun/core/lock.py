@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from kdrun.core import signals
-from kdrun.core.errors import KdrunError, LockLost
+from kdrun.core.errors import Held, KdrunError, LockLost
 from kdrun.core.machine import boot_id
 
 log = logging.getLogger(__name__)
@@ -85,12 +85,15 @@ def _ended(pid: int) -> bool:
 class Lock:
     """`with Lock(path):` waits until nobody else holds the lock.
 
+    Args:
+        wait: false: raise `Held` where somebody else does.
+
     Raises:
         KdrunError: no lock can be made there; says why.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, wait: bool = True) -> None:
+        self.path, self.wait = path, wait
         self.owner: dict[str, Any] = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -146,6 +149,8 @@ class Lock:
     def _wait(self) -> None:
         began, announced = time.monotonic(), False
         while not self._got():
+            if self._other is not None and not self.wait:
+                raise Held(f"{self.path.stem}: {_name(self._other)} is at work on it")
             if self._other is not None and not announced:
                 log.info("waiting for %s, which %s is building", self.path.stem, _name(self._other))
                 announced = True

@@ -1,4 +1,5 @@
-"""Names of the parts that plug in: methods, loss terms, datasets, teachers, learning-rate decays, uncertainties.
+"""Names of the parts that plug in: methods, loss terms, datasets, teachers, learning-rate decays, uncertainties,
+engines.
 
 `@register("method", "distill")` on a class is all that a new part needs. Its nested `Config` is the schema of its YAML
 node. Networks are registered with timm's own `register_model`.
@@ -28,6 +29,7 @@ T = TypeVar("T", bound=type)
 _PACKAGES = {
     "method": "kdrun.methods", "loss": "kdrun.losses", "dataset": "kdrun.data.sets", "model": "kdrun.models",
     "decay": "kdrun.training.decay", "uncertainty": "kdrun.methods.uncertainty", "teacher": "kdrun.teachers",
+    "engine": "kdrun.training.engines",
 }  # fmt: skip
 # What a class of each kind, and its Config, are to be made from.
 _BASES = {
@@ -37,6 +39,7 @@ _BASES = {
     "decay": ("kdrun.training.decay.Decay", "kdrun.config.schedule.DecayConfig"),
     "uncertainty": ("kdrun.methods.uncertainty.Uncertainty", "kdrun.config.parts.UncertaintyConfig"),
     "teacher": ("kdrun.teachers.kind.TeacherKind", "kdrun.config.teacher.TeacherConfig"),
+    "engine": ("kdrun.training.engines.engine.Engine", "kdrun.training.engines.engine.EngineConfig"),
 }
 _MEMBERS = {"loss": ("forward",), "teacher": ("build", "outline"), "uncertainty": ("weight",)}
 # Names become folders and parts of dotted keys.

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdrun.core.slot import slot
 from kdrun.data.arrays import Arrays
 from kdrun.data.streamed import num_workers
 from kdrun.data.types import Images
@@ -38,7 +39,7 @@ def place(
         train, test = (_tensor(np.array(images) if wanted is True else images) for images in both)
         return train, test
     size = sum(images.nbytes for images in both)
-    resident = size <= SHARE * free_memory(device) if wanted == "auto" else bool(wanted)
+    resident = size <= SHARE * slot().share * free_memory(device) if wanted == "auto" else bool(wanted)
     log.info("%.2f GB of images: %s", size / 1e9, f"resident on {device}" if resident else "fetched from the host")
     train, test = (_tensor(images).to(device) if resident else _tensor(images) for images in both)
     return train, test

@@ -40,6 +40,6 @@ def lock_path(directory: Path) -> Path:
     return directory.with_name(f"{directory.name}.lock")
 
 
-def run_lock(directory: Path) -> Lock:
+def run_lock(directory: Path, wait: bool = True) -> Lock:
     """Who holds it may write into the run directory."""
-    return Lock(lock_path(directory))
+    return Lock(lock_path(directory), wait)

@@ -17,7 +17,7 @@ from kdrun.config.key import named_files, plugins_of
 from kdrun.config.nodes import dump
 from kdrun.config.run import RunConfig
 from kdrun.core import signals
-from kdrun.core.errors import KdrunError
+from kdrun.core.errors import Held, KdrunError
 from kdrun.core.files import remove, write_bytes, write_text
 from kdrun.core.hashing import content_hash
 from kdrun.core.lock import Lock
@@ -46,10 +46,13 @@ log = logging.getLogger(__name__)
 Logits = dict[tuple[str, str], Tensor]
 
 
-def run(asked: Job | RunConfig, job_type: str = "train") -> Record:
+def run(asked: Job | RunConfig, job_type: str = "train", wait: bool = True) -> Record:
     """The record of this run: read when it is done already, else trained now, after everything it requires.
 
     What `evaluate` asks for is measured then, if the record does not have it.
+
+    Args:
+        wait: for another process that is at work on it; false: raise `Held`.
 
     Returns:
         The record; its `status` is done or failed (then `error` says why, and log.txt holds the traceback).
@@ -60,7 +63,7 @@ def run(asked: Job | RunConfig, job_type: str = "train") -> Record:
     job = Job.of(asked)
     with signals.taken(), signals.during(f"working on {job.directory}"):
         job = settled(job)
-        record = _train(job, job_type)
+        record = _train(job, job_type, wait)
         if record["status"] == "done" and job_type == "train":
             if job.config.evaluate.corruptions is not None:
                 record = with_corruptions(job, job.config.evaluate.corruptions)
@@ -69,7 +72,7 @@ def run(asked: Job | RunConfig, job_type: str = "train") -> Record:
     return record
 
 
-def _train(job: Job, job_type: str) -> Record:
+def _train(job: Job, job_type: str, wait: bool) -> Record:
     directory = job.directory
     if job.content is not None:
         log.warning("%s: what lies there is a run on other data; this is another run", job.first)
@@ -78,7 +81,7 @@ def _train(job: Job, job_type: str) -> Record:
         tidy(job, done)
         log.info("done already: %s", summary(directory, done))
         return done
-    with run_lock(directory) as lock:
+    with run_lock(directory, wait) as lock:
         sweep_run(directory)
         done, damage = done_record(directory, job_type == "train")  # whom we waited for may have done it
         if done is not None:
@@ -97,13 +100,15 @@ def _train(job: Job, job_type: str) -> Record:
             logging.getLogger("kdrun").addHandler(handler)
             record = _new_record(job)
             write_record(directory, record)
-            _execute(job, record, job_type, lock)
+            _execute(job, record, job_type, lock, wait)
             record["status"] = "done"
             lock.require()
             write_record(directory, record)
             if not job.config.execution.keep_checkpoint:
                 _remove_checkpoint(directory)
             log.info("done: %s", summary(directory, record))
+        except Held:  # by another process, of a run that this one needs
+            raise
         except Exception as error:
             record.update(status="failed", error={"type": type(error).__name__, "message": str(error)})
             known = isinstance(error, KdrunError | OSError)
@@ -142,9 +147,9 @@ def summary(directory: Path, record: Record) -> str:
     return f"{directory} ({', '.join(shown)})"
 
 
-def _execute(job: Job, record: Record, job_type: str, lock: Lock) -> None:
+def _execute(job: Job, record: Record, job_type: str, lock: Lock, wait: bool) -> None:
     requires = {role: settled(other) for role, other in job.requires.items()}
-    required = {role: _require(role, other) for role, other in requires.items()}
+    required = {role: _require(role, other, wait) for role, other in requires.items()}
     record["requires"] = {role: other.key for role, other in requires.items()}
 
     assembly = Assembly.of(job, required=required)
@@ -164,11 +169,11 @@ def _execute(job: Job, record: Record, job_type: str, lock: Lock) -> None:
     _fit(assembly, record, job_type, lock)
 
 
-def _require(role: str, job: Job) -> Path:
+def _require(role: str, job: Job, wait: bool) -> Path:
     directory = job.directory
     log.info("needs its %s: %s", role, directory)
     if directory not in _DIVERGED:
-        record = run(job, job_type=role)
+        record = run(job, role, wait)
         if record["status"] == "done":
             return directory
         if record["error"]["type"] != "NonFiniteLoss":  # another cause may be gone the next time

@@ -330,6 +330,6 @@ def as_submitit(outputs: Path, reached: Path) -> int:
         return plain(self, step, *rest)
 
     Loop._optimize = held  # type: ignore[method-assign]
-    (job,) = plan([*RUN, f"execution.outputs={outputs}"]) or []
+    (job,) = plan([*RUN, f"execution.outputs={outputs}"]).jobs
     run(job)
     return 0
