@@ -10,7 +10,7 @@ from kdrun.config.nodes import part_config
 from kdrun.core import signals
 from kdrun.core.errors import ConfigError
 from kdrun.core.registry import lookup
-from kdrun.training.graph import ENDED, Graph, Node
+from kdrun.training.graph import ENDED, STATES, Graph, Node
 from kdrun.training.sweep import Sweep
 
 MINUTE = 60.0
@@ -36,10 +36,7 @@ class Lines:
 
 def standing(graph: Graph) -> str:
     """`7 done, 2 running, 3 waiting`."""
-    counts = {
-        state: len(graph.in_state(state))
-        for state in ("done", "running", "held", "waiting", "failed", "blocked", "left")
-    }
+    counts = {state: len(graph.in_state(state)) for state in STATES}
     return ", ".join(f"{count} {state}" for state, count in counts.items() if count)
 
 

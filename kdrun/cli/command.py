@@ -23,8 +23,8 @@ from kdrun.core.schema import Schema, from_arguments
 from kdrun.runs.record import open_records
 
 COMMANDS = (
-    "train", "sweep", "table", "status", "compare", "evaluate", "export", "predict", "publish", "download", "plot", "analyze",
-    "explain",
+    "train", "sweep", "table", "status", "compare", "evaluate", "export", "predict", "publish", "download", "plot",
+    "analyze", "explain",
 )  # fmt: skip
 HELP = {"-h", "--help"}
 COMPLETION = {"-sc", "--shell_completion"}

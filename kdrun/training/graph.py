@@ -10,7 +10,7 @@ from kdrun.core.errors import KdrunError
 from kdrun.runs.place import settled
 from kdrun.runs.record import finished_record
 
-STATES = ("waiting", "running", "held", "done", "failed", "blocked", "left")
+STATES = ("done", "running", "held", "waiting", "failed", "blocked", "left")
 """held: another process is at work on it; blocked: what it needs failed; left: beyond the limit."""
 ENDED = ("done", "failed", "blocked", "left")
 
