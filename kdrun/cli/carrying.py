@@ -26,12 +26,12 @@ class Lines:
         ended = len(self.graph.in_state(*ENDED))
         why = f": {node.why}" if node.why else ""
         role = "" if node.role == "train" else f"{node.role} "
-        print(f"[{ended}/{len(self.graph)}] {role}{node.name} {node.state}{why}", flush=True)
+        print(f"[{ended}/{len(self.graph)}] {role}{node.name} {node.state}{why}", file=sys.stderr, flush=True)
 
     def tick(self) -> None:
         if time.monotonic() - self.told > MINUTE:
             self.told = time.monotonic()
-            print(standing(self.graph), flush=True)
+            print(standing(self.graph), file=sys.stderr, flush=True)
 
 
 def standing(graph: Graph) -> str:
@@ -50,7 +50,7 @@ def carry_out(jobs: Sequence[Job], engine: dict[str, Any], environment: Mapping[
         config = part_config("engine", engine, "engine")
         graph = Graph.of(jobs)
         with lookup("engine", config.name, "engine.name")(config) as made:
-            print(f"{len(graph)} runs, {standing(graph)}; {made.text}", flush=True)
+            print(f"{len(graph)} runs, {standing(graph)}; {made.text}", file=sys.stderr, flush=True)
             try:
                 with signals.during("starting the next run"):
                     Sweep(graph, made, Lines(graph), environment).run()

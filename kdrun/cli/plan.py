@@ -72,11 +72,10 @@ def plan(arguments: Sequence[str]) -> Plan | None:
                 jobs.append((overrides, job))
             except Exception as error:
                 errors += [(overrides, line) for line in _one_line(error, job)]
-    if not errors:
-        errors = _check(jobs)
     if errors:
         raise ConfigError(*_lines_of(errors, len(expanded), expanded))
     ours = [job for _, job in jobs]
+    require_possible(ours)
     return _by_engine(ours, settings) if args.multirun else Plan(ours)
 
 
@@ -90,7 +89,12 @@ def _by_engine(jobs: list[Job], composed: DictConfig) -> Plan:
         if asked:
             raise ConfigError(f"{asked[0]}: Hydra's launcher makes the runs; leave it out, or hydra/launcher")
         return Plan(jobs)
-    return Plan(jobs, node, {str(key): str(value) for key, value in plain(settings.job.env_set).items()})
+    return Plan(jobs, node, environment_in(composed))
+
+
+def environment_in(composed: DictConfig) -> dict[str, str]:
+    """What `hydra.job.env_set` sets."""
+    return {str(key): str(value) for key, value in plain(composed.hydra.job.env_set).items()}
 
 
 def plain(node: Any) -> dict[str, Any]:
@@ -98,13 +102,23 @@ def plain(node: Any) -> dict[str, Any]:
     return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
 
 
-def _check(jobs: list[tuple[tuple[str, ...], Job]]) -> list[tuple[tuple[str, ...], str]]:
-    """What only the data, the disk and the machine can tell, for the jobs that are not done yet."""
+def require_possible(jobs: Sequence[Job]) -> None:
+    """What only the data, the disk and the machine can tell, for the jobs that are not done yet.
+
+    Raises:
+        ConfigError: one line for every mistake of every job.
+    """
+    errors = _check(jobs)
+    if errors:
+        raise ConfigError(*_lines_of(errors, len(jobs), [job.overrides for job in jobs]))
+
+
+def _check(jobs: Sequence[Job]) -> list[tuple[tuple[str, ...], str]]:
     errors = []
-    for outputs, given in {job.outputs: job.config.execution.outputs for _, job in jobs}.items():
+    for outputs, given in {job.outputs: job.config.execution.outputs for job in jobs}.items():
         if problem := _not_writable(outputs):
             return [((), f"execution.outputs: {given}: {problem}")]
-    for overrides, job in jobs:
+    for job in jobs:
         try:
             done = finished_record(job.directory)
             if done is None:
@@ -113,7 +127,7 @@ def _check(jobs: list[tuple[tuple[str, ...], Job]]) -> list[tuple[tuple[str, ...
                 require_whole(job.directory, done)
                 check_measurements(job)
         except Exception as error:
-            errors += [(overrides, line) for line in _one_line(error, job)]
+            errors += [(job.overrides, line) for line in _one_line(error, job)]
     return errors
 
 

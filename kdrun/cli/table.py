@@ -4,7 +4,7 @@ kdrun table                          every run below outputs/
 kdrun table table=demo               the plan of conf/table/demo.yaml, missing seeds shown
 kdrun table table=demo plan=true     what is done, needed first, missing, and about how long it will take
 kdrun table table=demo dry=true      with the commands that make what is missing
-kdrun table table=demo execute=true  makes it; override=execution.threads=1, override=hydra/launcher=joblib
+kdrun table table=demo execute=true  makes it; override=execution.threads=1, override=engine.slots=2
 kdrun table table=demo metric=test/ece format=markdown outputs=outputs protocol=best_on_val
 kdrun table table=demo format=html   a report, outputs/reports/demo.html; also latex, csv, json; out=
 kdrun table table=demo spread=minmax columns=params,flops,seconds,images_per_second,teacher,test/ece
@@ -15,7 +15,6 @@ protocol: last, best_on_val, median20 (the median of the last 20 evaluations)
 """
 
 import math
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +22,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
-from kdrun.cli import train
-from kdrun.cli.plan import plan
-from kdrun.config.compose import Composer, flags_first
-from kdrun.config.job import Job
+from kdrun.cli.plan import require_possible
 from kdrun.core.errors import ConfigError, Unfinished, allowed
 from kdrun.core.files import folder, place_for, write_text
 from kdrun.core.later import later
@@ -34,21 +30,22 @@ from kdrun.core.schema import Schema, from_arguments
 from kdrun.results.fill import curve_reader, curve_table, planned_table
 from kdrun.results.formats import to_csv, to_json, to_latex, to_terminal
 from kdrun.results.found import found_table
+from kdrun.results.jobs import table_jobs
 from kdrun.results.plan import (
     Protocol,
     about,
     plan_of,
     table_spec,
 )
-from kdrun.results.progress import Todo, arguments_of, progress_text
+from kdrun.results.progress import Todo, progress_text
 from kdrun.results.report import html
 from kdrun.results.table import EXTRAS, Table, comparison, refuse_empty_extras, two_rows
 from kdrun.runs.place import settled
 
 if TYPE_CHECKING:
-    from kdrun.training.runner import run
+    from kdrun.cli.carrying import carry_out as on_engine
 else:
-    run = later("kdrun.training.runner", "run")
+    on_engine = later("kdrun.cli.carrying", "carry_out")
 
 
 class TableOptions(Schema):
@@ -74,7 +71,7 @@ class TableOptions(Schema):
     execute: bool = False
     """Make what is missing."""
     override: list[str] = Field(default_factory=list)
-    """More of the command line for what is made (a launcher, a device, threads); what changes run keys is refused."""
+    """More of the command line for what is made (an engine, a device, threads); what changes run keys is refused."""
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
@@ -158,51 +155,30 @@ def _table(options: TableOptions, outputs: Path, extras: list[str]) -> Table:
 
 
 def carry_out(name: str, outputs: Path, extra: Sequence[str]) -> None:
-    """Make what is missing: prerequisites first, then each command of `commands_of`, by the same launcher as a sweep.
-
-    All of it is composed and checked before anything runs. A failure stops nothing else.
+    """Make what is missing, and what that needs, on an engine. All of it is checked before anything runs.
 
     Raises:
         ConfigError: one line for each mistake; or an override changes what the table plans.
         Unfinished: names what is not done.
     """
-    todo = Todo.of(plan_of(name, table_spec(name), outputs, math.inf), outputs)
-    commands = arguments_of(todo, outputs, extra)
-    planned = {made.place for cell in todo.plan.cells for made in cell.runs}
-    for arguments in commands:
-        asked = plan(flags_first(arguments))
-        for job in [] if asked is None else asked.jobs:
-            if job.place not in planned:
-                raise ConfigError(
-                    f"override: {' '.join(extra)}: makes {job.directory}, which table={name} does not plan"
-                )
-    _make_prerequisites(todo, outputs, [word for word in extra if not word.lstrip("+").startswith("hydra/")])
-    for arguments in commands:
-        print(shlex.join(["python", "-m", "kdrun.train", *arguments]), file=sys.stderr)
-        train.execute(arguments, tell=False)
-    left = Todo.of(todo.plan, outputs)
-    bad = [
-        f"{state.state}: {outputs / place}{': ' + state.why if state.why else ''}"
-        for place, state in left.states.items()
-        if state.state not in ("done", "running")
-    ]
-    if bad:
+    spec = table_spec(name)
+    if asked := [word for word in extra if word.lstrip("+").startswith("hydra/")]:
+        raise ConfigError(f"override: {asked[0]}: a table is made on an engine; give override=engine=local, ray, slurm")
+    todo = Todo.of(plan_of(name, spec, outputs, math.inf), outputs)
+    if all(state.state == "done" for state in todo.states.values()) and not extra:
+        return
+    made = table_jobs(name, spec, outputs, extra)
+    planned = {run.place for cell in todo.plan.cells for run in cell.runs}
+    jobs = [settled(job) for job in made.jobs]
+    for job in jobs:
+        if job.place not in planned:
+            raise ConfigError(f"override: {' '.join(extra)}: makes {job.directory}, which table={name} does not plan")
+    require_possible(jobs)
+    if on_engine(jobs, made.engine, made.environment):
+        left = Todo.of(todo.plan, outputs)
+        bad = [
+            f"{state.state}: {outputs / place}{': ' + state.why if state.why else ''}"
+            for place, state in left.states.items()
+            if state.state not in ("done", "running")
+        ]
         raise Unfinished(progress_text(name, outputs, extra, commands=False), *bad)
-
-
-def _make_prerequisites(todo: Todo, outputs: Path, extra: Sequence[str]) -> None:
-    """What undone cells need and no cell shows, each run once."""
-    wanted = {needed.place for needed in todo.wanted()}
-    with Composer() as composer:
-        for cell in todo.plan.cells:
-            seeds = [undone.seed for undone in todo.undone(cell)]
-            if not wanted or not seeds:
-                continue
-            configs = composer.typed_seeds([*cell.overrides, f"execution.outputs={outputs}", *extra], seeds)
-            for config in configs:
-                for role, needed in Job(config).requires.items():
-                    other = settled(needed)
-                    if other.place in wanted:
-                        wanted.discard(other.place)
-                        print(f"first its {role}: {other.directory}", file=sys.stderr)
-                        run(other, job_type=role)

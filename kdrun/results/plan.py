@@ -4,13 +4,10 @@ Composing takes seconds and torch, so a plan is kept in `<outputs>/.cache/tables
 files that it names stay as they are. A kept plan that cannot be read, or is not whole, is made anew.
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
-from importlib import metadata
 from itertools import chain, takewhile
 from pathlib import Path
 from typing import Literal, Self
@@ -25,12 +22,12 @@ from kdrun.config.key import data_identity, named_files, run_dir
 from kdrun.config.nodes import read_conf
 from kdrun.config.run import RunConfig
 from kdrun.core.errors import ConfigError, allowed
-from kdrun.core.files import write_text
 from kdrun.core.hashing import content_hash, json_hash
-from kdrun.core.paths import CONF_DIR, HERE
+from kdrun.core.paths import CONF_DIR
 from kdrun.core.registry import lookup
 from kdrun.core.schema import FileContent, Schema, build
 from kdrun.data.found import found, unsplit
+from kdrun.results.kept import digest_of, keep, kept
 from kdrun.results.notes import Picked, deviations_in, ours_in
 from kdrun.runs.metric import Metric
 from kdrun.runs.place import trained_on
@@ -219,20 +216,23 @@ def plan_of(name: str, spec: TableConfig, outputs: Path, most: float = QUICK) ->
 
 
 def _plan_of(name: str, spec: TableConfig, outputs: Path) -> TablePlan:
-    if any("plugins" in word for word in chain(*spec.rows.values(), *spec.columns.values())):
-        return make_plan(name, spec)  # of whose code we know nothing
-    path, digest = outputs / ".cache" / "tables" / f"{name}.json", _digest(spec)
-    kept = _kept(path, digest)
-    if kept is not None:
-        return kept
-    made = make_plan(name, spec)
-    if outputs.is_dir():
-        content = json.dumps(made.model_dump(), ensure_ascii=False)
-        try:
-            write_text(path, f"{digest} {_sha(content.encode())}\n{content}\n")
-        except OSError as error:
-            log.info("%s: the plan is not kept (%s)", path, error.strerror)
-    return made
+    if composed_anew(spec):
+        return make_plan(name, spec)
+    path, digest = cache_of(name, outputs), digest_of(spec.model_dump_json())
+    plan = _kept(path, digest)
+    if plan is None:
+        plan = make_plan(name, spec)
+        keep(path, digest, plan.model_dump())
+    return plan
+
+
+def cache_of(name: str, outputs: Path) -> Path:
+    return outputs / ".cache" / "tables" / f"{name}.json"
+
+
+def composed_anew(spec: TableConfig) -> bool:
+    """Whether it has plug-ins, of whose code we know nothing."""
+    return any("plugins" in word for word in chain(*spec.rows.values(), *spec.columns.values()))
 
 
 def make_plan(name: str, spec: TableConfig) -> TablePlan:
@@ -335,29 +335,13 @@ def _content(data: PlannedData, outputs: Path, most: float) -> str | None:
 
 
 def _kept(path: Path, digest: str) -> TablePlan | None:
+    value = kept(path, digest)
     try:
-        head, _, content = path.read_text("utf-8").rstrip("\n").partition("\n")
-        if head != f"{digest} {_sha(content.encode())}":
-            return None
-        plan = build(TablePlan, json.loads(content), str(path))
-        files = all(isinstance(file, PlannedFile) and file.stays(path) for path, file in plan.files.items())
-        return plan if files and all(data.stays() for data in plan.data.values()) else None
-    except (OSError, ValueError, ConfigError) as error:
+        plan = None if value is None else build(TablePlan, value, str(path))
+    except ConfigError as error:
         log.debug("%s: %s", path, error)
         return None
-
-
-def _digest(spec: TableConfig) -> str:
-    """Of everything that a plan follows from, but the files that it names itself."""
-    whole = hashlib.sha256(spec.model_dump_json().encode())
-    for folder, pattern in ((CONF_DIR, "*.yaml"), (HERE, "*.py")):
-        for path in sorted(folder.rglob(pattern)):
-            content = path.read_bytes()
-            whole.update(f"{path.relative_to(folder)}\0{len(content)}\0".encode() + content)
-    for package in ("hydra-core", "omegaconf", "pydantic", "timm"):
-        whole.update(metadata.version(package).encode() + b"\0")
-    return whole.hexdigest()
-
-
-def _sha(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    if plan is None:
+        return None
+    files = all(isinstance(file, PlannedFile) and file.stays(path) for path, file in plan.files.items())
+    return plan if files and all(data.stays() for data in plan.data.values()) else None
