@@ -23,6 +23,7 @@ class Node:
         role: what another run calls it; `train`: it was asked for.
         behind: how many runs wait for it, directly or not.
         tries: how often it was started.
+        passed: how often another process was found at work on it.
     """
 
     job: Job
@@ -33,6 +34,7 @@ class Node:
     state: str = "waiting"
     why: str = ""
     tries: int = 0
+    passed: int = 0
 
     @property
     def directory(self) -> Path:
@@ -79,9 +81,9 @@ class Graph:
         return [node for node in self.nodes.values() if node.state in states]
 
     def ready(self) -> list[Node]:
-        """What can be made now, first those on which most wait."""
+        """What can be made now, first those on which most wait, last those that another process held."""
         nodes = [n for n in self.in_state("waiting") if all(other.state == "done" for other in n.needs)]
-        return sorted(nodes, key=lambda node: -node.behind)
+        return sorted(nodes, key=lambda node: (node.passed, -node.behind))
 
     def block(self) -> list[Node]:
         """Mark what needs a run that failed; what was marked now."""

@@ -112,8 +112,10 @@ class Sweep:
             self.looked = time.monotonic()
             for node in self.graph.in_state("held"):
                 if not held(lock_path(node.directory)):
-                    self._set(node, "waiting")
+                    done = node.finished()
+                    self._set(node, *(("done", "by another process") if done else ("waiting", "")))
 
     def _set(self, node: Node, state: str, why: str = "") -> None:
+        node.passed += state == "held"
         node.state, node.why = state, why
         self.view.changed(node)
