@@ -1,4 +1,4 @@
-"""The runs of a table as jobs: each cell is composed once and kept beside the plan, so that a start composes nothing."""
+"""The runs of a table as jobs. Each cell is composed once and kept beside the plan: a start composes nothing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
