@@ -2,11 +2,11 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from kdrun.config.job import Job
 from kdrun.config.nodes import part_config
+from kdrun.config.sweep import SweepSettings
 from kdrun.core import signals
 from kdrun.core.errors import ConfigError
 from kdrun.core.registry import lookup
@@ -40,20 +40,22 @@ def standing(graph: Graph) -> str:
     return ", ".join(f"{count} {state}" for state, count in counts.items() if count)
 
 
-def carry_out(jobs: Sequence[Job], engine: dict[str, Any], environment: Mapping[str, str]) -> int:
+def carry_out(jobs: Sequence[Job], settings: SweepSettings) -> int:
     """Make these runs and what they need. Returns the exit code: 0 all done, 1 not all, 2 the engine cannot.
 
     Raises:
         Interrupted: stopped by a signal, all that ran with checkpoints.
     """
     try:
-        config = part_config("engine", engine, "engine")
+        config = part_config("engine", settings.engine, "engine")
         graph = Graph.of(jobs)
         with lookup("engine", config.name, "engine.name")(config) as made:
-            print(f"{len(graph)} runs, {standing(graph)}; {made.text}", file=sys.stderr, flush=True)
+            settings.configure_log()
+            done = len(graph.in_state("done"))
+            print(f"{len(graph)} runs, {done} done already; {made.text}", file=sys.stderr, flush=True)
             try:
                 with signals.during("starting the next run"):
-                    Sweep(graph, made, Lines(graph), environment).run()
+                    Sweep(graph, made, Lines(graph), settings.environment).run()
             except signals.Interrupted as stop:
                 done = sum(graph.nodes[job.directory].state == "done" for job in jobs)
                 stop.text = f"{stop} ({done} of {len(jobs)} runs are done)"

@@ -3,15 +3,16 @@
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from kdrun.config.compose import Composer, parser
 from kdrun.config.job import Job
 from kdrun.config.nodes import dump
+from kdrun.config.sweep import SweepSettings
 from kdrun.config.values import leaves
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.later import later
@@ -32,14 +33,11 @@ class Plan:
     """What a command line asks for.
 
     Args:
-        engine: the node of `engine`, where kdrun carries the jobs out by itself: a sweep, and no other launcher asked
-            for. None: Hydra does.
-        environment: what `hydra.job.env_set` sets.
+        settings: of a sweep that kdrun carries out by itself; None: Hydra does, by the launcher that was asked for.
     """
 
     jobs: list[Job]
-    engine: dict[str, Any] | None = None
-    environment: dict[str, str] = field(default_factory=dict)
+    settings: SweepSettings | None = None
 
 
 def plan(arguments: Sequence[str]) -> Plan | None:
@@ -81,25 +79,13 @@ def plan(arguments: Sequence[str]) -> Plan | None:
 
 def _by_engine(jobs: list[Job], composed: DictConfig) -> Plan:
     """Callbacks and other launchers are Hydra's."""
-    settings: Any = composed.hydra
-    basic = str(settings.launcher.get("_target_")).endswith("BasicLauncher") and not settings.get("callbacks")
-    node = plain(composed.get("engine") or {})
-    if not basic:
-        asked = [word for word in settings.overrides.task if word.lstrip("+").startswith(("engine=", "engine."))]
-        if asked:
-            raise ConfigError(f"{asked[0]}: Hydra's launcher makes the runs; leave it out, or hydra/launcher")
-        return Plan(jobs)
-    return Plan(jobs, node, environment_in(composed))
-
-
-def environment_in(composed: DictConfig) -> dict[str, str]:
-    """What `hydra.job.env_set` sets."""
-    return {str(key): str(value) for key, value in plain(composed.hydra.job.env_set).items()}
-
-
-def plain(node: Any) -> dict[str, Any]:
-    found = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else dict(node)
-    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
+    hydra: Any = composed.hydra
+    if str(hydra.launcher.get("_target_")).endswith("BasicLauncher") and not hydra.get("callbacks"):
+        return Plan(jobs, SweepSettings.of(composed))
+    asked = [word for word in hydra.overrides.task if word.lstrip("+").startswith(("engine=", "engine."))]
+    if asked:
+        raise ConfigError(f"{asked[0]}: Hydra's launcher makes the runs; leave it out, or hydra/launcher")
+    return Plan(jobs)
 
 
 def require_possible(jobs: Sequence[Job]) -> None:

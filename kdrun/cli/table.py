@@ -174,7 +174,7 @@ def carry_out(name: str, outputs: Path, extra: Sequence[str]) -> None:
         if job.place not in planned:
             raise ConfigError(f"override: {' '.join(extra)}: makes {job.directory}, which table={name} does not plan")
     require_possible(jobs)
-    if on_engine(jobs, made.engine, made.environment):
+    if on_engine(jobs, made.settings):
         left = Todo.of(todo.plan, outputs)
         bad = [
             f"{state.state}: {outputs / place}{': ' + state.why if state.why else ''}"

@@ -80,9 +80,8 @@ def execute(arguments: list[str], tell: bool = True) -> int:
     if jobs and (problem := _no_folder(jobs)):
         print(f"error: {problem}", file=sys.stderr)
         return 2
-    if asked is not None and asked.engine is not None:
-        logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
-        return carry_out(asked.jobs, asked.engine, asked.environment)
+    if asked is not None and asked.settings is not None:
+        return carry_out(asked.jobs, asked.settings)
     old = sys.argv
     sys.argv = [old[0], *arguments]
     register_source()

@@ -1,15 +1,13 @@
 """The runs of a table as jobs. Each cell is composed once and kept beside the plan: a start composes nothing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-from omegaconf import OmegaConf
 
 from kdrun.config.compose import Composer, configs_of_seeds
 from kdrun.config.job import Job
 from kdrun.config.nodes import dump, from_record
+from kdrun.config.sweep import SweepSettings
 from kdrun.core.errors import ConfigError
 from kdrun.results.kept import digest_of, keep, kept
 from kdrun.results.plan import TableConfig, cache_of, composed_anew
@@ -17,12 +15,10 @@ from kdrun.results.plan import TableConfig, cache_of, composed_anew
 
 @dataclass
 class TableJobs:
-    """The runs of all cells, each once, and the node of the engine."""
+    """The runs of all cells, each once, and how they are to be made."""
 
     jobs: list[Job]
-    engine: dict[str, Any]
-    environment: dict[str, str] = field(default_factory=dict)
-    """What `hydra.job.env_set` sets."""
+    settings: SweepSettings
 
 
 def table_jobs(name: str, spec: TableConfig, outputs: Path, extra: Sequence[str]) -> TableJobs:
@@ -36,18 +32,17 @@ def table_jobs(name: str, spec: TableConfig, outputs: Path, extra: Sequence[str]
     value = None if composed_anew(spec) else kept(path, digest)
     if value is not None:
         jobs = [Job(from_record(config), tuple(overrides)) for overrides, config in value["jobs"]]
-        return TableJobs(jobs, value["engine"], value["environment"])
+        return TableJobs(jobs, SweepSettings(**value["settings"]))
     made = _composed(name, spec, [f"execution.outputs={outputs}", *extra])
     if not composed_anew(spec):
         runs = [(job.overrides, dump(job.config)) for job in made.jobs]
-        keep(path, digest, {"engine": made.engine, "environment": made.environment, "jobs": runs})
+        keep(path, digest, {"settings": asdict(made.settings), "jobs": runs})
     return made
 
 
 def _composed(name: str, spec: TableConfig, more: Sequence[str]) -> TableJobs:
     made: dict[tuple[str, ...], list[Job]] = {}
-    engine: Any = {}
-    environment: Any = {}
+    settings = SweepSettings({})
     with Composer() as composer:
         for row, of_row in spec.rows.items():
             for column, words in spec.columns.items():
@@ -64,6 +59,5 @@ def _composed(name: str, spec: TableConfig, more: Sequence[str]) -> TableJobs:
                         Job(config, (*overrides, f"seed={seed}"))
                         for seed, config in zip(spec.seeds, configs, strict=True)
                     ]
-                    engine = OmegaConf.to_container(composed.engine, resolve=True)
-                    environment = OmegaConf.to_container(composed.hydra.job.env_set, resolve=True)
-    return TableJobs([job for jobs in made.values() for job in jobs], engine, environment)
+                    settings = SweepSettings.of(composed)
+    return TableJobs([job for jobs in made.values() for job in jobs], settings)

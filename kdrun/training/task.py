@@ -4,14 +4,16 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from kdrun.config.job import Job
 from kdrun.config.nodes import dump, from_record
 from kdrun.core import signals
 from kdrun.core.errors import ConfigError, Held, KdrunError
+from kdrun.core.registry import load_plugins
 from kdrun.core.slot import Slot, occupied
 from kdrun.training.runner import run
 
@@ -38,11 +40,13 @@ class Task:
     role: str = "train"
     folder: str = ""
     environment: dict[str, str] = field(default_factory=dict)
+    checked: Job | None = field(default=None, compare=False, repr=False)
+    """The same in the process that planned it; it does not travel."""
 
     @classmethod
     def of(cls, job: Job, role: str, environment: Mapping[str, str] | None = None) -> Self:
         return cls(
-            dump(job.config), job.key, list(job.overrides), job.content, role, os.getcwd(), dict(environment or {})
+            dump(job.config), job.key, list(job.overrides), job.content, role, os.getcwd(), dict(environment or {}), job
         )
 
     @classmethod
@@ -52,10 +56,14 @@ class Task:
     @property
     def text(self) -> str:
         """JSON."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        own = {name.name: getattr(self, name.name) for name in fields(self) if name.name != "checked"}
+        return json.dumps(own, ensure_ascii=False)
 
     def job(self) -> Job:
         """Raises ConfigError where this is another run here."""
+        if self.checked is not None:
+            load_plugins(self.checked.config.plugins)  # another run may have put its own in their place
+            return self.checked
         job = Job(from_record(self.config), tuple(self.overrides), self.content)
         if job.key != self.key:
             raise ConfigError(
@@ -85,23 +93,33 @@ class Ended:
         return self.why or f"ended with exit code {self.code}"
 
 
-def work(task: Task, place: Slot, job: Job | None = None) -> int:
-    """Make a run in this process. Returns the exit code.
-
-    Args:
-        job: the same, where it is at hand.
-    """
-    return signals.exit_code(lambda: made(task, place, job))
-
-
-def made(task: Task, place: Slot, job: Job | None = None) -> int:
-    """As `work`. Raises Interrupted: stopped by a signal."""
+@contextmanager
+def _surroundings(task: Task) -> Iterator[None]:
+    """The environment and the folder of a task, as long as it lasts: a process may make several."""
+    before, folder = {name: os.environ.get(name) for name in task.environment}, os.getcwd()
     os.environ.update(task.environment)
-    if task.folder and task.folder != os.getcwd():
+    if task.folder:
         os.chdir(task.folder)
     try:
-        with occupied(place):
-            record = run(task.job() if job is None else job, task.role, wait=False)
+        yield
+    finally:
+        os.chdir(folder)
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def work(task: Task, place: Slot) -> int:
+    """Make a run in this process. Returns the exit code."""
+    return signals.exit_code(lambda: made(task, place))
+
+
+def made(task: Task, place: Slot) -> int:
+    """As `work`. Raises Interrupted: stopped by a signal."""
+    try:
+        with _surroundings(task), occupied(place):
+            record = run(task.job(), task.role, wait=False)
         return DONE if record["status"] == "done" else FAILED
     except Held:
         return AGAIN

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import kdrun.cli.train
+from kdrun.cli import carrying
 from kdrun.config.model import ModelConfig
 from kdrun.data import load as dataset
 from kdrun.models.network import build_network
@@ -291,18 +291,18 @@ def test_a_file_spoiled_after_the_check_fails_its_jobs_in_one_line_each(
     (tmp_path / "given").mkdir()
     path = tmp_path / "given" / name
     arguments = make(tmp_path / "given")
-    job = kdrun.cli.train.job
+    carry_out = carrying.carry_out
 
-    def spoiled_job():
+    def spoiled(*arguments):
         if content is None:
             path.rename(path.with_name("gone"))
         else:
             path.write_bytes(content)
         for kept in dataset._KEPT.values():
             kept.clear()  # as in the process of a launcher
-        job()
+        return carry_out(*arguments)
 
-    monkeypatch.setattr(kdrun.cli.train, "job", spoiled_job)
+    monkeypatch.setattr(carrying, "carry_out", spoiled)
     assert train("-m", *RUN, *arguments, "seed=0,1") == 1
     found = dict(find_records(outputs))
     assert [record["status"] for record in found.values()] == ["failed"] * 2

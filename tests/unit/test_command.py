@@ -25,8 +25,8 @@ for arguments in json.load(sys.stdin):
 print(json.dumps(told))
 """
 MISTAKES = {
-    "tabel": "tabel: no command; nearest: table (commands: train, table, status, ",
-    "distil table=demo": "distil: no command; none of 12 names is near (commands: train, ",
+    "tabel": "tabel: no command; nearest: table (commands: train, sweep, table, ",
+    "distil table=demo": "distil: no command; none of 13 names is near (commands: train, ",
     "help tabel": "tabel: no command; nearest: table",
     "sed=1": "sed: unknown key; nearest: seed",
     "train sed=1": "sed: unknown key; nearest: seed",
