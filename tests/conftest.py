@@ -36,21 +36,21 @@ def outputs(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def train(outputs: Path) -> Iterator[Callable[..., int]]:
+def train(outputs: Path) -> Callable[..., int]:
     """`train("seed=1")`: the command line in this process; returns its exit code."""
     from kdrun.cli.train import main
 
     def call(*arguments: str) -> int:
         return main([*arguments, f"execution.outputs={outputs}"])
 
-    handlers = list(logging.getLogger().handlers)
-    yield call
-    logging.getLogger().handlers[:] = handlers  # Hydra's write to this test's output, which is closed by now
+    return call
 
 
 @pytest.fixture(autouse=True)
-def no_process_is_left() -> Iterator[None]:
+def nothing_is_left() -> Iterator[None]:
+    handlers = list(logging.getLogger().handlers)
     yield
+    logging.getLogger().handlers[:] = handlers  # those of a command write to this test's output, which is closed by now
     kill_all()
 
 

@@ -113,7 +113,7 @@ def test_a_teacher_that_diverges_is_tried_once(train, outputs, capsys):
     assert train("-m", *FAST, *TEACHER, "schedule.lr=1e30", "seed=0,1,2") == 1
     out = capsys.readouterr()
     assert out.out.count("supervised on digits:") == 1
-    assert out.err.count("blocked: ") == 3
+    assert out.err.count("\nblocked: ") == 3
     assert out.err.count(", which failed\n") == 6  # as it happens, and in the end
 
 
