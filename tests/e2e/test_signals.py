@@ -87,7 +87,7 @@ def stopped(tmp_path: Path, outputs: Path) -> Callable[..., str]:
         left = [
             path.name
             for path in outputs.rglob("*")
-            if path.name.endswith(".lock") or path.name.startswith(".") and path.name != ".cache"
+            if path.name.endswith(".lock") or (path.name.startswith(".") and path.name != ".cache")
         ]
         assert not left
         return found.line[0]
