@@ -69,7 +69,8 @@ class Graph:
         for job in jobs:
             graph._node(job, "train")
         nodes = list(graph.nodes.values())
-        for node, name in zip(nodes, short_names([node.job.config for node in nodes]), strict=True):
+        names = short_names([node.job.config for node in nodes], [node.role for node in nodes])
+        for node, name in zip(nodes, names, strict=True):
             node.name = name
         graph._count()
         return graph

@@ -51,5 +51,5 @@ def test_two_slots_make_what_one_makes(outputs, tmp_path):
     )
     assert ours == theirs
     assert len(ours) == 7
-    first = slots.text.index("teacher supervised-resnet8")
+    first = slots.text.index("teacher resnet8-digits s0")
     assert "[7/7]" in slots.text[first:]
