@@ -12,7 +12,7 @@ from kdrun.core import signals
 from kdrun.core.errors import ConfigError
 from kdrun.core.registry import lookup
 from kdrun.training.engines.engine import Engine
-from kdrun.training.graph import Graph
+from kdrun.training.graph import Graph, counted
 from kdrun.training.sweep import Sweep
 
 NAMED = 5  # runs in one line
@@ -28,9 +28,9 @@ def carry_out(jobs: Sequence[Job], engine: dict[str, Any], environment: Mapping[
         config = part_config("engine", engine, "engine")
         graph = Graph.of(jobs)
         with lookup("engine", config.name, "engine.name")(config) as made:
-            print(f"{len(graph)} runs, {graph.counted()}; {made.text}", file=sys.stderr, flush=True)
+            print(f"{len(graph)} runs, {counted(graph.counts)}; {made.text}", file=sys.stderr, flush=True)
             try:
-                with signals.during("starting the next run"), _view(graph, made) as view:
+                with signals.during("making the runs of a sweep"), _view(graph, made) as view:
                     Sweep(graph, made, view, environment).run()
             except signals.Interrupted as stop:
                 done = sum(graph.nodes[job.directory].state == "done" for job in jobs)

@@ -14,7 +14,7 @@ from kdrun.core.errors import KdrunError
 from kdrun.results.progress import duration
 from kdrun.runs.pace import Pace, pace_of
 from kdrun.runs.record import read_record
-from kdrun.training.graph import ENDED, STATES, Graph, Node
+from kdrun.training.graph import ENDED, Graph, Node, counted
 from kdrun.training.standing import Kind, Notice, Seen, Standing
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ OFTEN, SHARE = 0.5, 20
 SAMPLE = 3  # runs of each kind that were done before: how long they took
 TOLD = ("running", "held", "waiting", "failed", "blocked")
 STYLES = {"failed": "red", "blocked": "yellow", "held": "cyan", "waiting": "cyan", "run": "dim"}
-KEPT = 300  # runs in the file of a sweep
+KEPT = 300  # runs in the file of a sweep, and all that run
 
 
 class Sight:
@@ -77,18 +77,17 @@ class Sight:
 
     def standing(self) -> Standing:
         nodes = list(self.graph.nodes.values())
-        counts = Counter(node.state for node in nodes)
         waiting = Counter(kind_of(node.name) for node in nodes if node.state == "waiting")
         kinds = {name: Kind(waiting=count) for name, count in waiting.items()}
         for name, took in self.took.items():
             kinds[name] = Kind(waiting=waiting[name], seconds=sum(took) / len(took))
         told = [node for node in nodes if node.state in TOLD and (node.state != "waiting" or node.why)]
         told.sort(key=lambda node: TOLD.index(node.state))
-        limit = self.engine.config.limit
+        limit, counts = self.engine.config.limit, self.graph.counts
+        kept = max(KEPT, counts.get("running", 0))
         return Standing(
             host=os.uname().nodename, process=os.getpid(), slots=self.engine.slots,
-            counts={state: counts[state] for state in STATES if counts[state]}, kinds=kinds,
-            runs=[self._seen(node) for node in told[:KEPT]],
+            counts=counts, kinds=kinds, runs=[self._seen(node) for node in told[:kept]],
             more=None if limit is None else max(0, limit - sum(node.tries > 0 for node in nodes)),
         )  # fmt: skip
 
@@ -191,10 +190,9 @@ def paces_of(standing: Standing, outputs: Path) -> dict[str, Pace]:
 
 def headline(standing: Standing, paces: Mapping[str, Pace]) -> str:
     """`3 of 7 done, 2 running, 2 waiting; about 4 min left`."""
-    counts = {"done": 0, **standing.counts}
-    rest = [f"{count} {state}" for state, count in counts.items() if state != "done"]
+    rest = counted({state: count for state, count in standing.counts.items() if state != "done"})
+    text = f"{standing.counts.get('done', 0)} of {standing.total} done{', ' if rest else ''}{rest}"
     left = standing.left(paces, time.time()) if standing.running else None
-    text = ", ".join([f"{counts['done']} of {standing.total} done", *rest])
     return text if left is None else f"{text}; about {duration(left)} left"
 
 

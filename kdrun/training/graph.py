@@ -1,6 +1,7 @@
 """A plan as a graph: each run once, with those that it needs first; what is done is left out."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,10 +99,11 @@ class Graph:
                 found.append(node)
         return found
 
-    def counted(self) -> str:
-        """`7 done, 2 running, 3 waiting`."""
-        counts = {state: len(self.in_state(state)) for state in STATES}
-        return ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    @property
+    def counts(self) -> dict[str, int]:
+        """Runs by state, each state that there is."""
+        found = Counter(node.state for node in self.nodes.values())
+        return {state: found[state] for state in STATES if found[state]}
 
     def picture(self, most: int = 40) -> str:
         """A line for each run that is to be made, those first on which most wait, and below it what waits for it.
@@ -122,7 +124,7 @@ class Graph:
         more = [f"and {hidden} more"] if hidden else []
         needed = sum(node.role != ASKED for node in todo)
         also = f" ({needed} of them because others need it)" if needed else ""
-        return "\n".join([*lines, *more, f"{len(self)} runs: {self.counted()}{also}"])
+        return "\n".join([*lines, *more, f"{len(self)} runs: {counted(self.counts)}{also}"])
 
     # --------------------------------------------------------------------------------------------------- private
 
@@ -149,6 +151,11 @@ class Graph:
             node.behind = len(own)
             for other in node.needs:
                 waiting.setdefault(other, set()).update(own, [node])
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """`2 running, 3 waiting`."""
+    return ", ".join(f"{count} {state}" for state, count in counts.items())
 
 
 Branch = tuple[int, list[Node]]
