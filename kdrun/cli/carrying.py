@@ -1,43 +1,21 @@
-"""Carrying out what was planned: on an engine, with a line for each change."""
+"""Carrying out what was planned, on an engine."""
 
+import os
 import sys
-import time
 from collections.abc import Sequence
 
+from kdrun.cli.views import Lines, Screen
 from kdrun.config.job import Job
 from kdrun.config.nodes import part_config
 from kdrun.config.sweep import SweepSettings
 from kdrun.core import signals
 from kdrun.core.errors import ConfigError
 from kdrun.core.registry import lookup
-from kdrun.training.graph import ENDED, STATES, Graph, Node
+from kdrun.training.engines.engine import Engine
+from kdrun.training.graph import Graph
 from kdrun.training.sweep import Sweep
 
-MINUTE = 60.0
-
-
-class Lines:
-    """A line for each change, and how things stand each minute."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph, self.told = graph, time.monotonic()
-
-    def changed(self, node: Node) -> None:
-        ended = len(self.graph.in_state(*ENDED))
-        why = f": {node.why}" if node.why else ""
-        role = "" if node.role == "train" else f"{node.role} "
-        print(f"[{ended}/{len(self.graph)}] {role}{node.name} {node.state}{why}", file=sys.stderr, flush=True)
-
-    def tick(self) -> None:
-        if time.monotonic() - self.told > MINUTE:
-            self.told = time.monotonic()
-            print(standing(self.graph), file=sys.stderr, flush=True)
-
-
-def standing(graph: Graph) -> str:
-    """`7 done, 2 running, 3 waiting`."""
-    counts = {state: len(graph.in_state(state)) for state in STATES}
-    return ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+NAMED = 5  # runs in one line
 
 
 def carry_out(jobs: Sequence[Job], settings: SweepSettings) -> int:
@@ -54,8 +32,8 @@ def carry_out(jobs: Sequence[Job], settings: SweepSettings) -> int:
             done = len(graph.in_state("done"))
             print(f"{len(graph)} runs, {done} done already; {made.text}", file=sys.stderr, flush=True)
             try:
-                with signals.during("starting the next run"):
-                    Sweep(graph, made, Lines(graph), settings.environment).run()
+                with signals.during("starting the next run"), _view(graph, made) as view:
+                    Sweep(graph, made, view, settings.environment).run()
             except signals.Interrupted as stop:
                 done = sum(graph.nodes[job.directory].state == "done" for job in jobs)
                 stop.text = f"{stop} ({done} of {len(jobs)} runs are done)"
@@ -64,15 +42,41 @@ def carry_out(jobs: Sequence[Job], settings: SweepSettings) -> int:
         for line in error.lines:
             print(f"error: {line}", file=sys.stderr)
         return 2
-    return _told(graph, jobs)
+    return _told(graph, jobs, config.limit)
 
 
-def _told(graph: Graph, jobs: Sequence[Job]) -> int:
-    """Name what is not done."""
-    nodes = {job.directory: graph.nodes[job.directory] for job in jobs}
-    bad = [node for node in graph.nodes.values() if node.state != "done"]
+def _view(graph: Graph, engine: Engine) -> Lines | Screen:
+    """On a terminal a table that moves; but runs in this process show what they do by themselves."""
+    if engine.inline or not sys.stderr.isatty() or os.environ.get("TERM") in (None, "dumb"):
+        return Lines(graph, engine)
+    from rich.console import Console
+
+    return Screen(graph, engine, Console(stderr=True))
+
+
+def _told(graph: Graph, jobs: Sequence[Job], limit: int | None) -> int:
+    """Name what is not done, and what was tried again."""
+    nodes = list(graph.nodes.values())
+    again = [f"{node.name} ({node.tries} times)" for node in nodes if node.tries > 1]
+    bad = [node for node in nodes if node.state not in ("done", "left")]
+    lines = [f"tried again: {_listed(again)}"] if again else []
+    lines += [f"failed: {node.directory}: {node.why} ({node.name})" for node in bad if node.state == "failed"]
+    causes: dict[str, list[str]] = {}
     for node in bad:
-        print(f"{node.state}: {node.directory}{': ' + node.why if node.why else ''}", file=sys.stderr)
-    done = sum(node.state == "done" for node in nodes.values())
-    print(f"{done} of {len(nodes)} runs done", file=sys.stderr if bad else sys.stdout)
-    return 1 if bad else 0
+        if node.state != "failed":
+            causes.setdefault(f"{node.state}: {node.why}" if node.why else node.state, []).append(node.name)
+    lines += [f"{cause}: {_listed(names)}" for cause, names in causes.items()]
+    left = graph.in_state("left")
+    if left:
+        lines.append(f"left: {len(left)} runs beyond limit={limit}; the same command goes on")
+    asked = {job.directory: graph.nodes[job.directory] for job in jobs}.values()
+    done = sum(node.state == "done" for node in asked)
+    for line in lines:
+        print(line, file=sys.stderr)
+    print(f"{done} of {len(asked)} runs done", file=sys.stderr if bad or left else sys.stdout)
+    return 1 if bad or left else 0
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more}"

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
+from kdrun.config.names import differing_keys
 from kdrun.core.errors import KdrunError
 from kdrun.core.later import later
 from kdrun.core.schema import Schema, from_arguments
 from kdrun.results.cell import run_name
-from kdrun.results.found import differing_keys, flatten
+from kdrun.results.found import flatten
 from kdrun.runs.metric import is_percent
 from kdrun.runs.record import open_records
 

@@ -1,4 +1,4 @@
-"""List all runs below outputs/, from their records alone.
+"""List all runs below outputs/, from their records alone, and the sweeps that are at work on them.
 
 kdrun status
 kdrun status dataset.name=digits loss.kd.temperature=4      any key of the configuration filters
@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from kdrun.cli.views import headline, lines_of, paces_of
 from kdrun.core.errors import ConfigError, allowed
 from kdrun.core.files import folder, regular
 from kdrun.core.lock import held
@@ -21,8 +22,11 @@ from kdrun.core.schema import Schema, from_arguments
 from kdrun.results.found import flatten, unique_records
 from kdrun.runs.layout import lock_path
 from kdrun.runs.metric import Metric, is_percent
+from kdrun.runs.pace import Pace, pace_of
 from kdrun.runs.record import Record
+from kdrun.training.standing import sweeps_below
 
+SHOWN = 40  # lines of a sweep
 TAIL = 3  # last lines of log.txt that are shown of a failed run
 
 
@@ -70,7 +74,17 @@ def main(arguments: Sequence[str]) -> str:
         raise ConfigError(f"metric: {options.metric}: no run here has it{allowed(options.metric, metrics)}")
     told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
     total = f"{sum(counts.values())} runs in {outputs}{': ' + told if told else ''}"
-    return "\n".join([*_shown(found, options, outputs), total, *notes])
+    return "\n".join([*_sweeps(outputs), *_shown(found, options, outputs), total, *notes])
+
+
+def _sweeps(outputs: Path) -> list[str]:
+    """How each sweep stands that goes on somewhere: what runs, how far it is, what went wrong."""
+    lines = []
+    for sweep in sweeps_below(outputs):
+        paces = paces_of(sweep, outputs)
+        lines.append(f"sweep on {sweep.host} (process {sweep.process}): {headline(sweep, paces)}")
+        lines += [*(f"  {line}" for line in lines_of(sweep, paces, SHOWN)), ""]
+    return lines
 
 
 def _shown(found: Sequence[tuple[Path, Record, str]], options: Options, outputs: Path) -> list[str]:
@@ -135,7 +149,9 @@ def _line(directory: Path, record: Record, state: str, options: Options, outputs
     value, seconds = _metric(record, options.metric), (record.get("seconds") or {}).get("total")
     shown = "" if value is None else f"{100 * value:.2f}" if is_percent(options.metric) else f"{value:.4f}"
     took = "" if seconds is None else f"{seconds:.0f}"
-    cells = [directory.relative_to(outputs / "runs").as_posix(), state, shown, took, str(record.get("device") or "")]
+    pace = pace_of(directory) if state == "running" else Pace()
+    stands = state if pace.step is None else f"{state} {pace.step}/{pace.steps}"
+    cells = [directory.relative_to(outputs / "runs").as_posix(), stands, shown, took, str(record.get("device") or "")]
     return cells, _tail(directory, record) if state == "failed" else []
 
 

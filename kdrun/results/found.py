@@ -1,10 +1,11 @@
 """The table of whatever runs there are."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdrun.config.names import differing_keys, telling_terms
 from kdrun.config.values import leaves
 from kdrun.core.errors import KdrunError
 from kdrun.results.cell import Cell, given_teacher, run_name
@@ -127,8 +128,7 @@ def _labels(flats: list[dict[str, Any]]) -> list[str]:
     base: dict[str, list[int]] = {}
     for k, flat in enumerate(flats):
         terms = [key.split(".")[1] for key in flat if key.startswith("loss.") and key.endswith(".name")]
-        named = [t for t in terms if t != "ce"] or terms
-        label = f"{flat['method.name']} {'+'.join(named)} {flat.get('students.0.name', '')}".strip()
+        label = f"{flat['method.name']} {'+'.join(telling_terms(terms))} {flat.get('students.0.name', '')}".strip()
         base.setdefault(label, []).append(k)
     out = [""] * len(flats)
     for label, alike in base.items():
@@ -136,12 +136,6 @@ def _labels(flats: list[dict[str, Any]]) -> list[str]:
         for k in alike:
             out[k] = " ".join([label, *(f"{key}={flats[k][key]}" for key in differing if key in flats[k])])
     return out
-
-
-def differing_keys(flats: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys that not all of them have with the same value."""
-    keys = {key for flat in flats for key in flat}
-    return sorted(key for key in keys if len({json.dumps(flat.get(key)) for flat in flats}) > 1)
 
 
 def flatten(node: Any) -> dict[str, Any]:

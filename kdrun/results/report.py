@@ -9,10 +9,11 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdrun.config.names import differing_keys
 from kdrun.core.errors import KdrunError
 from kdrun.core.later import later
 from kdrun.results.cell import Place, curve_of, run_name, scaled
-from kdrun.results.found import differing_keys, distinguishing
+from kdrun.results.found import distinguishing
 from kdrun.results.page import grid, page, svg, wide
 from kdrun.results.plots import curves, labels, seeds
 from kdrun.results.plots.options import RunOptions

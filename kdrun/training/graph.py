@@ -1,11 +1,12 @@
 """A plan as a graph: each run once, with those that it needs first; what is done is left out."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdrun.config.job import Job
-from kdrun.config.names import short_names
+from kdrun.config.names import ASKED, kind_of, seed_of, short_names
 from kdrun.core.errors import KdrunError
 from kdrun.runs.place import settled
 from kdrun.runs.record import finished_record
@@ -13,6 +14,7 @@ from kdrun.runs.record import finished_record
 STATES = ("done", "running", "held", "waiting", "failed", "blocked", "left")
 """held: another process is at work on it; blocked: what it needs failed; left: beyond the limit."""
 ENDED = ("done", "failed", "blocked", "left")
+SEEDS = 8  # in one line
 
 
 @dataclass(eq=False)
@@ -69,7 +71,8 @@ class Graph:
         for job in jobs:
             graph._node(job, "train")
         nodes = list(graph.nodes.values())
-        for node, name in zip(nodes, short_names([node.job.config for node in nodes]), strict=True):
+        names = short_names([node.job.config for node in nodes], [node.role for node in nodes])
+        for node, name in zip(nodes, names, strict=True):
             node.name = name
         graph._count()
         return graph
@@ -96,9 +99,32 @@ class Graph:
                 found.append(node)
         return found
 
-    def picture(self) -> str:
-        """A line for each run, below it what waits for it."""
-        return "\n".join(_lines(self.nodes.values()))
+    @property
+    def counts(self) -> dict[str, int]:
+        """Runs by state, each state that there is."""
+        found = Counter(node.state for node in self.nodes.values())
+        return {state: found[state] for state in STATES if found[state]}
+
+    def picture(self, most: int = 40) -> str:
+        """A line for each run that is to be made, those first on which most wait, and below it what waits for it.
+
+        Runs that differ in their seeds alone stand in one line.
+
+        Args:
+            most: lines; of what there is beyond them, the number of runs is told.
+        """
+        todo = [node for node in self.nodes.values() if node.state != "done"]
+        lines: list[str] = []
+        hidden = 0
+        for depth, nodes in _branches(todo):
+            if len(lines) < most:
+                lines.append("  " * depth + _line(nodes))
+            else:
+                hidden += len(nodes)
+        more = [f"and {hidden} more"] if hidden else []
+        needed = sum(node.role != ASKED for node in todo)
+        also = f" ({needed} of them because others need it)" if needed else ""
+        return "\n".join([*lines, *more, f"{len(self)} runs: {counted(self.counts)}{also}"])
 
     # --------------------------------------------------------------------------------------------------- private
 
@@ -127,22 +153,39 @@ class Graph:
                 waiting.setdefault(other, set()).update(own, [node])
 
 
-def _lines(nodes: Iterable[Node]) -> Iterator[str]:
-    nodes = list(nodes)
-    below: dict[Node, list[Node]] = {}
-    for node in nodes:
-        for other in node.needs:
-            below.setdefault(other, []).append(node)
+def counted(counts: Mapping[str, int]) -> str:
+    """`2 running, 3 waiting`."""
+    return ", ".join(f"{count} {state}" for state, count in counts.items())
 
-    def told(node: Node, depth: int) -> Iterator[str]:
-        others: Sequence[Node] = [other for other in node.needs if len(node.needs) > 1]
-        also = f" (needs {', '.join(other.name for other in others)})" if others else ""
-        role = "" if node.role == "train" else f"{node.role} "
-        yield f"{'  ' * depth}{role}{node.name}: {node.state}{also}"
-        for other in below.get(node, []):
-            if other.needs[-1] is node:  # each once, below the last that it needs
-                yield from told(other, depth + 1)
 
+Branch = tuple[int, list[Node]]
+
+
+def _branches(nodes: Sequence[Node]) -> Iterator[Branch]:
+    """Depth and runs of each line. What needs several runs stands below the last of them."""
+    below: dict[Node | None, list[Node]] = {}
     for node in nodes:
-        if not node.needs:
-            yield from told(node, 0)
+        needs = [other for other in node.needs if other.state != "done"]
+        below.setdefault(needs[-1] if needs else None, []).append(node)
+
+    def of(parent: Node | None, depth: int) -> Iterator[Branch]:
+        groups: dict[object, list[Node]] = {}
+        for node in sorted(below.get(parent, ()), key=lambda node: -node.behind):
+            alike = (kind_of(node.name), node.state, *map(id, node.needs))
+            groups.setdefault(node if node in below else alike, []).append(node)
+        for group in groups.values():
+            yield depth, group
+            yield from of(group[0], depth + 1)
+
+    yield from of(None, 0)
+
+
+def _line(nodes: Sequence[Node]) -> str:
+    """`kd-resnet20-digits-100 s0 s1 s2: waiting`."""
+    first = nodes[0]
+    seeds = [seed_of(node.name) for node in nodes]
+    shown = " ".join(seeds) if len(seeds) <= SEEDS else f"{seeds[0]} … {seeds[-1]} ({len(seeds)} seeds)"
+    needs = [other.name for other in first.needs]
+    also = f" (needs {', '.join(needs)})" if len(needs) > 1 else ""
+    why = f": {first.why}" if first.why else ""
+    return f"{kind_of(first.name)} {shown}".rstrip() + f": {first.state}{why}{also}"

@@ -1,13 +1,16 @@
 """Copies of one command are a pool: each takes what nobody holds, and nobody waits at a lock while there is work."""
 
 import re
+import signal
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from kdrun.cli.sweep import execute
+from kdrun.cli.sweep import main
+from kdrun.runs.pace import pace_of
 from kdrun.runs.record import find_records
+from kdrun.training.standing import sweeps_below
 from tests.conftest import FAST, TEACHER
 from tests.processes import Forked
 
@@ -16,7 +19,7 @@ SWEEP = [*FAST, *TEACHER, "schedule.steps=60", "loss=ce,kd", "seed=0,1,2"]
 
 
 def sweep(*words: str) -> int:
-    return execute(words)
+    return main(words)
 
 
 def span(directory: Path) -> tuple[datetime, datetime]:
@@ -51,5 +54,34 @@ def test_two_slots_make_what_one_makes(outputs, tmp_path):
     )
     assert ours == theirs
     assert len(ours) == 7
-    first = slots.text.index("teacher supervised-resnet8")
+    first = slots.text.index("teacher resnet8-digits s0")
     assert "[7/7]" in slots.text[first:]
+
+
+def test_ctrl_c_stops_all_slots_and_the_same_command_goes_on(outputs):
+    words = [*FAST, "loss=ce", "seed=0,1,2", "schedule.steps=1500", "execution.threads=1", "engine.slots=2"]
+    words.append(f"execution.outputs={outputs}")
+    first = Forked(sweep, *words)
+
+    def under_way() -> list[str]:
+        """The runs that the sweep shows to others as running, and that have logged a step."""
+        seen = [run for standing in sweeps_below(outputs) for run in standing.running]
+        return [run.place for run in seen if (pace_of(outputs / run.place).step or 0) > 0]
+
+    first.wait_for(lambda: len(under_way()) == 2)
+    stopped = under_way()
+    first.send_signal(signal.SIGINT)
+    assert first.wait(60) == 130, first.text
+    (line,) = [line for line in first.text.splitlines() if line.startswith("interrupted: ")]
+    assert line.endswith("run the same command again to go on (0 of 3 runs are done)")
+    assert "Traceback" not in first.text
+    assert len(stopped) == 2
+    assert all((outputs / place / "checkpoint").is_dir() for place in stopped)
+    assert not list(outputs.rglob("*.lock"))
+    assert not list(outputs.glob(".cache/sweeps/*"))
+    again = Forked(sweep, *words)
+    assert again.wait(300) == 0, again.text
+    assert "3 of 3 runs done" in again.text
+    for place in stopped:
+        assert re.search(r"resumed at step [1-9]\d* of 1500", (outputs / place / "log.txt").read_text())
+    assert {record["status"] for _, record in find_records(outputs)} == {"done"}

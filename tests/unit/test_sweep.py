@@ -56,7 +56,7 @@ def made(monkeypatch, tmp_path):
     monkeypatch.setattr(Node, "finished", lambda self: False)
     monkeypatch.setattr(sweeps, "LOOK", 0.01)
     monkeypatch.setattr(graphs, "settled", lambda job: job)
-    monkeypatch.setattr(graphs, "short_names", lambda configs: configs)
+    monkeypatch.setattr(graphs, "short_names", lambda configs, roles: configs)
 
     def carried(needs: Mapping[str, str], codes: Mapping[str, list[int]] | None = None, **options: Any):
         jobs: dict[str, Any] = {}

@@ -30,6 +30,8 @@ class Engine(ABC):
     Config: ClassVar[type[EngineConfig]] = EngineConfig
     slots: int
     """How many runs it takes at once."""
+    inline = False
+    """Whether `start` makes them in this very process, one after the other."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
