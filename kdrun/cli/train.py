@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from kdrun.cli.help import show_help
@@ -26,6 +27,7 @@ from kdrun.core.errors import KdrunError
 from kdrun.core.later import later
 from kdrun.core.paths import CONF_DIR
 from kdrun.core.ranks import refuse_ranks
+from kdrun.core.slot import Slot, occupied
 from kdrun.runs.record import read_record
 from kdrun.runs.whole import require_whole
 
@@ -43,10 +45,12 @@ register_resolvers()  # here: a launcher's worker resolves its directory before 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
 def job(composed: DictConfig) -> None:
     """One job of a sweep, as it was planned. A failure is recorded and does not stop the others."""
-    overrides = tuple(HydraConfig.get().overrides.task)
+    hydra = HydraConfig.get()
+    overrides = tuple(hydra.overrides.task)
     own = planned_job(overrides) or Job(to_config(composed), overrides)
     try:
-        run(own)
+        with occupied(Slot(index=hydra.job.num if hydra.mode == RunMode.MULTIRUN else None)):
+            run(own)
     except (KdrunError, OSError) as error:  # before there was a record to write it into
         log.error("failed: %s: %s", own.directory, error)
 

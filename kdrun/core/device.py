@@ -15,7 +15,7 @@ from kdrun.core.slot import slot
 
 
 def device_of(given: str, key: str = "execution.device") -> torch.device:
-    """The device that `given` names; auto is cuda where there is one, else the CPU.
+    """The device that `given` names; auto is cuda where there is one (its slot may say which), else the CPU.
 
     Args:
         key: what to blame.
@@ -24,12 +24,17 @@ def device_of(given: str, key: str = "execution.device") -> torch.device:
         ConfigError: not a device, or absent on this machine.
     """
     if given == "auto":
-        given = "cuda" if torch.cuda.is_available() else "cpu"
+        given = _cuda() if torch.cuda.is_available() else "cpu"
     kind, _, number = given.partition(":")
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
     if int(number or 0) >= count:
         raise ConfigError(f"{key}: {given} was asked for, but this machine has {count} {kind} devices")
     return torch.device(given)
+
+
+def _cuda() -> str:
+    index = slot().index
+    return "cuda" if index is None else f"cuda:{index % torch.cuda.device_count()}"
 
 
 _THREADS = torch.get_num_threads()  # torch's own choice: a job of a sweep must not inherit the last one's

@@ -13,6 +13,8 @@ class Slot:
     number: int = 0
     gpu: str | None = None
     """As CUDA_VISIBLE_DEVICES names it; None: whatever the process sees."""
+    index: int | None = None
+    """Which of the GPUs that the process sees, for `execution.device=auto`; None: the first."""
     threads: int | None = None
     """Of torch on the CPU; None: torch's choice. `execution.threads` wins."""
     share: float = 1.0

@@ -164,7 +164,7 @@ def places(config: "Local.Config", gpus: Sequence[str], processors: int) -> list
     count = config.slots or max(1, len(gpus) * config.runs_per_device)
     threads = config.threads or (None if count == 1 else max(1, processors // count))
     share = 1 / math.ceil(count / len(gpus)) if gpus else 1.0
-    return [Slot(k, gpus[k % len(gpus)] if gpus else None, threads, share) for k in range(count)]
+    return [Slot(k, gpus[k % len(gpus)] if gpus else None, threads=threads, share=share) for k in range(count)]
 
 
 def mps_runs() -> bool:
