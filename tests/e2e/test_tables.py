@@ -42,8 +42,8 @@ def test_what_is_missing_is_made_once_prerequisites_first(asked, outputs, capsys
     told = capsys.readouterr().err.splitlines()
     ended = [i for i, line in enumerate(told) if line.endswith(" done")]
     assert len(ended) == 5
-    teacher = next(i for i in ended if "teacher supervised-resnet8" in told[i])
-    assert teacher < min(i for i, line in enumerate(told) if "distill-resnet8" in line and line.endswith("running"))
+    teacher = next(i for i in ended if "teacher resnet8-digits" in told[i])
+    assert teacher < min(i for i, line in enumerate(told) if " kd-resnet8" in line and line.endswith("running"))
     runs = {record["key"]: directory for directory, record in unique_records(outputs)[0]}
     assert len(runs) == 5
     stamps = {path: path.stat().st_mtime_ns for path in outputs.rglob("record.json")}
