@@ -29,6 +29,7 @@ from kdrun.runs.shape import Part
 log = logging.getLogger(__name__)
 FOLDER = ".cache/sweeps"
 OFTEN = 1.0  # seconds between two writes
+TRIES = 3
 
 
 class Seen(Part):
@@ -122,11 +123,13 @@ class Notice:
         self._written = 0.0
 
     def __enter__(self) -> Self:
-        try:
-            self._lock.enter_context(Lock(_lock(self.path), wait=False))
-            self._kept = True
-        except KdrunError as error:
-            log.debug("%s: %s", self.path, error)
+        for _ in range(TRIES):  # another sweep may have ended, and removed the folder as we made it
+            try:
+                self._lock.enter_context(Lock(_lock(self.path), wait=False))
+                self._kept = True
+                break
+            except KdrunError as error:
+                log.debug("%s: %s", self.path, error)
         return self
 
     def __exit__(
@@ -135,6 +138,9 @@ class Notice:
         with contextlib.suppress(OSError):
             remove(self.path)
         self._lock.close()
+        with contextlib.suppress(OSError):  # others are there
+            self.path.parent.rmdir()
+            self.path.parent.parent.rmdir()
 
     def tell(self, standing: Standing) -> None:
         """Write it down."""

@@ -221,7 +221,7 @@ def test_another_terminal_sees_the_same(tmp_path):
             ["failed", "a", "s1:", "no", "memory"], [],
         ]  # fmt: skip
         assert headline(view.standing(), {one_run.place: UNKNOWN for one_run in view.standing().running})
-    assert not list((tmp_path / FOLDER).iterdir())
+    assert not (tmp_path / ".cache").exists()
     assert "sweep" not in status([f"outputs={tmp_path}"])
 
 
