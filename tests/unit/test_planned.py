@@ -55,8 +55,8 @@ def test_a_kept_plan_is_the_made_one_and_a_spoiled_one_is_made_anew(tmp_path, sp
         return made
 
     monkeypatch.setattr(planned, "make_plan", counted)
-    assert plan_of("small", spec, tmp_path / "nowhere") == made
-    assert not (tmp_path / "nowhere").exists()
+    assert plan_of("small", spec, tmp_path / "new") == plan_of("small", spec, tmp_path / "new") == made
+    assert len(calls) == 1, "kept though the outputs folder is new"
     assert plan_of("small", spec, tmp_path) == plan_of("small", spec, tmp_path) == made
     assert len(calls) == 2
     whole = path.read_text()
