@@ -15,7 +15,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from multiprocessing import forkserver
 from multiprocessing.connection import wait as first_of
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from pydantic import Field
 from kdrun.core.errors import ConfigError
 from kdrun.core.machine import cores
 from kdrun.core.registry import register
-from kdrun.core.slot import WHOLE, Slot
+from kdrun.core.signals import ENDING
+from kdrun.core.slot import Slot
 from kdrun.training.engines.engine import Engine, EngineConfig
 from kdrun.training.task import AGAIN, DONE, Ended, Task, made, work
 
@@ -57,8 +59,7 @@ class Local(Engine):
         self.free = list(self.places)
         self.inline = self.slots == 1 and config.gpus is None
         self.ended: list[tuple[str, Ended]] = []
-        self.children: dict[str, _Child] = {}
-        self.context = multiprocessing.get_context("forkserver")
+        self.children: dict[str, Child] = {}
         self.folder: tempfile.TemporaryDirectory[str] | None = None
 
     @property
@@ -73,12 +74,11 @@ class Local(Engine):
     def start(self, tasks: Mapping[str, Task]) -> None:
         for name, task in tasks.items():
             if self.inline:
-                self.ended.append((name, Ended(made(task, WHOLE))))
+                self.ended.append((name, Ended(made(task, Slot(threads=self.config.threads)))))
                 continue
             if self.folder is None:
-                self.context.set_forkserver_preload(PRELOAD)
                 self.folder = tempfile.TemporaryDirectory(prefix="kdrun-")
-            self.children[name] = _Child(self.context, task, self.free.pop(0), Path(self.folder.name))
+            self.children[name] = Child(task, self.free.pop(0), Path(self.folder.name))
 
     def wait(self, seconds: float) -> list[tuple[str, Ended]]:
         if self.children and not self.ended:
@@ -92,14 +92,7 @@ class Local(Engine):
         return ended
 
     def stop(self) -> None:
-        for child in self.children.values():
-            child.send(signal.SIGTERM)
-        end = time.monotonic() + PATIENCE
-        for child in self.children.values():
-            child.process.join(max(0.0, end - time.monotonic()))
-            if child.process.exitcode is None:
-                child.process.kill()
-                child.process.join()
+        stop(self.children.values())
         self.children.clear()
 
     def close(self) -> None:
@@ -108,19 +101,20 @@ class Local(Engine):
             self.folder = None
 
 
-class _Child:
+class Child:
     """A run in a process of its own; what it prints goes to a file, of which the end is told where it went wrong."""
 
-    def __init__(self, context: Any, task: Task, place: Slot, folder: Path) -> None:
+    def __init__(self, task: Task, place: Slot, folder: Path) -> None:
         handle, name = tempfile.mkstemp(dir=folder)
         os.close(handle)
         self.printed, self.place = Path(name), place
-        self.process = context.Process(target=_in_child, args=(task.text, place, name), daemon=False)
+        self.process = server().Process(target=_in_child, args=(task.text, place, name), daemon=False)
         self.process.start()
 
     def send(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.process.pid, number)
+        if self.process.pid is not None and self.process.exitcode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
 
     def end(self) -> Ended:
         lines = self.printed.read_text("utf-8", "replace").splitlines()
@@ -130,7 +124,39 @@ class _Child:
         return Ended(code, last.removeprefix("error: "))
 
 
+def server() -> Any:
+    """The context whose processes are forked from a server, which is started by the first call.
+
+    No signal ends it, or nobody would know how the runs ended: SLURM signals each process of a job, whose ever it is.
+    """
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*PRELOAD, *(["ray"] if "ray" in sys.modules else [])])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # what is blocked here is so in what is started here
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
+
+
+def stop(children: Iterable[Child]) -> None:
+    """End these runs with their checkpoints.
+
+    Not by TERM: where SLURM has signalled them already, a second one would end them at once.
+    """
+    children = list(children)
+    for child in children:
+        child.send(signal.SIGUSR1)
+    end = time.monotonic() + PATIENCE
+    for child in children:
+        child.process.join(max(0.0, end - time.monotonic()))
+        if child.process.exitcode is None:
+            child.process.kill()
+            child.process.join()
+
+
 def _in_child(text: str, place: Slot, printed: str) -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     os.setpgid(0, 0)
     file = os.open(printed, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
