@@ -132,7 +132,7 @@ def run_in_child(text: str, threads: int, gpus: float) -> tuple[int, str]:
     """
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES") if gpus else ""
     with tempfile.TemporaryDirectory(prefix="kdrun-") as folder:
-        child = Child(Task.from_text(text), Slot(0, gpu, threads, gpus or 1.0), Path(folder))
+        child = Child(Task.from_text(text), Slot(gpu=gpu, threads=threads, share=gpus or 1.0), Path(folder))
         try:
             while not first_of([child.process.sentinel], TICK):
                 pass
