@@ -75,6 +75,7 @@ def command(*arguments: str) -> int:
 
 
 def _in_child(printed: str, function: Callable[..., int], arguments: tuple[object, ...]) -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # an engine may have started the server, which signals do not end
     file = os.open(printed, os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
