@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
+from kdrun.core import signals
 from kdrun.core.errors import ConfigError
 from kdrun.core.machine import cores
 from kdrun.core.paths import python_path
@@ -98,9 +99,13 @@ class Ray(Engine):
             self.running[self.make.remote(task.text, self.share.threads, self.share.gpus)] = name
 
     def wait(self, seconds: float) -> list[tuple[str, Ended]]:
-        ready, _ = self.ray.wait(list(self.running), num_returns=1, timeout=seconds) if self.running else ([], [])
-        if ready:
-            ready, _ = self.ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
+        try:
+            ready, _ = self.ray.wait(list(self.running), num_returns=1, timeout=seconds) if self.running else ([], [])
+            if ready:
+                ready, _ = self.ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
+        except KeyboardInterrupt:
+            signals.poll()  # Ray raises its own in place of ours, which knows the signal
+            raise
         return [(self.running.pop(reference), self._ended(reference)) for reference in ready]
 
     def _ended(self, reference: Any) -> Ended:
@@ -130,6 +135,9 @@ def run_in_child(text: str, threads: int, gpus: float) -> tuple[int, str]:
     Args:
         gpus: the share of the GPU that Ray has chosen; 0: the run sees none.
     """
+    # A cancelled task gets a KeyboardInterrupt, but not where Ray was started with SIGINT ignored (in a script's
+    # background, say).
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES") if gpus else ""
     with tempfile.TemporaryDirectory(prefix="kdrun-") as folder:
         child = Child(Task.from_text(text), Slot(gpu=gpu, threads=threads, share=gpus or 1.0), Path(folder))
@@ -138,6 +146,8 @@ def run_in_child(text: str, threads: int, gpus: float) -> tuple[int, str]:
                 pass
         except KeyboardInterrupt:  # the task is cancelled
             stop([child])
+        finally:
+            signal.signal(signal.SIGINT, before or signal.SIG_DFL)
         child.process.join()
         ended = child.end()
     return ended.code, ended.why

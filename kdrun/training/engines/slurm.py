@@ -5,6 +5,8 @@ queue again (`kdrun/core/signals.py` calls it last of all), and the run goes on.
 file that it leaves, and from the run's record; SLURM is asked only whether a job is still there.
 """
 
+import contextlib
+import io
 import logging
 import os
 import pickle
@@ -102,9 +104,11 @@ class Slurm(Engine):
             Allocation({name: tasks[name].text for name in part}, config.at_once, threads_of(config)) for part in parts
         ]
         try:
-            sent = self._executor(self.folder).submit_array(makers)
+            with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
+                sent = self._executor(self.folder).submit_array(makers)
         except (self.submitit.core.utils.FailedJobError, self.submitit.core.utils.FailedSubmissionError) as error:
-            raise ConfigError(f"engine=slurm: {_last(str(error).splitlines())}") from None
+            why = _last(str(error).splitlines()).removeprefix("sbatch: error: ")
+            raise ConfigError(f"engine=slurm: {why}{' (engine.gpus=0: none)' if 'gres' in why else ''}") from None
         for job, part in zip(sent, parts, strict=True):
             self.jobs[job.job_id] = _Job(job.paths.result_pickle, job.paths.stderr, part)
             self.numbers.add(job.job_id.split("_")[0])
