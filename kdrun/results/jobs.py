@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kdrun.config.compose import Composer, configs_of_seeds
 from kdrun.config.job import Job
 from kdrun.config.nodes import dump, from_record
 from kdrun.config.sweep import SweepSettings
-from kdrun.core.errors import ConfigError
 from kdrun.results.kept import digest_of, keep, kept
-from kdrun.results.plan import TableConfig, cache_of, composed_anew
+from kdrun.results.plan import TableConfig, cache_of, composed_anew, composed_cells
 
 
 @dataclass
@@ -41,23 +39,10 @@ def table_jobs(name: str, spec: TableConfig, outputs: Path, extra: Sequence[str]
 
 
 def _composed(name: str, spec: TableConfig, more: Sequence[str]) -> TableJobs:
-    made: dict[tuple[str, ...], list[Job]] = {}
+    made: dict[tuple[str, ...], list[Job]] = {}  # cells that show other figures of the same runs share them
     settings = SweepSettings({})
-    with Composer() as composer:
-        for row, of_row in spec.rows.items():
-            for column, words in spec.columns.items():
-                for candidate in spec.tune.get(row, [[]]):
-                    overrides = (*words, *of_row, *candidate, *more)
-                    if overrides in made:
-                        continue
-                    try:
-                        composed = composer.compose(overrides)
-                        configs = configs_of_seeds(composed, spec.seeds)
-                    except ConfigError as error:
-                        raise ConfigError(*(f"table={name}: {row}, {column}: {line}" for line in error.lines)) from None
-                    made[overrides] = [
-                        Job(config, (*overrides, f"seed={seed}"))
-                        for seed, config in zip(spec.seeds, configs, strict=True)
-                    ]
-                    settings = SweepSettings.of(composed)
+    for _, _, _, overrides, composed, configs, _ in composed_cells(name, spec, more):
+        seeds = zip(spec.seeds, configs, strict=True)
+        made[tuple(overrides)] = [Job(config, (*overrides, f"seed={seed}")) for seed, config in seeds]
+        settings = SweepSettings.of(composed)
     return TableJobs([job for jobs in made.values() for job in jobs], settings)

@@ -5,7 +5,7 @@ files that it names stay as they are. A kept plan that cannot be read, or is not
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import chain, takewhile
@@ -240,7 +240,7 @@ def make_plan(name: str, spec: TableConfig) -> TablePlan:
     cells: list[PlannedCell] = []
     files: dict[str, PlannedFile | str] = {}
     data: dict[str, PlannedData] = {}
-    for row, column, candidate, overrides, composed, runs, picked in _composed(name, spec):
+    for row, column, candidate, overrides, composed, runs, picked in composed_cells(name, spec):
         planned = [_planned(run, files, data) for run in runs]
         first = runs[0].teacher
         given = first.kind().present and "teacher" not in planned[0].needs
@@ -258,19 +258,27 @@ def make_plan(name: str, spec: TableConfig) -> TablePlan:
 
 def configs_of(name: str, spec: TableConfig, outputs: Path) -> Iterator[tuple[str, str, list[RunConfig]]]:
     """(row, column, typed config for each seed) of each cell, with this outputs folder; composed now."""
-    for row, column, _, _, _, runs, _ in _composed(name, spec):
+    for row, column, _, _, _, runs, _ in composed_cells(name, spec):
         yield row, column, [r.replace(execution=r.execution.replace(outputs=str(outputs))) for r in runs]
 
 
 Composed = tuple[DictConfig, list[RunConfig], list[Picked]]
 
 
-def _composed(
-    name: str, spec: TableConfig
+def composed_cells(
+    name: str, spec: TableConfig, more: Sequence[str] = ()
 ) -> Iterator[tuple[str, str, list[str] | None, list[str], DictConfig, list[RunConfig], list[Picked]]]:
+    """(row, column, candidate, overrides, composed, a typed config for each seed, YAML files) of each cell.
+
+    Args:
+        more: overrides of every cell.
+
+    Raises:
+        ConfigError: a cell cannot be composed; names it.
+    """
     known: dict[tuple[str, ...], Composed] = {}  # columns that show other figures of the same runs
     places = [
-        (row, column, candidate, [*words, *of_row, *(candidate or [])])
+        (row, column, candidate, [*words, *of_row, *(candidate or []), *more])
         for row, of_row in spec.rows.items()
         for column, words in spec.columns.items()
         for candidate in spec.tune.get(row, [None])
