@@ -5,9 +5,11 @@ from difflib import get_close_matches
 
 from hydra.errors import CompactHydraException
 
+from kdrun.core.failure import Held, KdrunError, LockLost
 
-class KdrunError(Exception):
-    """A failure with a message for the user; shown without a traceback."""
+__all__ = [
+    "ConfigError", "DataError", "Held", "KdrunError", "LockLost", "NonFiniteLoss", "Unfinished", "allowed",
+]  # fmt: skip
 
 
 class ConfigError(KdrunError, CompactHydraException):
@@ -20,14 +22,6 @@ class ConfigError(KdrunError, CompactHydraException):
 
 class DataError(ConfigError):
     """A data file that is missing, damaged or not what it should be."""
-
-
-class LockLost(KdrunError):
-    """Another process took a run over while this one stood still; this one must not write any more."""
-
-
-class Held(KdrunError):
-    """Another process is at work on it, and it was not to be waited for."""
 
 
 class NonFiniteLoss(KdrunError):

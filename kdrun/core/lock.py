@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from kdrun.core import signals
-from kdrun.core.errors import Held, KdrunError, LockLost
+from kdrun.core.failure import Held, KdrunError, LockLost
 from kdrun.core.machine import boot_id
 
 log = logging.getLogger(__name__)

@@ -403,7 +403,7 @@ def test_a_waiter_that_was_suspended_before_it_took_over_removes_nobodys_lock(pa
 
 @pytest.mark.parametrize("links", ["links", "no links"])
 def test_eight_processes_and_kills(start, path, tmp_path, links):
-    journal, until, killed = tmp_path / "journal", time.time() + 8, set()
+    journal, until, killed = tmp_path / "journal", time.time() + 4, set()
     draw = random.Random(1)
     workers = [start(WORK, path, journal, until, links) for _ in range(8)]
     while time.time() < until - 0.5:
