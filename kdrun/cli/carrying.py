@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kdrun.cli.search import Search
 from kdrun.config.job import Job
 from kdrun.config.nodes import part_config
 from kdrun.core import signals
@@ -40,8 +41,13 @@ def standing(graph: Graph) -> str:
     return ", ".join(f"{count} {state}" for state, count in counts.items() if count)
 
 
-def carry_out(jobs: Sequence[Job], engine: dict[str, Any], environment: Mapping[str, str]) -> int:
+def carry_out(
+    jobs: Sequence[Job], engine: dict[str, Any], environment: Mapping[str, str], search: Search | None = None
+) -> int:
     """Make these runs and what they need. Returns the exit code: 0 all done, 1 not all, 2 the engine cannot.
+
+    Args:
+        search: finds more as it goes.
 
     Raises:
         Interrupted: stopped by a signal, all that ran with checkpoints.
@@ -50,27 +56,34 @@ def carry_out(jobs: Sequence[Job], engine: dict[str, Any], environment: Mapping[
         config = part_config("engine", engine, "engine")
         graph = Graph.of(jobs)
         with lookup("engine", config.name, "engine.name")(config) as made:
-            print(f"{len(graph)} runs, {standing(graph)}; {made.text}", file=sys.stderr, flush=True)
+            if search is not None and search.config.pruner is not None:
+                made.apart()
+            begun = f"{len(graph)} runs, {standing(graph)}" if search is None else search.begin()
+            print(f"{begun}; {made.text}", file=sys.stderr, flush=True)
             try:
                 with signals.during("starting the next run"):
-                    Sweep(graph, made, Lines(graph), environment).run()
+                    Sweep(graph, made, Lines(graph), environment, search).run()
             except signals.Interrupted as stop:
-                done = sum(graph.nodes[job.directory].state == "done" for job in jobs)
-                stop.text = f"{stop} ({done} of {len(jobs)} runs are done)"
+                asked = [node.state for node in graph.nodes.values() if node.role == "train"]
+                stop.text = f"{stop} ({asked.count('done')} of {len(asked)} runs are done)"
                 raise
     except ConfigError as error:
         for line in error.lines:
             print(f"error: {line}", file=sys.stderr)
         return 2
-    return _told(graph, jobs)
+    code = _told(graph)
+    if search is None:
+        return code
+    print(search.text())
+    return 1 if code or search.failed() else 0
 
 
-def _told(graph: Graph, jobs: Sequence[Job]) -> int:
+def _told(graph: Graph) -> int:
     """Name what is not done."""
-    nodes = {job.directory: graph.nodes[job.directory] for job in jobs}
-    bad = [node for node in graph.nodes.values() if node.state != "done"]
+    asked = [node for node in graph.nodes.values() if node.role == "train"]
+    bad = [node for node in graph.nodes.values() if node.state not in ("done", "pruned")]
     for node in bad:
         print(f"{node.state}: {node.directory}{': ' + node.why if node.why else ''}", file=sys.stderr)
-    done = sum(node.state == "done" for node in nodes.values())
-    print(f"{done} of {len(nodes)} runs done", file=sys.stderr if bad else sys.stdout)
+    done = sum(node.state == "done" for node in asked)
+    print(f"{done} of {len(asked)} runs done", file=sys.stderr if bad else sys.stdout)
     return 1 if bad else 0

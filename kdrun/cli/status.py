@@ -136,7 +136,7 @@ def _line(directory: Path, record: Record, state: str, options: Options, outputs
     shown = "" if value is None else f"{100 * value:.2f}" if is_percent(options.metric) else f"{value:.4f}"
     took = "" if seconds is None else f"{seconds:.0f}"
     cells = [directory.relative_to(outputs / "runs").as_posix(), state, shown, took, str(record.get("device") or "")]
-    return cells, _tail(directory, record) if state == "failed" else []
+    return cells, _tail(directory, record) if state == "failed" or record.get("error") else []
 
 
 def _tail(directory: Path, record: Record) -> list[str]:

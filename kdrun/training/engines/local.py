@@ -102,6 +102,12 @@ class Local(Engine):
                 child.process.join()
         self.children.clear()
 
+    def apart(self) -> None:
+        self.inline = False
+
+    def end(self, name: str) -> None:
+        self.children[name].send(signal.SIGTERM)
+
     def close(self) -> None:
         if self.folder is not None:
             self.folder.cleanup()
