@@ -71,19 +71,18 @@ def carry_out(
         for line in error.lines:
             print(f"error: {line}", file=sys.stderr)
         return 2
-    code = _told(graph)
-    if search is None:
-        return code
-    print(search.text())
-    return 1 if code or search.failed() else 0
+    return _told(graph, search)
 
 
-def _told(graph: Graph) -> int:
-    """Name what is not done."""
+def _told(graph: Graph, search: Search | None) -> int:
+    """Name what is not done, and count."""
     asked = [node for node in graph.nodes.values() if node.role == "train"]
     bad = [node for node in graph.nodes.values() if node.state not in ("done", "pruned")]
     for node in bad:
         print(f"{node.state}: {node.directory}{': ' + node.why if node.why else ''}", file=sys.stderr)
+    if search is not None:
+        print(search.text())
+        return 1 if bad or search.failed() else 0
     done = sum(node.state == "done" for node in asked)
     print(f"{done} of {len(asked)} runs done", file=sys.stderr if bad else sys.stdout)
     return 1 if bad else 0

@@ -25,7 +25,7 @@ from kdrun.training.objective import Objective
 
 log = logging.getLogger(__name__)
 OWN = ("search=", "search.", "objective=", "engine=", "engine.", "hydra.", "hydra/")
-"""What the command of a single run leaves out."""
+"""What a single run has no use for."""
 
 
 class SearchConfig(Schema):
@@ -37,8 +37,8 @@ class SearchConfig(Schema):
     sampler: Literal["tpe", "gp", "random"] = "tpe"
     seed: int = Field(0, ge=0, lt=2**31)
     """With one slot the same command tries the same values."""
-    pruner: Literal["median", "hyperband"] | None = None
-    """Stops runs whose evaluations promise nothing; null: none."""
+    pruner: Literal["median"] | None = None
+    """Stops runs that after a quarter of their steps are worse than most were there; null: none."""
     storage: str | None = None
     """A file of SQLite; null: <outputs>/searches/<key>.db."""
 
@@ -92,7 +92,7 @@ class Dimension:
 
 
 def space_of(overrides: Sequence[Override]) -> tuple[list[str], list[Dimension]]:
-    """The fixed overrides, and what is searched over; of a key that is given twice the last counts."""
+    """The fixed overrides of its runs, and what is searched over; of a key that is given twice the last counts."""
     found: dict[str, str | Dimension] = {}
     for override in overrides:
         key = override.get_key_element()
@@ -101,7 +101,7 @@ def space_of(overrides: Sequence[Override]) -> tuple[list[str], list[Dimension]]
         found[key] = Dimension.of(override) if swept else f"{key}={override.get_value_element_as_str()}"
         if override.is_delete():
             found[key] = str(override.input_line)
-    fixed = [value for value in found.values() if isinstance(value, str)]
+    fixed = [value for value in found.values() if isinstance(value, str) and not value.lstrip("+~").startswith(OWN)]
     return fixed, [value for value in found.values() if isinstance(value, Dimension)]
 
 
@@ -224,8 +224,7 @@ class Search:
             return f"{head}; none has a figure yet"
         best = self.study.best_trial
         values = [f"{dimension.key}={best.params[dimension.key]}" for dimension in self.space]
-        words = [word for word in self.fixed if not word.lstrip("+~").startswith(OWN)] + values
-        command = shlex.join(["kdrun", "train", *self.flags, *words])
+        command = shlex.join(["kdrun", "train", *self.flags, *self.fixed, *values])
         return f"{head}; best: trial {best.number}, {self.objective} {self._text(best.value)}\n{command}"
 
     def failed(self) -> bool:
@@ -256,9 +255,8 @@ class Search:
     def _tell(self, trial: Any, state: str, value: float | None = None) -> None:
         from optuna.trial import TrialState
 
-        self.study.tell(
-            trial.number, value, state=TrialState[state], skip_if_finished=True
-        )  # by a copy of this command
+        known = TrialState[state]
+        self.study.tell(trial.number, value, state=known, skip_if_finished=True)  # by a copy of this command
 
     def _hopeless(self, node: Node) -> bool:
         record = read_record(node.directory) or {}
@@ -271,8 +269,8 @@ class Search:
             if line["step"] not in known and isinstance(value, int | float):
                 known.add(line["step"])
                 trial.report(float(value), line["step"])
-                if trial.should_prune():
-                    node.why = f"pruned: {self.objective} {self._text(value)} at step {line['step']}"
+                if line["step"] >= record["steps"] / 4 and trial.should_prune():
+                    node.why = f"{self.objective} {self._text(value)} at step {line['step']}"
                     return True
         return False
 
@@ -306,6 +304,4 @@ def _sampler(config: SearchConfig, number: int) -> Any:
 def _pruner(name: str | None) -> Any:
     from optuna import pruners
 
-    if name == "median":
-        return pruners.MedianPruner()
-    return pruners.HyperbandPruner() if name == "hyperband" else pruners.NopPruner()
+    return pruners.NopPruner() if name is None else pruners.MedianPruner()

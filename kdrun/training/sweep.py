@@ -58,7 +58,7 @@ class Sweep:
         self.environment = environment or {}
         self.running: dict[str, Node] = {}
         self.hopeless: set[Node] = set()
-        self.made = 0
+        self.made = self.changes = 0
         self.looked = 0.0
 
     def run(self) -> None:
@@ -69,9 +69,10 @@ class Sweep:
         """
         try:
             while True:
-                added = self._ask()
+                before = self.changes
+                self._ask()
                 self._start()
-                if not (added or self.running or self.graph.in_state("held") or self.graph.ready()):
+                if self.changes == before and not self.running and not self.graph.in_state("held"):
                     break
                 if self.running:
                     for name, ended in self.engine.wait(LOOK):
@@ -85,20 +86,18 @@ class Sweep:
             self.engine.stop()
             raise
 
-    def _ask(self) -> bool:
-        """Fill what would stay free from the source. Whether anything came."""
-        limit, added = self.engine.config.limit, False
+    def _ask(self) -> None:
+        """Fill what would stay free from the source."""
+        limit = self.engine.config.limit
         while self.source is not None and (limit is None or self.made < limit):
             free = self.engine.slots - len(self.running) - len(self.graph.in_state("waiting"))
             given = self.source.more(free) if free > 0 else []
             if not given:
                 break
-            added = True
             for job, name in given:
                 node = self.graph.add(job, name)
                 if node.state in ENDED:
                     self.source.ended(node)
-        return added
 
     def _start(self) -> None:
         """Fill the free slots. What another process holds, or has done meanwhile, takes none."""
@@ -164,6 +163,7 @@ class Sweep:
                     self._set(node, *(("done", "by another process") if done else ("waiting", "")))
 
     def _set(self, node: Node, state: str, why: str = "") -> None:
+        self.changes += 1
         node.passed += state == "held"
         node.state, node.why = state, why
         if self.source is not None and state in ENDED:
@@ -172,7 +172,7 @@ class Sweep:
 
 
 def _note(node: Node) -> None:
-    """Say in the record of a stopped run why it was. The run itself goes on from its checkpoint where it is asked for."""
+    """Say in the record of a stopped run why. Whoever asks for the run has it go on from its checkpoint."""
     try:
         with run_lock(node.directory, wait=False):
             record = read_record(node.directory)

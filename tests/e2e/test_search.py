@@ -1,0 +1,115 @@
+"""`objective`, and a search with Optuna: refused before anything runs, resumed, the same again."""
+
+import re
+import shlex
+
+import pytest
+
+from kdrun.cli import sweep
+from kdrun.runs.record import find_records, read_record
+from tests.conftest import FAST
+
+WORDS = [*FAST, "method=supervised", "loss=ce", "teacher=none"]
+LR = "schedule.lr=tag(log,interval(0.001,0.5))"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def search(outputs, capsys):
+    """`search("search.trials=2")`: the exit code and what was printed."""
+
+    def call(*words, folder=outputs):
+        code = sweep.execute([*WORDS, f"execution.outputs={folder}", "search=optuna", *words])
+        return code, "".join(capsys.readouterr())
+
+    return call
+
+
+def trials(text: str) -> list[tuple[str, str]]:
+    return re.findall(r"(trial \d+ \(.*\)) done: (.*)", text)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["objective=test/top1"], "objective: test/top1: the test images choose nothing; give val/top1, say"),
+        (
+            ["objective=val/top1", "dataset.val_fraction=0"],
+            "objective: val/top1 is of validation images, and this split",
+        ),
+        (["objective=val/acc"], "objective: val/acc: no figure of which more or less is better; nearest: "),
+        (["objective=val/studnet/top1"], "objective: val/studnet/top1: this run has no such network; nearest: student"),
+        (["objective=val/teacher_kl"], "objective: val/teacher_kl: this run asks no teacher"),
+        (["search=optuna"], "search: of one run there is nothing to search; give kdrun sweep"),
+    ],
+)
+def test_refused_before_anything_runs(train, outputs, capsys, words, line):
+    assert train(*WORDS, *words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {line}")
+    assert error.count("\n") == 1
+    assert not outputs.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "search: over no key"),
+        (["seed=0,1"], "seed: a search would choose the luckiest"),
+        ([LR, "dataset.val_fraction=0"], "objective: val/top1 is of validation images"),
+        ([LR, "search.trials=0"], "search.trials: "),
+        ([LR, "search.sampler=grid"], "search.sampler: "),
+        ([LR.replace("lr", "lrr")], "schedule.lrr: unknown key; nearest: lr"),
+        ([LR, "dry=true"], "dry: a search decides as it goes"),
+        ([LR, "search.direction=up"], "search.direction: unknown key"),
+    ],
+)
+def test_a_search_that_is_none(search, outputs, words, line):
+    code, text = search(*words)
+    assert (code, text.count("\n")) == (2, 1)
+    assert text.startswith(f"error: {line}")
+    assert not outputs.exists()
+
+
+def test_a_search_goes_on_and_is_the_same_in_one_go(search, train, outputs, tmp_path, capsys):
+    pytest.importorskip("optuna", minversion="4")
+    code, first = search(LR, "search.trials=2")
+    assert code == 0
+    assert "2 of 2 trials made; best: trial " in first
+    code, more = search(LR, "search.trials=4", "engine.limit=1")
+    assert (code, len(trials(more))) == (1, 1)
+    assert "3 of 4 trials made" in more
+    code, rest = search(LR, "search.trials=4")
+    assert (code, len(trials(rest))) == (0, 1)
+    code, again = search(LR, "search.trials=4")
+    assert (code, trials(again)) == (0, [])
+    assert len(list(find_records(outputs))) == 4
+    whole = search(LR, "search.trials=4", folder=tmp_path / "whole")[1]
+    assert trials(whole) == trials(first + more + rest)
+    command = shlex.split(next(line for line in again.splitlines() if line.startswith("kdrun ")))
+    assert command[:2] == ["kdrun", "train"]
+    assert train(*command[2:]) == 0
+    assert "done already" in capsys.readouterr().out
+
+
+def test_what_cannot_be_made_has_failed_and_the_others_go_on(search):
+    pytest.importorskip("optuna", minversion="4")
+    code, text = search("schedule.lr=choice(0.1,-1)", "search.trials=6", "search.sampler=random")
+    assert code == 1
+    assert re.search(r"6 of 6 trials made, [1-5] failed; best: ", text), text
+
+
+def test_two_slots_and_a_pruned_run_goes_on(search, train, outputs):
+    pytest.importorskip("optuna", minversion="4")
+    words = ["schedule.steps=400", "schedule.eval_every_steps=10", "engine.slots=2"]
+    code, text = search("schedule.lr=choice(0.2,1e-7)", *words, "search.trials=14", "search.sampler=random",
+                        "schedule.weight_decay=interval(0,1e-6)", "search.pruner=median")  # fmt: skip
+    assert code == 0, text
+    assert re.search(r"14 of 14 trials made, [1-9]\d* pruned; best: .*\n.*lr=0\.2 ", text), text
+    pruned = [(path, r) for path, r in find_records(outputs) if (r["error"] or {}).get("type") == "Pruned"]
+    assert pruned
+    assert {record["status"] for _, record in pruned} == {"running"}
+    path, record = pruned[0]
+    assert train(*record["overrides"]) == 0
+    assert read_record(path)["status"] == "done"
+    assert "goes on" in (path / "log.txt").read_text()
