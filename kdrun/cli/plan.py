@@ -157,8 +157,9 @@ def _check_decider(composer: Composer, overrides: Sequence[str]) -> None:
 
 def _minimizes(sweeper: dict[str, Any]) -> tuple[bool | None, str]:
     """Whether it does, and how to turn that; None: only the sweeper knows."""
-    if isinstance(given := sweeper.get("direction"), str):  # Optuna
-        low = given.lower().endswith("minimize")
+    direction = sweeper.get("direction")
+    if (given := getattr(direction, "name", direction)) in ("minimize", "maximize"):  # Optuna
+        low = given == "minimize"
         return low, f"hydra.sweeper.direction={'maximize' if low else 'minimize'}"
     if isinstance(given := (sweeper.get("optim") or {}).get("maximize"), bool):  # Nevergrad
         return not given, f"hydra.sweeper.optim.maximize={str(not given).lower()}"

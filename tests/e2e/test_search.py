@@ -4,6 +4,8 @@ import re
 import shlex
 
 import pytest
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
 
 from kdrun.cli import sweep
 from kdrun.runs.record import find_records, read_record
@@ -113,3 +115,70 @@ def test_two_slots_and_a_pruned_run_goes_on(search, train, outputs):
     assert train(*record["overrides"]) == 0
     assert read_record(path)["status"] == "done"
     assert "goes on" in (path / "log.txt").read_text()
+
+
+class Decider(Sweeper):
+    """Stands for a sweeper of Hydra's that decides as it goes: makes these jobs one after the other."""
+
+    def __init__(self, direction: str, jobs: list[str]) -> None:
+        self.direction, self.jobs = direction, jobs
+
+    def setup(self, *, hydra_context, task_function, config):
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments):
+        fixed = [word for word in arguments if "interval" not in word]
+        for number, word in enumerate(self.jobs):
+            (done,) = self.launcher.launch([[*fixed, word]], initial_job_idx=number)
+            RETURNED.append(done._return_value)
+
+
+RETURNED: list[object] = []
+
+
+@pytest.fixture
+def decided(train, tmp_path, monkeypatch):
+    """`decided(direction, jobs, *words)`: the exit code of a sweep by `Decider`."""
+    folder = tmp_path / "own" / "hydra" / "sweeper"
+    folder.mkdir(parents=True)
+    RETURNED.clear()
+    monkeypatch.setitem(Plugins.instance().class_name_to_class, "tests.e2e.test_search.Decider", Decider)
+    monkeypatch.setattr(Plugins, "is_in_toplevel_plugins_module", lambda *_: True)
+
+    def call(direction, jobs, *words):
+        text = f"_target_: tests.e2e.test_search.Decider\ndirection: {direction}\njobs: {jobs}\n"
+        (folder / "own.yaml").write_text(text)
+        return train("--config-dir", str(tmp_path / "own"), "-m", "hydra/sweeper=own", *WORDS, *words)
+
+    return call
+
+
+def test_a_sweeper_is_given_the_objective_and_its_runs_are_counted(decided, outputs, capsys):
+    jobs = [f"dataset.num_labels={count}" for count in (50, 99999, 60)]
+    assert decided("maximize", jobs, "schedule.lr=interval(0.1,1)") == 1
+    values = [record["metrics"]["val/student/top1"] for _, record in find_records(outputs)]
+    assert sorted(value for value in RETURNED if isinstance(value, float)) == sorted(values)
+    assert [type(value).__name__ for value in RETURNED] == ["float", "ConfigError", "float"]
+    told = capsys.readouterr()
+    assert "2 of 3 runs done" in told.err + told.out
+
+
+@pytest.mark.parametrize(
+    ("direction", "words", "line"),
+    [
+        ("minimize", [], "objective: of val/top1 more is better, and the sweeper does not know; give hydra.sweeper.direct"),
+        ("maximize", ["objective=val/ece"], "objective: of val/ece less is better, and the sweeper does not know"),
+        ("maximize", ["objective=test/top1"], "objective: test/top1: the test images choose nothing"),
+        ("maximize", ["dataset.val_fraction=0"], "objective: val/top1 is of validation images"),
+        ("maximize", ["schedule.batch_size=0"], "schedule.batch_size: "),
+    ],
+)  # fmt: skip
+def test_a_sweeper_that_decides_is_checked_first(decided, outputs, capsys, direction, words, line):
+    assert decided(direction, ["schedule.lr=0.1"], *words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {line}")
+    assert error.count("\n") == 1
+    assert not outputs.exists()
+    assert not RETURNED
