@@ -69,7 +69,7 @@ class Dimension:
             steps = list(value.range())
             low, high, step = (steps[0], steps[-1], value.step) if steps else (1, 0, None)
         else:
-            return cls(key, tuple(override.sweep_string_iterator()))
+            return cls(key, tuple(dict.fromkeys(override.sweep_string_iterator())))
         if low is None or high is None or low > high:
             raise ConfigError(f"{key}: {override.input_line}: the first number must be the smaller one")
         logarithmic = "log" in value.tags
@@ -156,11 +156,12 @@ class Search:
             raise ConfigError(f"search.storage: {self.storage}: cannot be used ({why}); give another file") from None
 
     def begin(self) -> str:
-        """Open the study; what is said of it."""
+        """Open the study; what is said of it. Raises ConfigError: as `study`."""
+        study = self.study
         from optuna.trial import Trial, TrialState
 
-        for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self.waiting.append(Trial(self.study, frozen._trial_id))
+        for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self.waiting.append(Trial(study, frozen._trial_id))
             self.reported[frozen.number] = set(frozen.intermediate_values)
         done = self._count() - len(self.waiting)
         return f"search by {self.objective} ({self.objective.direction}), {done} of {self.config.trials} trials made"

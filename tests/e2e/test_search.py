@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import sys
+from types import SimpleNamespace
 
 import pytest
 from hydra.core.plugins import Plugins
@@ -10,6 +12,7 @@ from hydra.plugins.sweeper import Sweeper
 from kdrun.cli import sweep
 from kdrun.runs.record import find_records, read_record
 from tests.conftest import FAST
+from tests.processes import Forked
 
 WORDS = [*FAST, "method=supervised", "loss=ce", "teacher=none"]
 LR = "schedule.lr=tag(log,interval(0.001,0.5))"
@@ -73,6 +76,27 @@ def test_a_search_that_is_none(search, outputs, words, line):
     assert not outputs.exists()
 
 
+@pytest.mark.parametrize(
+    ("module", "line"), [(None, "'kdrun[search]'"), (SimpleNamespace(__version__="2.10.1"), "is too old")]
+)
+def test_without_optuna_one_line(search, outputs, monkeypatch, module, line):
+    monkeypatch.setitem(sys.modules, "optuna", module)
+    code, text = search(LR)
+    assert (code, text.count("\n")) == (2, 1)
+    assert text.startswith("error: search=optuna")
+    assert line in text
+    assert not outputs.exists()
+
+
+def test_a_file_that_is_no_study_one_line(search, outputs, tmp_path):
+    pytest.importorskip("optuna", minversion="4")
+    (tmp_path / "x.db").write_text("no database\n" * 100)
+    code, text = search(LR, f"search.storage={tmp_path / 'x.db'}")
+    assert (code, text.count("\n")) == (2, 1)
+    assert "search.storage: " in text
+    assert not outputs.exists()
+
+
 def test_a_search_goes_on_and_is_the_same_in_one_go(search, train, outputs, tmp_path, capsys):
     pytest.importorskip("optuna", minversion="4")
     code, first = search(LR, "search.trials=2")
@@ -92,6 +116,23 @@ def test_a_search_goes_on_and_is_the_same_in_one_go(search, train, outputs, tmp_
     assert command[:2] == ["kdrun", "train"]
     assert train(*command[2:]) == 0
     assert "done already" in capsys.readouterr().out
+
+
+def killed(*words: str) -> int:
+    return sweep.execute(words)
+
+
+def test_a_killed_search_goes_on_with_the_trial_that_it_was_at(search, outputs, tmp_path):
+    pytest.importorskip("optuna", minversion="4")
+    words = [LR, "search.trials=3", "schedule.steps=300"]
+    process = Forked(killed, *WORDS, f"execution.outputs={outputs}", "search=optuna", *words)
+    process.wait_for(lambda: len(list(outputs.glob("runs/*/*/*/*/metrics.jsonl"))) == 2)
+    process.kill()
+    code, text = search(*words)
+    assert code == 0
+    assert "1 of 3 trials made; one after" in text
+    assert [record["status"] for _, record in find_records(outputs)] == ["done"] * 3
+    assert trials(search(*words, folder=tmp_path / "whole")[1])[1:] == trials(text)
 
 
 def test_what_cannot_be_made_has_failed_and_the_others_go_on(search):
