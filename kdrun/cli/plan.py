@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,22 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from kdrun.config.compose import Composer, parser
+from kdrun.config.compose import Composer, basic, parser
 from kdrun.config.job import Job
 from kdrun.config.nodes import dump
-from kdrun.config.sweep import SweepSettings
+from kdrun.config.sweep import SweepSettings, plain
 from kdrun.config.values import leaves
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.later import later
 from kdrun.core.registry import line_in_plugin, loaded_plugins
+from kdrun.core.schema import build
 from kdrun.runs.record import finished_record
 from kdrun.runs.whole import require_whole
 
 if TYPE_CHECKING:
+    from kdrun.cli.search import Search, SearchConfig, space_of
     from kdrun.runs.place import settled
     from kdrun.training.check import check, check_measurements
+    from kdrun.training.objective import Objective
 else:
     settled = later("kdrun.runs.place", "settled")
+    Search, SearchConfig, space_of = later("kdrun.cli.search", "Search", "SearchConfig", "space_of")
+    Objective = later("kdrun.training.objective", "Objective")
     check, check_measurements = later("kdrun.training.check", "check", "check_measurements")
 
 
@@ -34,10 +40,12 @@ class Plan:
 
     Args:
         settings: of a sweep that kdrun carries out by itself; None: Hydra does, by the launcher that was asked for.
+        search: which finds out its jobs as it goes.
     """
 
     jobs: list[Job]
     settings: SweepSettings | None = None
+    search: "Search | None" = None
 
 
 def plan(arguments: Sequence[str]) -> Plan | None:
@@ -57,8 +65,13 @@ def plan(arguments: Sequence[str]) -> Plan | None:
             return None
         expanded = composer.expand(args.overrides, bool(args.multirun))
         settings = composer.settings
+        if expanded is None and settings.get("search"):
+            return _search(composer, args.overrides, _flags(args))
         if expanded is None:
+            _check_decider(composer, args.overrides)
             return None
+        if settings.get("search"):
+            raise ConfigError("search: of one run there is nothing to search; give kdrun sweep")
         if not expanded:
             raise ConfigError("command line: a sweep over no value, so of no job; give each swept key a value")
         jobs, errors = [], []
@@ -73,7 +86,8 @@ def plan(arguments: Sequence[str]) -> Plan | None:
     if errors:
         raise ConfigError(*_lines_of(errors, len(expanded), expanded))
     ours = [job for _, job in jobs]
-    require_possible(ours)
+    objective = settings.get("objective")
+    require_possible(ours, None if objective is None else Objective.of(objective))
     return _by_engine(ours, settings) if args.multirun else Plan(ours)
 
 
@@ -88,18 +102,83 @@ def _by_engine(jobs: list[Job], composed: DictConfig) -> Plan:
     return Plan(jobs)
 
 
-def require_possible(jobs: Sequence[Job]) -> None:
+def _search(composer: Composer, overrides: Sequence[str], flags: list[str]) -> Plan:
+    """Raises ConfigError: one line for each mistake of what all trials share, and of the first values."""
+    composed: Any = composer.settings
+    settings = _by_engine([], composed).settings
+    if settings is None or not basic(composed.hydra):
+        raise ConfigError("search: kdrun makes the runs; leave it out, or Hydra's launcher, sweeper and callbacks")
+    config, objective = build(SearchConfig, plain(composed.search), "search"), Objective.of(composed.get("objective"))
+    fixed, space = space_of(composer.swept(overrides))
+    if not space:
+        raise ConfigError("search: over no key; give one as schedule.lr=interval(0.01,1) or loss=choice(ce,kd)")
+    if any(dimension.key == "seed" for dimension in space):
+        raise ConfigError("seed: a search would choose the luckiest; give one seed, and repeat the best with others")
+
+    def made(inner: Composer, words: Sequence[str]) -> Job:
+        job = settled(inner.job([*fixed, *words]))
+        require_possible([job], objective)
+        return job
+
+    def make(words: Sequence[str]) -> Job:
+        with Composer(composer.config_dir, composer.config_name) as inner:
+            return made(inner, words)
+
+    first = made(composer, [dimension.first() for dimension in space])
+    return Plan([], settings, Search(config, objective, fixed, space, first, make, flags))
+
+
+def _flags(args: Namespace) -> list[str]:
+    """What of the flags says which configs are composed."""
+    folder = [] if args.config_dir is None else ["--config-dir", args.config_dir]
+    return folder + ([] if args.config_name is None else ["--config-name", args.config_name])
+
+
+def _check_decider(composer: Composer, overrides: Sequence[str]) -> None:
+    """Of a sweeper of Hydra's that decides as it goes: what it goes by, and one run with its first values.
+
+    Raises:
+        ConfigError: one line for each mistake.
+    """
+    settings: Any = composer.settings
+    objective = Objective.of(settings.get("objective"))
+    minimizes, remedy = _minimizes(plain(settings.hydra.sweeper))
+    if minimizes is not None and minimizes != (objective.direction == "minimize"):
+        more = "less" if minimizes is False else "more"
+        raise ConfigError(f"objective: of {objective} {more} is better, and the sweeper does not know; give {remedy}")
+    fixed, space = space_of(composer.swept(overrides))
+    require_possible([settled(composer.job([*fixed, *(dimension.first() for dimension in space)]))], objective)
+
+
+def _minimizes(sweeper: dict[str, Any]) -> tuple[bool | None, str]:
+    """Whether it does, and how to turn that; None: only the sweeper knows."""
+    direction = sweeper.get("direction")
+    if (given := getattr(direction, "name", direction)) in ("minimize", "maximize"):  # Optuna
+        low = given == "minimize"
+        return low, f"hydra.sweeper.direction={'maximize' if low else 'minimize'}"
+    if isinstance(given := (sweeper.get("optim") or {}).get("maximize"), bool):  # Nevergrad
+        return not given, f"hydra.sweeper.optim.maximize={str(not given).lower()}"
+    experiment = (sweeper.get("ax_config") or {}).get("experiment") or {}
+    if isinstance(given := experiment.get("minimize"), bool):  # Ax
+        return given, f"hydra.sweeper.ax_config.experiment.minimize={str(not given).lower()}"
+    return None, ""
+
+
+def require_possible(jobs: Sequence[Job], objective: "Objective | None" = None) -> None:
     """What only the data, the disk and the machine can tell, for the jobs that are not done yet.
+
+    Args:
+        objective: which all jobs must have.
 
     Raises:
         ConfigError: one line for every mistake of every job.
     """
-    errors = _check(jobs)
+    errors = _check(jobs, objective)
     if errors:
         raise ConfigError(*_lines_of(errors, len(jobs), [job.overrides for job in jobs]))
 
 
-def _check(jobs: Sequence[Job]) -> list[tuple[tuple[str, ...], str]]:
+def _check(jobs: Sequence[Job], objective: "Objective | None") -> list[tuple[tuple[str, ...], str]]:
     errors = []
     for outputs, given in {job.outputs: job.config.execution.outputs for job in jobs}.items():
         if problem := _not_writable(outputs):
@@ -112,6 +191,8 @@ def _check(jobs: Sequence[Job]) -> list[tuple[tuple[str, ...], str]]:
             else:
                 require_whole(job.directory, done)
                 check_measurements(job)
+            if objective is not None:
+                objective.require(job)
         except Exception as error:
             errors += [(job.overrides, line) for line in _one_line(error, job)]
     return errors

@@ -152,7 +152,7 @@ def _line(directory: Path, record: Record, state: str, options: Options, outputs
     pace = pace_of(directory) if state == "running" else Pace()
     stands = state if pace.step is None else f"{state} {pace.step}/{pace.steps}"
     cells = [directory.relative_to(outputs / "runs").as_posix(), stands, shown, took, str(record.get("device") or "")]
-    return cells, _tail(directory, record) if state == "failed" else []
+    return cells, _tail(directory, record) if state == "failed" or record.get("error") else []
 
 
 def _tail(directory: Path, record: Record) -> list[str]:

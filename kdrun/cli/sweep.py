@@ -3,6 +3,7 @@
 kdrun sweep experiment=demo loss=ce,kd seed=0,1,2                two at once: engine.slots=2
 kdrun sweep experiment=demo loss=ce,kd seed=range(5) dry=true    what would be made, and in which order
 kdrun sweep experiment=demo loss=ce,kd seed=0,1,2 limit=4        four runs at most; the same command goes on
+kdrun sweep experiment=demo search=optuna schedule.lr=tag(log,interval(0.01,1))   by val/top1; or objective=val/nll
 kdrun sweep experiment=demo seed=0,1,2 engine=ray                engine: local, ray, slurm; see docs/sweeps.md
 """
 
@@ -47,6 +48,8 @@ def execute(arguments: Sequence[str]) -> int:
         asked = plan(flags_first(words))
         if asked is None:
             raise ConfigError("dry: only the sweeper knows its runs; leave it out")
+        if asked.search is not None:
+            raise ConfigError("dry: a search decides as it goes; leave it out")
     except KdrunError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)

@@ -5,8 +5,10 @@ Hydra then runs the jobs through whatever launcher is installed. Imports no torc
 """
 
 import logging
+import math
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -15,9 +17,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from kdrun.cli.help import show_help
-from kdrun.cli.plan import plan
+from kdrun.cli.plan import plan, require_possible
 from kdrun.cli.useless import without_effect
-from kdrun.config.compose import flags_first
+from kdrun.config.compose import basic, flags_first
 from kdrun.config.job import Job, planned, planned_job
 from kdrun.config.nodes import to_config
 from kdrun.config.resolvers import register_resolvers
@@ -33,26 +35,56 @@ from kdrun.runs.whole import require_whole
 
 if TYPE_CHECKING:
     from kdrun.cli.carrying import carry_out
+    from kdrun.runs.place import settled
+    from kdrun.training.objective import Objective
     from kdrun.training.runner import run
 else:
     carry_out = later("kdrun.cli.carrying", "carry_out")
+    settled = later("kdrun.runs.place", "settled")
+    Objective = later("kdrun.training.objective", "Objective")
     run = later("kdrun.training.runner", "run")
 
 log = logging.getLogger("kdrun")
 register_resolvers()  # here: a launcher's worker resolves its directory before it calls `job`
 
 
+_DECIDED: dict[Path, Job] = {}
+"""What a sweeper that decides as it goes has had made in this process."""
+
+
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
-def job(composed: DictConfig) -> None:
-    """One job of a sweep, as it was planned. A failure is recorded and does not stop the others."""
+def job(composed: DictConfig) -> float:
+    """One job of a sweep, as it was planned. A failure is recorded and does not stop the others.
+
+    Returns:
+        The objective; NaN where there is none.
+
+    Raises:
+        KdrunError: there is none, and a sweeper decides by it: Optuna's and Nevergrad's go on by their
+            `max_failure_rate`, Ax's stops.
+    """
     hydra = HydraConfig.get()
     overrides = tuple(hydra.overrides.task)
-    own = planned_job(overrides) or Job(to_config(composed), overrides)
+    own, decides = planned_job(overrides), not basic(hydra)
     try:
+        objective = Objective.of(composed.get("objective"))
+        own = own or settled(Job(to_config(composed), overrides))
+        if decides:
+            _DECIDED[own.directory] = own
+            require_possible([own], objective)
         with occupied(Slot(index=hydra.job.num if hydra.mode == RunMode.MULTIRUN else None)):
-            run(own)
+            record = run(own)
     except (KdrunError, OSError) as error:  # before there was a record to write it into
-        log.error("failed: %s: %s", own.directory, error)
+        log.error("failed: %s: %s", " ".join(overrides) if own is None else own.directory, error)
+        if decides:
+            raise
+        return math.nan
+    try:
+        return objective.value(record)
+    except KdrunError:
+        if decides:
+            raise
+        return math.nan
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -85,10 +117,11 @@ def execute(arguments: list[str], tell: bool = True) -> int:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     if asked is not None and asked.settings is not None:
-        return carry_out(asked.jobs, asked.settings)
+        return carry_out(asked.jobs, asked.settings, asked.search)
     old = sys.argv
     sys.argv = [old[0], *arguments]
     register_source()
+    _DECIDED.clear()
     try:
         with signals.during("starting the next run"), planned(jobs or ()):
             job()
@@ -97,11 +130,11 @@ def execute(arguments: list[str], tell: bool = True) -> int:
             stop.text = f"{stop} ({len(jobs) - len(_undone(jobs))} of {len(jobs)} runs are done)"
         raise
     except SystemExit as stop:  # Hydra has printed why
-        _report(jobs)
+        _report(list(_DECIDED.values()) if jobs is None else jobs)
         return stop.code if isinstance(stop.code, int) and stop.code else 1
     finally:
         sys.argv = old
-    return _report(jobs)
+    return _report(list(_DECIDED.values()) if jobs is None else jobs)
 
 
 def _no_folder(jobs: Sequence[Job]) -> str | None:
@@ -115,10 +148,8 @@ def _no_folder(jobs: Sequence[Job]) -> str | None:
     return None
 
 
-def _report(jobs: list[Job] | None) -> int:
-    """Name the planned runs that are not done."""
-    if jobs is None:
-        return 0
+def _report(jobs: list[Job]) -> int:
+    """Name the runs that are not done."""
     bad = _undone(jobs)
     for line in bad:
         if len(jobs) > 1 or line.startswith("missing"):  # a single job has said it already

@@ -34,10 +34,9 @@ KEPT = 300  # runs in the file of a sweep, and all that run
 class Sight:
     """Sees what happens in a sweep, and keeps the file by which others see it. Use it as a context."""
 
-    def __init__(self, graph: Graph, engine: "Engine") -> None:
-        self.graph, self.engine = graph, engine
-        self.outputs = next(iter(graph.nodes.values())).job.outputs
-        self.notice = Notice(self.outputs)
+    def __init__(self, graph: Graph, engine: "Engine", outputs: Path) -> None:
+        self.graph, self.engine, self.outputs = graph, engine, outputs
+        self.notice = Notice(outputs)
         self.dirty = True
         self.known: dict[Node, tuple[str, float]] = {}
         """The state of a node, and since when, in seconds of the epoch."""
@@ -117,8 +116,8 @@ class Sight:
 class Lines(Sight):
     """A line for each change, and how things stand each minute."""
 
-    def __init__(self, graph: Graph, engine: "Engine") -> None:
-        super().__init__(graph, engine)
+    def __init__(self, graph: Graph, engine: "Engine", outputs: Path) -> None:
+        super().__init__(graph, engine, outputs)
         self.told = time.monotonic()
 
     def show(self, node: Node) -> None:
@@ -136,10 +135,10 @@ class Lines(Sight):
 class Screen(Sight):
     """A table that moves: what runs, how far it is, what went wrong."""
 
-    def __init__(self, graph: Graph, engine: "Engine", console: "Console") -> None:
+    def __init__(self, graph: Graph, engine: "Engine", outputs: Path, console: "Console") -> None:
         from rich.live import Live
 
-        super().__init__(graph, engine)
+        super().__init__(graph, engine, outputs)
         self.console, self.next = console, 0.0
         self.live = Live(console=console, auto_refresh=False)
 

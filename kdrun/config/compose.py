@@ -13,6 +13,7 @@ from hydra._internal.utils import create_automatic_config_search_path, get_args_
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -96,11 +97,21 @@ class Composer:
         return [(CONF_DIR / f"{part.config_path}.yaml", part.package or "") for part in defaults.defaults]
 
     def expand(self, overrides: Sequence[str], multirun: bool) -> list[tuple[str, ...]] | None:
-        """The overrides of every job; None where a sweeper other than Hydra's basic one decides as it goes."""
+        """The overrides of every job; None where a search, or a sweeper other than
+        Hydra's basic one, decides as it goes."""
         try:
             return self._expand(overrides, multirun)
         except ConfigError:
             raise
+        except REFUSALS as error:
+            raise ConfigError(self._explain(error, list(overrides))) from None
+
+    def swept(self, overrides: Sequence[str]) -> list[Override]:
+        """What a sweep over these overrides is given, once `expand` has composed it: a config's own first."""
+        params: Any = self.settings.hydra.sweeper.get("params") or {}
+        parser = OverridesParser.create(config_loader=self.hydra.config_loader)
+        try:
+            return parser.parse_overrides([*(f"{key}={value}" for key, value in params.items()), *overrides])
         except REFUSALS as error:
             raise ConfigError(self._explain(error, list(overrides))) from None
 
@@ -111,15 +122,11 @@ class Composer:
         _refuse_directories(composed)
         if not multirun and "MULTIRUN" not in str(composed.hydra.mode):
             return [tuple(overrides)]
-        sweeper = composed.hydra.sweeper
-        if not str(sweeper.get("_target_")).endswith("BasicSweeper"):
+        if composed.get("search") or not basic(composed.hydra):
             return None
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-        params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-        parser = OverridesParser.create(config_loader=self.hydra.config_loader)
-        parsed = parser.parse_overrides([*params, *overrides])
-        return [tuple(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
+        return [tuple(job) for job in BasicSweeper.split_arguments(self.swept(overrides), None)[0]]
 
     def _compose(self, overrides: Sequence[str], multirun: bool = False, sweeps: bool = False) -> DictConfig:
         return self.hydra.compose_config(
@@ -224,6 +231,11 @@ class Composer:
                 return f"{key}: unknown key{allowed(part, known)}"
             node = node[part]
         return f"{key}: new keys go in with a +; write +{plain}.<name>=<value>, or ++{plain}={{...}}"
+
+
+def basic(hydra: Any) -> bool:
+    """Whether Hydra's own sweeper makes the jobs, which knows all of them beforehand."""
+    return str(hydra.sweeper.get("_target_")).endswith("BasicSweeper")
 
 
 def _existing(config_dir: str) -> Path:

@@ -67,6 +67,8 @@ def from_nodes(node: dict[str, Any], written: Mapping[str, str] | None = None) -
         "experiment",
         "ramps",
         "engine",
+        "search",
+        "objective",
     }
     errors = [f"{key}: unknown key{allowed(key, known)}" for key in node if key not in known]
     absent = [key for key in ("method", "dataset", "schedule") if not node.get(key)]

@@ -26,9 +26,9 @@ class SweepSettings:
     @classmethod
     def of(cls, composed: DictConfig) -> Self:
         hydra = composed.hydra
-        environment = {str(key): str(value) for key, value in _plain(hydra.job.env_set).items()}
+        environment = {str(key): str(value) for key, value in plain(hydra.job.env_set).items()}
         return cls(
-            _plain(composed.get("engine") or {}), environment, _plain(hydra.job_logging) or None, _plain(hydra.verbose)
+            plain(composed.get("engine") or {}), environment, plain(hydra.job_logging) or None, plain(hydra.verbose)
         )
 
     def configure_log(self) -> None:
@@ -37,5 +37,5 @@ class SweepSettings:
             configure_log(OmegaConf.create(self.logging), self.verbose)
 
 
-def _plain(node: Any) -> Any:
+def plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node

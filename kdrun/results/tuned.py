@@ -7,11 +7,8 @@ from statistics import mean
 from kdrun.core.errors import KdrunError
 from kdrun.results.cell import groups_of, value_of, where
 from kdrun.results.plan import PlannedCell, PlannedRun, TableConfig, TablePlan
-from kdrun.runs.metric import Metric
+from kdrun.runs.metric import HIGHER, Metric
 from kdrun.runs.record import Record
-
-HIGHER = ("top1", "top5")
-"""Metrics of which more is better."""
 
 
 def best_candidates(

@@ -8,6 +8,14 @@ PERCENT = (
     "teacher_agreement", "precision", "coverage", "mask_rate", "pseudo_label_accuracy",
 )  # fmt: skip
 
+HIGHER = ("top1", "top5", "teacher_agreement")
+"""Metrics of which more is better."""
+
+LOWER = (
+    "nll", "brier", "ece", "ece_equal_mass", "ece_classwise", "overconfidence", "aurc", "e_aurc", "teacher_kl",
+)  # fmt: skip
+"""Metrics of which less is better."""
+
 ENOUGH = 100
 """Validation images for a temperature to say something: of one or two that are right it would be the least there is."""
 

@@ -11,9 +11,10 @@ from kdrun.core.errors import KdrunError
 from kdrun.runs.place import settled
 from kdrun.runs.record import finished_record
 
-STATES = ("done", "running", "held", "waiting", "failed", "blocked", "left")
-"""held: another process is at work on it; blocked: what it needs failed; left: beyond the limit."""
-ENDED = ("done", "failed", "blocked", "left")
+STATES = ("done", "running", "held", "waiting", "failed", "blocked", "left", "pruned")
+"""held: another process is at work on it; blocked: what it needs failed; left: beyond the limit; pruned: stopped by a
+search, as it promised nothing."""
+ENDED = ("done", "failed", "blocked", "left", "pruned")
 SEEDS = 8  # in one line
 
 
@@ -77,6 +78,17 @@ class Graph:
         graph._count()
         return graph
 
+    def add(self, job: Job, name: str) -> Node:
+        """One more that is asked for, and what it needs; the node that there is, where it is known already."""
+        known = len(self.nodes)
+        node = self._node(job, "train")
+        fresh = list(self.nodes.values())[known:]
+        names = short_names([other.job.config for other in fresh], [other.role for other in fresh])
+        for other, text in zip(fresh, names, strict=True):
+            other.name = name if other is node else text
+        self._count()
+        return node
+
     def __len__(self) -> int:
         return len(self.nodes)
 
@@ -92,7 +104,7 @@ class Graph:
         """Mark what needs a run that failed; what was marked now."""
         found = []
         for node in self.in_state("waiting"):  # what a node needs stands before it
-            bad = next((other for other in node.needs if other.state in ("failed", "blocked", "left")), None)
+            bad = next((other for other in node.needs if other.state in ("failed", "blocked", "left", "pruned")), None)
             if bad is not None:
                 node.state = "left" if bad.state == "left" else "blocked"
                 node.why = f"needs {bad.name}, which {'failed' if bad.state == 'failed' else f'is {bad.state}'}"

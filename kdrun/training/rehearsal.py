@@ -48,6 +48,24 @@ def rehearse(outline: Assembly) -> None:
         method.train()
 
 
+def networks_told(outline: Assembly) -> set[str]:
+    """The networks that a run tells figures of; empty where only the run knows."""
+    method, config = outline.method, outline.config
+    if not method.needed.trains:
+        return set()
+    try:
+        batch = _batch(outline, config.method_class.batch_sizes(config))
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
+            nets = set(method.eval().predict(next(iter(next(iter(batch.values())).views.values()))))
+    except Exception as error:
+        log.debug("method=%s cannot be rehearsed (%s: %s)", config.method.name, type(error).__name__, error)
+        return set()
+    finally:
+        method.train()
+    averaged = {f"{net}_raw" for net in nets} if config.schedule.ema_decay is not None else set()
+    return nets | averaged | ({"teacher"} if outline.teacher is not None else set())
+
+
 def _explain(error: Exception, name: str, batch_size: int) -> None:
     if "Expected more than 1 value per channel" in str(error):
         raise ConfigError(

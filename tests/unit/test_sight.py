@@ -144,7 +144,7 @@ def test_the_time_left_is_that_of_runs_alike_over_the_slots(running, paces, kind
 def test_lines_tell_each_change(tmp_path, capsys):
     graph = graph_of(tmp_path, "a s0", "a s1")
     one, two = graph.nodes.values()
-    with Lines(graph, engine()) as view:
+    with Lines(graph, engine(), tmp_path) as view:
         turn(view, one, "running")
         turn(view, one, "done")
         turn(view, two, "failed", "loss became nan")
@@ -156,7 +156,7 @@ def test_lines_tell_each_change(tmp_path, capsys):
 
 def test_lines_tell_each_minute_how_things_stand(tmp_path, capsys, monkeypatch):
     graph = graph_of(tmp_path, "a s0", "a s1", "b s0")
-    with Lines(graph, engine()) as view:
+    with Lines(graph, engine(), tmp_path) as view:
         turn(view, next(iter(graph.nodes.values())), "running")
         monkeypatch.setattr(views, "MINUTE", 0.0)
         view.took["a"] = [7200.0]
@@ -171,7 +171,7 @@ def test_a_screen_shows_what_runs_and_what_went_wrong(tmp_path, monkeypatch):
     one, two, three, four = graph.nodes.values()
     begin(one.directory, 200, 50)
     console = Console(record=True, width=60, height=20, force_terminal=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    with Screen(graph, engine(), console) as view:
+    with Screen(graph, engine(), tmp_path, console) as view:
         turn(view, one, "running")
         turn(view, two, "running")
         turn(view, three, "failed", "loss became\nnan")
@@ -208,7 +208,7 @@ def test_another_terminal_sees_the_same(tmp_path):
     graph = graph_of(tmp_path, "a s0", "a s1", "a s2")
     one, two, _ = graph.nodes.values()
     begin(one.directory, 200, 50)
-    with Lines(graph, engine(inline=True)) as view:
+    with Lines(graph, engine(inline=True), tmp_path) as view:
         turn(view, one, "running")
         turn(view, two, "failed", "no memory")
         (path,) = (tmp_path / FOLDER).glob("*.json")
@@ -229,7 +229,7 @@ def test_the_file_is_written_once_a_second_at_most(tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(standings, "write_json", lambda path, value: written.append(value))
     graph = graph_of(tmp_path, *(f"a s{k}" for k in range(50)))
-    with Sight(graph, engine()) as view:
+    with Sight(graph, engine(), tmp_path) as view:
         for node in graph.nodes.values():
             turn(view, node, "running")
         view.tick()
@@ -274,7 +274,7 @@ def test_how_long_runs_took_that_were_done_before(tmp_path):
     for node, seconds in zip(list(graph.nodes.values())[:-1], range(10, 60, 10), strict=True):
         node.state = "done"
         write_record(node.directory, whole(seconds={"total": float(seconds)}))
-    with Sight(graph, engine()) as view:
+    with Sight(graph, engine(), tmp_path) as view:
         assert view.standing().kinds == {"a": Kind(waiting=1, seconds=20.0)}
 
 
@@ -315,8 +315,7 @@ def test_the_end_names_what_is_not_done_and_what_was_tried_again(tmp_path, capsy
     for node in kd:
         node.state, node.why = "blocked", "needs teacher s0, which failed"
     again.state, again.tries, done.state, left.state = "done", 2, "done", "left"
-    jobs: Any = [node.job for node in graph.nodes.values() if node.role == "train"]
-    assert _told(graph, jobs, 4) == 1
+    assert _told(graph, 4, None) == 1
     assert capsys.readouterr().err.splitlines() == [
         "tried again: ce s0 (2 times)",
         f"failed: {teacher.directory}: loss became nan (teacher s0)",

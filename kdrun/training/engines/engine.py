@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from kdrun.core.errors import ConfigError
 from kdrun.core.schema import Schema
 from kdrun.training.task import Ended, Task
 
@@ -58,6 +59,14 @@ class Engine(ABC):
     @abstractmethod
     def stop(self) -> None:
         """End all that runs, each with its checkpoint, and wait for that."""
+
+    def apart(self) -> None:
+        """Make runs beside this process, so that `end` can be asked for. Raises ConfigError: it cannot end one run."""
+        raise ConfigError(f"search.pruner: engine={self.config.name} cannot stop one run of several; leave it out")
+
+    def end(self, name: str) -> None:
+        """Have one run end with its checkpoint; `wait` tells of it."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Let go of what the engine holds; nothing runs any more."""

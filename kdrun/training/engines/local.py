@@ -95,6 +95,12 @@ class Local(Engine):
         stop(self.children.values())
         self.children.clear()
 
+    def apart(self) -> None:
+        self.inline = False
+
+    def end(self, name: str) -> None:
+        self.children[name].send(signal.SIGTERM)
+
     def close(self) -> None:
         if self.folder is not None:
             self.folder.cleanup()
