@@ -26,7 +26,7 @@ from kdrun.core.registry import lookup
 from kdrun.core.schema import FileContent, Schema, from_arguments, marker
 from kdrun.data.packed import readable
 from kdrun.results.plan import configs_of as planned_configs
-from kdrun.results.plan import table_spec
+from kdrun.results.spec import table_spec
 
 if TYPE_CHECKING:
     import torch

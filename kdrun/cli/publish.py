@@ -27,7 +27,8 @@ from kdrun.core.schema import Schema, build, from_arguments
 from kdrun.core.sums import sealed, unsealed
 from kdrun.results.fill import CurveReader, Reader, curve_reader, curve_table, reader, table_of
 from kdrun.results.formats import to_json
-from kdrun.results.plan import PlannedRun, TableConfig, TablePlan, make_plan, plan_of, table_spec
+from kdrun.results.plan import PlannedRun, TablePlan, make_plan, plan_of
+from kdrun.results.spec import TableConfig, table_spec
 from kdrun.results.table import Table
 from kdrun.runs.record import SCHEMA, Record, finite
 from kdrun.runs.shape import fault

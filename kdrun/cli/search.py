@@ -8,10 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import Override
 from pydantic import Field
 
 from kdrun.config.job import Job
+from kdrun.config.space import Dimension
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.files import reason
 from kdrun.core.hashing import json_hash
@@ -43,52 +44,14 @@ class SearchConfig(Schema):
     """A file of SQLite; null: <outputs>/searches/<key>.db."""
 
 
-@dataclass(frozen=True)
-class Dimension:
-    """A key that is searched over.
-
-    Args:
-        choices: its values as texts; empty: numbers from `low` to `high`.
-        step: between whole numbers or numbers; None: all between them.
-    """
-
-    key: str
-    choices: tuple[str, ...] = ()
-    low: float = 0
-    high: float = 0
-    step: float | None = None
-    log: bool = False
-
-    @classmethod
-    def of(cls, override: Override) -> "Dimension":
-        """Raises ConfigError: not a range of numbers."""
-        key, value = override.get_key_element(), override.value()
-        if isinstance(value, IntervalSweep):
-            low, high, step = value.start, value.end, None
-        elif isinstance(value, RangeSweep):
-            steps = list(value.range())
-            low, high, step = (steps[0], steps[-1], value.step) if steps else (1, 0, None)
-        else:
-            return cls(key, tuple(dict.fromkeys(override.sweep_string_iterator())))
-        if low is None or high is None or low > high:
-            raise ConfigError(f"{key}: {override.input_line}: the first number must be the smaller one")
-        logarithmic = "log" in value.tags
-        if logarithmic and (low <= 0 or step not in (None, 1)):
-            raise ConfigError(f"{key}: {override.input_line}: a logarithmic range starts above 0 and has no step")
-        return cls(key, low=low, high=high, step=None if logarithmic else step, log=logarithmic)
-
-    def first(self) -> str:
-        """One of its values, as an override."""
-        return f"{self.key}={self.choices[0] if self.choices else self.low}"
-
-    def of_trial(self, trial: Any) -> str:
-        """The value that a trial of Optuna has, as an override."""
-        if self.choices:
-            return f"{self.key}={trial.suggest_categorical(self.key, self.choices)}"
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            whole = trial.suggest_int(self.key, self.low, self.high, step=int(self.step or 1), log=self.log)
-            return f"{self.key}={whole}"
-        return f"{self.key}={trial.suggest_float(self.key, self.low, self.high, step=self.step, log=self.log)!r}"
+def value_of(dimension: Dimension, trial: Any) -> str:
+    """The value that a trial of Optuna has, as an override."""
+    key, low, high, step = dimension.key, dimension.low, dimension.high, dimension.step
+    if dimension.choices:
+        return f"{key}={trial.suggest_categorical(key, dimension.choices)}"
+    if dimension.whole:
+        return f"{key}={trial.suggest_int(key, int(low), int(high), step=int(step or 1), log=dimension.log)}"
+    return f"{key}={trial.suggest_float(key, low, high, step=step, log=dimension.log)!r}"
 
 
 def space_of(overrides: Sequence[Override]) -> tuple[list[str], list[Dimension]]:
@@ -175,7 +138,7 @@ class Search:
             trial = self._next()
             if trial is None:
                 break
-            words = [dimension.of_trial(trial) for dimension in self.space]
+            words = [value_of(dimension, trial) for dimension in self.space]
             try:
                 job = self.make(words)
             except ConfigError as error:

@@ -54,5 +54,9 @@ def execute(arguments: Sequence[str]) -> int:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 2
-    print(Graph.of(asked.jobs).picture())
+    graph = Graph.of(asked.jobs)
+    limit = asked.settings.engine.get("limit") if asked.settings is not None else None
+    if isinstance(limit, int):
+        graph.leave(limit)
+    print(graph.picture())
     return 0

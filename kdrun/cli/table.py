@@ -31,14 +31,10 @@ from kdrun.results.fill import curve_reader, curve_table, planned_table
 from kdrun.results.formats import to_csv, to_json, to_latex, to_terminal
 from kdrun.results.found import found_table
 from kdrun.results.jobs import table_jobs
-from kdrun.results.plan import (
-    Protocol,
-    about,
-    plan_of,
-    table_spec,
-)
+from kdrun.results.plan import plan_of
 from kdrun.results.progress import Todo, progress_text
 from kdrun.results.report import html
+from kdrun.results.spec import Protocol, about, table_spec
 from kdrun.results.table import EXTRAS, Table, comparison, refuse_empty_extras, two_rows
 from kdrun.runs.place import settled
 
@@ -164,10 +160,12 @@ def carry_out(name: str, outputs: Path, extra: Sequence[str]) -> None:
     spec = table_spec(name)
     if asked := [word for word in extra if word.lstrip("+").startswith("hydra/")]:
         raise ConfigError(f"override: {asked[0]}: a table is made on an engine; give override=engine=local, ray, slurm")
+    if asked := [word for word in extra if word.lstrip("+").startswith(("search=", "search.", "objective="))]:
+        raise ConfigError(f"override: {asked[0]}: a table plans its runs beforehand; give it candidates (tune)")
+    made = table_jobs(name, spec, outputs, extra)  # before the plan, which it keeps: cells are composed once
     todo = Todo.of(plan_of(name, spec, outputs, math.inf), outputs)
     if all(state.state == "done" for state in todo.states.values()) and not extra:
         return
-    made = table_jobs(name, spec, outputs, extra)
     planned = {run.place for cell in todo.plan.cells for run in cell.runs}
     jobs = [settled(job) for job in made.jobs]
     for job in jobs:

@@ -71,6 +71,10 @@ class Sight:
         if self.dirty and self.notice.due:
             self._keep()
 
+    def stopping(self, count: int) -> None:
+        """So many runs are being stopped."""
+        print(f"stopping {count} run{'s' if count > 1 else ''}, each with a checkpoint", file=sys.stderr, flush=True)
+
     def show(self, node: Node) -> None:
         """Tell of a change."""
 

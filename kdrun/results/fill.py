@@ -10,7 +10,8 @@ from kdrun.core.errors import KdrunError
 from kdrun.results.cell import Cell, Place, curve_of, given_teacher, run_name, scaled, teacher_value, value_of
 from kdrun.results.claims import Verdict, verdict_on
 from kdrun.results.papers import TEACHER, Paper, printed_name, read_paper
-from kdrun.results.plan import PlannedCell, PlannedRun, TableConfig, TablePlan, plan_of, rows_with, table_spec
+from kdrun.results.plan import PlannedCell, PlannedRun, TablePlan, plan_of
+from kdrun.results.spec import TableConfig, rows_with, table_spec
 from kdrun.results.table import Table
 from kdrun.results.tuned import best_candidates
 from kdrun.runs.metric import Metric, is_percent

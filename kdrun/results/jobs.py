@@ -8,7 +8,11 @@ from kdrun.config.job import Job
 from kdrun.config.nodes import dump, from_record
 from kdrun.config.sweep import SweepSettings
 from kdrun.results.kept import digest_of, keep, kept
-from kdrun.results.plan import TableConfig, cache_of, composed_anew, composed_cells
+from kdrun.results.plan import cache_of, composed_anew, composed_cells, keep_plan, kept_plan, make_plan
+from kdrun.results.spec import TableConfig
+
+KEYLESS = ("engine", "execution", "tracker", "hydra")
+"""Nodes of which nothing is in a run key."""
 
 
 @dataclass
@@ -20,7 +24,7 @@ class TableJobs:
 
 
 def table_jobs(name: str, spec: TableConfig, outputs: Path, extra: Sequence[str]) -> TableJobs:
-    """All runs of a table with more of the command line for each.
+    """All runs of a table with more of the command line for each. Its plan is kept by the way.
 
     Raises:
         ConfigError: a cell cannot be composed.
@@ -31,18 +35,25 @@ def table_jobs(name: str, spec: TableConfig, outputs: Path, extra: Sequence[str]
     if value is not None:
         jobs = [Job(from_record(config), tuple(overrides)) for overrides, config in value["jobs"]]
         return TableJobs(jobs, SweepSettings(**value["settings"]))
-    made = _composed(name, spec, [f"execution.outputs={outputs}", *extra])
+    made = _composed(name, spec, outputs, [f"execution.outputs={outputs}", *extra])
     if not composed_anew(spec):
         runs = [(job.overrides, dump(job.config)) for job in made.jobs]
         keep(path, digest, {"settings": asdict(made.settings), "jobs": runs})
     return made
 
 
-def _composed(name: str, spec: TableConfig, more: Sequence[str]) -> TableJobs:
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
+def _composed(name: str, spec: TableConfig, outputs: Path, more: Sequence[str]) -> TableJobs:
     made: dict[tuple[str, ...], list[Job]] = {}  # cells that show other figures of the same runs share them
     settings = SweepSettings({})
-    for _, _, _, overrides, composed, configs, _ in composed_cells(name, spec, more):
+    cells = list(composed_cells(name, spec, more))
+    for _, _, _, overrides, composed, configs, _ in cells:
         seeds = zip(spec.seeds, configs, strict=True)
-        made[tuple(overrides)] = [Job(config, (*overrides, f"seed={seed}")) for seed, config in seeds]
+        made[tuple(overrides)] = [Job(config, (*overrides, *more, f"seed={seed}")) for seed, config in seeds]
         settings = SweepSettings.of(composed)
+    if all(_key(word).split(".")[0] in KEYLESS for word in more) and kept_plan(name, spec, outputs) is None:
+        keep_plan(name, spec, outputs, make_plan(name, spec, cells))
     return TableJobs([job for jobs in made.values() for job in jobs], settings)

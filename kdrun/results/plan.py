@@ -6,80 +6,29 @@ files that it names stay as they are. A kept plan that cannot be read, or is not
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from functools import lru_cache
-from itertools import chain, takewhile
+from itertools import chain
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from omegaconf import DictConfig
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from kdrun.config.compose import Composer, configs_of_seeds
 from kdrun.config.dataset import DatasetConfig
 from kdrun.config.job import key_on
 from kdrun.config.key import data_identity, named_files, run_dir
-from kdrun.config.nodes import read_conf
 from kdrun.config.run import RunConfig
-from kdrun.core.errors import ConfigError, allowed
+from kdrun.core.errors import ConfigError
 from kdrun.core.hashing import content_hash, json_hash
-from kdrun.core.paths import CONF_DIR
 from kdrun.core.registry import lookup
 from kdrun.core.schema import FileContent, Schema, build
 from kdrun.data.found import found, unsplit
 from kdrun.results.kept import digest_of, keep, kept
 from kdrun.results.notes import Picked, deviations_in, ours_in
-from kdrun.runs.metric import Metric
+from kdrun.results.spec import TableConfig
 from kdrun.runs.place import trained_on
 
 log = logging.getLogger(__name__)
-Protocol = Literal["last", "best_on_val", "median20"]
-
-
-class TableConfig(Schema):
-    """conf/table/<name>.yaml."""
-
-    metric: str = "test/top1"
-    """<split>/<metric> of the headline network, or <split>/<net>/<metric>."""
-    protocol: Protocol = "last"
-    seeds: list[int] = Field(min_length=1)
-    rows: dict[str, list[str]] = Field(min_length=1)
-    columns: dict[str, list[str]] = Field(min_length=1)
-    paper: str | None = None
-    """A file of conf/paper whose numbers belong to rows and columns of the same names."""
-    paper_tables: list[str] = Field(default_factory=list)
-    """Only the numbers of these tables of the paper; none: of all."""
-    claims: str | None = None
-    """A file of conf/paper whose claims are tested though its numbers are of other columns; null: those of `paper`."""
-    splits: dict[str, str] = Field(default_factory=dict)
-    """Column -> what it shows in place of `test`, such as imagenet_v2 of `evaluate.sets`; its runs may be another's."""
-    aggregates: dict[str, list[str]] = Field(default_factory=dict)
-    """A further column -> those whose figures it averages, seed by seed."""
-    tune: dict[str, list[list[str]]] = Field(default_factory=dict)
-    """Row -> candidates, further overrides of it; each column shows the one that does best on validation images."""
-
-    @model_validator(mode="after")
-    def consistent(self) -> Self:
-        for name, columns in (*self.aggregates.items(), *((name, [name]) for name in self.splits)):
-            for column in columns:
-                if column not in self.columns:
-                    raise ValueError(f"{name}: {column}: no such column{allowed(column, self.columns)}")
-        for name, columns in self.aggregates.items():
-            if name in self.columns:
-                raise ValueError(f"aggregates: {name}: is a column already; give it another name")
-            if len(set(columns)) < 2 or len(set(columns)) < len(columns):
-                raise ValueError(f"aggregates: {name}: name two columns or more, each once")
-        for row, candidates in self.tune.items():
-            if row not in self.rows:
-                raise ValueError(f"tune: {row}: no such row{allowed(row, self.rows)}")
-            if len(set(map(tuple, candidates))) < max(2, len(candidates)):
-                raise ValueError(f"tune: {row}: give two candidates or more, each once")
-        return self
-
-    def metric_of(self, column: str, metric: str) -> str:
-        """What a column shows where the table shows `metric`."""
-        asked = Metric.parse(metric)
-        return str(replace(asked, split=self.splits.get(column, "test"))) if asked.split == "test" else metric
 
 
 class PlannedRun(Schema):
@@ -180,26 +129,6 @@ class TablePlan(Schema):
         return self.replace(cells=cells, files=files, data={})
 
 
-def table_spec(name: str) -> TableConfig:
-    return read_conf("table", name, TableConfig)
-
-
-def about(name: str) -> str:
-    """What the first lines of conf/table/<name>.yaml say."""
-    path = CONF_DIR / "table" / f"{name}.yaml"
-    lines = takewhile(
-        lambda line: line.startswith("# "), path.read_text("utf-8").splitlines() if path.is_file() else []
-    )
-    return " ".join(line.removeprefix("#").strip() for line in lines if not line.startswith("#  "))
-
-
-@lru_cache(maxsize=8)
-def rows_with(paper: str | None) -> frozenset[str]:
-    """The rows of all tables that stand beside this paper's numbers."""
-    specs = (table_spec(path.stem) for path in sorted((CONF_DIR / "table").glob("*.yaml")))
-    return frozenset(row for spec in specs if paper in (spec.paper, spec.claims) for row in spec.rows)
-
-
 QUICK = 2**28  # bytes of a dataset that are read to show a table; what is more must be remembered
 
 
@@ -216,14 +145,21 @@ def plan_of(name: str, spec: TableConfig, outputs: Path, most: float = QUICK) ->
 
 
 def _plan_of(name: str, spec: TableConfig, outputs: Path) -> TablePlan:
-    if composed_anew(spec):
-        return make_plan(name, spec)
-    path, digest = cache_of(name, outputs), digest_of(spec.model_dump_json())
-    plan = _kept(path, digest)
+    plan = kept_plan(name, spec, outputs)
     if plan is None:
         plan = make_plan(name, spec)
-        keep(path, digest, plan.model_dump())
+        keep_plan(name, spec, outputs, plan)
     return plan
+
+
+def kept_plan(name: str, spec: TableConfig, outputs: Path) -> TablePlan | None:
+    """None: there is none, or what it follows from is not what it was."""
+    return None if composed_anew(spec) else _kept(cache_of(name, outputs), digest_of(spec.model_dump_json()))
+
+
+def keep_plan(name: str, spec: TableConfig, outputs: Path, plan: TablePlan) -> None:
+    if not composed_anew(spec):
+        keep(cache_of(name, outputs), digest_of(spec.model_dump_json()), plan.model_dump())
 
 
 def cache_of(name: str, outputs: Path) -> Path:
@@ -235,17 +171,21 @@ def composed_anew(spec: TableConfig) -> bool:
     return any("plugins" in word for word in chain(*spec.rows.values(), *spec.columns.values()))
 
 
-def make_plan(name: str, spec: TableConfig) -> TablePlan:
-    """As `plan_of`, composed now."""
-    cells: list[PlannedCell] = []
+def make_plan(name: str, spec: TableConfig, cells: Iterable["ComposedCell"] | None = None) -> TablePlan:
+    """As `plan_of`, composed now.
+
+    Args:
+        cells: of `composed_cells`, where they are there already, maybe with more overrides that move no run key.
+    """
+    made: list[PlannedCell] = []
     files: dict[str, PlannedFile | str] = {}
     data: dict[str, PlannedData] = {}
-    for row, column, candidate, overrides, composed, runs, picked in composed_cells(name, spec):
+    for row, column, candidate, overrides, composed, runs, picked in cells or composed_cells(name, spec):
         planned = [_planned(run, files, data) for run in runs]
         first = runs[0].teacher
         given = first.kind().present and "teacher" not in planned[0].needs
         deviations = list(dict.fromkeys(line for path, _ in picked for line in deviations_in(path)))
-        cells.append(
+        made.append(
             PlannedCell(
                 row=row, column=column, candidate=candidate, overrides=overrides, given_teacher=given, runs=planned,
                 teacher_temperature=first.temperature, deviations=deviations,
@@ -253,7 +193,7 @@ def make_plan(name: str, spec: TableConfig) -> TablePlan:
                 ours=ours_in(picked, composed) if spec.paper is not None else [],
             )
         )  # fmt: skip
-    return TablePlan(cells=cells, files=files, data=data)
+    return TablePlan(cells=made, files=files, data=data)
 
 
 def configs_of(name: str, spec: TableConfig, outputs: Path) -> Iterator[tuple[str, str, list[RunConfig]]]:
@@ -263,31 +203,31 @@ def configs_of(name: str, spec: TableConfig, outputs: Path) -> Iterator[tuple[st
 
 
 Composed = tuple[DictConfig, list[RunConfig], list[Picked]]
+ComposedCell = tuple[str, str, list[str] | None, list[str], DictConfig, list[RunConfig], list[Picked]]
+"""Row, column, candidate, overrides, what they compose to, a typed config for each seed, YAML files."""
 
 
-def composed_cells(
-    name: str, spec: TableConfig, more: Sequence[str] = ()
-) -> Iterator[tuple[str, str, list[str] | None, list[str], DictConfig, list[RunConfig], list[Picked]]]:
-    """(row, column, candidate, overrides, composed, a typed config for each seed, YAML files) of each cell.
+def composed_cells(name: str, spec: TableConfig, more: Sequence[str] = ()) -> Iterator[ComposedCell]:
+    """Each cell, what its row and column share once.
 
     Args:
-        more: overrides of every cell.
+        more: further overrides of every cell, not in those that are given back.
 
     Raises:
         ConfigError: a cell cannot be composed; names it.
     """
     known: dict[tuple[str, ...], Composed] = {}  # columns that show other figures of the same runs
     places = [
-        (row, column, candidate, [*words, *of_row, *(candidate or []), *more])
+        (row, column, candidate, [*words, *of_row, *(candidate or [])])
         for row, of_row in spec.rows.items()
         for column, words in spec.columns.items()
-        for candidate in spec.tune.get(row, [None])
+        for candidate in (spec.candidates(row) if row in spec.tune else [None])
     ]
     with Composer() as composer:
         for row, column, candidate, overrides in places:
             try:
                 if tuple(overrides) not in known:
-                    composed = composer.compose(overrides)
+                    composed = composer.compose([*overrides, *more])
                     known[tuple(overrides)] = (
                         composed,
                         configs_of_seeds(composed, spec.seeds),

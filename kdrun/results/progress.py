@@ -10,7 +10,8 @@ from statistics import mean
 from kdrun.core.errors import KdrunError
 from kdrun.core.lock import held
 from kdrun.results.cell import run_name
-from kdrun.results.plan import PlannedCell, PlannedRun, TablePlan, plan_of, table_spec
+from kdrun.results.plan import PlannedCell, PlannedRun, TablePlan, plan_of
+from kdrun.results.spec import table_spec
 from kdrun.runs.layout import lock_path
 from kdrun.runs.record import read_record
 from kdrun.runs.whole import lacks, told

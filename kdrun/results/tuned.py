@@ -6,7 +6,8 @@ from statistics import mean
 
 from kdrun.core.errors import KdrunError
 from kdrun.results.cell import groups_of, value_of, where
-from kdrun.results.plan import PlannedCell, PlannedRun, TableConfig, TablePlan
+from kdrun.results.plan import PlannedCell, PlannedRun, TablePlan
+from kdrun.results.spec import TableConfig
 from kdrun.runs.metric import HIGHER, Metric
 from kdrun.runs.record import Record
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from pathlib import Path
 
 from kdrun.config.job import Job
@@ -99,6 +100,28 @@ class Graph:
         """What can be made now, first those on which most wait, last those that another process held."""
         nodes = [n for n in self.in_state("waiting") if all(other.state == "done" for other in n.needs)]
         return sorted(nodes, key=lambda node: (node.passed, -node.behind))
+
+    def leave(self, limit: int) -> None:
+        """Mark what a sweep of so many runs does not come to, as if each was done before the next starts."""
+        lacks = {node: sum(other.state != "done" for other in node.needs) for node in self.in_state("waiting")}
+        order = {node: k for k, node in enumerate(self.nodes.values())}
+        ready = [(-node.behind, order[node], node) for node, count in lacks.items() if not count]
+        heapify(ready)
+        below: dict[Node, list[Node]] = {}
+        for node in lacks:
+            for other in node.needs:
+                below.setdefault(other, []).append(node)
+        for _ in range(limit):
+            if not ready:
+                break
+            made = heappop(ready)[-1]
+            del lacks[made]
+            for node in below.get(made, ()):
+                lacks[node] -= 1
+                if not lacks[node]:
+                    heappush(ready, (-node.behind, order[node], node))
+        for node in lacks:
+            node.state, node.why = "left", "beyond the limit"
 
     def block(self) -> list[Node]:
         """Mark what needs a run that failed; what was marked now."""

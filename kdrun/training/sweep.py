@@ -28,6 +28,9 @@ class View(Protocol):
     def tick(self) -> None:
         """Some time has gone by."""
 
+    def stopping(self, count: int) -> None:
+        """So many runs are being stopped."""
+
 
 class Source(Protocol):
     """Where further runs come from while others are made."""
@@ -83,6 +86,8 @@ class Sweep:
                 self._look_at_held()
                 self.view.tick()
         except BaseException:
+            if self.running and not self.engine.inline:
+                self.view.stopping(len(self.running))
             self.engine.stop()
             raise
 

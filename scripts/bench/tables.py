@@ -13,7 +13,8 @@ import sys, time
 from pathlib import Path
 from kdrun.cli import table
 from kdrun.results import fill
-from kdrun.results.plan import PlannedCell, PlannedRun, TableConfig, TablePlan
+from kdrun.results.plan import PlannedCell, PlannedRun, TablePlan
+from kdrun.results.spec import TableConfig
 
 outputs, planned = sys.argv[1], sys.argv[2] == "planned"
 if planned:

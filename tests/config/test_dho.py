@@ -10,7 +10,7 @@ from kdrun.core.errors import ConfigError
 from kdrun.core.paths import CONF_DIR
 from kdrun.results.claims import verdict_on
 from kdrun.results.papers import read_paper
-from kdrun.results.plan import table_spec
+from kdrun.results.spec import table_spec
 from tests.published import of_paper
 
 SHOTS = [f"{k}-shot" for k in (1, 2, 4, 8, 16)]

@@ -17,7 +17,7 @@ from kdrun.methods.step import Setup
 from kdrun.results import fill as tables
 from kdrun.results.cell import Cell
 from kdrun.results.papers import Paper, read_paper
-from kdrun.results.plan import TableConfig
+from kdrun.results.spec import TableConfig
 from kdrun.results.table import Table
 from kdrun.runs.record import write_record
 from kdrun.training.check import check

@@ -16,7 +16,7 @@ from kdrun.core.paths import CONF_DIR
 from kdrun.core.registry import lookup, registered
 from kdrun.core.schema import build
 from kdrun.results.papers import read_paper
-from kdrun.results.plan import TableConfig
+from kdrun.results.spec import TableConfig
 
 
 def options(group: str) -> list[str]:

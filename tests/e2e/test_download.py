@@ -9,7 +9,7 @@ import pytest
 from kdrun.cli.download import configs_of, main, needs_of
 from kdrun.config.nodes import read_conf
 from kdrun.core.errors import ConfigError, KdrunError
-from kdrun.results.plan import TableConfig
+from kdrun.results.spec import TableConfig
 from tests.unit.test_published import write_cifar10
 from tests.unit.test_readers import write_oxford_pets
 

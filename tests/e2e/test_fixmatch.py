@@ -179,7 +179,7 @@ def test_tables_show_figures_of_artifacts_and_curves(train, outputs, monkeypatch
         f"columns: {{digits: {json.dumps([*SHORT, 'method.threshold=0.2'])}}}\n"
     )
     monkeypatch.setattr(
-        "kdrun.results.plan.read_conf", lambda _, name, cls: build(cls, yaml.safe_load(path.read_text()), name)
+        "kdrun.results.spec.read_conf", lambda _, name, cls: build(cls, yaml.safe_load(path.read_text()), name)
     )
     assert train(*SHORT, *LOW, "method=kd_fixmatch") == 0
     asked = ["table=few", f"outputs={outputs}", "format=markdown"]

@@ -10,7 +10,8 @@ from PIL import Image
 from kdrun.config.job import Job
 from kdrun.core.errors import KdrunError
 from kdrun.results.found import found_table
-from kdrun.results.plan import TableConfig, make_plan, on_present_data
+from kdrun.results.plan import make_plan, on_present_data
+from kdrun.results.spec import TableConfig
 from kdrun.runs.finished import FinishedRun
 from kdrun.runs.record import find_records
 from kdrun.training import runner

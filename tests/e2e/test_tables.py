@@ -22,7 +22,7 @@ def asked(tmp_path, outputs, monkeypatch):
     columns = json.dumps([*FAST, *TEACHER])
     path.write_text(f"seeds: [0, 1]\nrows: {{CE: [loss=ce], KD: [loss=kd]}}\ncolumns: {{digits: {columns}}}\n")
     monkeypatch.setattr(
-        "kdrun.results.plan.read_conf", lambda _, name, cls: build(cls, yaml.safe_load(path.read_text()), name)
+        "kdrun.results.spec.read_conf", lambda _, name, cls: build(cls, yaml.safe_load(path.read_text()), name)
     )
     return ["table=few", f"outputs={outputs}"]
 

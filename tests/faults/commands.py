@@ -18,7 +18,8 @@ from PIL import Image
 from kdrun.cli.train import main as train
 from kdrun.config.key import run_directory
 from kdrun.core.sums import SEAL
-from kdrun.results.plan import configs_of, table_spec
+from kdrun.results.plan import configs_of
+from kdrun.results.spec import table_spec
 from kdrun.runs.record import write_record
 from tests.conftest import FAST, TEACHER
 from tests.records import whole

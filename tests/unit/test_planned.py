@@ -10,9 +10,12 @@ from kdrun.config.compose import Composer
 from kdrun.config.key import run_dir
 from kdrun.core.errors import ConfigError
 from kdrun.core.schema import FileContent, build
+from kdrun.results import jobs
 from kdrun.results import plan as planned
+from kdrun.results.jobs import table_jobs
 from kdrun.results.notes import deviations_in
-from kdrun.results.plan import TableConfig, make_plan, plan_of
+from kdrun.results.plan import make_plan, plan_of
+from kdrun.results.spec import TableConfig, table_spec
 from tests.conftest import ROOT
 
 SMALL = {"seeds": [0, 1, 2], "rows": {"CE": ["loss=ce"], "KD": ["loss=kd"]}, "columns": {"d": ["experiment=demo"]}}
@@ -73,6 +76,27 @@ def test_a_kept_plan_is_the_made_one_and_a_spoiled_one_is_made_anew(tmp_path, sp
     assert calls == ["small"], "another spec is another plan"
 
 
+def test_the_jobs_of_a_table_and_its_plan_come_of_one_composition(tmp_path, spec, made, monkeypatch):
+    composed = planned.composed_cells
+    calls = []
+    for module in (planned, jobs):
+        monkeypatch.setattr(module, "composed_cells", lambda *given: calls.append(given) or composed(*given))
+    extra = ["engine.slots=2", "execution.threads=1"]
+    asked = table_jobs("small", spec, tmp_path, extra)
+    assert asked.settings.engine["slots"] == 2
+    assert plan_of("small", spec, tmp_path) == made
+    again = table_jobs("small", spec, tmp_path, extra)
+    assert [job.key for job in again.jobs] == [job.key for job in asked.jobs]
+    assert [job.overrides for job in again.jobs] == [job.overrides for job in asked.jobs]
+    assert len(calls) == 1
+    assert all(job.config.execution.threads == 1 for job in again.jobs)
+
+
+def test_overrides_that_move_keys_are_not_planned_with(tmp_path, spec, made):
+    table_jobs("small", spec, tmp_path, ["schedule.lr=0.3"])
+    assert plan_of("small", spec, tmp_path) == made
+
+
 def test_a_file_that_a_run_key_contains_is_looked_at_again(tmp_path, made, spec, monkeypatch):
     weights = tmp_path / "weights.th"
     weights.write_bytes(b"1")
@@ -88,7 +112,7 @@ def test_a_file_that_a_run_key_contains_is_looked_at_again(tmp_path, made, spec,
 
 
 def test_with_a_kept_plan_nothing_imports_torch(tmp_path, made, monkeypatch):
-    demo = planned.table_spec("demo")
+    demo = table_spec("demo")
     monkeypatch.setattr(planned, "make_plan", lambda *_: made)
     plan_of("demo", demo, tmp_path)
     code = (
@@ -108,7 +132,7 @@ def test_a_cell_that_cannot_be_composed_is_named(spec):
 
 
 def test_what_is_ours_is_told_as_long_as_it_is_in_force():
-    known = planned.table_spec("kd_fixmatch")
+    known = table_spec("kd_fixmatch")
     rows = {"KD": known.rows["KD-FixMatch-CE"], "less": [*known.rows["KD-FixMatch-CE"], "schedule.steps=10"]}
     whole, less = make_plan(
         "x", known.replace(seeds=[0], rows=rows, columns={"a": known.columns["cifar100-1000"]})
@@ -119,7 +143,7 @@ def test_what_is_ours_is_told_as_long_as_it_is_in_force():
     assert not [line for line in less.ours if line.startswith("schedule.steps")]
     [sentence] = [line for line in whole.ours if line.startswith("conf/experiment/kd_fixmatch/cifar100.yaml: ")]
     assert sentence.endswith("they are FixMatch's here, with 30,000 steps a stage (proposed).")
-    ttm = planned.table_spec("ttm_same")
+    ttm = table_spec("ttm_same")
     rows, columns = {"DKD": ["loss=dkd"], "KD": ["loss=kd"]}, {"r110-r20": ttm.columns["r110-r20"]}
     dkd, kd = make_plan("x", ttm.replace(seeds=[0], rows=rows, columns=columns)).cells
     assert dkd.ours == ["coefficients.dkd (ours: none is published for this pair)"]

@@ -17,10 +17,11 @@ from kdrun.cli.plot import main
 from kdrun.config.key import run_directory
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.results.analysis.propagation import fit
-from kdrun.results.plan import configs_of, table_spec
+from kdrun.results.plan import configs_of
 from kdrun.results.plots.curves import band
 from kdrun.results.plots.figure import legend_columns, legend_height
 from kdrun.results.plots.judged import RunOptions, judged
+from kdrun.results.spec import table_spec
 from kdrun.runs.finished import FinishedRun
 from tests.conftest import ROOT
 from tests.records import whole

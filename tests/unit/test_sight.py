@@ -293,6 +293,22 @@ def test_a_picture_shows_what_waits_for_what(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(("limit", "left"), [(1, ["a s0", "b s0", "ce s0"]), (3, ["ce s0"]), (4, []), (9, [])])
+def test_a_limit_leaves_in_a_picture_what_a_sweep_would_not_come_to(tmp_path, limit, left):
+    graph = graph_of(tmp_path, "teacher s0", "a s0", "b s0", "ce s0")
+    teacher, one, two, _ = graph.nodes.values()
+    one.needs, two.needs, teacher.behind = [teacher], [teacher], 2
+    graph.leave(limit)
+    assert [node.name for node in graph.in_state("left")] == left
+
+
+def test_what_is_being_stopped_is_told(tmp_path, capsys):
+    graph = graph_of(tmp_path, "a s0")
+    with Lines(graph, engine(), tmp_path) as view:
+        view.stopping(2)
+    assert capsys.readouterr().err == "stopping 2 runs, each with a checkpoint\n"
+
+
 def test_a_long_picture_is_cut(tmp_path):
     graph = graph_of(tmp_path, *(f"a lr={k} s{seed}" for k in range(200) for seed in range(3)))
     lines = graph.picture().splitlines()

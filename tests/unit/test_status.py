@@ -17,7 +17,8 @@ from kdrun.cli.table import main as table_main
 from kdrun.core.errors import ConfigError, KdrunError, Unfinished
 from kdrun.core.schema import build
 from kdrun.results import fill as tables
-from kdrun.results.plan import PlannedCell, PlannedRun, TableConfig, TablePlan
+from kdrun.results.plan import PlannedCell, PlannedRun, TablePlan
+from kdrun.results.spec import TableConfig
 from kdrun.runs.record import read_record, write_record
 from tests.conftest import ROOT
 

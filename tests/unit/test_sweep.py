@@ -48,6 +48,9 @@ class Told:
     def tick(self):
         pass
 
+    def stopping(self, count):
+        self.lines.append(f"stopping {count}")
+
 
 @pytest.fixture
 def made(monkeypatch, tmp_path):

@@ -17,8 +17,9 @@ from kdrun.results.claims import verdict_on
 from kdrun.results.found import found_table
 from kdrun.results.intervals import paired_interval, welch
 from kdrun.results.papers import Claim, Paper, read_paper
-from kdrun.results.plan import PlannedCell, PlannedRun, TableConfig, TablePlan
+from kdrun.results.plan import PlannedCell, PlannedRun, TablePlan
 from kdrun.results.progress import Todo, _cost, commands_of
+from kdrun.results.spec import TableConfig
 from kdrun.results.table import two_rows
 from kdrun.runs.record import write_record
 from tests.published import of_paper

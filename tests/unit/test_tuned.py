@@ -5,8 +5,9 @@ import pytest
 from kdrun.core.errors import ConfigError
 from kdrun.core.schema import build
 from kdrun.results.fill import table_of
-from kdrun.results.plan import PlannedCell, PlannedRun, TableConfig, TablePlan
+from kdrun.results.plan import PlannedCell, PlannedRun, TablePlan
 from kdrun.results.progress import Todo, progress_text
+from kdrun.results.spec import TableConfig
 
 SPEC = {"seeds": [0, 1], "rows": {"KD": ["loss=kd"], "CE": ["loss=ce"]}, "columns": {"a": [], "b": []}}
 LOW, HIGH = ["w=0.2"], ["w=0.8"]
@@ -98,3 +99,50 @@ def test_the_plan_counts_all_candidates(tmp_path, monkeypatch):
 def test_what_is_no_choice_is_refused(tune, message):
     with pytest.raises(ConfigError, match=message):
         build(TableConfig, {**SPEC, "tune": tune}, "table")
+
+
+SPACE = {"over": ["schedule.lr=tag(log,interval(0.01,1))", "loss.kd.temperature=choice(1,2,4)"], "trials": 4}
+
+
+def spec_of(tune) -> TableConfig:
+    return build(TableConfig, {**SPEC, "tune": tune}, "table")
+
+
+def test_candidates_are_spread_over_a_space_the_same_ones_each_time():
+    # Halton's points in bases 2 and 3: (1/2, 1/3), (1/4, 2/3), (3/4, 1/9), (1/8, 4/9)
+    assert spec_of({"KD": SPACE}).candidates("KD") == [
+        ["schedule.lr=0.1", "loss.kd.temperature=2"],
+        ["schedule.lr=0.0316", "loss.kd.temperature=4"],
+        ["schedule.lr=0.316", "loss.kd.temperature=1"],
+        ["schedule.lr=0.0178", "loss.kd.temperature=2"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tune", "line"),
+    [
+        ({"KD": SPACE, "CE": [["w=1"], ["w=2"]]}, r"tune: as many trials for each row, .* \(KD 4, CE 2\)"),
+        ({"KD": {"over": ["w=choice(1,2)"], "trials": 3}}, "tune: KD: 3 trials, and the space has 2 that differ"),
+        ({"KD": {"over": ["w=3"], "trials": 3}}, "tune: KD: w=3: one value; write w=choice"),
+        ({"KD": {"over": ["w=interval(1"], "trials": 3}}, r"tune: KD: w=interval\(1: "),
+        ({"KD": {"over": ["w=interval(2,1)"], "trials": 3}}, "tune: KD: w: .*: the first number must be the smaller"),
+        ({"KD": {"over": [f"w{k}=interval(0,1)" for k in range(7)], "trials": 3}}, "tune: KD: 7 keys; 6 at most"),
+        ({"KD": {"over": ["w=interval(0,1)"]}}, "trials: missing"),
+    ],
+)
+def test_a_space_that_cannot_be_searched_is_one_line(tune, line):
+    with pytest.raises(ConfigError, match=line) as error:
+        spec_of(tune)
+    assert len(error.value.lines) == 1
+
+
+def test_whole_numbers_and_steps_stay_such():
+    over = ["a=range(1,9)", "b=range(10,40,10)", "c=tag(log,range(1,65))", "d=interval(0,1)"]
+    found = spec_of({"KD": {"over": over, "trials": 50}}).candidates("KD")
+    values = [dict(word.split("=") for word in words) for words in found]
+    assert {int(value["a"]) for value in values} == set(range(1, 9))
+    assert {int(value["b"]) for value in values} == {10, 20, 30}
+    whole = sorted(int(value["c"]) for value in values)
+    assert whole[0] == 1
+    assert whole[len(whole) // 2] in (7, 8, 9)
+    assert all(0 <= float(value["d"]) < 1 for value in values)
