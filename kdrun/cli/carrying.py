@@ -37,7 +37,7 @@ def carry_out(jobs: Sequence[Job], settings: SweepSettings, search: Search | Non
             settings.configure_log()
             if search is not None and search.config.pruner is not None:
                 made.apart()
-            done = len(graph.in_state("done"))
+            done = graph.count("done")
             begun = f"{len(graph)} runs, {done} done already" if search is None else search.begin()
             print(f"{begun}; {made.text}", file=sys.stderr, flush=True)
             outputs = jobs[0].outputs if search is None else search.first.outputs
@@ -76,9 +76,9 @@ def _told(graph: Graph, limit: int | None, search: Search | None) -> int:
         if node.state != "failed":
             causes.setdefault(f"{node.state}: {node.why}" if node.why else node.state, []).append(node.name)
     lines += [f"{cause}: {_listed(names)}" for cause, names in causes.items()]
-    left = graph.in_state("left")
+    left = graph.count("left")
     if left:
-        lines.append(f"left: {len(left)} runs beyond limit={limit}; the same command goes on")
+        lines.append(f"left: {left} runs beyond limit={limit}; the same command goes on")
     for line in lines:
         print(line, file=sys.stderr)
     if search is not None:

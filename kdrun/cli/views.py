@@ -125,7 +125,7 @@ class Lines(Sight):
         self.told = time.monotonic()
 
     def show(self, node: Node) -> None:
-        ended, why = len(self.graph.in_state(*ENDED)), f": {node.why}" if node.why else ""
+        ended, why = self.graph.count(*ENDED), f": {node.why}" if node.why else ""
         print(f"[{ended}/{len(self.graph)}] {node.name} {node.state}{why}", file=sys.stderr, flush=True)
 
     def tick(self) -> None:

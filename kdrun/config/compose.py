@@ -38,6 +38,9 @@ OWN: dict[str, Any] = {
     "output_subdir": None, "job.chdir": False,
 }  # fmt: skip
 # Mappings whose keys are for the user to name.
+SEED = re.compile(r"seed=(0|[1-9][0-9]*)")
+CELLS = 500
+"""What differs in more than its seed is kept for the next seed, so many at most."""
 OPEN = {"args", "optimizer_args", "lr_for", "rename", "ramps", "coefficients", "settings"}
 
 
@@ -50,6 +53,7 @@ class Composer:
     def __init__(self, config_dir: str | None = None, config_name: str = "config") -> None:
         self.config_dir = config_dir
         self.config_name = config_name
+        self._cells: dict[tuple[str, ...], Cell] = {}
 
     def __enter__(self) -> "Composer":
         register_source()
@@ -82,9 +86,20 @@ class Composer:
         return to_config(self.compose(overrides))
 
     def job(self, overrides: Sequence[str]) -> Job:
-        """One job, with its overrides as Hydra tells them."""
-        composed = self.compose(overrides)
-        return Job(to_config(composed), tuple(composed.hydra.overrides.task))
+        """One job, with its overrides as Hydra tells them. Those that differ in their seeds are composed once."""
+        words = list(overrides)
+        places = [k for k, word in enumerate(words) if SEED.fullmatch(word)]
+        if len(places) != 1 or any("${" in word for word in words):  # Hydra tells overrides resolved
+            composed = self.compose(words)
+            return Job(to_config(composed), tuple(composed.hydra.overrides.task))
+        word, seed = words[places[0]], int(words[places[0]].partition("=")[2])
+        words[places[0]] = "seed=0"
+        known = self._cells.get(tuple(words))
+        if known is None:
+            known = self._cells[tuple(words)] = Cell(self.compose(words))
+            if len(self._cells) > CELLS:
+                del self._cells[next(iter(self._cells))]
+        return Job(known.config(seed), tuple(word if told == "seed=0" else told for told in known.overrides))
 
     def typed_seeds(self, overrides: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
         """The typed config for each seed, as `seed=<seed>` behind the overrides gives it; composed once."""
@@ -227,9 +242,11 @@ class Composer:
             if part not in names:
                 known = sorted({*names, *groups}) if i == 0 else names
                 if "@" in key:
-                    return f"{key}: nothing to replace there; write +{key}=<option> to add it"
+                    break
                 return f"{key}: unknown key{allowed(part, known)}"
             node = node[part]
+        if "@" in key:
+            return f"{key}: nothing to replace there; write +{key}=<option> to add it"
         return f"{key}: new keys go in with a +; write +{plain}.<name>=<value>, or ++{plain}={{...}}"
 
 
@@ -293,17 +310,33 @@ def _quoting(override: str) -> str:
     return "quote the value: " + (shlex.quote(word) if re.search(r'[$`"!]|\\\\', word) else f'"{word}"')
 
 
+class Cell:
+    """What `compose` gave, for any seed. A seed changes values alone: Hydra's defaults lists cannot refer to it."""
+
+    def __init__(self, composed: DictConfig) -> None:
+        self.overrides = list(composed.hydra.overrides.task)
+        self._composed: DictConfig | None = composed
+        """None: nothing but the seed itself follows the seed."""
+        self._first: RunConfig | None = None
+
+    def config(self, seed: int) -> RunConfig:
+        """The typed config of this seed."""
+        if self._composed is None and self._first is not None:
+            return self._first.replace(seed=seed)
+        composed: Any = self._composed
+        composed.seed = seed
+        config = to_config(composed)
+        if self._first is None:
+            self._first = config
+        elif seed != self._first.seed and config == self._first.replace(seed=seed):
+            self._composed = None
+        return config
+
+
 def configs_of_seeds(composed: DictConfig, seeds: Sequence[int]) -> list[RunConfig]:
     """The typed config for each seed of what `compose` gave."""
-
-    def typed(seed: int) -> RunConfig:
-        composed.seed = seed
-        return to_config(composed)
-
-    out = [typed(seed) for seed in seeds[:2]]
-    if out == [out[0].replace(seed=seed) for seed in seeds[:2]]:  # nothing else follows the seed
-        return [*out, *(out[0].replace(seed=seed) for seed in seeds[2:])]
-    return [*out, *(typed(seed) for seed in seeds[2:])]
+    cell = Cell(composed)
+    return [cell.config(seed) for seed in seeds]
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:

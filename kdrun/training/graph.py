@@ -1,9 +1,7 @@
 """A plan as a graph: each run once, with those that it needs first; what is done is left out."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from pathlib import Path
 
 from kdrun.config.job import Job
@@ -16,29 +14,40 @@ STATES = ("done", "running", "held", "waiting", "failed", "blocked", "left", "pr
 """held: another process is at work on it; blocked: what it needs failed; left: beyond the limit; pruned: stopped by a
 search, as it promised nothing."""
 ENDED = ("done", "failed", "blocked", "left", "pruned")
+STUCK = ENDED[1:]  # what needs these is not made
 SEEDS = 8  # in one line
 
 
-@dataclass(eq=False)
 class Node:
-    """One run.
+    """One run of a graph.
 
     Args:
         role: what another run calls it; `train`: it was asked for.
+
+    Attributes:
         behind: how many runs wait for it, directly or not.
+        lacks: how many of those that it needs are not done.
         tries: how often it was started.
         passed: how often another process was found at work on it.
+        number: its place in the graph.
     """
 
-    job: Job
-    role: str
-    needs: list["Node"] = field(default_factory=list)
-    name: str = ""
-    behind: int = 0
-    state: str = "waiting"
-    why: str = ""
-    tries: int = 0
-    passed: int = 0
+    def __init__(self, job: Job, role: str, graph: "Graph") -> None:
+        self.job, self.role, self._graph, self._state = job, role, graph, "waiting"
+        self.name = self.why = ""
+        self.needs: list[Node] = []
+        self.followers: list[Node] = []
+        self.behind = self.lacks = self.tries = self.passed = self.number = 0
+
+    @property
+    def state(self) -> str:
+        return self._state
+
+    @state.setter
+    def state(self, state: str) -> None:
+        before, self._state = self._state, state
+        if before != state:
+            self._graph.moved(self, before)
 
     @property
     def directory(self) -> Path:
@@ -66,6 +75,11 @@ class Graph:
 
     def __init__(self) -> None:
         self.nodes: dict[Path, Node] = {}
+        self._states: dict[str, dict[Node, None]] = {state: {} for state in STATES}
+        self._ready: list[tuple[int, int, int, Node]] = []
+        """What waits for nothing, as a heap; some have begun since."""
+        self._bad: list[Node] = []
+        """What will not be done; what needs it is not told yet."""
 
     @classmethod
     def of(cls, jobs: Iterable[Job]) -> "Graph":
@@ -94,51 +108,60 @@ class Graph:
         return len(self.nodes)
 
     def in_state(self, *states: str) -> list[Node]:
-        return [node for node in self.nodes.values() if node.state in states]
+        return [node for state in states for node in self._states[state]]
 
-    def ready(self) -> list[Node]:
-        """What can be made now, first those on which most wait, last those that another process held."""
-        nodes = [n for n in self.in_state("waiting") if all(other.state == "done" for other in n.needs)]
-        return sorted(nodes, key=lambda node: (node.passed, -node.behind))
+    def count(self, *states: str) -> int:
+        return sum(len(self._states[state]) for state in states)
 
-    def leave(self, limit: int) -> None:
-        """Mark what a sweep of so many runs does not come to, as if each was done before the next starts."""
-        lacks = {node: sum(other.state != "done" for other in node.needs) for node in self.in_state("waiting")}
-        order = {node: k for k, node in enumerate(self.nodes.values())}
-        ready = [(-node.behind, order[node], node) for node, count in lacks.items() if not count]
-        heapify(ready)
-        below: dict[Node, list[Node]] = {}
-        for node in lacks:
-            for other in node.needs:
-                below.setdefault(other, []).append(node)
-        for _ in range(limit):
-            if not ready:
-                break
-            made = heappop(ready)[-1]
-            del lacks[made]
-            for node in below.get(made, ()):
-                lacks[node] -= 1
-                if not lacks[node]:
-                    heappush(ready, (-node.behind, order[node], node))
-        for node in lacks:
-            node.state, node.why = "left", "beyond the limit"
+    def next_ready(self) -> Node | None:
+        """What can be made now: first those on which most wait, last those that another process held."""
+        while self._ready:
+            node = heappop(self._ready)[-1]
+            if node.state == "waiting" and not node.lacks:
+                return node
+        return None
+
+    def moved(self, node: Node, before: str) -> None:
+        """A node is in another state."""
+        del self._states[before][node]
+        self._states[node.state][node] = None
+        if node.state == "waiting":
+            self._offer(node)
+        elif node.state in STUCK:
+            self._bad.append(node)
+        if "done" in (before, node.state):
+            for other in node.followers:
+                other.lacks += 1 if before == "done" else -1
+                if other.state == "waiting":
+                    self._offer(other)
 
     def block(self) -> list[Node]:
         """Mark what needs a run that failed; what was marked now."""
         found = []
-        for node in self.in_state("waiting"):  # what a node needs stands before it
-            bad = next((other for other in node.needs if other.state in ("failed", "blocked", "left", "pruned")), None)
-            if bad is not None:
-                node.state = "left" if bad.state == "left" else "blocked"
-                node.why = f"needs {bad.name}, which {'failed' if bad.state == 'failed' else f'is {bad.state}'}"
-                found.append(node)
+        while self._bad:
+            bad = self._bad.pop()
+            for node in bad.followers:
+                if node.state == "waiting":
+                    node.why = f"needs {bad.name}, which {'failed' if bad.state == 'failed' else f'is {bad.state}'}"
+                    node.state = "left" if bad.state == "left" else "blocked"
+                    found.append(node)
         return found
+
+    def leave(self, limit: int) -> None:
+        """Mark what a sweep of so many runs does not come to, as if each was done before the next starts."""
+        made: list[Node] = []
+        while len(made) < limit and (node := self.next_ready()) is not None:
+            node.state = "done"
+            made.append(node)
+        for node in self.in_state("waiting"):
+            node.why, node.state = "beyond the limit", "left"
+        for node in made:
+            node.state = "waiting"
 
     @property
     def counts(self) -> dict[str, int]:
         """Runs by state, each state that there is."""
-        found = Counter(node.state for node in self.nodes.values())
-        return {state: found[state] for state in STATES if found[state]}
+        return {state: len(nodes) for state, nodes in self._states.items() if nodes}
 
     def picture(self, most: int = 40) -> str:
         """A line for each run that is to be made, those first on which most wait, and below it what waits for it.
@@ -170,22 +193,37 @@ class Graph:
                 found.role, found.job = role, job
                 found.state = "done" if found.finished() else "waiting"
             return found
-        node = Node(job, role)
+        node = Node(job, role, self)
+        self._states[node.state][node] = None
         if node.finished():
             node.state = "done"
         else:
-            node.needs = [self._node(settled(other), name) for name, other in job.requires.items()]
-        self.nodes[job.directory] = node
+            self._let_wait(node, [self._node(settled(other), name) for name, other in job.requires.items()])
+        self.nodes[job.directory] = node  # behind what it needs
         return node
 
+    def _let_wait(self, node: Node, needs: list[Node]) -> None:
+        node.needs = needs
+        node.lacks = sum(other.state != "done" for other in needs)
+        for other in needs:
+            other.followers.append(node)
+
+    def _offer(self, node: Node) -> None:
+        if not node.lacks:
+            heappush(self._ready, (node.passed, -node.behind, node.number, node))
+
     def _count(self) -> None:
-        """`behind` of each node."""
+        """`behind` of each node, by which what is ready is offered."""
         waiting: dict[Node, set[Node]] = {}
-        for node in reversed(list(self.nodes.values())):
+        for number, node in reversed(list(enumerate(self.nodes.values()))):
+            node.number = number
             own = waiting.get(node, set())
             node.behind = len(own)
             for other in node.needs:
                 waiting.setdefault(other, set()).update(own, [node])
+        self._ready.clear()
+        for node in self._states["waiting"]:
+            self._offer(node)
 
 
 def counted(counts: Mapping[str, int]) -> str:

@@ -75,12 +75,12 @@ class Sweep:
                 before = self.changes
                 self._ask()
                 self._start()
-                if self.changes == before and not self.running and not self.graph.in_state("held"):
+                if self.changes == before and not self.running and not self.graph.count("held"):
                     break
                 if self.running:
                     for name, ended in self.engine.wait(LOOK):
                         self._ended(self.running.pop(name), ended)
-                elif self.graph.in_state("held"):
+                elif self.graph.count("held"):
                     time.sleep(LOOK / 5)
                 self._prune()
                 self._look_at_held()
@@ -95,7 +95,7 @@ class Sweep:
         """Fill what would stay free from the source."""
         limit = self.engine.config.limit
         while self.source is not None and (limit is None or self.made < limit):
-            free = self.engine.slots - len(self.running) - len(self.graph.in_state("waiting"))
+            free = self.engine.slots - len(self.running) - self.graph.count("waiting")
             given = self.source.more(free) if free > 0 else []
             if not given:
                 break
@@ -107,9 +107,7 @@ class Sweep:
     def _start(self) -> None:
         """Fill the free slots. What another process holds, or has done meanwhile, takes none."""
         tasks: dict[str, Task] = {}
-        for node in self.graph.ready():
-            if len(self.running) >= self.engine.slots:
-                break
+        while len(self.running) < self.engine.slots and (node := self.graph.next_ready()) is not None:
             if held(lock_path(node.directory)):
                 self._set(node, "held", "another process is at work on it")
             elif node.finished():
@@ -170,7 +168,7 @@ class Sweep:
     def _set(self, node: Node, state: str, why: str = "") -> None:
         self.changes += 1
         node.passed += state == "held"
-        node.state, node.why = state, why
+        node.why, node.state = why, state
         if self.source is not None and state in ENDED:
             self.source.ended(node)
         self.view.changed(node)

@@ -8,6 +8,7 @@ import pytest
 from kdrun.cli.table import main
 from kdrun.config.compose import Composer
 from kdrun.config.key import run_dir
+from kdrun.config.nodes import to_config
 from kdrun.core.errors import ConfigError
 from kdrun.core.schema import FileContent, build
 from kdrun.results import jobs
@@ -47,6 +48,34 @@ def test_what_follows_the_seed_follows_it_in_the_plan_too():
         for config in composer.typed_seeds(overrides, [3, 4, 5]):
             assert config.dataset.split_seed == config.seed
             assert config == composer.typed([*overrides, f"seed={config.seed}"])
+
+
+@pytest.mark.parametrize(
+    ("words", "times"),
+    [(["experiment=demo", "loss=kd"], 1), (["experiment=kd_fixmatch/cifar10", "dataset.split_seed=${seed}"], None)],
+)
+@pytest.mark.parametrize("seeds", [[0, 1, 2, 10], [7, 7, 3]])
+def test_jobs_that_differ_in_their_seeds_are_composed_once(words, times, seeds, monkeypatch):
+    composed = Composer.compose
+    calls = []
+    monkeypatch.setattr(Composer, "compose", lambda self, given: calls.append(given) or composed(self, given))
+    asked = [[words[0], f"seed={seed}", *words[1:]] for seed in seeds]
+    with Composer() as composer:
+        found = [composer.job(given) for given in asked]
+    assert len(calls) == (times or len(seeds))
+    for job, given in zip(found, asked, strict=True):
+        with Composer() as alone:
+            wanted = alone.compose(given)
+        assert job.config == to_config(wanted)
+        assert job.overrides == tuple(wanted.hydra.overrides.task)
+
+
+@pytest.mark.parametrize(("seeds", "seed"), [(["seed=1", "seed=2"], 2), (["++seed=1"], 1), ([], 0)])
+def test_other_ways_to_give_a_seed_are_composed_as_they_stand(seeds, seed):
+    with Composer() as composer:
+        job = composer.job(["experiment=demo", "loss=kd", *seeds])
+    assert job.overrides[2:] == tuple(seeds)
+    assert job.config.seed == seed
 
 
 def test_a_kept_plan_is_the_made_one_and_a_spoiled_one_is_made_anew(tmp_path, spec, made, monkeypatch):

@@ -24,7 +24,10 @@ from kdrun.training.graph import Graph, Node
 from kdrun.training.standing import FOLDER, Kind, Notice, Seen, Standing, sweeps_below
 from tests.records import whole
 
-CONFIG = SimpleNamespace(method_class=SimpleNamespace(batch_sizes=lambda config: {"labeled": 10}))
+CONFIG = SimpleNamespace(
+    method_class=SimpleNamespace(batch_sizes=lambda config: {"labeled": 10}),
+    evaluate=SimpleNamespace(corruptions=None, sets=[]),
+)
 
 
 def graph_of(outputs: Path, *names: str, needs: dict[str, str] | None = None) -> Graph:
@@ -32,12 +35,15 @@ def graph_of(outputs: Path, *names: str, needs: dict[str, str] | None = None) ->
     graph = Graph()
     for name in names:
         place = f"runs/a/b/n1/{name.replace(' ', '_')}"
-        job: Any = SimpleNamespace(directory=outputs / place, outputs=outputs, place=place, config=CONFIG)
+        job: Any = SimpleNamespace(
+            directory=outputs / place, outputs=outputs, place=place, config=CONFIG, requires={}
+        )  # fmt: skip
         role = "teacher" if name.startswith("teacher") else "train"
-        graph.nodes[job.directory] = Node(job, role, name=name)
+        node = graph._node(job, role)
+        node.name = name
     by_name = {node.name: node for node in graph.nodes.values()}
-    for name, other in (needs or {}).items():
-        by_name[name].needs.append(by_name[other])
+    for name, others in (needs or {}).items():
+        graph._let_wait(by_name[name], [by_name[other] for other in others.split(",")])
     graph._count()
     return graph
 
@@ -295,9 +301,9 @@ def test_a_picture_shows_what_waits_for_what(tmp_path):
 
 @pytest.mark.parametrize(("limit", "left"), [(1, ["a s0", "b s0", "ce s0"]), (3, ["ce s0"]), (4, []), (9, [])])
 def test_a_limit_leaves_in_a_picture_what_a_sweep_would_not_come_to(tmp_path, limit, left):
-    graph = graph_of(tmp_path, "teacher s0", "a s0", "b s0", "ce s0")
-    teacher, one, two, _ = graph.nodes.values()
-    one.needs, two.needs, teacher.behind = [teacher], [teacher], 2
+    graph = graph_of(
+        tmp_path, "teacher s0", "a s0", "b s0", "ce s0", needs={"a s0": "teacher s0", "b s0": "teacher s0"}
+    )
     graph.leave(limit)
     assert [node.name for node in graph.in_state("left")] == left
 
@@ -317,9 +323,7 @@ def test_a_long_picture_is_cut(tmp_path):
 
 
 def test_what_several_runs_must_precede_stands_below_the_last(tmp_path):
-    graph = graph_of(tmp_path, "teacher a s0", "teacher b s0", "e s0")
-    one, two, last = graph.nodes.values()
-    last.needs += [one, two]
+    graph = graph_of(tmp_path, "teacher a s0", "teacher b s0", "e s0", needs={"e s0": "teacher a s0,teacher b s0"})
     assert "  e s0: waiting (needs teacher a s0, teacher b s0)" in graph.picture().splitlines()
 
 
