@@ -21,6 +21,7 @@ from kdrun.core.registry import line_in_plugin, loaded_plugins
 from kdrun.core.schema import build
 from kdrun.runs.record import finished_record
 from kdrun.runs.whole import require_whole
+from kdrun.training.engines.server import prepare
 
 if TYPE_CHECKING:
     from kdrun.cli.search import Search, SearchConfig, space_of
@@ -48,8 +49,11 @@ class Plan:
     search: "Search | None" = None
 
 
-def plan(arguments: Sequence[str]) -> Plan | None:
+def plan(arguments: Sequence[str], soon: bool = False) -> Plan | None:
     """All jobs of a command line, checked. None where only Hydra knows them (`--cfg`, completion, other sweepers).
+
+    Args:
+        soon: they will be made, and what makes them may start meanwhile.
 
     Raises:
         ConfigError: one line for every mistake of every job.
@@ -65,6 +69,8 @@ def plan(arguments: Sequence[str]) -> Plan | None:
             return None
         expanded = composer.expand(args.overrides, bool(args.multirun))
         settings = composer.settings
+        if soon and args.multirun and expanded is not None and len(expanded) > 1:
+            prepare(plain(settings.get("engine") or {}))
         if expanded is None and settings.get("search"):
             return _search(composer, args.overrides, _flags(args))
         if expanded is None:

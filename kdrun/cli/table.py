@@ -37,6 +37,7 @@ from kdrun.results.report import html
 from kdrun.results.spec import Protocol, about, table_spec
 from kdrun.results.table import EXTRAS, Table, comparison, refuse_empty_extras, two_rows
 from kdrun.runs.place import settled
+from kdrun.training.engines.server import prepare
 
 if TYPE_CHECKING:
     from kdrun.cli.carrying import carry_out as on_engine
@@ -166,6 +167,7 @@ def carry_out(name: str, outputs: Path, extra: Sequence[str]) -> None:
     todo = Todo.of(plan_of(name, spec, outputs, math.inf), outputs)
     if all(state.state == "done" for state in todo.states.values()) and not extra:
         return
+    prepare(made.settings.engine)
     planned = {run.place for cell in todo.plan.cells for run in cell.runs}
     jobs = [settled(job) for job in made.jobs]
     for job in jobs:

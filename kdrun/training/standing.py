@@ -138,6 +138,8 @@ class Notice:
         with contextlib.suppress(OSError):
             remove(self.path)
         self._lock.close()
+        for _ in sweeps_below(self.path.parents[2]):  # so what killed ones left is removed
+            pass
         with contextlib.suppress(OSError):  # others are there
             self.path.parent.rmdir()
             self.path.parent.parent.rmdir()

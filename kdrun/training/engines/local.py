@@ -16,10 +16,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from multiprocessing import forkserver
 from multiprocessing.connection import wait as first_of
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -30,9 +28,9 @@ from kdrun.core.registry import register
 from kdrun.core.signals import ENDING
 from kdrun.core.slot import Slot
 from kdrun.training.engines.engine import Engine, EngineConfig
+from kdrun.training.engines.server import server
 from kdrun.training.task import AGAIN, DONE, Ended, Task, made, work
 
-PRELOAD = ["timm", "kdrun.training.task", "kdrun.training.engines.local", "kdrun.training.engines.preload"]
 PATIENCE = 60.0
 """Seconds that a stopped run has for its checkpoint."""
 
@@ -128,21 +126,6 @@ class Child:
         code = self.process.exitcode
         last = "" if code in (DONE, AGAIN) else next((line.strip() for line in reversed(lines) if line.strip()), "")
         return Ended(code, last.removeprefix("error: "))
-
-
-def server() -> Any:
-    """The context whose processes are forked from a server, which is started by the first call.
-
-    No signal ends it, or nobody would know how the runs ended: SLURM signals each process of a job, whose ever it is.
-    """
-    context: Any = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOAD, *(["ray"] if "ray" in sys.modules else [])])
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # what is blocked here is so in what is started here
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return context
 
 
 def stop(children: Iterable[Child]) -> None:
