@@ -48,10 +48,10 @@ def value_of(dimension: Dimension, trial: Any) -> str:
     """The value that a trial of Optuna has, as an override."""
     key, low, high, step = dimension.key, dimension.low, dimension.high, dimension.step
     if dimension.choices:
-        return f"{key}={trial.suggest_categorical(key, dimension.choices)}"
+        return dimension.override(trial.suggest_categorical(key, dimension.choices))
     if dimension.whole:
-        return f"{key}={trial.suggest_int(key, int(low), int(high), step=int(step or 1), log=dimension.log)}"
-    return f"{key}={trial.suggest_float(key, low, high, step=step, log=dimension.log)!r}"
+        return dimension.override(trial.suggest_int(key, int(low), int(high), step=int(step or 1), log=dimension.log))
+    return dimension.override(trial.suggest_float(key, low, high, step=step, log=dimension.log))
 
 
 def space_of(overrides: Sequence[Override]) -> tuple[list[str], list[Dimension]]:
@@ -187,7 +187,7 @@ class Search:
         if not count[TrialState.COMPLETE]:
             return f"{head}; none has a figure yet"
         best = self.study.best_trial
-        values = [f"{dimension.key}={best.params[dimension.key]}" for dimension in self.space]
+        values = [dimension.override(best.params[dimension.key]) for dimension in self.space]
         command = shlex.join(["kdrun", "train", *self.flags, *self.fixed, *values])
         return f"{head}; best: trial {best.number}, {self.objective} {self._text(best.value)}\n{command}"
 

@@ -56,16 +56,22 @@ class Dimension:
 
     def first(self) -> str:
         """One of its values, as an override."""
-        return f"{self.key}={self.choices[0] if self.choices else self.low}"
+        return self.override(self.choices[0] if self.choices else self.low)
+
+    def override(self, value: str | float) -> str:
+        """A value of it; of a number that is no whole one three digits."""
+        if self.choices:
+            return f"{self.key}={value}"
+        return f"{self.key}={round(float(value)) if self.whole else float(f'{float(value):.3g}')}"
 
     def at(self, share: float) -> str:
-        """The value that lies so far up, as an override; a number of three digits.
+        """The value that lies so far up, as an override.
 
         Args:
             share: in [0, 1).
         """
         if self.choices:
-            return f"{self.key}={self.choices[int(share * len(self.choices))]}"
+            return self.override(self.choices[int(share * len(self.choices))])
         step = (self.step or 1) if self.whole else self.step
         if step is not None and not self.log:
             value: float = self.low + step * int(share * (round((self.high - self.low) / step) + 1))
@@ -73,7 +79,7 @@ class Dimension:
             value = math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
         else:
             value = self.low + share * (self.high - self.low)
-        return f"{self.key}={round(value) if self.whole else float(f'{value:.3g}')}"
+        return self.override(value)
 
 
 def parsed(words: Sequence[str]) -> list[Override]:

@@ -1,7 +1,10 @@
 """Copies of one command are a pool: each takes what nobody holds, and nobody waits at a lock while there is work."""
 
+import json
+import os
 import re
 import signal
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -85,3 +88,46 @@ def test_ctrl_c_stops_all_slots_and_the_same_command_goes_on(outputs):
     for place in stopped:
         assert re.search(r"resumed at step [1-9]\d* of 1500", (outputs / place / "log.txt").read_text())
     assert {record["status"] for _, record in find_records(outputs)} == {"done"}
+
+
+def test_two_kills_lose_nothing_and_make_nothing_twice(outputs):
+    words = [*FAST, *TEACHER, "schedule.steps=400", "execution.checkpoint_every_steps=10", "loss=ce,kd", "seed=0,1"]
+    words += [f"execution.outputs={outputs}", "engine.slots=2"]
+    first = Forked(sweep, *words)
+    met: set[int] = set()
+
+    def at_work() -> list[int]:
+        """Processes of runs that have a checkpoint."""
+        locks = [lock for lock in outputs.rglob("*.lock") if ".cache" not in lock.parts]
+        found = []
+        for lock in locks:
+            with suppress(OSError, ValueError):  # it has ended just now
+                if any(lock.with_suffix("").glob("checkpoint/*")):
+                    found.append(int(json.loads(lock.read_text())["pid"]))
+        return [pid for pid in found if pid not in met]
+
+    def done() -> dict[str, str]:
+        """What finished runs have on disk."""
+        runs = [directory for directory, record in find_records(outputs) if record["status"] == "done"]
+        return {str(directory): (directory / "record.json").read_text() for directory in runs}
+
+    first.wait_for(at_work)
+    met.update(at_work()[:1])
+    os.kill(next(iter(met)), signal.SIGKILL)
+    first.wait_for(lambda: "tried again: killed by SIGKILL" in first.text)
+    first.wait_for(lambda: len(done()) >= 2 and at_work())
+    first.kill()
+    before = done()
+    assert len(before) < 5
+    again = Forked(sweep, *words)
+    assert again.wait(300) == 0, again.text
+    assert "4 of 4 runs done" in again.text
+    after = done()
+    assert len(after) == 5
+    assert {place: after[place] for place in before} == before
+    for place in after:
+        lines = (Path(place) / "metrics.jsonl").read_text().splitlines()
+        told = [(line["step"], tuple(sorted(line))) for line in map(json.loads, lines)]
+        assert len(told) == len(set(told)), place
+    assert not list(outputs.rglob("*.lock"))
+    assert not (outputs / ".cache").exists()
