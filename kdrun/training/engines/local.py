@@ -31,6 +31,8 @@ from kdrun.training.engines.engine import Engine, EngineConfig
 from kdrun.training.engines.server import server
 from kdrun.training.task import AGAIN, DONE, Ended, Task, made, work
 
+GONE = 255
+"""What Python says of a child whose server is gone; the run itself may go on, and holds its lock."""
 PATIENCE = 60.0
 """Seconds that a stopped run has for its checkpoint."""
 
@@ -124,6 +126,8 @@ class Child:
         lines = self.printed.read_text("utf-8", "replace").splitlines()
         self.printed.unlink()
         code = self.process.exitcode
+        if code == GONE:
+            return Ended(code, "the process was killed from which runs are forked")
         last = "" if code in (DONE, AGAIN) else next((line.strip() for line in reversed(lines) if line.strip()), "")
         return Ended(code, last.removeprefix("error: "))
 
