@@ -34,6 +34,10 @@ class Engine(ABC):
     inline = False
     """Whether `start` makes them in this very process, one after the other."""
 
+    @classmethod
+    def look(cls, config: Any) -> None:
+        """Before anything is planned: is there what it needs? A second or two, and nothing heavy is loaded."""
+
     def __init__(self, config: Any) -> None:
         self.config = config
 
@@ -47,6 +51,11 @@ class Engine(ABC):
     def text(self) -> str:
         """What is said of it at the start."""
         return f"engine {self.config.name}, {self.slots} at once"
+
+    @property
+    def queued(self) -> frozenset[str]:
+        """Those that were started, and still wait for a place elsewhere, as far as that is known."""
+        return frozenset()
 
     @abstractmethod
     def start(self, tasks: Mapping[str, Task]) -> None:

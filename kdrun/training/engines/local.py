@@ -19,12 +19,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from multiprocessing import forkserver
 from multiprocessing.connection import wait as first_of
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import Field
 
 from kdrun.core.errors import ConfigError
+from kdrun.core.later import later
 from kdrun.core.machine import cores
 from kdrun.core.registry import register
 from kdrun.core.signals import ENDING
@@ -32,7 +32,12 @@ from kdrun.core.slot import Slot
 from kdrun.training.engines.engine import Engine, EngineConfig
 from kdrun.training.task import AGAIN, DONE, Ended, Task, made, work
 
-PRELOAD = ["timm", "kdrun.training.task", "kdrun.training.engines.local", "kdrun.training.engines.preload"]
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = later("torch")
+
+PRELOAD = ["timm", "kdrun.training.runner", "kdrun.training.engines.local", "kdrun.training.preload"]
 PATIENCE = 60.0
 """Seconds that a stopped run has for its checkpoint."""
 

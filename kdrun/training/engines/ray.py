@@ -5,6 +5,7 @@ only waits: the run is made in a child, as `local` makes it, and leaves nothing.
 ends one run, which the sweep tries again.
 """
 
+import importlib.util
 import math
 import os
 import signal
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping
+from functools import cache
 from multiprocessing.connection import wait as first_of
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,6 +70,13 @@ class Ray(Engine):
         """How many of the cluster's GPUs; null: all. 0: the runs see none."""
         threads: int | None = Field(None, gt=0)
         """Of torch, and cores that are asked for, for each run; null: the cores shared among the slots."""
+
+    @classmethod
+    def look(cls, config: "Ray.Config") -> None:
+        if importlib.util.find_spec("ray") is None:
+            raise missing("No module named 'ray'")
+        if config.address not in (None, "auto"):
+            require_cluster(config.address)
 
     def __init__(self, config: "Ray.Config") -> None:
         super().__init__(config)
@@ -186,8 +195,12 @@ def installed() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ConfigError(f"engine=ray: {error}; pip install 'kdrun[ray]'") from None
+        raise missing(error) from None
     return ray
+
+
+def missing(why: object) -> ConfigError:
+    return ConfigError(f"engine=ray: {why}; pip install 'kdrun[ray]'")
 
 
 def connect(ray: Any, address: str | None) -> None:
@@ -215,6 +228,7 @@ def connect(ray: Any, address: str | None) -> None:
             signal.signal(signal.SIGTERM, before)
 
 
+@cache  # what is there is asked once
 def require_cluster(address: str) -> None:
     """Raises ConfigError where nothing that is Ray answers; Ray itself would try for minutes."""
     client = address.startswith("ray://")

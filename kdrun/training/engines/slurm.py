@@ -39,6 +39,7 @@ GRACE = 15.0
 """Seconds in which what a job left appears, on a shared file system, after SLURM has forgotten the job."""
 COMMAND = 60.0
 """Seconds that a command of SLURM may take."""
+PENDING = "PD"
 LOOK = 0.5  # seconds between two looks into the folder
 
 
@@ -73,12 +74,17 @@ class Slurm(Engine):
                 raise ValueError("signal_seconds: must be less than the time limit, engine.minutes")
             return self
 
-    def __init__(self, config: "Slurm.Config") -> None:
-        super().__init__(config)
+    @classmethod
+    def look(cls, config: "Slurm.Config") -> None:
         if shutil.which("sbatch") is None:
             raise ConfigError("engine=slurm: there is no sbatch here; start it where jobs are submitted")
-        self.submitit = installed()
+        installed()
         require_partition(config.partition)
+
+    def __init__(self, config: "Slurm.Config") -> None:
+        super().__init__(config)
+        self.look(config)
+        self.submitit = installed()
         self.slots = config.slots
         self.folder: Path | None = None
         self.jobs: dict[str, _Job] = {}
@@ -92,6 +98,10 @@ class Slurm(Engine):
         runs = f", {config.runs_per_job} runs each" if config.runs_per_job > 1 else ""
         gpus = f" and {config.gpus} GPUs" if config.gpus else ""
         return f"SLURM, jobs of {config.minutes} minutes on {config.cpus} cores{gpus}{runs}"
+
+    @property
+    def queued(self) -> frozenset[str]:
+        return frozenset(name for job in self.jobs.values() if job.queued for name in job.names)
 
     def start(self, tasks: Mapping[str, Task]) -> None:
         if not tasks:
@@ -164,10 +174,12 @@ class Slurm(Engine):
             ended += job.left()
         if time.monotonic() - self.asked > ASK:
             self.asked = time.monotonic()
-            queued = in_queue()
+            states = in_queue()
             for number, job in list(self.jobs.items()):
-                if queued is None or number in queued:
+                if states is None:
                     job.missing = None
+                elif number in states:
+                    job.missing, job.queued = None, states[number] == PENDING
                 elif job.missing is None:
                     job.missing = self.asked
                 elif self.asked - job.missing > GRACE:
@@ -186,12 +198,14 @@ class _Job:
         result: the file that it leaves.
         printed: what it says on stderr.
         missing: since when SLURM does not know it.
+        queued: whether it waits for its place, for the first time or once more; until SLURM was asked, it does.
     """
 
     result: Path
     printed: Path
     names: Sequence[str]
     missing: float | None = None
+    queued: bool = True
 
     @property
     def last_line(self) -> str:
@@ -243,6 +257,7 @@ class Allocation:
         left = [name for name in self.texts if name not in self.ended]
         running: set[str] = set()
         with Local(Local.Config(slots=self.at_once, threads=self.threads)) as engine:
+            engine.apart()  # so that the death of one run is told at once, and costs no other one a try
             try:
                 while left or running:
                     now = [left.pop(0) for _ in range(min(len(left), engine.slots - len(running)))]
@@ -281,13 +296,14 @@ def require_partition(name: str | None) -> None:
         raise ConfigError(f"engine.partition: unknown partition {name!r}{allowed(name, names)}")
 
 
-def in_queue() -> set[str] | None:
-    """The user's jobs that wait, run or are about to end, each of an array by itself. None: SLURM does not answer."""
-    code, out, err = command("squeue", "--noheader", "--array", "--me", "--format=%i")
+def in_queue() -> dict[str, str] | None:
+    """The user's jobs that wait, run or are about to end, each of an array by itself, and its state in SLURM's short
+    form. None: SLURM does not answer."""
+    code, out, err = command("squeue", "--noheader", "--array", "--me", "--format=%i %t")
     if code:
         log.debug("squeue: %s", err)
         return None
-    return set(out.split())
+    return {number: state for number, _, state in (line.partition(" ") for line in out.split("\n")) if number}
 
 
 def command(*words: str) -> tuple[int, str, str]:
