@@ -37,6 +37,7 @@ class Engine(ABC):
     @classmethod
     def look(cls, config: Any) -> None:
         """Before anything is planned: is there what it needs? A second or two, and nothing heavy is loaded."""
+        return
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -131,7 +131,8 @@ class Child:
         lines = self.printed.read_text("utf-8", "replace").splitlines()
         self.printed.unlink()
         code = self.process.exitcode
-        last = "" if code in (DONE, AGAIN) else next((line.strip() for line in reversed(lines) if line.strip()), "")
+        quiet = code in (DONE, AGAIN, -signal.SIGKILL)  # it had no time to say why
+        last = "" if quiet else next((line.strip() for line in reversed(lines) if line.strip()), "")
         return Ended(code, last.removeprefix("error: "))
 
 

@@ -196,6 +196,8 @@ def installed() -> Any:
         import ray
     except ImportError as error:
         raise missing(error) from None
+    # What a raylet prints of a dead worker, a page, the sweep says in a line.
+    ray._private.worker._worker_logs_enabled = False
     return ray
 
 
@@ -239,8 +241,11 @@ def require_cluster(address: str) -> None:
         host = port = None
     if not host or not port:
         raise ConfigError(f"engine.address: expected auto, host:port or ray://host:port, got {address}")
+    other = ConfigError(f"engine.address: what listens at {address} does not answer as Ray's head does")
     try:
-        socket.create_connection((host, port), CONNECT).close()
+        with socket.create_connection((host, port), CONNECT) as connection:
+            if client and not speaks_grpc(connection):
+                raise other
     except OSError as error:
         raise ConfigError(f"engine.address: no cluster at {address} ({error.strerror or error})") from None
     if client:
@@ -251,7 +256,18 @@ def require_cluster(address: str) -> None:
     except subprocess.TimeoutExpired:
         healthy = False
     if not healthy:
-        raise ConfigError(f"engine.address: what listens at {address} does not answer as Ray's head does")
+        raise other
+
+
+def speaks_grpc(connection: socket.socket) -> bool:
+    """Whether the other side answers to HTTP/2's greeting with a frame of settings (RFC 9113, 3.4)."""
+    if os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true"):
+        return True  # to TLS that is no greeting
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+    try:
+        return connection.recv(9)[3:4] == b"\x04"
+    except TimeoutError:
+        return False
 
 
 def _last_line(error: BaseException) -> str:

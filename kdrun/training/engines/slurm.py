@@ -37,6 +37,8 @@ ASK = 10.0
 """Seconds between two questions to SLURM."""
 GRACE = 15.0
 """Seconds in which what a job left appears, on a shared file system, after SLURM has forgotten the job."""
+AWAY = 600.0
+"""Seconds in which SLURM may be away, restarted for example."""
 COMMAND = 60.0
 """Seconds that a command of SLURM may take."""
 PENDING = "PD"
@@ -80,6 +82,7 @@ class Slurm(Engine):
             raise ConfigError("engine=slurm: there is no sbatch here; start it where jobs are submitted")
         installed()
         require_partition(config.partition)
+        require_possible(config)
 
     def __init__(self, config: "Slurm.Config") -> None:
         super().__init__(config)
@@ -89,7 +92,11 @@ class Slurm(Engine):
         self.folder: Path | None = None
         self.jobs: dict[str, _Job] = {}
         self.numbers: set[str] = set()
+        self.unsent: dict[str, str] = {}
+        """Name -> task of what waits for SLURM to answer."""
         self.asked = time.monotonic()
+        self.away: float | None = None
+        """Since when it does not."""
         self.failures = False
 
     @property
@@ -101,31 +108,19 @@ class Slurm(Engine):
 
     @property
     def queued(self) -> frozenset[str]:
-        return frozenset(name for job in self.jobs.values() if job.queued for name in job.names)
+        return frozenset(self.unsent).union(*(job.names for job in self.jobs.values() if job.queued))
 
     def start(self, tasks: Mapping[str, Task]) -> None:
         if not tasks:
             return
         if self.folder is None:
             self.folder = folder_of(next(iter(tasks.values())))
-        config, names = self.config, list(tasks)
-        parts = [names[i : i + config.runs_per_job] for i in range(0, len(names), config.runs_per_job)]
-        makers = [
-            Allocation({name: tasks[name].text for name in part}, config.at_once, threads_of(config)) for part in parts
-        ]
-        try:
-            with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
-                sent = self._executor(self.folder).submit_array(makers)
-        except (self.submitit.core.utils.FailedJobError, self.submitit.core.utils.FailedSubmissionError) as error:
-            why = _last(str(error).splitlines()).removeprefix("sbatch: error: ")
-            raise ConfigError(f"engine=slurm: {why}{' (engine.gpus=0: none)' if 'gres' in why else ''}") from None
-        for job, part in zip(sent, parts, strict=True):
-            self.jobs[job.job_id] = _Job(job.paths.result_pickle, job.paths.stderr, part)
-            self.numbers.add(job.job_id.split("_")[0])
+        self.unsent |= {name: task.text for name, task in tasks.items()}
+        self._submit(self.folder)
 
     def wait(self, seconds: float) -> list[tuple[str, Ended]]:
         end = time.monotonic() + seconds
-        while self.jobs:
+        while self.jobs or self.unsent:
             ended = self._ended()
             left = end - time.monotonic()
             if ended or left <= 0:
@@ -135,9 +130,15 @@ class Slurm(Engine):
 
     def stop(self) -> None:
         """Running jobs get INT: a checkpoint, and no new place in the queue. What still is there then is cancelled."""
+        self.unsent.clear()
         if not self.jobs:
             return
-        numbers = sorted(self.numbers)
+        numbers, end = sorted(self.numbers), time.monotonic() + PATIENCE
+        while in_queue() is None:
+            if time.monotonic() > end:
+                log.warning("engine=slurm: SLURM does not answer, so its jobs %s go on", " ".join(numbers))
+                return
+            time.sleep(LOOK)
         command("scancel", "--state=PENDING", *numbers)
         command("scancel", "--signal=INT", *numbers)
         end = time.monotonic() + PATIENCE
@@ -152,6 +153,40 @@ class Slurm(Engine):
     def close(self) -> None:
         if self.folder is not None and not self.failures:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _submit(self, folder: Path) -> None:
+        """What is not submitted yet; where SLURM does not answer, that is for later. What it has taken all the same
+        finds its runs done, or held.
+
+        Raises:
+            ConfigError: it refuses.
+        """
+        config, names = self.config, list(self.unsent)
+        parts = [names[i : i + config.runs_per_job] for i in range(0, len(names), config.runs_per_job)]
+        makers = [
+            Allocation({name: self.unsent[name] for name in part}, config.at_once, threads_of(config)) for part in parts
+        ]
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
+                sent = self._executor(folder).submit_array(makers)
+        except (self.submitit.core.utils.FailedJobError, self.submitit.core.utils.FailedSubmissionError) as error:
+            why = _last(str(error).splitlines())
+            if in_queue() is not None:
+                raise refused(why) from None
+            self._stays_away(why)
+            return
+        for job, part in zip(sent, parts, strict=True):
+            self.jobs[job.job_id] = _Job(job.paths.result_pickle, job.paths.stderr, part)
+            self.numbers.add(job.job_id.split("_")[0])
+        self.unsent.clear()
+
+    def _stays_away(self, why: str) -> None:
+        """SLURM does not answer: say so once, and give up in the end."""
+        if self.away is None:
+            self.away = time.monotonic()
+            log.warning("engine=slurm: SLURM does not answer (%s); it is asked again for %.0f minutes", why, AWAY / 60)
+        if time.monotonic() - self.away > AWAY:
+            raise ConfigError(f"engine=slurm: SLURM does not answer: {why}; the same command goes on")
 
     def _executor(self, folder: Path) -> Any:
         config = self.config
@@ -173,8 +208,15 @@ class Slurm(Engine):
             job = self.jobs.pop(number)
             ended += job.left()
         if time.monotonic() - self.asked > ASK:
-            self.asked = time.monotonic()
             states = in_queue()
+            self.asked = time.monotonic()
+            if states is None:
+                self._stays_away("squeue fails")
+            elif self.away is not None:
+                self.away = None
+                log.warning("engine=slurm: SLURM answers again")
+            if self.unsent and states is not None and folder is not None:
+                self._submit(folder)
             for number, job in list(self.jobs.items()):
                 if states is None:
                     job.missing = None
@@ -296,6 +338,25 @@ def require_partition(name: str | None) -> None:
         raise ConfigError(f"engine.partition: unknown partition {name!r}{allowed(name, names)}")
 
 
+def require_possible(config: "Slurm.Config") -> None:
+    """Raises ConfigError where SLURM says that it will not take such a job.
+
+    What no node has it may have tomorrow (they may be down); that a submission tells.
+    """
+    options = {"time": config.minutes, "cpus-per-task": config.cpus, **config.options}
+    options |= {"partition": config.partition} if config.partition else {}
+    options |= {"gpus-per-node": config.gpus} if config.gpus else {}
+    words = [f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}") for key, value in options.items()]
+    code, _, err = command("sbatch", "--test-only", "--wrap=true", *words)
+    if code and "not available" not in err:
+        raise refused(_first(err.splitlines()))
+
+
+def refused(why: str) -> ConfigError:
+    why = why.removeprefix("sbatch: ").removeprefix("error: ")
+    return ConfigError(f"engine=slurm: {why}{' (engine.gpus=0: none)' if 'gres' in why else ''}")
+
+
 def in_queue() -> dict[str, str] | None:
     """The user's jobs that wait, run or are about to end, each of an array by itself, and its state in SLURM's short
     form. None: SLURM does not answer."""
@@ -324,6 +385,10 @@ def installed() -> Any:
     except ImportError as error:
         raise ConfigError(f"engine=slurm: {error}; pip install 'kdrun[slurm]'") from None
     return submitit
+
+
+def _first(lines: Iterable[str]) -> str:
+    return next((line.strip() for line in lines if line.strip()), "sbatch said nothing")
 
 
 def _last(lines: Iterable[str]) -> str:
