@@ -9,10 +9,12 @@ from types import SimpleNamespace
 import pytest
 
 from kdrun.core.errors import ConfigError
+from kdrun.training.engines import commands
 from kdrun.training.engines import ray as on_ray
 from kdrun.training.engines import slurm as on_slurm
+from kdrun.training.engines.commands import gpus_of, require_partition, require_possible
 from kdrun.training.engines.ray import Ray, require_cluster, share
-from kdrun.training.engines.slurm import Allocation, Slurm, require_partition
+from kdrun.training.engines.slurm import Allocation, Slurm
 from kdrun.training.task import AGAIN, DONE, Ended, Task
 
 
@@ -100,6 +102,7 @@ def answers(monkeypatch):
         return given.get(words[0], (0, "", ""))
 
     monkeypatch.setattr(on_slurm, "command", command)
+    monkeypatch.setattr(commands, "command", command)
     return given, asked
 
 
@@ -214,7 +217,7 @@ def test_what_cannot_be_submitted_now_is_submitted_later(engine, broken, answers
     assert "d" in broken.queued
     monkeypatch.undo()
     monkeypatch.setattr(on_slurm, "ASK", 0.0)
-    monkeypatch.setattr(on_slurm, "command", lambda *_: (0, "7_0 R\n7_1 R\n8_0 PD\n", ""))
+    monkeypatch.setattr(commands, "command", lambda *_: (0, "7_0 R\n7_1 R\n8_0 PD\n", ""))
     job = SimpleNamespace(job_id="8_0", paths=SimpleNamespace(result_pickle=engine.folder / "8_0.pkl", stderr=None))
     monkeypatch.setattr(Slurm, "_executor", lambda *_: SimpleNamespace(submit_array=lambda _: [job]))
     assert broken.wait(0.02) == []
@@ -242,14 +245,36 @@ def test_slurm_that_stays_away_ends_the_sweep(broken, answers, monkeypatch):
 def test_what_sbatch_would_refuse_is_refused_first(answers, err, says):
     answers[0]["sbatch"] = (1, "", err)
     with pytest.raises(ConfigError, match=says):
-        on_slurm.require_possible(Slurm.Config(options={"foo": 1}))
+        require_possible(None, 10, 4, 1, {"foo": 1})
     assert "--foo=1" in answers[1][0]
     assert "--gpus-per-node=1" in answers[1][0]
 
 
-def test_what_no_node_has_now_is_submitted(answers):
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ((9, 0), "engine.cpus: 9 were asked for, and the largest node has 8"),
+        ((1, 5), "engine.gpus: 5 were asked for, and the largest node has 4"),
+        ((8, 4), None),
+    ],
+)
+def test_what_no_node_has_is_refused_and_what_none_has_now_waits(answers, caplog, asked, says):
     answers[0]["sbatch"] = (1, "", "allocation failure: Requested node configuration is not available\n")
-    on_slurm.require_possible(Slurm.Config())
+    answers[0]["sinfo"] = (0, "8 gpu:h100:4(S:0-1)\n4 (null)\n", "")
+    if says is None:
+        require_possible(None, 10, *asked, {})
+        assert "so it will wait" in caplog.text
+    else:
+        with pytest.raises(ConfigError, match=says):
+            require_possible(None, 10, *asked, {})
+
+
+@pytest.mark.parametrize(
+    ("gres", "count"),
+    [("(null)", 0), ("gpu:2", 2), ("gpu", 1), ("gpu:h100:8(S:0-1),gpu:t4:2", 10), ("shard:8,gpu:a100_3g.20gb:3", 3)],
+)
+def test_gpus_of_a_node(gres, count):
+    assert gpus_of(gres) == count
 
 
 def test_stopping_signals_what_runs_and_cancels_what_waits(engine, answers):

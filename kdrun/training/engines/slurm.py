@@ -13,11 +13,10 @@ import pickle
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,18 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from kdrun.core import signals
-from kdrun.core.errors import ConfigError, allowed
+from kdrun.core.errors import ConfigError
 from kdrun.core.paths import python_path
 from kdrun.core.registry import register
+from kdrun.training.engines.commands import (
+    PENDING,
+    command,
+    in_queue,
+    last_of,
+    refused,
+    require_partition,
+    require_possible,
+)
 from kdrun.training.engines.engine import Engine, EngineConfig
 from kdrun.training.engines.local import PATIENCE, Local
 from kdrun.training.task import AGAIN, DONE, FAILED, Ended, Task
@@ -39,9 +47,6 @@ GRACE = 15.0
 """Seconds in which what a job left appears, on a shared file system, after SLURM has forgotten the job."""
 AWAY = 600.0
 """Seconds in which SLURM may be away, restarted for example."""
-COMMAND = 60.0
-"""Seconds that a command of SLURM may take."""
-PENDING = "PD"
 LOOK = 0.5  # seconds between two looks into the folder
 
 
@@ -82,7 +87,7 @@ class Slurm(Engine):
             raise ConfigError("engine=slurm: there is no sbatch here; start it where jobs are submitted")
         installed()
         require_partition(config.partition)
-        require_possible(config)
+        require_possible(config.partition, config.minutes, config.cpus, config.gpus, config.options)
 
     def __init__(self, config: "Slurm.Config") -> None:
         super().__init__(config)
@@ -170,7 +175,7 @@ class Slurm(Engine):
             with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
                 sent = self._executor(folder).submit_array(makers)
         except (self.submitit.core.utils.FailedJobError, self.submitit.core.utils.FailedSubmissionError) as error:
-            why = _last(str(error).splitlines())
+            why = last_of(str(error).splitlines()).removeprefix("sbatch: error: ")
             if in_queue() is not None:
                 raise refused(why) from None
             self._stays_away(why)
@@ -252,7 +257,7 @@ class _Job:
     @property
     def last_line(self) -> str:
         try:
-            return _last(self.printed.read_text("utf-8", "replace").splitlines())
+            return last_of(self.printed.read_text("utf-8", "replace").splitlines())
         except OSError as error:
             return f"{self.printed}: {error.strerror}"
 
@@ -261,7 +266,7 @@ class _Job:
         with self.result.open("rb") as file:
             outcome, value = pickle.load(file)
         if outcome != "success":  # then it is a traceback
-            return [(name, Ended(FAILED, _last(str(value).splitlines()))) for name in self.names]
+            return [(name, Ended(FAILED, last_of(str(value).splitlines()))) for name in self.names]
         said = {name: Ended(code, why) for name, (code, why) in value.items()}
         return [
             (name, end if end.why or end.code in (DONE, AGAIN) else Ended(end.code, self.last_line))
@@ -328,54 +333,6 @@ def folder_of(task: Task) -> Path:
         raise ConfigError(f"execution.outputs: {parent}: no folder can be made there ({error.strerror})") from None
 
 
-def require_partition(name: str | None) -> None:
-    """Raises ConfigError where SLURM does not answer, or has no such partition."""
-    code, out, err = command("sinfo", "--noheader", "--format=%R")
-    if code:
-        raise ConfigError(f"engine=slurm: SLURM does not answer: {_last(err.splitlines())}")
-    names = set(out.split())
-    if name is not None and name not in names:
-        raise ConfigError(f"engine.partition: unknown partition {name!r}{allowed(name, names)}")
-
-
-def require_possible(config: "Slurm.Config") -> None:
-    """Raises ConfigError where SLURM says that it will not take such a job.
-
-    What no node has it may have tomorrow (they may be down); that a submission tells.
-    """
-    options = {"time": config.minutes, "cpus-per-task": config.cpus, **config.options}
-    options |= {"partition": config.partition} if config.partition else {}
-    options |= {"gpus-per-node": config.gpus} if config.gpus else {}
-    words = [f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}") for key, value in options.items()]
-    code, _, err = command("sbatch", "--test-only", "--wrap=true", *words)
-    if code and "not available" not in err:
-        raise refused(_first(err.splitlines()))
-
-
-def refused(why: str) -> ConfigError:
-    why = why.removeprefix("sbatch: ").removeprefix("error: ")
-    return ConfigError(f"engine=slurm: {why}{' (engine.gpus=0: none)' if 'gres' in why else ''}")
-
-
-def in_queue() -> dict[str, str] | None:
-    """The user's jobs that wait, run or are about to end, each of an array by itself, and its state in SLURM's short
-    form. None: SLURM does not answer."""
-    code, out, err = command("squeue", "--noheader", "--array", "--me", "--format=%i %t")
-    if code:
-        log.debug("squeue: %s", err)
-        return None
-    return {number: state for number, _, state in (line.partition(" ") for line in out.split("\n")) if number}
-
-
-def command(*words: str) -> tuple[int, str, str]:
-    """Of SLURM. Returns the exit code, what it prints, what it complains of."""
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=COMMAND, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return 1, "", str(error)
-    return done.returncode, done.stdout, done.stderr
-
-
 def installed() -> Any:
     """submitit. Raises ConfigError where it is not installed."""
     os.environ.setdefault("SUBMITIT_LOG_LEVEL", "WARNING")
@@ -385,12 +342,3 @@ def installed() -> Any:
     except ImportError as error:
         raise ConfigError(f"engine=slurm: {error}; pip install 'kdrun[slurm]'") from None
     return submitit
-
-
-def _first(lines: Iterable[str]) -> str:
-    return next((line.strip() for line in lines if line.strip()), "sbatch said nothing")
-
-
-def _last(lines: Iterable[str]) -> str:
-    found = [line.strip() for line in lines if line.strip()]
-    return found[-1].removeprefix("error: ") if found else "it said nothing"
