@@ -103,6 +103,7 @@ def answers(monkeypatch):
 
     monkeypatch.setattr(on_slurm, "command", command)
     monkeypatch.setattr(commands, "command", command)
+    require_possible.cache_clear()
     return given, asked
 
 
@@ -245,7 +246,7 @@ def test_slurm_that_stays_away_ends_the_sweep(broken, answers, monkeypatch):
 def test_what_sbatch_would_refuse_is_refused_first(answers, err, says):
     answers[0]["sbatch"] = (1, "", err)
     with pytest.raises(ConfigError, match=says):
-        require_possible(None, 10, 4, 1, {"foo": 1})
+        require_possible(None, 10, 4, 1, (("foo", 1),))
     assert "--foo=1" in answers[1][0]
     assert "--gpus-per-node=1" in answers[1][0]
 
@@ -262,11 +263,11 @@ def test_what_no_node_has_is_refused_and_what_none_has_now_waits(answers, caplog
     answers[0]["sbatch"] = (1, "", "allocation failure: Requested node configuration is not available\n")
     answers[0]["sinfo"] = (0, "8 gpu:h100:4(S:0-1)\n4 (null)\n", "")
     if says is None:
-        require_possible(None, 10, *asked, {})
+        require_possible(None, 10, *asked, ())
         assert "so it will wait" in caplog.text
     else:
         with pytest.raises(ConfigError, match=says):
-            require_possible(None, 10, *asked, {})
+            require_possible(None, 10, *asked, ())
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 import logging
 import re
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from functools import cache
 
 from kdrun.core.errors import ConfigError, allowed
 
@@ -23,14 +24,15 @@ def require_partition(name: str | None) -> None:
         raise ConfigError(f"engine.partition: unknown partition {name!r}{allowed(name, names)}")
 
 
+@cache  # what has passed is asked, and what is odd about it told, once
 def require_possible(
-    partition: str | None, minutes: int, cpus: int, gpus: int, options: Mapping[str, str | int | bool]
+    partition: str | None, minutes: int, cpus: int, gpus: int, options: tuple[tuple[str, str | int | bool], ...]
 ) -> None:
     """Raises ConfigError where SLURM will not take such a job, or would keep it waiting for ever.
 
     What no node has now, as some are down, it may have tomorrow: that is said, and the job waits.
     """
-    given: dict[str, str | int | bool] = {"time": minutes, "cpus-per-task": cpus, **options}
+    given: dict[str, str | int | bool] = {"time": minutes, "cpus-per-task": cpus, **dict(options)}
     given |= {"partition": partition} if partition else {}
     given |= {"gpus-per-node": gpus} if gpus else {}
     words = [f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}") for key, value in given.items()]

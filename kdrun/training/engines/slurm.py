@@ -87,7 +87,7 @@ class Slurm(Engine):
             raise ConfigError("engine=slurm: there is no sbatch here; start it where jobs are submitted")
         installed()
         require_partition(config.partition)
-        require_possible(config.partition, config.minutes, config.cpus, config.gpus, config.options)
+        require_possible(config.partition, config.minutes, config.cpus, config.gpus, tuple(config.options.items()))
 
     def __init__(self, config: "Slurm.Config") -> None:
         super().__init__(config)
