@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
 from functools import cache
 from multiprocessing.connection import wait as first_of
@@ -36,6 +37,8 @@ from kdrun.training.task import FAILED, Ended, Task
 CONNECT, ANSWER = 3.0, 6.0
 """Seconds to reach an address, and for what listens there to say that it is Ray."""
 CLIENT = 10001  # the port of ray://
+ASK, GONE = 5.0, 20.0
+"""Seconds between two looks at Ray's head, and without it until the sweep ends."""
 TICK = 0.5
 """Seconds until a worker notices that its task is cancelled."""
 STORE = 100 << 20
@@ -93,6 +96,9 @@ class Ray(Engine):
         self.machines = len(nodes)
         self.slots = self.share.slots
         self.running: dict[Any, str] = {}
+        address = config.address or "auto"
+        self.head = self.ray.get_runtime_context().gcs_address if address == "auto" else address
+        self.asked = self.seen = time.monotonic()
         self.make = self.ray.remote(
             num_cpus=self.share.cpus, num_gpus=self.share.gpus, max_retries=0, max_calls=0
         )(run_in_child)  # fmt: skip
@@ -115,7 +121,22 @@ class Ray(Engine):
         except KeyboardInterrupt:
             signals.poll()  # Ray raises its own in place of ours, which knows the signal
             raise
+        self._require_head()
         return [(self.running.pop(reference), self._ended(reference)) for reference in ready]
+
+    def _require_head(self) -> None:
+        """Raises ConfigError: it has been gone for a while. A minute after its loss Ray ends this very process."""
+        now = time.monotonic()
+        if now - self.asked < ASK:
+            return
+        self.asked = now
+        try:
+            socket.create_connection(place_of(self.head), CONNECT).close()
+            self.seen = now
+        except OSError as error:
+            if now - self.seen > GONE:
+                why = f"Ray's head at {self.head} is gone ({error.strerror or error})"
+                raise ConfigError(f"engine=ray: {why}; start one, and the same command goes on") from None
 
     def _ended(self, reference: Any) -> Ended:
         errors = self.ray.exceptions
@@ -130,7 +151,8 @@ class Ray(Engine):
         for reference in self.running:
             self.ray.cancel(reference)
         if self.running:
-            self.ray.wait(list(self.running), num_returns=len(self.running), timeout=PATIENCE + 10)
+            patience = PATIENCE + 10 if self.asked == self.seen else GONE
+            self.ray.wait(list(self.running), num_returns=len(self.running), timeout=patience)
         self.running.clear()
 
     def close(self) -> None:
@@ -230,9 +252,8 @@ def connect(ray: Any, address: str | None) -> None:
             signal.signal(signal.SIGTERM, before)
 
 
-@cache  # what is there is asked once
-def require_cluster(address: str) -> None:
-    """Raises ConfigError where nothing that is Ray answers; Ray itself would try for minutes."""
+def place_of(address: str) -> tuple[str, int]:
+    """Host and port. Raises ConfigError: it is no address."""
     client = address.startswith("ray://")
     try:
         parts = urlsplit(address if client else f"//{address}")
@@ -241,6 +262,14 @@ def require_cluster(address: str) -> None:
         host = port = None
     if not host or not port:
         raise ConfigError(f"engine.address: expected auto, host:port or ray://host:port, got {address}")
+    return host, port
+
+
+@cache  # what is there is asked once
+def require_cluster(address: str) -> None:
+    """Raises ConfigError where nothing that is Ray answers; Ray itself would try for minutes."""
+    client = address.startswith("ray://")
+    host, port = place_of(address)
     other = ConfigError(f"engine.address: what listens at {address} does not answer as Ray's head does")
     try:
         with socket.create_connection((host, port), CONNECT) as connection:

@@ -269,7 +269,7 @@ class _Job:
             return [(name, Ended(FAILED, last_of(str(value).splitlines()))) for name in self.names]
         said = {name: Ended(code, why) for name, (code, why) in value.items()}
         return [
-            (name, end if end.why or end.code in (DONE, AGAIN) else Ended(end.code, self.last_line))
+            (name, end if end.why or end.code in (DONE, AGAIN) or end.code < 0 else Ended(end.code, self.last_line))
             for name, end in said.items()
         ]
 
