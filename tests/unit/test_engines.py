@@ -66,7 +66,6 @@ def test_no_cluster_at_an_address():
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
 def test_something_else_at_an_address(scheme, monkeypatch):
-    monkeypatch.setattr(on_ray, "ANSWER", 0.2)
     monkeypatch.setattr(on_ray, "CONNECT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(ConfigError, match="does not answer as Ray"):
         require_cluster(f"{scheme}127.0.0.1:{other.getsockname()[1]}")

@@ -34,8 +34,9 @@ from kdrun.training.engines.engine import Engine, EngineConfig
 from kdrun.training.engines.local import PATIENCE, Child, stop
 from kdrun.training.task import FAILED, Ended, Task
 
-CONNECT, ANSWER = 3.0, 6.0
-"""Seconds to reach an address, and for what listens there to say that it is Ray."""
+CONNECT, ANSWER = 3.0, 30.0
+"""Seconds to reach an address, twice: for an answer; then for a command of Ray, that starts slowly where much else
+runs, to say that it is Ray's head."""
 CLIENT = 10001  # the port of ray://
 ASK, GONE = 5.0, 20.0
 """Seconds between two looks at Ray's head, and without it until the sweep ends."""
@@ -273,7 +274,7 @@ def require_cluster(address: str) -> None:
     other = ConfigError(f"engine.address: what listens at {address} does not answer as Ray's head does")
     try:
         with socket.create_connection((host, port), CONNECT) as connection:
-            if client and not speaks_grpc(connection):
+            if not speaks_grpc(connection):
                 raise other
     except OSError as error:
         raise ConfigError(f"engine.address: no cluster at {address} ({error.strerror or error})") from None
