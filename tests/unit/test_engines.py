@@ -4,6 +4,7 @@ import pickle
 import socket
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -69,6 +70,20 @@ def test_something_else_at_an_address(scheme, monkeypatch):
     monkeypatch.setattr(on_ray, "CONNECT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(ConfigError, match="does not answer as Ray"):
         require_cluster(f"{scheme}127.0.0.1:{other.getsockname()[1]}")
+
+
+def test_a_head_that_is_gone_ends_the_sweep_after_a_while():
+    engine = Ray.__new__(Ray)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        engine.head = f"127.0.0.1:{head.getsockname()[1]}"
+        engine.asked = engine.seen = time.monotonic() - on_ray.ASK
+        engine._require_head()
+        assert engine.seen == engine.asked > time.monotonic() - 1
+    engine.asked -= on_ray.ASK
+    engine._require_head()
+    engine.asked, engine.seen = engine.asked - on_ray.ASK, engine.seen - on_ray.GONE
+    with pytest.raises(ConfigError, match=r"Ray's head at 127.* is gone .*; start one, and the same command goes on"):
+        engine._require_head()
 
 
 def test_looking_for_an_engine_loads_nothing_heavy():
