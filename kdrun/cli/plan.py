@@ -12,16 +12,15 @@ from omegaconf import DictConfig
 
 from kdrun.config.compose import Composer, basic, parser
 from kdrun.config.job import Job
-from kdrun.config.nodes import dump
+from kdrun.config.nodes import dump, part_config
 from kdrun.config.sweep import SweepSettings, plain
 from kdrun.config.values import leaves
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.later import later
-from kdrun.core.registry import line_in_plugin, loaded_plugins
+from kdrun.core.registry import line_in_plugin, loaded_plugins, lookup
 from kdrun.core.schema import build
 from kdrun.runs.record import finished_record
 from kdrun.runs.whole import require_whole
-from kdrun.training.engines.server import prepare
 
 if TYPE_CHECKING:
     from kdrun.cli.search import Search, SearchConfig, space_of
@@ -49,11 +48,11 @@ class Plan:
     search: "Search | None" = None
 
 
-def plan(arguments: Sequence[str], soon: bool = False) -> Plan | None:
+def plan(arguments: Sequence[str], start: bool = True) -> Plan | None:
     """All jobs of a command line, checked. None where only Hydra knows them (`--cfg`, completion, other sweepers).
 
     Args:
-        soon: they will be made, and what makes them may start meanwhile.
+        start: whether what comes of it is started, and its engine has to be there.
 
     Raises:
         ConfigError: one line for every mistake of every job.
@@ -69,8 +68,9 @@ def plan(arguments: Sequence[str], soon: bool = False) -> Plan | None:
             return None
         expanded = composer.expand(args.overrides, bool(args.multirun))
         settings = composer.settings
-        if soon and args.multirun and expanded is not None and len(expanded) > 1:
-            prepare(plain(settings.get("engine") or {}))
+        if start and args.multirun and _ours(settings):
+            engine = part_config("engine", plain(settings.engine), "engine")
+            lookup("engine", engine.name, "engine.name").prepare(engine)
         if expanded is None and settings.get("search"):
             return _search(composer, args.overrides, _flags(args))
         if expanded is None:
@@ -97,11 +97,16 @@ def plan(arguments: Sequence[str], soon: bool = False) -> Plan | None:
     return _by_engine(ours, settings) if args.multirun else Plan(ours)
 
 
-def _by_engine(jobs: list[Job], composed: DictConfig) -> Plan:
-    """Callbacks and other launchers are Hydra's."""
+def _ours(composed: DictConfig) -> bool:
+    """Whether an engine makes the runs: callbacks and other launchers are Hydra's."""
     hydra: Any = composed.hydra
-    if str(hydra.launcher.get("_target_")).endswith("BasicLauncher") and not hydra.get("callbacks"):
+    return str(hydra.launcher.get("_target_")).endswith("BasicLauncher") and not hydra.get("callbacks")
+
+
+def _by_engine(jobs: list[Job], composed: DictConfig) -> Plan:
+    if _ours(composed):
         return Plan(jobs, SweepSettings.of(composed))
+    hydra: Any = composed.hydra
     asked = [word for word in hydra.overrides.task if word.lstrip("+").startswith(("engine=", "engine."))]
     if asked:
         raise ConfigError(f"{asked[0]}: Hydra's launcher makes the runs; leave it out, or hydra/launcher")

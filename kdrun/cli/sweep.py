@@ -45,7 +45,7 @@ def execute(arguments: Sequence[str]) -> int:
         options = from_arguments(Options, own)
         if not options.dry:
             return train.execute(words)
-        asked = plan(flags_first(words))
+        asked = plan(flags_first(words), start=False)
         if asked is None:
             raise ConfigError("dry: only the sweeper knows its runs; leave it out")
         if asked.search is not None:

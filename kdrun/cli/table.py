@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 
 from kdrun.cli.plan import require_possible
+from kdrun.config.nodes import part_config
 from kdrun.core.errors import ConfigError, Unfinished, allowed
 from kdrun.core.files import folder, place_for, write_text
 from kdrun.core.later import later
+from kdrun.core.registry import lookup
 from kdrun.core.schema import Schema, from_arguments
 from kdrun.results.fill import curve_reader, curve_table, planned_table
 from kdrun.results.formats import to_csv, to_json, to_latex, to_terminal
@@ -37,7 +39,6 @@ from kdrun.results.report import html
 from kdrun.results.spec import Protocol, about, table_spec
 from kdrun.results.table import EXTRAS, Table, comparison, refuse_empty_extras, two_rows
 from kdrun.runs.place import settled
-from kdrun.training.engines.server import prepare
 
 if TYPE_CHECKING:
     from kdrun.cli.carrying import carry_out as on_engine
@@ -167,7 +168,8 @@ def carry_out(name: str, outputs: Path, extra: Sequence[str]) -> None:
     todo = Todo.of(plan_of(name, spec, outputs, math.inf), outputs)
     if all(state.state == "done" for state in todo.states.values()) and not extra:
         return
-    prepare(made.settings.engine)
+    engine = part_config("engine", made.settings.engine, "engine")
+    lookup("engine", engine.name, "engine.name").prepare(engine)
     planned = {run.place for cell in todo.plan.cells for run in cell.runs}
     jobs = [settled(job) for job in made.jobs]
     for job in jobs:

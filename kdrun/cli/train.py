@@ -105,7 +105,7 @@ def execute(arguments: list[str], tell: bool = True) -> int:
         with signals.during("planning, before anything was written", "run the same command again"):
             arguments = flags_first(arguments)
             refuse_ranks()
-            asked = plan(arguments, soon=True)
+            asked = plan(arguments)
             jobs = None if asked is None else asked.jobs
     except KdrunError as error:
         for line in str(error).splitlines():

@@ -26,8 +26,8 @@ MINUTE = 60.0
 OFTEN, SHARE = 0.5, 20
 """Seconds between two pictures; and of all the time, pictures take a twentieth at most."""
 SAMPLE = 3  # runs of each kind that were done before: how long they took
-TOLD = ("running", "held", "waiting", "failed", "blocked")
-STYLES = {"failed": "red", "blocked": "yellow", "held": "cyan", "waiting": "cyan", "run": "dim"}
+TOLD = ("running", "queued", "held", "waiting", "failed", "blocked")
+STYLES = {"failed": "red", "blocked": "yellow", "queued": "cyan", "held": "cyan", "waiting": "cyan", "run": "dim"}
 KEPT = 300  # runs in the file of a sweep, and all that run
 
 
@@ -79,26 +79,37 @@ class Sight:
         """Tell of a change."""
 
     def standing(self) -> Standing:
+        queued = self.engine.queued
+
+        def state(node: Node) -> str:
+            return "queued" if node.state == "running" and str(node.directory) in queued else node.state
+
         nodes = list(self.graph.nodes.values())
-        waiting = Counter(kind_of(node.name) for node in nodes if node.state == "waiting")
+        waiting = Counter(kind_of(node.name) for node in nodes if state(node) in ("waiting", "queued"))
         kinds = {name: Kind(waiting=count) for name, count in waiting.items()}
         for name, took in self.took.items():
             kinds[name] = Kind(waiting=waiting[name], seconds=sum(took) / len(took))
-        told = [node for node in nodes if node.state in TOLD and (node.state != "waiting" or node.why)]
-        told.sort(key=lambda node: TOLD.index(node.state))
+        told = [
+            self._seen(node, state(node))
+            for node in nodes
+            if node.state in TOLD and (node.state != "waiting" or node.why)
+        ]
+        told.sort(key=lambda run: TOLD.index(run.state))
         limit, counts = self.engine.config.limit, self.graph.counts
+        if waits := sum(run.state == "queued" for run in told):
+            counts |= {"running": counts["running"] - waits, "queued": waits}
         kept = max(KEPT, counts.get("running", 0))
         return Standing(
             host=os.uname().nodename, process=os.getpid(), slots=self.engine.slots,
-            counts=counts, kinds=kinds, runs=[self._seen(node) for node in told[:kept]],
-            more=None if limit is None else max(0, limit - sum(node.tries > 0 for node in nodes)),
+            counts=counts, kinds=kinds, runs=told[:kept],
+            more=None if limit is None else max(0, limit - sum(node.tries > 0 for node in nodes)) + waits,
         )  # fmt: skip
 
-    def _seen(self, node: Node) -> Seen:
+    def _seen(self, node: Node, state: str) -> Seen:
         since = self.known.get(node, ("", time.time()))[1]
         place, config = os.path.relpath(node.directory, self.outputs), node.job.config
-        batch = sum(config.method_class.batch_sizes(config).values()) if node.state == "running" else 0
-        return Seen(name=node.name, place=place, state=node.state, why=node.why, since=since, batch=batch)
+        batch = sum(config.method_class.batch_sizes(config).values()) if state == "running" else 0
+        return Seen(name=node.name, place=place, state=state, why=node.why, since=since, batch=batch)
 
     def _keep(self) -> None:
         self.dirty = False
@@ -125,8 +136,9 @@ class Lines(Sight):
         self.told = time.monotonic()
 
     def show(self, node: Node) -> None:
+        state = "submitted" if node.state == "running" and self.engine.queues else node.state
         ended, why = self.graph.count(*ENDED), f": {node.why}" if node.why else ""
-        print(f"[{ended}/{len(self.graph)}] {node.name} {node.state}{why}", file=sys.stderr, flush=True)
+        print(f"[{ended}/{len(self.graph)}] {node.name} {state}{why}", file=sys.stderr, flush=True)
 
     def tick(self) -> None:
         super().tick()

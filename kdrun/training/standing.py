@@ -96,7 +96,8 @@ class Standing(Part):
         waiting = sum(kind.waiting for kind in self.kinds.values())
         share = 1.0 if self.more is None or not waiting else min(1.0, self.more / waiting)
         rest = share * sum(kind.waiting and kind.waiting * _expected(took, name) for name, kind in self.kinds.items())
-        return max([*lefts, (sum(lefts) + rest) / self.slots])
+        places = max(1, len(self.running)) if self.counts.get("queued") else self.slots
+        return max([*lefts, (sum(lefts) + rest) / places])
 
 
 def _expected(took: Mapping[str, float], kind: str) -> float:

@@ -132,7 +132,7 @@ class Sweep:
             self.made -= node.tries == 0
             self._set(node, "held", "another process is at work on it")
             return
-        if ended.code == DONE:
+        if ended.code == DONE or node.finished():  # its job may have died after it
             self._set(node, "done")
             return
         if node in self.hopeless:

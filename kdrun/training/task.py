@@ -7,15 +7,20 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from kdrun.config.job import Job
 from kdrun.config.nodes import dump, from_record
 from kdrun.core import signals
 from kdrun.core.errors import ConfigError, Held, KdrunError
+from kdrun.core.later import later
 from kdrun.core.registry import load_plugins
 from kdrun.core.slot import Slot, occupied
-from kdrun.training.runner import run
+
+if TYPE_CHECKING:
+    from kdrun.training.runner import run
+else:
+    run = later("kdrun.training.runner", "run")
 
 DONE, FAILED, MISTAKE, AGAIN = 0, 1, 2, os.EX_TEMPFAIL
 """Exit codes of a worker; 128 + n: stopped by signal n, goes on from its checkpoint. AGAIN (75): another process is at

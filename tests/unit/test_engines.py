@@ -2,16 +2,20 @@
 
 import pickle
 import socket
+import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from kdrun.core.errors import ConfigError
+from kdrun.training.engines import commands
 from kdrun.training.engines import ray as on_ray
 from kdrun.training.engines import slurm as on_slurm
+from kdrun.training.engines.commands import gpus_of, require_partition, require_possible
 from kdrun.training.engines.ray import Ray, require_cluster, share
-from kdrun.training.engines.slurm import Allocation, Slurm, require_partition
+from kdrun.training.engines.slurm import Allocation, Slurm
 from kdrun.training.task import AGAIN, DONE, Ended, Task
 
 
@@ -61,10 +65,32 @@ def test_no_cluster_at_an_address():
             require_cluster(address)
 
 
-def test_something_else_at_an_address(monkeypatch):
-    monkeypatch.setattr(on_ray, "ANSWER", 0.2)
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_something_else_at_an_address(scheme, monkeypatch):
+    monkeypatch.setattr(on_ray, "CONNECT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(ConfigError, match="does not answer as Ray"):
-        require_cluster(f"127.0.0.1:{other.getsockname()[1]}")
+        require_cluster(f"{scheme}127.0.0.1:{other.getsockname()[1]}")
+
+
+def test_a_head_that_is_gone_ends_the_sweep_after_a_while():
+    engine = Ray.__new__(Ray)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        engine.head = f"127.0.0.1:{head.getsockname()[1]}"
+        engine.asked = engine.seen = time.monotonic() - on_ray.ASK
+        engine._require_head()
+        assert engine.seen == engine.asked > time.monotonic() - 1
+    engine.asked -= on_ray.ASK
+    engine._require_head()
+    engine.asked, engine.seen = engine.asked - on_ray.ASK, engine.seen - on_ray.GONE
+    with pytest.raises(ConfigError, match=r"Ray's head at 127.* is gone .*; start one, and the same command goes on"):
+        engine._require_head()
+
+
+def test_looking_for_an_engine_loads_nothing_heavy():
+    program = (
+        "import sys, kdrun.core.registry as r; r.load('engine'); sys.exit({'torch', 'ray'} & set(sys.modules) != set())"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize(("module", "package", "extra"), [(on_ray, "ray", "ray"), (on_slurm, "submitit", "slurm")])
@@ -90,6 +116,8 @@ def answers(monkeypatch):
         return given.get(words[0], (0, "", ""))
 
     monkeypatch.setattr(on_slurm, "command", command)
+    monkeypatch.setattr(commands, "command", command)
+    require_possible.cache_clear()
     return given, asked
 
 
@@ -145,7 +173,7 @@ def test_runs_are_packed_into_jobs(engine):
 
 
 def test_what_a_job_left_says_how_its_runs_ended(engine, answers):
-    answers[0]["squeue"] = (0, "7_0\n7_1\n", "")
+    answers[0]["squeue"] = (0, "7_0 R\n7_1 PD\n", "")
     assert engine.wait(0.02) == []
     leave(engine, "7_0.pkl", "success", {"a": (DONE, ""), "b": (1, "broken")})
     assert engine.wait(1) == [("a", Ended(DONE)), ("b", Ended(1, "broken"))]
@@ -155,13 +183,21 @@ def test_what_a_job_left_says_how_its_runs_ended(engine, answers):
     assert engine.failures
 
 
+def test_what_waits_in_the_queue_is_told_from_what_runs(engine, answers):
+    assert engine.queued == {"a", "b", "c"}
+    for told, queued in (("7_0 R\n7_1 PD\n", "c"), ("7_0 PD\n7_1 CG\n", "ab"), ("7_0 R\n7_1 R\n", "")):
+        answers[0]["squeue"] = (0, told, "")
+        assert engine.wait(0.02) == []
+        assert engine.queued == set(queued)
+
+
 def test_a_traceback_is_a_failure(engine):
     leave(engine, "7_1.pkl", "error", "Traceback:\n  a line\nImportError: no module\n")
     assert engine.wait(1) == [("c", Ended(1, "ImportError: no module"))]
 
 
 def test_a_job_that_slurm_has_forgotten_is_lost(engine, answers):
-    answers[0]["squeue"] = (0, "7_0\n", "")
+    answers[0]["squeue"] = (0, "7_0 R\n", "")
     (engine.folder / "7_1.err").write_text("slurmstepd: error: DUE TO TIME LIMIT\n")
     ((name, ended),) = engine.wait(1)
     assert (name, ended.code) == ("c", -9)
@@ -173,8 +209,91 @@ def test_where_slurm_does_not_answer_nothing_is_lost(engine, answers):
     assert engine.wait(0.05) == []
 
 
+@pytest.fixture
+def broken(engine, monkeypatch):
+    """The same engine, whose sbatch fails."""
+
+    def submit_array(makers):
+        raise engine.submitit.core.utils.FailedJobError("sbatch: error: Unable to contact slurm controller")
+
+    monkeypatch.setattr(Slurm, "_executor", lambda self, folder: SimpleNamespace(submit_array=submit_array))
+    return engine
+
+
+def test_what_slurm_refuses_ends_the_sweep(broken):
+    with pytest.raises(ConfigError, match=r"^engine=slurm: Unable to contact slurm controller$"):
+        broken.start({"d": Task({}, "d")})
+
+
+def test_what_cannot_be_submitted_now_is_submitted_later(engine, broken, answers, monkeypatch):
+    answers[0]["squeue"] = (1, "", "Unable to contact")
+    broken.start({"d": Task({}, "d")})
+    assert broken.wait(0.02) == []
+    assert "d" in broken.queued
+    monkeypatch.undo()
+    monkeypatch.setattr(on_slurm, "ASK", 0.0)
+    monkeypatch.setattr(commands, "command", lambda *_: (0, "7_0 R\n7_1 R\n8_0 PD\n", ""))
+    job = SimpleNamespace(job_id="8_0", paths=SimpleNamespace(result_pickle=engine.folder / "8_0.pkl", stderr=None))
+    monkeypatch.setattr(Slurm, "_executor", lambda *_: SimpleNamespace(submit_array=lambda _: [job]))
+    assert broken.wait(0.02) == []
+    assert not broken.unsent
+    assert broken.jobs["8_0"].names == ["d"]
+
+
+def test_slurm_that_stays_away_ends_the_sweep(broken, answers, monkeypatch):
+    monkeypatch.setattr(on_slurm, "AWAY", 0.0)
+    answers[0]["squeue"] = (1, "", "Unable to contact")
+    with pytest.raises(ConfigError, match=r"SLURM does not answer: .*Unable to contact.*; the same command goes on"):
+        broken.start({"d": Task({}, "d")})
+
+
+@pytest.mark.parametrize(
+    ("err", "says"),
+    [
+        (
+            "sbatch: error: Invalid generic resource (gres) specification\n",
+            "Invalid generic .* \\(engine.gpus=0: none\\)",
+        ),
+        ("sbatch: unrecognized option '--foo=1'\nTry more\n", "engine=slurm: unrecognized option '--foo=1'$"),
+    ],
+)
+def test_what_sbatch_would_refuse_is_refused_first(answers, err, says):
+    answers[0]["sbatch"] = (1, "", err)
+    with pytest.raises(ConfigError, match=says):
+        require_possible(None, 10, 4, 1, (("foo", 1),))
+    assert "--foo=1" in answers[1][0]
+    assert "--gpus-per-node=1" in answers[1][0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ((9, 0), "engine.cpus: 9 were asked for, and the largest node has 8"),
+        ((1, 5), "engine.gpus: 5 were asked for, and the largest node has 4"),
+        ((8, 4), None),
+    ],
+)
+def test_what_no_node_has_is_refused_and_what_none_has_now_waits(answers, caplog, asked, says):
+    answers[0]["sbatch"] = (1, "", "allocation failure: Requested node configuration is not available\n")
+    answers[0]["sinfo"] = (0, "8 gpu:h100:4(S:0-1)\n4 (null)\n", "")
+    if says is None:
+        require_possible(None, 10, *asked, ())
+        assert "so it will wait" in caplog.text
+    else:
+        with pytest.raises(ConfigError, match=says):
+            require_possible(None, 10, *asked, ())
+
+
+@pytest.mark.parametrize(
+    ("gres", "count"),
+    [("(null)", 0), ("gpu:2", 2), ("gpu", 1), ("gpu:h100:8(S:0-1),gpu:t4:2", 10), ("shard:8,gpu:a100_3g.20gb:3", 3)],
+)
+def test_gpus_of_a_node(gres, count):
+    assert gpus_of(gres) == count
+
+
 def test_stopping_signals_what_runs_and_cancels_what_waits(engine, answers):
-    answers[0]["squeue"] = (0, "9_1\n", "")  # another sweep's
+    answers[0]["squeue"] = (0, "9_1 R\n", "")  # another sweep's
     engine.stop()
     asked = answers[1]
     assert ("scancel", "--state=PENDING", "7") in asked
@@ -196,7 +315,11 @@ def test_an_allocation_makes_its_runs_and_keeps_what_has_ended(monkeypatch):
         def __exit__(self, *_):
             pass
 
+        def apart(self):
+            self.is_apart = True
+
         def start(self, tasks):
+            assert self.is_apart
             self.begun += tasks
             assert len(self.begun) <= self.slots
 

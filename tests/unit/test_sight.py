@@ -49,7 +49,8 @@ def graph_of(outputs: Path, *names: str, needs: dict[str, str] | None = None) ->
 
 
 def engine(slots: int = 2, inline: bool = False, limit: int | None = None) -> Any:
-    return SimpleNamespace(slots=slots, inline=inline, config=SimpleNamespace(limit=limit))
+    config = SimpleNamespace(limit=limit)
+    return SimpleNamespace(slots=slots, inline=inline, config=config, queued=frozenset(), queues=False)
 
 
 def turn(view: Sight, node: Node, state: str, why: str = "") -> None:
@@ -158,6 +159,23 @@ def test_lines_tell_each_change(tmp_path, capsys):
     assert capsys.readouterr().err.splitlines() == [
         "[0/2] a s0 running", "[1/2] a s0 done", "[2/2] a s1 failed: loss became nan",
     ]  # fmt: skip
+
+
+def test_what_waits_in_the_queue_of_a_cluster_does_not_run(tmp_path, capsys):
+    graph = graph_of(tmp_path, "a s0", "a s1", "b s0")
+    one, two, _ = graph.nodes.values()
+    cluster = engine(slots=1000)
+    cluster.queues, cluster.queued = True, frozenset([str(two.directory)])
+    with Lines(graph, cluster, tmp_path) as view:
+        turn(view, one, "running")
+        turn(view, two, "running")
+        found = view.standing()
+    assert "[0/3] a s1 submitted" in capsys.readouterr().err.splitlines()
+    assert found.counts == {"running": 1, "waiting": 1, "queued": 1}
+    assert [(run.name, run.state) for run in found.runs] == [("a s0", "running"), ("a s1", "queued")]
+    assert found.kinds["a"].waiting == 1
+    known = found.model_copy(update={"kinds": {"a": Kind(waiting=1, seconds=30), "b": Kind(waiting=1, seconds=30)}})
+    assert known.left({found.running[0].place: Pace(50, 100, 5.0)}, NOW) == 10 + 2 * 30  # one runs, not a thousand
 
 
 def test_lines_tell_each_minute_how_things_stand(tmp_path, capsys, monkeypatch):

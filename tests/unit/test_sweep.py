@@ -106,6 +106,16 @@ def test_a_second_try_may_succeed(made):
     assert states(graph) == {"a": "done"}
 
 
+def test_a_run_whose_job_dies_after_it_is_done(made, monkeypatch):
+    begun = []
+    monkeypatch.setattr(Node, "finished", lambda node: node.directory.name in begun)
+    monkeypatch.setattr(Script, "start", lambda self, tasks: begun.extend(Path(name).name for name in tasks) or
+                        self.running.extend(tasks))  # fmt: skip
+    graph, _, _ = made({"t": "", "a": "t"}, {"t": [-9]}, retries=0)
+    assert begun == ["t", "a"]
+    assert states(graph) == {"t": "done", "a": "done"}
+
+
 def test_a_mistake_is_not_tried_again(made):
     assert made({"a": ""}, {"a": [MISTAKE]})[1].begun == ["a"]
 

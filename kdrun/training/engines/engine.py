@@ -33,6 +33,13 @@ class Engine(ABC):
     """How many runs it takes at once."""
     inline = False
     """Whether `start` makes them in this very process, one after the other."""
+    queues = False
+    """Whether what it starts may wait elsewhere."""
+
+    @classmethod
+    def prepare(cls, config: Any) -> None:
+        """Before anything is planned: is there what it needs? Begin what takes time. Nothing heavy is loaded for it."""
+        return
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -47,6 +54,11 @@ class Engine(ABC):
     def text(self) -> str:
         """What is said of it at the start."""
         return f"engine {self.config.name}, {self.slots} at once"
+
+    @property
+    def queued(self) -> frozenset[str]:
+        """Those that were started, and still wait for a place elsewhere, as far as that is known."""
+        return frozenset()
 
     @abstractmethod
     def start(self, tasks: Mapping[str, Task]) -> None:

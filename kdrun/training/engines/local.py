@@ -18,11 +18,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from multiprocessing.connection import wait as first_of
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from pydantic import Field
 
 from kdrun.core.errors import ConfigError
+from kdrun.core.later import later
 from kdrun.core.machine import cores
 from kdrun.core.registry import register
 from kdrun.core.signals import ENDING
@@ -30,6 +31,11 @@ from kdrun.core.slot import Slot
 from kdrun.training.engines.engine import Engine, EngineConfig
 from kdrun.training.engines.server import server
 from kdrun.training.task import AGAIN, DONE, Ended, Task, made, work
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = later("torch")
 
 GONE = 255
 """What Python says of a child whose server is gone; the run itself may go on, and holds its lock."""
@@ -51,6 +57,11 @@ class Local(Engine):
         """How many of the GPUs; null: all that this process sees."""
         threads: int | None = Field(None, gt=0)
         """Threads of torch for each run; null: the cores shared among the slots, with one slot torch's own choice."""
+
+    @classmethod
+    def prepare(cls, config: "Local.Config") -> None:
+        if (config.slots or 1) > 1:
+            server()  # imports while the plan is made
 
     def __init__(self, config: "Local.Config") -> None:
         super().__init__(config)
@@ -128,7 +139,8 @@ class Child:
         code = self.process.exitcode
         if code == GONE:
             return Ended(code, "the process was killed from which runs are forked")
-        last = "" if code in (DONE, AGAIN) else next((line.strip() for line in reversed(lines) if line.strip()), "")
+        quiet = code in (DONE, AGAIN, -signal.SIGKILL)  # it had no time to say why
+        last = "" if quiet else next((line.strip() for line in reversed(lines) if line.strip()), "")
         return Ended(code, last.removeprefix("error: "))
 
 

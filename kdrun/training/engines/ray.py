@@ -5,6 +5,7 @@ only waits: the run is made in a child, as `local` makes it, and leaves nothing.
 ends one run, which the sweep tries again.
 """
 
+import importlib.util
 import math
 import os
 import signal
@@ -13,7 +14,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
+from functools import cache
 from multiprocessing.connection import wait as first_of
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,9 +34,12 @@ from kdrun.training.engines.engine import Engine, EngineConfig
 from kdrun.training.engines.local import PATIENCE, Child, stop
 from kdrun.training.task import FAILED, Ended, Task
 
-CONNECT, ANSWER = 3.0, 6.0
-"""Seconds to reach an address, and for what listens there to say that it is Ray."""
+CONNECT, ANSWER = 3.0, 30.0
+"""Seconds to reach an address, twice: for an answer; then for a command of Ray, that starts slowly where much else
+runs, to say that it is Ray's head."""
 CLIENT = 10001  # the port of ray://
+ASK, GONE = 5.0, 20.0
+"""Seconds between two looks at Ray's head, and without it until the sweep ends."""
 TICK = 0.5
 """Seconds until a worker notices that its task is cancelled."""
 STORE = 100 << 20
@@ -69,6 +75,13 @@ class Ray(Engine):
         threads: int | None = Field(None, gt=0)
         """Of torch, and cores that are asked for, for each run; null: the cores shared among the slots."""
 
+    @classmethod
+    def prepare(cls, config: "Ray.Config") -> None:
+        if importlib.util.find_spec("ray") is None:
+            raise missing("No module named 'ray'")
+        if config.address not in (None, "auto"):
+            require_cluster(config.address)
+
     def __init__(self, config: "Ray.Config") -> None:
         super().__init__(config)
         self.ray = installed()
@@ -84,6 +97,9 @@ class Ray(Engine):
         self.machines = len(nodes)
         self.slots = self.share.slots
         self.running: dict[Any, str] = {}
+        address = config.address or "auto"
+        self.head = self.ray.get_runtime_context().gcs_address if address == "auto" else address
+        self.asked = self.seen = time.monotonic()
         self.make = self.ray.remote(
             num_cpus=self.share.cpus, num_gpus=self.share.gpus, max_retries=0, max_calls=0
         )(run_in_child)  # fmt: skip
@@ -106,7 +122,22 @@ class Ray(Engine):
         except KeyboardInterrupt:
             signals.poll()  # Ray raises its own in place of ours, which knows the signal
             raise
+        self._require_head()
         return [(self.running.pop(reference), self._ended(reference)) for reference in ready]
+
+    def _require_head(self) -> None:
+        """Raises ConfigError: it has been gone for a while. A minute after its loss Ray ends this very process."""
+        now = time.monotonic()
+        if now - self.asked < ASK:
+            return
+        self.asked = now
+        try:
+            socket.create_connection(place_of(self.head), CONNECT).close()
+            self.seen = now
+        except OSError as error:
+            if now - self.seen > GONE:
+                why = f"Ray's head at {self.head} is gone ({error.strerror or error})"
+                raise ConfigError(f"engine=ray: {why}; start one, and the same command goes on") from None
 
     def _ended(self, reference: Any) -> Ended:
         errors = self.ray.exceptions
@@ -121,7 +152,8 @@ class Ray(Engine):
         for reference in self.running:
             self.ray.cancel(reference)
         if self.running:
-            self.ray.wait(list(self.running), num_returns=len(self.running), timeout=PATIENCE + 10)
+            patience = PATIENCE + 10 if self.asked == self.seen else GONE
+            self.ray.wait(list(self.running), num_returns=len(self.running), timeout=patience)
         self.running.clear()
 
     def close(self) -> None:
@@ -186,8 +218,14 @@ def installed() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ConfigError(f"engine=ray: {error}; pip install 'kdrun[ray]'") from None
+        raise missing(error) from None
+    # What a raylet prints of a dead worker, a page, the sweep says in a line.
+    ray._private.worker._worker_logs_enabled = False
     return ray
+
+
+def missing(why: object) -> ConfigError:
+    return ConfigError(f"engine=ray: {why}; pip install 'kdrun[ray]'")
 
 
 def connect(ray: Any, address: str | None) -> None:
@@ -215,8 +253,8 @@ def connect(ray: Any, address: str | None) -> None:
             signal.signal(signal.SIGTERM, before)
 
 
-def require_cluster(address: str) -> None:
-    """Raises ConfigError where nothing that is Ray answers; Ray itself would try for minutes."""
+def place_of(address: str) -> tuple[str, int]:
+    """Host and port. Raises ConfigError: it is no address."""
     client = address.startswith("ray://")
     try:
         parts = urlsplit(address if client else f"//{address}")
@@ -225,8 +263,19 @@ def require_cluster(address: str) -> None:
         host = port = None
     if not host or not port:
         raise ConfigError(f"engine.address: expected auto, host:port or ray://host:port, got {address}")
+    return host, port
+
+
+@cache  # what is there is asked once
+def require_cluster(address: str) -> None:
+    """Raises ConfigError where nothing that is Ray answers; Ray itself would try for minutes."""
+    client = address.startswith("ray://")
+    host, port = place_of(address)
+    other = ConfigError(f"engine.address: what listens at {address} does not answer as Ray's head does")
     try:
-        socket.create_connection((host, port), CONNECT).close()
+        with socket.create_connection((host, port), CONNECT) as connection:
+            if not speaks_grpc(connection):
+                raise other
     except OSError as error:
         raise ConfigError(f"engine.address: no cluster at {address} ({error.strerror or error})") from None
     if client:
@@ -237,7 +286,18 @@ def require_cluster(address: str) -> None:
     except subprocess.TimeoutExpired:
         healthy = False
     if not healthy:
-        raise ConfigError(f"engine.address: what listens at {address} does not answer as Ray's head does")
+        raise other
+
+
+def speaks_grpc(connection: socket.socket) -> bool:
+    """Whether the other side answers to HTTP/2's greeting with a frame of settings (RFC 9113, 3.4)."""
+    if os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true"):
+        return True  # to TLS that is no greeting
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+    try:
+        return connection.recv(9)[3:4] == b"\x04"
+    except TimeoutError:
+        return False
 
 
 def _last_line(error: BaseException) -> str:

@@ -3,13 +3,12 @@
 import multiprocessing
 import signal
 import sys
-from collections.abc import Mapping
 from multiprocessing import forkserver
 from typing import Any
 
 from kdrun.core.signals import ENDING
 
-PRELOAD = ["timm", "kdrun.training.task", "kdrun.training.engines.local", "kdrun.training.engines.preload"]
+PRELOAD = ["timm", "kdrun.training.runner", "kdrun.training.engines.local", "kdrun.training.preload"]
 
 
 def server() -> Any:
@@ -25,14 +24,3 @@ def server() -> Any:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
-
-
-def prepare(engine: Mapping[str, Any]) -> None:
-    """Start it where this engine will surely need it, so that it imports while the plan is made.
-
-    Args:
-        engine: the node of `engine`; what is wrong in it is refused later.
-    """
-    slots = engine.get("slots")
-    if engine.get("name") == "local" and isinstance(slots, int) and slots > 1:
-        server()

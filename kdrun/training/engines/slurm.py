@@ -13,11 +13,10 @@ import pickle
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,18 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from kdrun.core import signals
-from kdrun.core.errors import ConfigError, allowed
+from kdrun.core.errors import ConfigError
 from kdrun.core.paths import python_path
 from kdrun.core.registry import register
+from kdrun.training.engines.commands import (
+    PENDING,
+    command,
+    in_queue,
+    last_of,
+    refused,
+    require_partition,
+    require_possible,
+)
 from kdrun.training.engines.engine import Engine, EngineConfig
 from kdrun.training.engines.local import PATIENCE, Local
 from kdrun.training.task import AGAIN, DONE, FAILED, Ended, Task
@@ -37,14 +45,16 @@ ASK = 10.0
 """Seconds between two questions to SLURM."""
 GRACE = 15.0
 """Seconds in which what a job left appears, on a shared file system, after SLURM has forgotten the job."""
-COMMAND = 60.0
-"""Seconds that a command of SLURM may take."""
+AWAY = 600.0
+"""Seconds in which SLURM may be away, restarted for example."""
 LOOK = 0.5  # seconds between two looks into the folder
 
 
 @register("engine", "slurm")
 class Slurm(Engine):
     """Jobs of `runs_per_job` runs. A slot is a place in SLURM's queue."""
+
+    queues = True
 
     class Config(EngineConfig):
         name: str = "slurm"
@@ -73,17 +83,27 @@ class Slurm(Engine):
                 raise ValueError("signal_seconds: must be less than the time limit, engine.minutes")
             return self
 
-    def __init__(self, config: "Slurm.Config") -> None:
-        super().__init__(config)
+    @classmethod
+    def prepare(cls, config: "Slurm.Config") -> None:
         if shutil.which("sbatch") is None:
             raise ConfigError("engine=slurm: there is no sbatch here; start it where jobs are submitted")
-        self.submitit = installed()
+        installed()
         require_partition(config.partition)
+        require_possible(config.partition, config.minutes, config.cpus, config.gpus, tuple(config.options.items()))
+
+    def __init__(self, config: "Slurm.Config") -> None:
+        super().__init__(config)
+        self.prepare(config)
+        self.submitit = installed()
         self.slots = config.slots
         self.folder: Path | None = None
         self.jobs: dict[str, _Job] = {}
         self.numbers: set[str] = set()
+        self.unsent: dict[str, str] = {}
+        """Name -> task of what waits for SLURM to answer."""
         self.asked = time.monotonic()
+        self.away: float | None = None
+        """Since when it does not."""
         self.failures = False
 
     @property
@@ -93,29 +113,21 @@ class Slurm(Engine):
         gpus = f" and {config.gpus} GPUs" if config.gpus else ""
         return f"SLURM, jobs of {config.minutes} minutes on {config.cpus} cores{gpus}{runs}"
 
+    @property
+    def queued(self) -> frozenset[str]:
+        return frozenset(self.unsent).union(*(job.names for job in self.jobs.values() if job.queued))
+
     def start(self, tasks: Mapping[str, Task]) -> None:
         if not tasks:
             return
         if self.folder is None:
             self.folder = folder_of(next(iter(tasks.values())))
-        config, names = self.config, list(tasks)
-        parts = [names[i : i + config.runs_per_job] for i in range(0, len(names), config.runs_per_job)]
-        makers = [
-            Allocation({name: tasks[name].text for name in part}, config.at_once, threads_of(config)) for part in parts
-        ]
-        try:
-            with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
-                sent = self._executor(self.folder).submit_array(makers)
-        except (self.submitit.core.utils.FailedJobError, self.submitit.core.utils.FailedSubmissionError) as error:
-            why = _last(str(error).splitlines()).removeprefix("sbatch: error: ")
-            raise ConfigError(f"engine=slurm: {why}{' (engine.gpus=0: none)' if 'gres' in why else ''}") from None
-        for job, part in zip(sent, parts, strict=True):
-            self.jobs[job.job_id] = _Job(job.paths.result_pickle, job.paths.stderr, part)
-            self.numbers.add(job.job_id.split("_")[0])
+        self.unsent |= {name: task.text for name, task in tasks.items()}
+        self._submit(self.folder)
 
     def wait(self, seconds: float) -> list[tuple[str, Ended]]:
         end = time.monotonic() + seconds
-        while self.jobs:
+        while self.jobs or self.unsent:
             ended = self._ended()
             left = end - time.monotonic()
             if ended or left <= 0:
@@ -125,9 +137,15 @@ class Slurm(Engine):
 
     def stop(self) -> None:
         """Running jobs get INT: a checkpoint, and no new place in the queue. What still is there then is cancelled."""
+        self.unsent.clear()
         if not self.jobs:
             return
-        numbers = sorted(self.numbers)
+        numbers, end = sorted(self.numbers), time.monotonic() + PATIENCE
+        while in_queue() is None:
+            if time.monotonic() > end:
+                log.warning("engine=slurm: SLURM does not answer, so its jobs %s go on", " ".join(numbers))
+                return
+            time.sleep(LOOK)
         command("scancel", "--state=PENDING", *numbers)
         command("scancel", "--signal=INT", *numbers)
         end = time.monotonic() + PATIENCE
@@ -142,6 +160,40 @@ class Slurm(Engine):
     def close(self) -> None:
         if self.folder is not None and not self.failures:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _submit(self, folder: Path) -> None:
+        """What is not submitted yet; where SLURM does not answer, that is for later. What it has taken all the same
+        finds its runs done, or held.
+
+        Raises:
+            ConfigError: it refuses.
+        """
+        config, names = self.config, list(self.unsent)
+        parts = [names[i : i + config.runs_per_job] for i in range(0, len(names), config.runs_per_job)]
+        makers = [
+            Allocation({name: self.unsent[name] for name in part}, config.at_once, threads_of(config)) for part in parts
+        ]
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
+                sent = self._executor(folder).submit_array(makers)
+        except (self.submitit.core.utils.FailedJobError, self.submitit.core.utils.FailedSubmissionError) as error:
+            why = last_of(str(error).splitlines()).removeprefix("sbatch: error: ")
+            if in_queue() is not None:
+                raise refused(why) from None
+            self._stays_away(why)
+            return
+        for job, part in zip(sent, parts, strict=True):
+            self.jobs[job.job_id] = _Job(job.paths.result_pickle, job.paths.stderr, part)
+            self.numbers.add(job.job_id.split("_")[0])
+        self.unsent.clear()
+
+    def _stays_away(self, why: str) -> None:
+        """SLURM does not answer: say so once, and give up in the end."""
+        if self.away is None:
+            self.away = time.monotonic()
+            log.warning("engine=slurm: SLURM does not answer (%s); it is asked again for %.0f minutes", why, AWAY / 60)
+        if time.monotonic() - self.away > AWAY:
+            raise ConfigError(f"engine=slurm: SLURM does not answer: {why}; the same command goes on")
 
     def _executor(self, folder: Path) -> Any:
         config = self.config
@@ -163,11 +215,20 @@ class Slurm(Engine):
             job = self.jobs.pop(number)
             ended += job.left()
         if time.monotonic() - self.asked > ASK:
+            states = in_queue()
             self.asked = time.monotonic()
-            queued = in_queue()
+            if states is None:
+                self._stays_away("squeue fails")
+            elif self.away is not None:
+                self.away = None
+                log.warning("engine=slurm: SLURM answers again")
+            if self.unsent and states is not None and folder is not None:
+                self._submit(folder)
             for number, job in list(self.jobs.items()):
-                if queued is None or number in queued:
+                if states is None:
                     job.missing = None
+                elif number in states:
+                    job.missing, job.queued = None, states[number] == PENDING
                 elif job.missing is None:
                     job.missing = self.asked
                 elif self.asked - job.missing > GRACE:
@@ -186,17 +247,19 @@ class _Job:
         result: the file that it leaves.
         printed: what it says on stderr.
         missing: since when SLURM does not know it.
+        queued: whether it waits for its place, for the first time or once more; until SLURM was asked, it does.
     """
 
     result: Path
     printed: Path
     names: Sequence[str]
     missing: float | None = None
+    queued: bool = True
 
     @property
     def last_line(self) -> str:
         try:
-            return _last(self.printed.read_text("utf-8", "replace").splitlines())
+            return last_of(self.printed.read_text("utf-8", "replace").splitlines())
         except OSError as error:
             return f"{self.printed}: {error.strerror}"
 
@@ -205,10 +268,10 @@ class _Job:
         with self.result.open("rb") as file:
             outcome, value = pickle.load(file)
         if outcome != "success":  # then it is a traceback
-            return [(name, Ended(FAILED, _last(str(value).splitlines()))) for name in self.names]
+            return [(name, Ended(FAILED, last_of(str(value).splitlines()))) for name in self.names]
         said = {name: Ended(code, why) for name, (code, why) in value.items()}
         return [
-            (name, end if end.why or end.code in (DONE, AGAIN) else Ended(end.code, self.last_line))
+            (name, end if end.why or end.code in (DONE, AGAIN) or end.code < 0 else Ended(end.code, self.last_line))
             for name, end in said.items()
         ]
 
@@ -243,6 +306,7 @@ class Allocation:
         left = [name for name in self.texts if name not in self.ended]
         running: set[str] = set()
         with Local(Local.Config(slots=self.at_once, threads=self.threads)) as engine:
+            engine.apart()  # so that the death of one run is told at once, and costs no other one a try
             try:
                 while left or running:
                     now = [left.pop(0) for _ in range(min(len(left), engine.slots - len(running)))]
@@ -271,34 +335,6 @@ def folder_of(task: Task) -> Path:
         raise ConfigError(f"execution.outputs: {parent}: no folder can be made there ({error.strerror})") from None
 
 
-def require_partition(name: str | None) -> None:
-    """Raises ConfigError where SLURM does not answer, or has no such partition."""
-    code, out, err = command("sinfo", "--noheader", "--format=%R")
-    if code:
-        raise ConfigError(f"engine=slurm: SLURM does not answer: {_last(err.splitlines())}")
-    names = set(out.split())
-    if name is not None and name not in names:
-        raise ConfigError(f"engine.partition: unknown partition {name!r}{allowed(name, names)}")
-
-
-def in_queue() -> set[str] | None:
-    """The user's jobs that wait, run or are about to end, each of an array by itself. None: SLURM does not answer."""
-    code, out, err = command("squeue", "--noheader", "--array", "--me", "--format=%i")
-    if code:
-        log.debug("squeue: %s", err)
-        return None
-    return set(out.split())
-
-
-def command(*words: str) -> tuple[int, str, str]:
-    """Of SLURM. Returns the exit code, what it prints, what it complains of."""
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=COMMAND, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return 1, "", str(error)
-    return done.returncode, done.stdout, done.stderr
-
-
 def installed() -> Any:
     """submitit. Raises ConfigError where it is not installed."""
     os.environ.setdefault("SUBMITIT_LOG_LEVEL", "WARNING")
@@ -308,8 +344,3 @@ def installed() -> Any:
     except ImportError as error:
         raise ConfigError(f"engine=slurm: {error}; pip install 'kdrun[slurm]'") from None
     return submitit
-
-
-def _last(lines: Iterable[str]) -> str:
-    found = [line.strip() for line in lines if line.strip()]
-    return found[-1].removeprefix("error: ") if found else "it said nothing"
