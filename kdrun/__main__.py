@@ -1,12 +1,13 @@
 """`python -m kdrun <command>`, and the console script. Takes signals before anything that loads for long."""
 
-import sys
+from typing import NoReturn
 
+from kdrun.core.leaving import leave
 from kdrun.core.signals import process
 
 
-def main() -> int:
-    return process(_command)
+def main() -> NoReturn:
+    leave(process(_command))
 
 
 def _command() -> int:
@@ -16,4 +17,4 @@ def _command() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,7 +1,6 @@
 """The face of `kdrun.cli.train`: `python -m kdrun.train`. Takes signals before anything that loads for long."""
 
-import sys
-
+from kdrun.core.leaving import leave
 from kdrun.core.signals import process
 
 
@@ -17,4 +16,4 @@ def main(argv: list[str] | None = None) -> int:
 __all__ = ["main"]
 
 if __name__ == "__main__":
-    sys.exit(process(main))
+    leave(process(main))

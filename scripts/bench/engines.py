@@ -29,16 +29,17 @@ RUNS_OF_A_SWEEP, PAIRS, STARTS = 50, 3, 10
 
 
 def bench_engines() -> None:
-    """50 runs of 20 steps, one after the other and in two slots of one thread, alternating; then single starts."""
-    plain, slots = zip(*((_sweep("engine.slots=1"), _sweep("engine.slots=2")) for _ in range(PAIRS)), strict=True)
-    report(f"{RUNS_OF_A_SWEEP} tiny runs, one after the other", list(plain), "s")
-    report("  two slots of the local engine", list(slots), "s")
-    report("  ratio", [two / one for one, two in zip(plain, slots, strict=True)], "")
+    """50 small runs, one after the other and in two slots of one thread, alternating; then single starts."""
+    for steps in (20, 300):
+        pairs = [(_sweep(steps, "engine.slots=1"), _sweep(steps, "engine.slots=2")) for _ in range(PAIRS)]
+        report(f"{RUNS_OF_A_SWEEP} runs of {steps} steps, one after the other", [one for one, _ in pairs], "s")
+        report("  two slots of the local engine", [two for _, two in pairs], "s")
+        report("  ratio", [two / one for one, two in pairs], "")
     with tempfile.TemporaryDirectory() as folder, Local(Local.Config(slots=2, threads=1)) as engine:
         _made(engine, _task(folder, 0))  # it starts the server
-        pairs = [_made(engine, _task(folder, seed)) for seed in range(1, STARTS + 1)]
+        starts = [_made(engine, _task(folder, seed)) for seed in range(1, STARTS + 1)]
         again = [_made(engine, _task(folder, seed))[1] for seed in range(1, STARTS + 1)]
-    report("start of a run on the warm server, to its first step", [first for first, _ in pairs], "s")
+    report("start of a run on the warm server, to its first step", [first for first, _ in starts], "s")
     report("  to the end of a run that is done already", again, "s")
 
 
@@ -79,10 +80,11 @@ def bench_scheduler() -> None:
             report("  as a graph, started and ended", [ended - composed], "s of CPU")
 
 
-def _sweep(slots: str) -> float:
+def _sweep(steps: int, slots: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         seeds = f"seed={','.join(map(str, range(RUNS_OF_A_SWEEP)))}"
-        command = [sys.executable, "-m", "kdrun.train", "-m", *TINY, seeds, slots, f"execution.outputs={folder}"]
+        words = [*TINY, f"schedule.steps={steps}", seeds, slots, f"execution.outputs={folder}"]
+        command = [sys.executable, "-m", "kdrun.train", "-m", *words]
         if slots == "engine.slots=1":
             command.append("engine.threads=1")
         started = time.perf_counter()
