@@ -52,7 +52,7 @@ $(VENV)/.stamp: requirements.lock pyproject.toml
 	touch $@
 
 demo: setup
-	$(BIN)/python -m kdrun.train -m experiment=demo loss=ce,kd,ttm,wttm seed=0,1,2
+	$(BIN)/python -m kdrun sweep experiment=demo loss=ce,kd,ttm,wttm seed=0,1,2 engine.slots=2 engine.threads=1
 	$(BIN)/python scripts/table.py table=demo
 
 # worksteal: neighbours stay on one worker, and what a file's fixtures trained is trained once.
