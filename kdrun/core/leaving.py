@@ -1,12 +1,11 @@
 """The end of a command: without taking every loaded module apart, which with torch takes more than a second."""
 
 import atexit
+import contextlib
 import os
 import sys
 import threading
 from typing import NoReturn
-
-from kdrun.core.files import reason
 
 
 def leave(code: int) -> NoReturn:
@@ -18,15 +17,12 @@ def leave(code: int) -> NoReturn:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
         try:
-            sys.stdout.flush()
-        except (BrokenPipeError, ValueError):  # nobody reads on; or it is closed
-            pass
+            with contextlib.suppress(BrokenPipeError, ValueError):  # nobody reads on; or it is closed
+                sys.stdout.flush()
         except OSError as error:
             code = code or 1
-            print(f"error: stdout: {reason(error)}", file=sys.stderr)
-        try:
+            print(f"error: stdout: {error.strerror or error}", file=sys.stderr)
+        with contextlib.suppress(OSError, ValueError):  # nobody can be told
             sys.stderr.flush()
-        except (OSError, ValueError):
-            code = code or 1
         os._exit(code)
     sys.exit(code)

@@ -46,7 +46,7 @@ def learn(path: Path, words: list[str]) -> None:
     tqdm.set_lock(threading.RLock())  # else each child makes one of the system's, which a kill leaves
     code_version(), package_versions()
     check, run = plan._check, train.run
-    plan._check, train.run = (lambda jobs: []), (lambda job: None)  # type: ignore[assignment]
+    plan._check, train.run = (lambda jobs, objective: []), (lambda job: None)  # type: ignore[assignment]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         main(words)
     plan._check, train.run = check, run
