@@ -76,7 +76,7 @@ def read_files(listing: Listing, contents: Contents, config: FilesConfig, output
         )
     paths, labels = listing.paths, listing.labels
     images, unreadable = _pixels(contents, config, outputs, pixels, key)
-    streamed = ImageFiles.of(paths, config.pixels, config.pack.crop, config.max_pixels) if config.stream else None
+    streamed = ImageFiles.of(paths, config.pixels, config.pack.crop, config.reading) if config.stream else None
     ends = np.cumsum([len(listing.train), len(listing.val), len(listing.unlabeled)])
     warnings: tuple[str, ...] = ()
     if unreadable:
@@ -103,12 +103,12 @@ def read_files(listing: Listing, contents: Contents, config: FilesConfig, output
 def _pixels(
     contents: Contents, config: FilesConfig, outputs: Path, pixels: bool, key: str
 ) -> tuple[Images, dict[int, str]]:
-    size, crop, count, most = config.size, config.pack.crop, len(contents.paths), config.max_pixels
-    pack = Pack(contents, size, crop, outputs, key, most)  # refuses files that are not there
+    size, crop, count, how = config.size, config.pack.crop, len(contents.paths), config.reading
+    pack = Pack(contents, size, crop, outputs, key, how)  # refuses files that are not there
     if config.stream:
         return np.broadcast_to(np.uint8(0), (count, config.pixels, config.pixels, 3)), {}
     if config.pack.size is None:
-        return decode(contents.paths, size, crop, most)
+        return decode(contents.paths, size, crop, how)
     packed = pack.build() if pixels else pack.open()
     if packed is None:
         return np.broadcast_to(np.uint8(0), (count, size, size, 3)), {}

@@ -6,7 +6,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from kdrun.config.dataset import EXTENSIONS, PHOTO, Facts, FilesConfig
+from kdrun.config.dataset import PHOTO, Facts, FilesConfig
 from kdrun.core.errors import DataError
 from kdrun.core.registry import register
 from kdrun.core.schema import FileContent, OutsideKey
