@@ -31,7 +31,7 @@ def suffix_of(name: str) -> str:
 
 
 def is_image(path: str | os.PathLike[str], suffixes: frozenset[str] = EXTENSIONS) -> bool:
-    """Whether a file counts as an image. Of one without an ending the first bytes are read; if they cannot, it is none."""
+    """Whether a file counts as an image. Of one without an ending the first bytes tell, which are read for it."""
     suffix = suffix_of(os.path.basename(path))
     return suffix in suffixes and (suffix != "" or begins_as_image(path))
 
@@ -42,7 +42,7 @@ def begins_as_image(path: str | os.PathLike[str]) -> bool:
         with open(path, "rb") as file:
             head = file.read(32)
     except OSError:
-        return False
+        return False  # who may not read it does not know
     if head.startswith(BEGINNINGS):
         return True
     if head[:4] == b"RIFF":

@@ -58,6 +58,8 @@ def list_classes(
         for entry in _visible(folder, key):
             if not entry.is_dir():
                 others.append(Path(entry.path))
+            elif only and not nested and entry.name not in only:
+                found[entry.name] = []  # not asked for, and not looked into
             elif entry.name not in without:
                 images = _images(entry.path, key, (os.path.realpath(folder),), others)
                 if nested:
@@ -123,9 +125,7 @@ def _visible(folder: str | Path, key: str) -> "list[os.DirEntry[str]]":
     return entries
 
 
-def _images(
-    folder: str | Path, key: str, above: tuple[str, ...], passed: list[Path] | None = None
-) -> Iterator[Path]:
+def _images(folder: str | Path, key: str, above: tuple[str, ...], passed: list[Path] | None = None) -> Iterator[Path]:
     """In the order of their names, folder by folder."""
     real = os.path.realpath(folder)
     if real in above:

@@ -59,9 +59,7 @@ class Pack:
         DataError: files that are not there; names `key` and them.
     """
 
-    def __init__(
-        self, contents: Contents, size: int, crop: str, outputs: Path, key: str, how: Reading = PLAIN
-    ) -> None:
+    def __init__(self, contents: Contents, size: int, crop: str, outputs: Path, key: str, how: Reading = PLAIN) -> None:
         if contents.missing:
             raise DataError(*absent(contents.missing, key))
         self.contents = contents

@@ -16,7 +16,7 @@ import importlib
 import io
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -118,7 +118,7 @@ def _converted(image: "Image", profile: bytes) -> "Image":
 
 
 @lru_cache(maxsize=1)
-def _srgb() -> object:
+def _srgb() -> Any:
     from PIL import ImageCms
 
     return ImageCms.createProfile("sRGB")

@@ -72,7 +72,9 @@ class ShiftedSet:
             )
         column = {k: place for place, k in enumerate(self.classes)}
         chosen = [(path, column[known[k]]) for path, k in zip(paths, labels, strict=True) if known[k] >= 0]
-        self.files = ImageFiles.of([path for path, _ in chosen], config.pixels, config.pack.crop, Reading(config.max_pixels))
+        self.files = ImageFiles.of(
+            [path for path, _ in chosen], config.pixels, config.pack.crop, Reading(config.max_pixels)
+        )
         self.targets = torch.tensor([target for _, target in chosen])
 
     @property
