@@ -71,8 +71,8 @@ def _drawn(folder: Path, config: ImageFolder.Config) -> Listing:
     names, paths, labels = list_classes(folder, config.classes, (), KEY, config.nested, passed)  # what is wrong with it
     if config.test_fraction is None:
         raise DataError(
-            f"{KEY}: {folder}: no test images: no folder test or val with class folders stands beside; "
-            "dataset.test_fraction=0.2 draws a fifth of each class, the same for all seeds"
+            f"{KEY}: {config.path}: no folder test or val; expected {config.path}/test/<class>/<image>, or give "
+            "dataset.test_fraction=0.2, which draws a fifth of each class of a flat folder, the same for all seeds"
         )
     train, test, notes = drawn_test(list(zip(paths, labels, strict=True)), folder, config)
     return Listing(train, test, names, folder, KEY, notes=[*passed_over(passed, folder), *notes])
