@@ -64,14 +64,18 @@ def found(config: DatasetConfig, outputs: Path) -> Found:
         DataError: what its reader cannot find or read.
     """
     plain = unsplit(config)
-    fields = type(plain).model_fields.items()
-    files = [(name, getattr(plain, name), file) for name, field in fields if (file := marker(field, FileContent))]
-    hashes = tuple(content_hash(path, f"dataset.{name}", file) for name, path, file in files if path is not None)
-    key = (type(plain), plain.model_dump_json(), hashes, outputs)
+    key = (type(plain), plain.model_dump_json(), _hashes(plain), outputs)
     return _FOUND.value(key, lambda: _look(plain, key, outputs))
 
 
 _FOUND: Remembered[tuple[object, ...], Found] = Remembered()
+
+
+def _hashes(config: DatasetConfig) -> tuple[str, ...]:
+    """Of the files and folders that a configuration names."""
+    fields = type(config).model_fields.items()
+    files = [(name, getattr(config, name), file) for name, field in fields if (file := marker(field, FileContent))]
+    return tuple(content_hash(path, f"dataset.{name}", file) for name, path, file in files if path is not None)
 
 
 def unsplit(config: DatasetConfig) -> DatasetConfig:
@@ -177,7 +181,7 @@ def identity_of_own(part: Any, config: OwnFilesConfig, whole: bool = False) -> s
         return _digest("".join([listing.digest, *told]), files, listing.folder)
 
     try:
-        return _ODD.value((part, plain.model_dump_json()), look)
+        return _ODD.value((part, plain.model_dump_json(), _hashes(plain)), look)
     except (ConfigError, OSError):
         return None  # the check says it
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from kdrun.core.files import regular
 from kdrun.core.machine import cores
-from kdrun.core.remembered import Remembered
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,17 +53,10 @@ def upright(image: "Image") -> "Image":
 
 
 def turned(paths: Sequence[Path]) -> dict[Path, int]:
-    """The files whose orientation is not 1, of their headers alone; remembered for a while where there are many.
+    """The files whose orientation is not 1, of their headers alone.
 
     What cannot be read is not among them: whoever reads the pixels says so.
     """
-    return _TURNED.value(hash(tuple(map(str, paths))), lambda: _look(paths))
-
-
-_TURNED: Remembered[int, dict[Path, int]] = Remembered()
-
-
-def _look(paths: Sequence[Path]) -> dict[Path, int]:
     pool = ThreadPoolExecutor(max(cores(), THREADS), "orientation")
     try:
         found = pool.map(_of_file, paths)

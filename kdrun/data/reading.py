@@ -2,7 +2,7 @@
 
 | file | pixels |
 |---|---|
-| orientation in EXIF or XMP | turned as it says with `dataset.exif=upright`; as stored else (TIFF, HEIC: their readers turn them) |
+| orientation in EXIF or XMP | turned with `dataset.exif=upright`, else as stored (TIFF, HEIC: their readers turn them) |
 | animation, several pages | the first frame |
 | gray, 1 bit, palette | RGB |
 | transparency | dropped: the color that a pixel has, or the palette, however transparent |

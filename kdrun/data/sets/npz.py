@@ -116,9 +116,8 @@ def _numbered(content: Content, config: Npz.Config) -> Numbered:
     if raw["train"].dtype.kind == "U":
         return _by_name(raw, every, names, path)
     if names is None:
-        fit = (
-            every == list(range(len(every))) or max(every, default=0) > max(found["train"], default=0) or len(every) < 2
-        )
+        beyond = max(every, default=0) > max(found["train"], default=0)
+        fit = beyond or len(found["train"]) < 2 or every == list(range(len(every)))
     else:
         fit = every[-1:] < [len(names)] or len(every) != len(names)
     if fit or every[0] < 0:
