@@ -13,7 +13,7 @@ import numpy as np
 from kdrun.config.dataset import Reading
 from kdrun.core.errors import DataError, allowed
 from kdrun.core.machine import cores
-from kdrun.core.suffixes import EXTENSIONS, is_image, suffix_of
+from kdrun.core.suffixes import is_image, suffix_of
 from kdrun.data.reading import PLAIN, read_rgb
 from kdrun.data.types import Images
 
@@ -94,7 +94,7 @@ def list_images(folder: Path, key: str, passed: list[Path] | None = None) -> lis
     except OSError as error:
         raise DataError(f"{key}: {error.filename}: cannot be read ({error.strerror})") from None
     if not found:
-        raise DataError(f"{key}: {folder}: no images ({', '.join(sorted(EXTENSIONS - {''}))})")
+        raise DataError(f"{key}: {folder}: no images (.bmp, .gif, .jpg, .png, .tif, .webp and what else Pillow opens)")
     return found
 
 

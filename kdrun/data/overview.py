@@ -41,7 +41,7 @@ def overview(config: DatasetConfig, arrays: Arrays, outputs: Path) -> tuple[list
         else:
             copies = same_content(listing.paths)
             count = sum(len(group) - 1 for group in copies)
-            lines.append(f"copies: {count} images have the bytes of another one" if count else "copies: none")
+            lines.append(f"copies: {count} of {len(listing.paths)} files have the bytes of another one")
             warnings = _leaks(listing, copies)
     return lines, warnings
 

@@ -32,7 +32,7 @@ from kdrun.core.hashing import sha256_of_first
 from kdrun.core.sums import sealed, unsealed
 from kdrun.data.images import decoded
 from kdrun.data.orientation import turned
-from kdrun.data.reading import PLAIN
+from kdrun.data.reading import NO_READER, PLAIN, read_rgb
 from kdrun.data.types import Images
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,11 @@ class Pack:
         images: Images = np.empty((0, *shape[1:]), np.uint8)
         if shape[0]:  # an empty file cannot be mapped
             images = np.memmap(folder / IMAGES, np.uint8, "r", shape=shape)
-        return Packed(images, {int(position): problem for position, problem in found["unreadable"].items()})
+        unreadable = {int(position): problem for position, problem in found["unreadable"].items()}
+        unknown = next((at for at, problem in unreadable.items() if NO_READER in problem), None)
+        if unknown is not None and not isinstance(read_rgb(self.paths[unknown], self.how), str):
+            raise ValueError(f"packed before {self.paths[unknown].name} had a reader")
+        return Packed(images, unreadable)
 
     def build(self) -> Packed:
         """Pack the files unless it has been done; one process packs, others wait.

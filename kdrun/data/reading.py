@@ -2,7 +2,7 @@
 
 | file | pixels |
 |---|---|
-| orientation in EXIF or XMP | turned with `dataset.exif=upright`, else as stored (TIFF, HEIC: their readers turn them) |
+| orientation in EXIF or XMP | turned with `dataset.exif=upright`, else as stored (of TIFF and HEIC the readers turn) |
 | animation, several pages | the first frame |
 | gray, 1 bit, palette | RGB |
 | transparency | dropped: the color that a pixel has, or the palette, however transparent |
@@ -42,6 +42,7 @@ NEEDED = {
 }
 """By the ending of a file that Pillow does not know: what reads it."""
 UNKNOWN = "not an image"
+NO_READER = f"{UNKNOWN} that this Pillow reads: "
 
 
 def read_rgb(path: Path, how: Reading = PLAIN) -> "Image | str":
@@ -58,7 +59,7 @@ def read_rgb(path: Path, how: Reading = PLAIN) -> "Image | str":
             return _rgb(upright(image) if how.exif == "upright" else image, how.color)
     except UnidentifiedImageError:
         remedy = NEEDED.get(suffix_of(path.name))
-        return f"{path} ({UNKNOWN}{f' that this Pillow reads: {remedy}' if remedy else ''})"
+        return f"{path} ({NO_READER + remedy if remedy else UNKNOWN})"
     except Exception as error:  # a damaged file may raise anything
         return f"{path} ({reason(error)})"
 

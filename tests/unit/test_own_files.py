@@ -378,7 +378,7 @@ def test_what_one_trains_on_is_told(photos, tmp_path):
     lines, warnings = overview(asked, load_dataset(asked, tmp_path), tmp_path)
     assert lines[0].startswith("27 training images, 7 test images; 3 classes, the smallest emu (2 training images)")
     assert lines[1].startswith("files: 33 .jpg, 1 .png; of 34 of them: JPEG, PNG, from 16x12 to 16x12 pixels")
-    assert lines[2] == "copies: none"
+    assert lines[2] == "copies: 0 of 34 files have the bytes of another one"
     assert warnings == []
 
 
@@ -386,7 +386,7 @@ def test_training_images_in_the_test_are_warned_of(tree, tmp_path):
     shutil.copy(tree / "train" / "cat" / "0.jpg", tree / "test" / "dog" / "0.jpg")
     asked = config(tree)
     lines, (warning,) = overview(asked, load_dataset(asked, tmp_path), tmp_path)
-    assert lines[2] == "copies: 1 images have the bytes of another one"
+    assert lines[2] == "copies: 1 of 12 files have the bytes of another one"
     assert "1 test image has the bytes of a training image, e.g. test/dog/0.jpg = train/cat/0.jpg" in warning
 
 

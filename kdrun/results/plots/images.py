@@ -20,6 +20,8 @@ COLUMNS = 10
 
 
 def report(options: Options, dataset: DatasetConfig) -> str:
+    if isinstance(dataset, FilesConfig):
+        dataset = dataset.replace(skip_unreadable=True, stream=False)  # they are drawn as such
     arrays = load_dataset(dataset, Path(options.outputs), pixels=False)
     lines, odd = overview(dataset, arrays, Path(options.outputs))
     listing = found(dataset, Path(options.outputs)).listing
