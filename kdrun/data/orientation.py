@@ -20,6 +20,7 @@ TAG = 0x0112
 FORMATS = frozenset({"JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "JXL"})
 """What may say so, in Pillow's words."""
 FIRST = 1 << 14  # bytes of a file that are looked at before Pillow is asked
+PART = 64  # files that a thread is handed at once
 THREADS = 8  # at the least: the disk is waited for
 
 
@@ -58,11 +59,16 @@ def turned(paths: Sequence[Path]) -> dict[Path, int]:
     What cannot be read is not among them: whoever reads the pixels says so.
     """
     pool = ThreadPoolExecutor(max(cores(), THREADS), "orientation")
+    parts = [paths[at : at + PART] for at in range(0, len(paths), PART)]
     try:
-        found = pool.map(_of_file, paths)
+        found = (known for part in pool.map(_of_files, parts) for known in part)
         return {path: known for path, known in zip(paths, found, strict=True) if known != 1}
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _of_files(paths: Sequence[Path]) -> list[int]:
+    return [_of_file(path) for path in paths]
 
 
 def _of_file(path: Path) -> int:

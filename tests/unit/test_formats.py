@@ -419,3 +419,20 @@ def test_plug_ins_that_are_absent_are_passed_by(monkeypatch):
         assert reading.register_plugins() == ()
     finally:
         reading.register_plugins.cache_clear()
+
+
+def test_what_had_no_reader_is_packed_anew_once_it_has(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "x.heic"
+    stripes().save(path, format="PNG")
+
+    def pack():
+        return Pack(Contents([path], path.parent, tmp_path), 8, "center", tmp_path, "dataset.path").build()
+
+    told = f"{path} ({reading.NO_READER}pip install pillow-heif)"
+    with monkeypatch.context() as without:
+        without.setattr("kdrun.data.images.read_rgb", lambda path, how: told)
+        without.setattr("kdrun.data.packed.read_rgb", lambda path, how: told)
+        assert pack().unreadable == {0: told}
+        assert pack().unreadable == {0: told}
+    assert not pack().unreadable

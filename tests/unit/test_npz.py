@@ -387,3 +387,33 @@ def test_only_runs_that_are_read_in_another_way_have_another_key(tmp_path):
     assert identity(arrays(n=0)) is None
     (tmp_path / "data.npz").write_bytes(b"nothing")
     assert Npz.identity(config(tmp_path / "data.npz")) is None
+
+
+# ----------------------------------------------------------------------------------------------------- every view
+
+VIEWS = {
+    "weak": [], "crops": ["views.weak.scale=[0.5,1]"], "mixup": ["views=mixup"], "cutmix": ["views.mix.kind=cutmix"],
+    "crop first": ["views.weak.scale=[0.5,1]", "views.size=6"], "strong": ["method=fixmatch"],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("views", VIEWS)
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_images_of_one_to_four_channels_go_with_every_view_or_are_refused(tmp_path, monkeypatch, channels, views):
+    from kdrun.config.compose import Composer
+    from kdrun.training.check import check
+    from kdrun.training.runner import run
+
+    monkeypatch.chdir(tmp_path)
+    np.savez("data.npz", **arrays((8, 8, channels), n=24))
+    words = ["method=supervised", "loss=ce", "teacher=none", "tracker=none", "dataset=npz", "dataset.path=data.npz",
+             "student.args.width=4", "schedule.steps=2", "schedule.batch_size=4", "dataset.num_labels=8"]  # fmt: skip
+    with Composer() as composer:
+        asked = composer.typed([*words, *VIEWS[views]])
+    if views == "strong" and channels in (2, 4):
+        with pytest.raises(ConfigError, match=f"strong views are of gray or color images, and these have {channels}"):
+            check(asked)
+        return
+    check(asked)
+    assert run(asked)["status"] == "done"
