@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import Field
@@ -24,7 +25,7 @@ from kdrun.core.errors import DataError, KdrunError
 from kdrun.core.files import atomic_path, place_for
 from kdrun.core.later import later
 from kdrun.core.schema import Schema, build, from_arguments
-from kdrun.data.images import decoded, list_images
+from kdrun.data.images import decoded, list_images, passed_over
 from kdrun.data.types import Images
 from kdrun.results.formats import csv_cell
 from kdrun.runs.layout import place_of
@@ -67,6 +68,8 @@ class Options(Schema):
     skip_unreadable: bool = False
     max_pixels: int | None = Field(None, ge=1)
     """Of a file; null: as the run's dataset has it."""
+    exif: Literal["upright", "stored"] | None = None
+    """Whether photos are turned as they say; null: as the run's dataset of own files has it, else upright."""
     outputs: str = "outputs"
     """Where a run key is looked for."""
 
@@ -83,19 +86,21 @@ def main(arguments: Sequence[str]) -> str:
     out = place_for(options.out, "out")
     if out.exists() and not options.overwrite:
         raise KdrunError(f"out: {out}: is there already; give another name, or overwrite=true")
-    paths, folder = _files(Path(options.images).expanduser())
+    passed: list[Path] = []
+    paths, folder = _files(Path(options.images).expanduser(), passed)
     run = open_record(place_of(options.run, options.outputs))
     device = device_of(options.device, "device")
     trained = open_trained(FinishedRun(*run), options.predictor, options.size)
     use_machine(machine.device, machine.threads)
     with torch.no_grad():
-        return _written(out, paths, folder, trained, device, options)
+        text = _written(out, paths, folder, trained, device, options)
+    return "\n".join([*passed_over(passed, folder), text])
 
 
-def _files(images: Path) -> tuple[list[Path], Path]:
+def _files(images: Path, passed: list[Path]) -> tuple[list[Path], Path]:
     """The image files in the order of their names, and the folder that their names are told below."""
     if images.is_dir():
-        return list_images(images, "images"), images
+        return list_images(images, "images", passed), images
     if not images.is_file():
         raise DataError(f"images: {images}: no such file or folder")
     return [images], images.parent
@@ -147,7 +152,8 @@ def _batches(
         raise KdrunError(f"images: files go with square images only, those of this run are {height}x{width}")
     names: list[Path] = []
     images: list[Images] = []
-    found = zip(paths, decoded(paths, height, shown.crop, options.max_pixels or shown.most), strict=True)
+    how = replace(shown.how, most=options.max_pixels or shown.how.most, exif=options.exif or shown.how.exif)
+    found = zip(paths, decoded(paths, height, shown.crop, how), strict=True)
     for path, image in tqdm(found, total=len(paths), desc="predicting", unit="img", disable=None, leave=False):
         if isinstance(image, str):
             unreadable.append(image)

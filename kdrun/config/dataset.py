@@ -10,11 +10,10 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from kdrun.core.errors import ConfigError
 from kdrun.core.registry import lookup
 from kdrun.core.schema import FileContent, OutsideKey, Schema
+from kdrun.core.suffixes import EXTENSIONS
 from kdrun.core.texts import text_of
 
 PHOTO = ("a photo of a {}.",)
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
-"""Of image files."""
 MOST_PIXELS = 2**30 // 4 // 3
 """Of an image file, 89.5 million: 256 MB as RGB. Pillow warns of more, as of a decompression bomb."""
 
@@ -147,6 +146,18 @@ class PackConfig(Schema):
     """center: short side resized, center square kept; square: both sides resized. Packed or not."""
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a file becomes pixels, before they are resized."""
+
+    most: int = MOST_PIXELS
+    """`dataset.max_pixels`."""
+    exif: str = "stored"
+    """`dataset.exif`."""
+    color: str = "stored"
+    """`dataset.color`."""
+
+
 class FilesConfig(DatasetConfig):
     """What all datasets of image files have in common."""
 
@@ -161,6 +172,11 @@ class FilesConfig(DatasetConfig):
     max_pixels: int = Field(MOST_PIXELS, gt=0)
     """Of a file: one that has more is not decoded, as it would be for a few kilobytes that claim to be a poster. It
     counts as unreadable, and for the run key where `skip_unreadable` goes on without it."""
+    exif: Literal["upright", "stored"] = "stored"
+    """upright: an image is turned as its orientation in EXIF or XMP says; stored: it is taken as torchvision does, of
+    published datasets what everybody's figures are of. TIFF files are turned in either case: Pillow does it."""
+    color: Literal["stored", "srgb"] = "stored"
+    """srgb: what has a color profile (a wide gamut, CMYK) is converted to sRGB by it; stored: profiles are ignored."""
     coop_split: Annotated[str | None, FileContent()] = None
     """A split_zhou_<Dataset>.json of CoOp (Zhou et al. 2022, arXiv 2109.01134): its train, val and test images."""
     val: Literal["drawn", "official"] = "drawn"
@@ -171,6 +187,10 @@ class FilesConfig(DatasetConfig):
         """Side in pixels, packed or not."""
         return self.pack.size or self.size
 
+    @property
+    def reading(self) -> Reading:
+        return Reading(self.max_pixels, self.exif, self.color)
+
     @model_validator(mode="after")
     def consistent(self) -> Self:
         if self.stream and self.skip_unreadable:
@@ -179,3 +199,14 @@ class FilesConfig(DatasetConfig):
                 "to false"
             )
         return self
+
+
+class OwnFilesConfig(FilesConfig):
+    """What datasets of a user's own image files have in common."""
+
+    exif: Annotated[Literal["upright", "stored"], OutsideKey()] = "upright"
+    """As people see them. The run key knows which files are turned, and nothing where none is."""
+    test_fraction: float | None = Field(None, gt=0, lt=1)
+    """Share of each class that is drawn as test images, where nobody has named any."""
+    test_seed: int = Field(0, ge=0)
+    """Of that draw, which goes by the names of the files: what is added later leaves most of it as it was."""

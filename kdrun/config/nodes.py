@@ -47,7 +47,11 @@ def to_config(composed: DictConfig) -> RunConfig:
 
 def from_record(node: dict[str, Any]) -> RunConfig:
     """The configuration that a record keeps; what it leaves to the environment is asked there again."""
-    return from_nodes(*asked_again(node))
+    node, written = asked_again(node)
+    dataset = node.get("dataset")
+    if isinstance(dataset, Mapping) and dataset.get("name") == "imagefolder":
+        node["dataset"] = {"exif": "stored", **dataset}  # as it was when records did not say it
+    return from_nodes(node, written)
 
 
 def from_nodes(node: dict[str, Any], written: Mapping[str, str] | None = None) -> RunConfig:

@@ -14,7 +14,7 @@ import stat
 import threading
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,8 +146,8 @@ def reason(error: BaseException) -> str:
     return (text if len(text) <= LONGEST else f"{text[:LONGEST]} …") or type(error).__name__
 
 
-def npz_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """All arrays of an .npz file, without unpickling anything.
+def npz_arrays(path: Path, only: Collection[str] | None = None) -> dict[str, npt.NDArray[Any]]:
+    """All arrays of an .npz file, or those of some names that it has, without unpickling anything.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -160,7 +160,7 @@ def npz_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
             raise ValueError("it is no zip archive, or a truncated one")  # NumPy would advise to unpickle it
         with warnings.catch_warnings(), np.load(path, allow_pickle=False) as file:
             warnings.simplefilter("ignore")  # of what a damaged header looks like
-            arrays = {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in file.files if only is None or name in only}
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged archive may raise anything, of zipfile, of zlib, of Python's own parser
@@ -170,14 +170,14 @@ def npz_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     return arrays
 
 
-def read_npz(path: Path, key: str) -> dict[str, npt.NDArray[Any]]:
+def read_npz(path: Path, key: str, only: Collection[str] | None = None) -> dict[str, npt.NDArray[Any]]:
     """As `npz_arrays`, of a file that the user has named.
 
     Raises:
         DataError: names `key` and the file.
     """
     try:
-        return npz_arrays(path.expanduser())
+        return npz_arrays(path.expanduser(), only)
     except FileNotFoundError:
         raise DataError(f"{key}: {path}: no such file") from None
     except ValueError as error:

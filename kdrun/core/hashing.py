@@ -13,6 +13,7 @@ from kdrun.core.errors import ConfigError
 from kdrun.core.machine import cores
 from kdrun.core.remembered import Remembered
 from kdrun.core.schema import FileContent
+from kdrun.core.suffixes import is_image
 
 CHUNK = 1 << 24  # bytes
 FRESH = 2_000_000_000  # ns; what was written so lately may be written again without another time in its stat
@@ -119,5 +120,5 @@ def _files_in(folder: Path, above: tuple[Path, ...], suffixes: frozenset[str] | 
         if entry.is_dir():
             if real not in above:
                 yield from _files_in(entry, (*above, real), suffixes)
-        elif entry.is_file() and (suffixes is None or entry.suffix.lower() in suffixes):
+        elif entry.is_file() and (suffixes is None or is_image(entry, suffixes)):
             yield entry

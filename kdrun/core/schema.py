@@ -37,7 +37,8 @@ class FileContent:
 
     Args:
         or_name: what is no path here is a name of something elsewhere, and stands for itself.
-        suffixes: of a folder, only files with such an ending count, and nothing that is hidden; None: all files.
+        suffixes: of a folder, only files with such an ending count, and nothing that is hidden; None: all files. With
+            "" among them, also files without an ending that begin as an image does.
     """
 
     def __init__(self, whole: bool = False, or_name: bool = False, suffixes: frozenset[str] | None = None) -> None:

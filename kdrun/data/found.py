@@ -13,15 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdrun.config.dataset import DatasetConfig, Facts, FilesConfig
+from kdrun.config.dataset import DatasetConfig, Facts, FilesConfig, OwnFilesConfig
 from kdrun.core.contents import Contents
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.hashing import content_hash
 from kdrun.core.registry import line_in_plugin, lookup
 from kdrun.core.remembered import Remembered
 from kdrun.core.schema import FileContent, marker
-from kdrun.data.images import list_images
+from kdrun.data.images import list_images, name_below, passed_over
 from kdrun.data.listing import Listing, unlabeled_files
+from kdrun.data.orientation import turned
 
 MOST_STREAMED = 4 << 30  # bytes of streamed image files that are read for their hash before the first step
 
@@ -63,14 +64,18 @@ def found(config: DatasetConfig, outputs: Path) -> Found:
         DataError: what its reader cannot find or read.
     """
     plain = unsplit(config)
-    fields = type(plain).model_fields.items()
-    files = [(name, getattr(plain, name), file) for name, field in fields if (file := marker(field, FileContent))]
-    hashes = tuple(content_hash(path, f"dataset.{name}", file) for name, path, file in files if path is not None)
-    key = (type(plain), plain.model_dump_json(), hashes, outputs)
+    key = (type(plain), plain.model_dump_json(), _hashes(plain), outputs)
     return _FOUND.value(key, lambda: _look(plain, key, outputs))
 
 
 _FOUND: Remembered[tuple[object, ...], Found] = Remembered()
+
+
+def _hashes(config: DatasetConfig) -> tuple[str, ...]:
+    """Of the files and folders that a configuration names."""
+    fields = type(config).model_fields.items()
+    files = [(name, getattr(config, name), file) for name, field in fields if (file := marker(field, FileContent))]
+    return tuple(content_hash(path, f"dataset.{name}", file) for name, path, file in files if path is not None)
 
 
 def unsplit(config: DatasetConfig) -> DatasetConfig:
@@ -89,7 +94,11 @@ def _look(config: DatasetConfig, key: tuple[object, ...], outputs: Path) -> Foun
         if not isinstance(listing, Listing):
             given = type(listing).__name__
             raise ConfigError(f"dataset={config.name}: files gives a {given}, expected Listing; {PAGE}")
-        listing = replace(listing, unlabeled=unlabeled_files(config))
+        passed: list[Path] = []
+        listing = replace(listing, unlabeled=unlabeled_files(config, passed))
+        if config.unlabeled is not None:
+            told = passed_over(passed, Path(config.unlabeled).expanduser())
+            listing = replace(listing, notes=[*listing.notes, *told])
         contents = Contents(listing.paths, listing.folder, outputs)
         return Found(config, listing, contents, (*key, contents.seen, listing.digest))
     paths = _sources(part, config)
@@ -150,6 +159,33 @@ def identity_of_listing(part: Any, config: FilesConfig) -> str | None:
         return None  # the check says it
 
 
+def identity_of_own(part: Any, config: OwnFilesConfig, whole: bool = False) -> str | None:
+    """What the run key has of a user's own image files beside their configuration.
+
+    Args:
+        whole: the names, labels and sizes of all; false: the configuration says them.
+
+    Returns:
+        Hash of the files that are turned because `dataset.exif` is upright, and what `whole` asks for; None: neither.
+    """
+    plain = unsplit(config)
+
+    def look() -> str | None:
+        listing: Listing = part.files(plain)
+        paths = [*listing.paths, *(path for path, _ in unlabeled_files(config))]
+        odd = turned(paths) if config.exif == "upright" else {}
+        told = sorted(f"{name_below(path, listing.folder)}\0turned {how}\n" for path, how in odd.items())
+        if not whole:
+            return _digest("".join(told), (), listing.folder) if told else None
+        files = ((path, path.stat().st_size) for path in listing.paths)
+        return _digest("".join([listing.digest, *told]), files, listing.folder)
+
+    try:
+        return _ODD.value((part, plain.model_dump_json(), _hashes(plain)), look)
+    except (ConfigError, OSError):
+        return None  # the check says it
+
+
 def identity_of_copy(sources: Sequence[Path], published: str | None = None) -> str | None:
     """Hash of the names and sizes of the files of a copy that nobody compares with the published one.
 
@@ -167,7 +203,7 @@ def identity_of_copy(sources: Sequence[Path], published: str | None = None) -> s
 
 
 def _digest(told: str, files: Iterable[tuple[Path, int]], folder: Path) -> str:
-    digest, within = hashlib.sha256(told.encode()), f"{folder}{os.sep}"
+    digest, within = hashlib.sha256(os.fsencode(told)), f"{folder}{os.sep}"
     for path, size in files:
         digest.update(os.fsencode(f"{str(path).removeprefix(within)}\0{size}\n"))
     return digest.hexdigest()

@@ -1,8 +1,8 @@
-"""Getting and checking the files of published datasets, and decoding folders of images."""
+"""Which image files a folder has, and their pixels at one size."""
 
 import math
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdrun.config.dataset import EXTENSIONS, MOST_PIXELS
+from kdrun.config.dataset import Reading
 from kdrun.core.errors import DataError, allowed
-from kdrun.core.files import reason, regular
 from kdrun.core.machine import cores
+from kdrun.core.suffixes import is_image, suffix_of
+from kdrun.data.reading import PLAIN, read_rgb
 from kdrun.data.types import Images
 
 if TYPE_CHECKING:
@@ -27,7 +28,12 @@ MARGIN = 3.0  # pixels that a bicubic filter reads on either side, at the scale 
 
 
 def list_classes(
-    folder: Path, only: Sequence[str] = (), without: Sequence[str] = (), key: str = "dataset.path"
+    folder: Path,
+    only: Sequence[str] = (),
+    without: Sequence[str] = (),
+    key: str = "dataset.path",
+    nested: bool = False,
+    passed: list[Path] | None = None,
 ) -> tuple[list[str], list[Path], list[int]]:
     """Class names (sorted folder names), image files (at any depth) and their class numbers.
 
@@ -35,8 +41,10 @@ def list_classes(
         only: the classes to take; none given: all.
         without: folders that are no classes.
         key: the config key to blame.
+        nested: each folder that itself holds images is a class, called by its path, e.g. `animals/cat`.
+        passed: is given the files that are no images, and the images that are in no class.
 
-    Links are followed. Hidden files and folders, and files that are no images by their extension, do not count.
+    Links are followed. Hidden files and folders, and files that are no images (`kdrun.core.suffixes`), do not count.
 
     Raises:
         DataError: no such folder, no classes, a class without images, or a link that leads nowhere or back (named).
@@ -44,39 +52,67 @@ def list_classes(
     layout = f"expected {folder}/<class>/<image>"
     if not folder.is_dir():
         raise DataError(f"{key}: {folder}: no such folder; {layout}")
-    paths: list[Path] = []
-    labels: list[int] = []
-    empty: list[str] = []
+    found: dict[str, list[Path]] = {}
+    others: list[Path] = []
     try:
-        names = [entry.name for entry in _visible(folder, key) if entry.is_dir() and entry.name not in without]
-        if not names:
-            raise DataError(f"{key}: {folder}: no class folders; {layout}")
-        if absent := sorted(set(only) - set(names)):
-            raise DataError(f"dataset.classes: {folder} has no {absent[0]}{allowed(absent[0], names)}")
-        names = [name for name in names if name in only] if only else names
-        for number, name in enumerate(names):
-            found = list(_images(folder / name, key, (os.path.realpath(folder),)))
-            if not found:
-                suffixes = ", ".join(sorted(EXTENSIONS))
-                empty.append(f"{key}: {folder / name}: the class has no images ({suffixes})")
-            paths += found
-            labels += [number] * len(found)
-    except OSError as error:
-        raise DataError(f"{key}: {error.filename}: cannot be read ({error.strerror})") from None
-    if empty:
-        raise DataError(*empty)
-    return names, paths, labels
-
-
-def list_images(folder: Path, key: str) -> list[Path]:
-    """All image files of a folder, at any depth, sorted. Raises DataError, which blames `key`, if there is none."""
-    try:
-        found = list(_images(folder, key, ()))
+        for entry in _visible(folder, key):
+            if not entry.is_dir():
+                others.append(Path(entry.path))
+            elif only and not nested and entry.name not in only:
+                found[entry.name] = []  # not asked for, and not looked into
+            elif entry.name not in without:
+                images = _images(entry.path, key, (os.path.realpath(folder),), others)
+                if nested:
+                    for image in images:
+                        found.setdefault(image.parent.relative_to(folder).as_posix(), []).append(image)
+                else:
+                    found[entry.name] = list(images)
     except OSError as error:
         raise DataError(f"{key}: {error.filename}: cannot be read ({error.strerror})") from None
     if not found:
-        raise DataError(f"{key}: {folder}: no images ({', '.join(sorted(EXTENSIONS))})")
+        raise DataError(f"{key}: {folder}: no class folders; {layout}")
+    if absent := sorted(set(only) - set(found)):
+        raise DataError(f"dataset.classes: {folder} has no {absent[0]}{allowed(absent[0], found)}")
+    names = sorted(name for name in found if not only or name in only)
+    if empty := [name for name in names if not found[name]]:
+        told = "the class has no images, by their names or by the first bytes of files without an ending"
+        raise DataError(*(f"{key}: {folder / name}: {told}" for name in empty))
+    if passed is not None:
+        passed += others
+    paths = [path for name in names for path in found[name]]
+    return names, paths, [number for number, name in enumerate(names) for _ in found[name]]
+
+
+def list_images(folder: Path, key: str, passed: list[Path] | None = None) -> list[Path]:
+    """All image files of a folder, at any depth, sorted. Raises DataError, which blames `key`, if there is none.
+
+    Args:
+        passed: is given the files that are none.
+    """
+    try:
+        found = list(_images(folder, key, (), passed))
+    except OSError as error:
+        raise DataError(f"{key}: {error.filename}: cannot be read ({error.strerror})") from None
+    if not found:
+        raise DataError(f"{key}: {folder}: no images (.bmp, .gif, .jpg, .png, .tif, .webp and what else Pillow opens)")
     return found
+
+
+def passed_over(files: Sequence[Path], folder: Path) -> list[str]:
+    """A line that says what was passed over, or none."""
+    if not files:
+        return []
+    kinds = Counter(suffix_of(path.name) or "without an ending" for path in files)
+    told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(6))
+    verb = "file is no image or in no class folder and was" if len(files) == 1 else (
+        "files are no images or in no class folder and were")  # fmt: skip
+    named = ", ".join(name_below(path, folder) for path in files[:3])
+    return [f"{folder}: {len(files)} {verb} passed over ({told}), e.g. {named}"]
+
+
+def name_below(path: Path, folder: Path) -> str:
+    """As lines and records name it."""
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
 def _visible(folder: str | Path, key: str) -> "list[os.DirEntry[str]]":
@@ -89,20 +125,22 @@ def _visible(folder: str | Path, key: str) -> "list[os.DirEntry[str]]":
     return entries
 
 
-def _images(folder: str | Path, key: str, above: tuple[str, ...]) -> Iterator[Path]:
+def _images(folder: str | Path, key: str, above: tuple[str, ...], passed: list[Path] | None = None) -> Iterator[Path]:
     """In the order of their names, folder by folder."""
     real = os.path.realpath(folder)
     if real in above:
         raise DataError(f"{key}: {folder}: a link back to {real}, which holds it; remove it")
     for entry in _visible(folder, key):
         if entry.is_dir():
-            yield from _images(entry.path, key, (*above, real))
-        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and entry.is_file():
+            yield from _images(entry.path, key, (*above, real), passed)
+        elif entry.is_file() and is_image(entry.path):
             yield Path(entry.path)
+        elif passed is not None:
+            passed.append(Path(entry.path))
 
 
 def decode(
-    paths: Sequence[Path], size: int, crop: str = "center", most: int = MOST_PIXELS
+    paths: Sequence[Path], size: int, crop: str = "center", how: Reading = PLAIN
 ) -> tuple[Images, dict[int, str]]:
     """(M, size, size, 3) uint8 of the files that can be read, and what is wrong with the others, by position."""
     try:
@@ -110,7 +148,7 @@ def decode(
     except MemoryError as error:
         raise DataError(f"dataset.size: {len(paths)} images of {size}x{size} pixels do not fit ({error})") from None
     unreadable: dict[int, str] = {}
-    for position, image in enumerate(decoded(paths, size, crop, most)):
+    for position, image in enumerate(decoded(paths, size, crop, how)):
         if isinstance(image, str):
             unreadable[position] = image
         else:
@@ -119,12 +157,12 @@ def decode(
 
 
 def decoded(
-    paths: Sequence[Path], size: int, crop: str = "center", most: int = MOST_PIXELS, workers: int = 0, ahead: int = 0
+    paths: Sequence[Path], size: int, crop: str = "center", how: Reading = PLAIN, workers: int = 0, ahead: int = 0
 ) -> Iterator[Images | str]:
     """Each image in turn as (size, size, 3) uint8, or `path (what is wrong)`; threads work ahead.
 
     Args:
-        most: see `read_rgb`.
+        how: see `read_rgb`.
         workers: threads; 0: as many as cores.
         ahead: images that are decoded before they are asked for, at the least.
     """
@@ -133,7 +171,7 @@ def decoded(
     try:
         queue: deque[Future[Images | str]] = deque()
         for path in paths:
-            queue.append(pool.submit(_decoded, path, size, crop, most))
+            queue.append(pool.submit(_decoded, path, size, crop, how))
             if len(queue) > max(8 * workers, ahead):
                 yield queue.popleft().result()
         while queue:
@@ -142,32 +180,9 @@ def decoded(
         pool.shutdown(cancel_futures=True)
 
 
-def _decoded(path: Path, size: int, crop: str, most: int) -> Images | str:
-    rgb = read_rgb(path, most)
+def _decoded(path: Path, size: int, crop: str, how: Reading) -> Images | str:
+    rgb = read_rgb(path, how)
     return rgb if isinstance(rgb, str) else fit(rgb, size, crop)
-
-
-def read_rgb(path: Path, most: int = MOST_PIXELS) -> "Image | str":
-    """All of an image, or `path (what is wrong)`.
-
-    Of an animation the first frame; 16 bits are scaled to 8; gray, palettes, CMYK and transparency become RGB.
-
-    Args:
-        most: `dataset.max_pixels`; what has more is not decoded.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    Image.MAX_IMAGE_PIXELS = None  # ours counts, which a key can raise
-    try:
-        with Image.open(regular(path)) as image:
-            if image.width * image.height > most:
-                held = f"{image.width}x{image.height} are {image.width * image.height:,} pixels"
-                return f"{path} ({held}, more than max_pixels={most}, which can be raised)"
-            return _rgb(image)
-    except UnidentifiedImageError:
-        return f"{path} (not an image)"
-    except Exception as error:  # a damaged file may raise anything
-        return f"{path} ({reason(error)})"
 
 
 def fit(rgb: "Image", size: int, crop: str) -> Images:
@@ -205,17 +220,3 @@ def _resized_part(rgb: "Image", whole: tuple[int, int], corner: tuple[int, int],
     part = rgb.crop((left, top, right, bottom))
     (x, width), (y, height) = box
     return part.resize((size, size), Image.Resampling.BICUBIC, (x, y, width, height))
-
-
-def _rgb(image: "Image") -> "Image":
-    """Eight bits a channel. Raises ValueError for pixels whose range is not known."""
-    from PIL import Image
-
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        pixels = np.asarray(image).astype(np.float64) / 257  # 65535 -> 255; Pillow would make 255 of all from 255 on
-        return Image.fromarray(np.rint(pixels).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode} have no known range; convert the image to 8 or 16 bits")
-    if "transparency" in image.info:
-        image = image.convert("RGBA")  # straight to RGB, Pillow warns; the colors are the same
-    return image.convert("RGB")

@@ -38,6 +38,8 @@ class Listing:
     """Official validation images."""
     unlabeled: Files = ()
     """Those of `dataset.unlabeled`, with the label -1."""
+    notes: Sequence[str] = ()
+    """What the log and the record should say of it: what was passed over, which images are copies."""
 
     @property
     def parts(self) -> dict[str, Files]:
@@ -76,9 +78,9 @@ def read_files(listing: Listing, contents: Contents, config: FilesConfig, output
         )
     paths, labels = listing.paths, listing.labels
     images, unreadable = _pixels(contents, config, outputs, pixels, key)
-    streamed = ImageFiles.of(paths, config.pixels, config.pack.crop, config.max_pixels) if config.stream else None
+    streamed = ImageFiles.of(paths, config.pixels, config.pack.crop, config.reading) if config.stream else None
     ends = np.cumsum([len(listing.train), len(listing.val), len(listing.unlabeled)])
-    warnings: tuple[str, ...] = ()
+    warnings = list(listing.notes)
     if unreadable:
         count = f"{len(unreadable)} of {len(paths)} images"
         if not config.skip_unreadable:
@@ -86,7 +88,7 @@ def read_files(listing: Listing, contents: Contents, config: FilesConfig, output
             lines = [f"{blamed[at]}: unreadable image {problem}" for at, problem in unreadable.items()]
             lines[-1] += f"; dataset.skip_unreadable=true goes on without these {count}"
             raise DataError(*lines)
-        warnings = (f"{count} are unreadable and were left out, e.g. {next(iter(unreadable.values()))}",)
+        warnings.append(f"{count} are unreadable and were left out, e.g. {next(iter(unreadable.values()))}")
     there = np.ones(len(paths), bool)
     there[list(unreadable)] = False
     train, val, cut = (int(there[:end].sum()) for end in ends)  # of the files that are left
@@ -94,7 +96,7 @@ def read_files(listing: Listing, contents: Contents, config: FilesConfig, output
     facts = facts_of(config.name)
     arrays = Arrays(
         images[:cut], labels[:cut], images[cut:], labels[cut:], tuple(listing.class_names), facts.mean or IMAGENET_MEAN,
-        facts.std or IMAGENET_STD, num_unlabeled=cut - val, source=f"{key}: {listing.folder}", warnings=warnings,
+        facts.std or IMAGENET_STD, num_unlabeled=cut - val, source=f"{key}: {listing.folder}", warnings=tuple(warnings),
         files=None if streamed is None else (streamed[:cut], streamed[cut:]),
     )  # fmt: skip
     return replace(arrays, val=np.arange(train, val)) if config.val == "official" else arrays
@@ -103,20 +105,20 @@ def read_files(listing: Listing, contents: Contents, config: FilesConfig, output
 def _pixels(
     contents: Contents, config: FilesConfig, outputs: Path, pixels: bool, key: str
 ) -> tuple[Images, dict[int, str]]:
-    size, crop, count, most = config.size, config.pack.crop, len(contents.paths), config.max_pixels
-    pack = Pack(contents, size, crop, outputs, key, most)  # refuses files that are not there
+    size, crop, count, how = config.size, config.pack.crop, len(contents.paths), config.reading
+    pack = Pack(contents, size, crop, outputs, key, how)  # refuses files that are not there
     if config.stream:
         return np.broadcast_to(np.uint8(0), (count, config.pixels, config.pixels, 3)), {}
     if config.pack.size is None:
-        return decode(contents.paths, size, crop, most)
+        return decode(contents.paths, size, crop, how)
     packed = pack.build() if pixels else pack.open()
     if packed is None:
         return np.broadcast_to(np.uint8(0), (count, size, size, 3)), {}
     return packed.images, packed.unreadable
 
 
-def unlabeled_files(config: FilesConfig) -> Files:
-    """The image files of `dataset.unlabeled`, with the label -1."""
+def unlabeled_files(config: FilesConfig, passed: list[Path] | None = None) -> Files:
+    """The image files of `dataset.unlabeled`, with the label -1. `passed` is given the files that are no images."""
     if config.unlabeled is None:
         return []
     folder = Path(config.unlabeled).expanduser()
@@ -125,7 +127,7 @@ def unlabeled_files(config: FilesConfig) -> Files:
             return []  # an array, which is read and added like any other dataset's
         how = "streamed" if config.stream else "packed"
         raise DataError(f"dataset.unlabeled: {folder}: not a folder, and only image files can be {how} with the others")
-    return [(path, -1) for path in list_images(folder, "dataset.unlabeled")]
+    return [(path, -1) for path in list_images(folder, "dataset.unlabeled", passed)]
 
 
 def read_coop_split(path: Path, folder: Path, key: str) -> Listing:

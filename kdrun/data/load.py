@@ -87,10 +87,11 @@ def _read(files: Found, outputs: Path, pixels: bool) -> Arrays:
     if config.unlabeled is None or arrays.num_unlabeled:
         return arrays
     height, width, channels = arrays.train_images.shape[1:]
-    more = read_unlabeled(config.unlabeled, height, width, channels)
+    more, notes = read_unlabeled(config.unlabeled, height, width, channels)
     return dataclasses.replace(
         arrays, train_images=np.concatenate([arrays.train_images, more]),
         train_labels=np.concatenate([arrays.train_labels, np.full(len(more), -1)]), num_unlabeled=len(more),
+        warnings=(*arrays.warnings, *notes),
     )  # fmt: skip
 
 

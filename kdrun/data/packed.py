@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from kdrun.config.dataset import MOST_PIXELS
+from kdrun.config.dataset import Reading
 from kdrun.core.artifacts import PROGRESS, Artifact
 from kdrun.core.contents import Contents
 from kdrun.core.errors import DataError
@@ -31,6 +31,8 @@ from kdrun.core.files import named, remove, write_json
 from kdrun.core.hashing import sha256_of_first
 from kdrun.core.sums import sealed, unsealed
 from kdrun.data.images import decoded
+from kdrun.data.orientation import turned
+from kdrun.data.reading import NO_READER, PLAIN, read_rgb
 from kdrun.data.types import Images
 
 log = logging.getLogger(__name__)
@@ -57,19 +59,22 @@ class Pack:
         DataError: files that are not there; names `key` and them.
     """
 
-    def __init__(
-        self, contents: Contents, size: int, crop: str, outputs: Path, key: str, most: int = MOST_PIXELS
-    ) -> None:
+    def __init__(self, contents: Contents, size: int, crop: str, outputs: Path, key: str, how: Reading = PLAIN) -> None:
         if contents.missing:
             raise DataError(*absent(contents.missing, key))
         self.contents = contents
         self.paths = contents.paths
-        self.most = most
+        self.how = how
         self.row = size * size * 3
         self.outputs = outputs.expanduser()
         self.spec: dict[str, Any] = {"version": VERSION, "size": size, "crop": crop, "num_files": len(self.paths)}
-        if most != MOST_PIXELS:  # else what an older kdrun has packed would be packed again
-            self.spec["max_pixels"] = most
+        # what is as ever is not told: else what an older kdrun has packed would be packed again
+        if how.most != PLAIN.most:
+            self.spec["max_pixels"] = how.most
+        if how.exif == "upright" and turned(self.paths):
+            self.spec["exif"] = how.exif
+        if how.color != PLAIN.color:
+            self.spec["color"] = how.color
 
     @property
     def artifact(self) -> Artifact | None:
@@ -93,7 +98,11 @@ class Pack:
         images: Images = np.empty((0, *shape[1:]), np.uint8)
         if shape[0]:  # an empty file cannot be mapped
             images = np.memmap(folder / IMAGES, np.uint8, "r", shape=shape)
-        return Packed(images, {int(position): problem for position, problem in found["unreadable"].items()})
+        unreadable = {int(position): problem for position, problem in found["unreadable"].items()}
+        unknown = next((at for at, problem in unreadable.items() if NO_READER in problem), None)
+        if unknown is not None and not isinstance(read_rgb(self.paths[unknown], self.how), str):
+            raise ValueError(f"packed before {self.paths[unknown].name} had a reader")
+        return Packed(images, unreadable)
 
     def build(self) -> Packed:
         """Pack the files unless it has been done; one process packs, others wait.
@@ -166,7 +175,7 @@ class Pack:
                 write_json(partial / PROGRESS, sealed({**state, "sha256": digest.hexdigest()}))
 
             saved = time.monotonic()
-            for image in decoded(self.paths[done:], self.spec["size"], self.spec["crop"], self.most):
+            for image in decoded(self.paths[done:], self.spec["size"], self.spec["crop"], self.how):
                 if isinstance(image, str):
                     state["unreadable"][str(state["next"])] = image
                 else:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from kdrun.core.device import send
 from kdrun.core.seeding import generator
-from kdrun.data.images import fit, read_rgb
+from kdrun.data.images import fit
+from kdrun.data.reading import read_rgb
 from kdrun.data.streamed import ImageFiles, refuse
 from kdrun.data.views.mix import Mix
 from kdrun.data.views.recipes import FileCrop, Strong
@@ -136,7 +137,7 @@ class Stream:
         out = {name: np.empty((self.batch_size, size, size, 3), np.uint8) for name, size in sizes.items()}
         unreadable = []
         for k, position in enumerate(self.positions(step).tolist()):
-            image = read_rgb(files.path(position), files.most)
+            image = read_rgb(files.path(position), files.how)
             if isinstance(image, str):
                 unreadable.append(image)
                 continue

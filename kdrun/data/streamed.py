@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from kdrun.config.dataset import MOST_PIXELS
+from kdrun.config.dataset import Reading
 from kdrun.core.errors import DataError
 from kdrun.core.later import later
 from kdrun.core.machine import cores
 from kdrun.data.images import decoded
+from kdrun.data.reading import PLAIN
 
 if TYPE_CHECKING:
     import torch
@@ -39,16 +40,15 @@ class ImageFiles:
     size: int
     crop: str
     workers: int = 0
-    most: int = MOST_PIXELS
-    """`dataset.max_pixels`."""
+    how: Reading = PLAIN
 
     @property
     def device(self) -> torch.device:
         return torch.device("cpu")
 
     @classmethod
-    def of(cls, paths: Sequence[Path], size: int, crop: str, most: int = MOST_PIXELS) -> ImageFiles:
-        return cls(np.array([os.fsencode(path) for path in paths], np.bytes_), size, crop, most=most)
+    def of(cls, paths: Sequence[Path], size: int, crop: str, how: Reading = PLAIN) -> ImageFiles:
+        return cls(np.array([os.fsencode(path) for path in paths], np.bytes_), size, crop, how=how)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -71,7 +71,7 @@ class ImageFiles:
         """`index_select` of one index after the other; meanwhile threads decode the files of the next."""
         ahead = max(map(len, indices), default=0)
         paths = [self.path(at) for index in indices for at in index.tolist()]
-        images = decoded(paths, self.size, self.crop, self.most, self.workers, ahead)
+        images = decoded(paths, self.size, self.crop, self.how, self.workers, ahead)
         for index in indices:
             out = np.empty((len(index), *self.shape[1:]), np.uint8)
             unreadable = []

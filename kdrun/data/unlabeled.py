@@ -6,7 +6,7 @@ import numpy as np
 
 from kdrun.core.errors import DataError
 from kdrun.core.files import read_npz
-from kdrun.data.images import decode, list_images
+from kdrun.data.images import decode, list_images, passed_over
 from kdrun.data.sets.npz import as_images
 from kdrun.data.types import Images
 from kdrun.data.views.randaugment import LUMA
@@ -14,8 +14,9 @@ from kdrun.data.views.randaugment import LUMA
 KEY = "dataset.unlabeled"
 
 
-def read_unlabeled(given: str, height: int, width: int, channels: int) -> Images:
-    """(M, height, width, channels) uint8: resized and cropped as the dataset's where they are image files.
+def read_unlabeled(given: str, height: int, width: int, channels: int) -> tuple[Images, list[str]]:
+    """(M, height, width, channels) uint8: resized and cropped as the dataset's where they are image files; and what to
+    say of them.
 
     Raises:
         DataError: absent, unreadable or empty; arrays of another shape than the training images.
@@ -26,12 +27,13 @@ def read_unlabeled(given: str, height: int, width: int, channels: int) -> Images
             raise DataError(
                 f"{KEY}: {path}: image files go with square images only, the dataset's are {height}x{width}"
             )
-        images, unreadable = decode(list_images(path, KEY), height)
+        passed: list[Path] = []
+        images, unreadable = decode(list_images(path, KEY, passed), height)
         if unreadable:
             raise DataError(*(f"{KEY}: unreadable image {problem}" for problem in unreadable.values()))
         if channels == 1:
             images = as_gray(images)
-        return images
+        return images, passed_over(passed, path)
     content = read_npz(path, KEY)
     if "images" not in content:
         raise DataError(f"{KEY}: {path}: no array images (has {', '.join(content) or 'none'})")
@@ -40,7 +42,7 @@ def read_unlabeled(given: str, height: int, width: int, channels: int) -> Images
         raise DataError(
             f"{KEY}: {path}: images are {images.shape[1:]}, the training images {(height, width, channels)}"
         )
-    return images
+    return images, []
 
 
 def as_gray(images: Images) -> Images:

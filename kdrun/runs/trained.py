@@ -5,14 +5,14 @@ Neither data nor teacher are needed; where the dataset is not on this machine, c
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdrun.config.dataset import MOST_PIXELS, FilesConfig
+from kdrun.config.dataset import FilesConfig, OwnFilesConfig, Reading
 from kdrun.core.errors import ConfigError, KdrunError, allowed
 from kdrun.core.registry import lookup
 from kdrun.data.images import decode
@@ -55,8 +55,8 @@ class Shown:
     channels: int
     crop: str
     """How files become such an image, see `kdrun.data.images.fit`."""
-    most: int
-    """Pixels that a file may have."""
+    how: Reading
+    """How files are read."""
     center: Center | None
     class_names: tuple[str, ...]
     """In the order of the logits; numbers where they are not known."""
@@ -84,7 +84,7 @@ class Shown:
         if isinstance(self.test, np.ndarray):
             images = self.test[chosen]
         else:
-            images, _ = decode([self.test[k] for k in chosen], self.size[0], self.crop, self.most)
+            images, _ = decode([self.test[k] for k in chosen], self.size[0], self.crop, self.how)
         if len(images):
             return self.pixels(images), f"{len(images)} test images"
         drawn = torch.randint(0, 256, (count, *self.shape), generator=torch.Generator().manual_seed(0))
@@ -188,5 +188,7 @@ def _shown(run: FinishedRun, spec: NetworkSpec, side: int | None) -> Shown:
         raise ConfigError(f"size: {side}: images of dataset={dataset.name} are {size[0]}x{size[1]}; leave it out")
     height, width = size
     center = Center.of(config.views, (height, width))
-    most = dataset.max_pixels if isinstance(dataset, FilesConfig) else MOST_PIXELS
-    return Shown((height, width), spec.in_chans, crop, most, center, tuple(names), test, gone)
+    how = dataset.reading if isinstance(dataset, FilesConfig) else Reading()
+    if not isinstance(dataset, OwnFilesConfig):  # whose images are as published: what it is shown now may be a photo
+        how = replace(how, exif="upright")
+    return Shown((height, width), spec.in_chans, crop, how, center, tuple(names), test, gone)

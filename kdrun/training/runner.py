@@ -23,6 +23,7 @@ from kdrun.core.hashing import content_hash
 from kdrun.core.lock import Lock
 from kdrun.core.seeding import seed_everything
 from kdrun.data.load import content_of
+from kdrun.data.overview import overview
 from kdrun.data.splits import keep_split
 from kdrun.methods.method import Method
 from kdrun.methods.pool import Required, Start
@@ -158,7 +159,10 @@ def _execute(job: Job, record: Record, job_type: str, lock: Lock, wait: bool) ->
         torch.set_num_threads(record["threads"])
     _ = assembly.arrays
     record["inputs"]["dataset"] = content_of(job.config.dataset, job.outputs)
-    _warn(record, *remarks(assembly))
+    record["overview"], odd = overview(job.config.dataset, assembly.arrays, job.outputs)
+    for line in record["overview"]:
+        log.info("%s", line)
+    _warn(record, *remarks(assembly), *odd)
     _keep_split(assembly, record)
     _ = assembly.images  # before networks: what may be resident is a share of the memory that is free
     seed_everything(job.config.seed)
@@ -334,6 +338,7 @@ def _new_record(job: Job) -> Record:
         "world_size": 1,
         "steps": None,
         "seconds": {},
+        "overview": [],
         "split": old.get("split") or {},
         "requires": {},
         "artifacts": {},

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from kdrun.config.dataset import EXTENSIONS, DatasetConfig, FilesConfig
+from kdrun.config.dataset import DatasetConfig, FilesConfig, Reading
 from kdrun.config.run import EvaluateConfig
 from kdrun.core.contents import Contents
 from kdrun.core.errors import DataError
 from kdrun.core.hashing import file_hash
 from kdrun.core.schema import FileContent
+from kdrun.core.suffixes import EXTENSIONS
 from kdrun.data.images import list_classes
 from kdrun.data.streamed import ImageFiles
 from kdrun.data.views.view import Predict
@@ -71,7 +72,9 @@ class ShiftedSet:
             )
         column = {k: place for place, k in enumerate(self.classes)}
         chosen = [(path, column[known[k]]) for path, k in zip(paths, labels, strict=True) if known[k] >= 0]
-        self.files = ImageFiles.of([path for path, _ in chosen], config.pixels, config.pack.crop, config.max_pixels)
+        self.files = ImageFiles.of(
+            [path for path, _ in chosen], config.pixels, config.pack.crop, Reading(config.max_pixels)
+        )
         self.targets = torch.tensor([target for _, target in chosen])
 
     @property

@@ -42,6 +42,7 @@ NEEDS = {
     "teacher=digits_tip_adapter": ["dataset.num_labels=50"],
     "method=tip_adapter": ["dataset.num_labels=50"],
     "dataset=imagefolder": None,
+    "dataset=listed": None,
     **{f"method/variant={name}": ["method=dho"] for name in ("paper", "code", "code_low_shot")},
     "dataset=hf": None,
     "method=peer_distill": ["students=[resnet8,resnet14]"],

@@ -237,10 +237,18 @@ def test_predictions_of_files_are_those_of_the_evaluation(heads, timm_run, tmp_p
     text = predict([*call, "overwrite=true", "skip_unreadable=true", "top=1"])
     assert "15 images, 1 unreadable; combined" in text
     assert "unreadable, left out: " in text
+    assert "1 file is no image or in no class folder and was passed over (1 .txt), e.g. notes.txt" in text
     found = {row["path"]: row for row in rows_of(out)}
     assert list(found["00.png"]) == ["path", "class", "confidence", "calibrated_confidence"]
     for same in ("a16.png", "rgba.png"):
         assert {**found[same], "path": "00.png"} == found["00.png"]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(digits[0])).save(folder / "turned.png", exif=exif)
+    for asked, same in (([], True), (["exif=stored"], False)):
+        predict([*call, "overwrite=true", "skip_unreadable=true", "top=1", *asked])
+        found = {row["path"]: row for row in rows_of(out)}
+        assert ({**found["turned.png"], "path": "00.png"} == found["00.png"]) == same
 
     one = tmp_path / "one.csv"
     text = predict([f"run={timm_run.directory}", f"images={folder / '00.png'}", f"out={one}", "device=cpu"])

@@ -1,10 +1,12 @@
 """What is accepted and comes to nothing is said: in the log, and in the record for as long as it is kept."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kdrun.cli.train import main
 from kdrun.runs.record import find_records
@@ -39,6 +41,24 @@ def test_a_class_without_a_training_image(tmp_path, monkeypatch):
     )  # fmt: skip
     lines = warned("dataset=npz", "dataset.path=d.npz", "dataset.num_labels=null")
     assert "1 of 3 classes have no training image: emu" in lines
+
+
+def test_what_one_trains_on_stands_in_the_record(tmp_path, monkeypatch):
+    """Of a flat folder: how much there is, which files were passed over, which ones are copies."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        Path("photos", name).mkdir(parents=True)
+        for k in range(8):
+            Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)).save(f"photos/{name}/{k}.bmp")
+    shutil.copy("photos/cat/0.bmp", "photos/cat/copy.bmp")
+    Path("photos/cat/notes.txt").write_text("x")
+    lines = warned("dataset=imagefolder", "dataset.path=photos", "dataset.size=8", "dataset.test_fraction=0.25")
+    ((_, record),) = find_records(Path("outputs"))
+    assert record["overview"][0].startswith("13 training images, 4 test images; 2 classes")
+    assert any("1 file is no image or in no class folder and was passed over (1 .txt)" in line for line in lines)
+    assert any("1 image has the bytes of another one and stands on one side with it" in line for line in lines)
+    assert record["split"]["test"] == 4
 
 
 def test_a_schedule_that_does_not_come_to_it(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from kdrun.core.errors import ConfigError
 from kdrun.core.paths import CONF_DIR
 from kdrun.core.registry import _REGISTRY, lookup, register, registered
 
-OWN_FILES = {"npz", "imagefolder", "hf"}  # what the user has: nothing is known of it
+OWN_FILES = {"npz", "imagefolder", "listed", "hf"}  # what the user has: nothing is known of it
 SHIPPED = sorted(path.stem for path in (CONF_DIR / "dataset").glob("*.yaml") if not path.stem.startswith("base"))
 
 

@@ -10,13 +10,14 @@ import pytest
 from PIL import Image
 
 from kdrun.config.compose import Composer
-from kdrun.config.dataset import MOST_PIXELS
+from kdrun.config.dataset import MOST_PIXELS, Reading
 from kdrun.config.key import run_key
 from kdrun.core.contents import Contents
 from kdrun.core.errors import DataError
-from kdrun.data import images
-from kdrun.data.images import MOST_RESIZED, decode, fit, list_images, read_rgb
+from kdrun.data import images, reading
+from kdrun.data.images import MOST_RESIZED, decode, fit, list_images
 from kdrun.data.packed import Pack
+from kdrun.data.reading import read_rgb
 from kdrun.data.streamed import ImageFiles
 
 RNG = np.random.default_rng(0)
@@ -80,7 +81,7 @@ def bomb(tmp_path) -> Path:
 
 
 def test_a_file_of_too_many_pixels_is_not_decoded(bomb, monkeypatch):
-    monkeypatch.setattr(images, "_rgb", lambda image: pytest.fail("was decoded"))
+    monkeypatch.setattr(reading, "_rgb", lambda image, color: pytest.fail("was decoded"))
     told = f"{bomb} (13000x13000 are 169,000,000 pixels, more than max_pixels={MOST_PIXELS}, which can be raised)"
     assert read_rgb(bomb) == told
     assert decode([bomb], 8)[1] == {0: told}
@@ -97,10 +98,10 @@ def np_index(k: int):
 def test_the_limit_can_be_raised_beyond_pillows(tmp_path):
     path = tmp_path / "a.png"
     Image.new("RGB", (30, 20)).save(path)
-    assert isinstance(read_rgb(path, 599), str)
-    assert not isinstance(read_rgb(path, 600), str)
-    assert len(ImageFiles.of([path], 8, "center", 599)[:1].paths) == 1
-    assert ImageFiles.of([path], 8, "center", 599)[:1].most == 599
+    assert isinstance(read_rgb(path, Reading(599)), str)
+    assert not isinstance(read_rgb(path, Reading(600)), str)
+    assert len(ImageFiles.of([path], 8, "center", Reading(599))[:1].paths) == 1
+    assert ImageFiles.of([path], 8, "center", Reading(599))[:1].how.most == 599
 
 
 def test_what_was_packed_stays_and_a_raised_limit_packs_anew(tmp_path):
@@ -109,7 +110,7 @@ def test_what_was_packed_stays_and_a_raised_limit_packs_anew(tmp_path):
     Image.new("RGB", (30, 20)).save(path)
 
     def pack(*most: int):
-        made = Pack(Contents([path], path.parent, tmp_path), 8, "center", tmp_path, "dataset.path", *most)
+        made = Pack(Contents([path], path.parent, tmp_path), 8, "center", tmp_path, "dataset.path", *map(Reading, most))
         return made.build(), made.artifact
 
     assert pack()[1].spec.keys() == {"version", "size", "crop", "num_files", "files"}

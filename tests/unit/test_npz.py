@@ -230,3 +230,190 @@ def test_file_that_changed_is_read_again(tmp_path):
     changed = arrays(n=16)
     np.savez(path, **changed)
     assert len(load_dataset(config(path)).train_images) == 16
+
+
+# ------------------------------------------------------------------------------------- labels as people number them
+
+
+@pytest.mark.parametrize("numbers", [[1, 2, 3, 4], [3, 7, 21, 30], [0, 1, 2, 9], [100, 200, 300, 10**12]])
+@pytest.mark.parametrize("column", [False, True])
+def test_labels_with_gaps_are_numbered_through(load, numbers, column):
+    shape = (-1, 1) if column else (-1,)  # MedMNIST has a column
+    labels = np.array(numbers)
+    got = load(arrays(train_labels=labels[np.arange(12) % 4].reshape(shape), test_labels=labels.reshape(shape)))
+    assert got.train_labels.tolist() == [k % 4 for k in range(12)]
+    assert got.test_labels.tolist() == [0, 1, 2, 3]
+    assert got.class_names == tuple(map(str, numbers))
+    assert not got.named  # they are numbers still
+    (line,) = got.warnings
+    assert f"labels {', '.join(map(str, numbers))} are classes 0 to 3 now, called by their labels" in line
+
+
+def test_labels_without_gaps_are_as_ever(load):
+    got = load(arrays())
+    assert got.warnings == ()
+    assert got.class_names == tuple("0123")
+
+
+def test_names_go_with_the_labels_in_their_order(load):
+    names = np.array(["cat", "dog", "emu", "fox"])
+    got = load(arrays(train_labels=np.arange(12) % 4 + 1, test_labels=np.arange(4) + 1, class_names=names))
+    assert got.class_names == tuple(names)
+    assert got.named
+    assert got.train_labels.tolist() == [k % 4 for k in range(12)]
+    assert "called cat, dog, emu, fox" in got.warnings[0]
+
+
+def test_a_class_that_is_named_needs_no_image(load):
+    got = load(
+        arrays(
+            train_labels=np.arange(12) % 2 * 2, test_labels=np.array([0, 2, 0, 2]), class_names=np.array(list("abc"))
+        )
+    )
+    assert got.class_names == ("a", "b", "c")
+    assert got.train_labels.tolist() == [k % 2 * 2 for k in range(12)]
+    assert got.warnings == ()
+
+
+def test_labels_may_be_names(load):
+    words = np.array(["dog", "cat", "emu", "fox"])
+    got = load(arrays(train_labels=words[np.arange(12) % 4], test_labels=words))
+    assert got.class_names == ("cat", "dog", "emu", "fox")
+    assert got.test_labels.tolist() == [1, 0, 2, 3]
+    got = load(arrays(train_labels=words[np.arange(12) % 4], test_labels=words, class_names=words))
+    assert got.test_labels.tolist() == [0, 1, 2, 3]
+    with pytest.raises(DataError, match="label 'fox' is not in class_names"):
+        load(arrays(train_labels=words[np.arange(12) % 4], test_labels=words, class_names=words[:3]))
+    with pytest.raises(DataError, match="some labels are names, others are numbers"):
+        load(arrays(train_labels=words[np.arange(12) % 4]))
+
+
+def test_gaps_are_refused_by_choice(load):
+    content = arrays(train_labels=np.arange(12) % 4 + 1, test_labels=np.arange(4) + 1)
+    with pytest.raises(DataError, match=r"labels are 1, 2, 3, 4, not 0 to 3; dataset\.gaps=map numbers them through"):
+        load(content, gaps="refuse")
+    assert load(arrays(), gaps="refuse").num_classes == 4
+
+
+@pytest.mark.parametrize(
+    "labels", [np.eye(12, 4, dtype=int), np.zeros((12, 14), int), np.zeros((12, 1, 1), int), np.array(3)]
+)
+def test_several_labels_an_image_are_refused(load, labels):
+    with pytest.raises(DataError, match="train_labels: expected integers or names"):
+        load(arrays(train_labels=labels))
+
+
+# ------------------------------------------------------------------------------------------------ official validation
+
+
+def with_val(n=5, **changes):
+    images = RNG.integers(0, 256, (n, 6, 5, 3), dtype=np.uint8)
+    return arrays(val_images=images, val_labels=np.arange(n) % 4, **changes)
+
+
+@pytest.mark.parametrize("val", ["auto", "official"])
+def test_val_images_are_the_validation_images(load, val):
+    content = with_val()
+    got = load(content, val=val)
+    assert got.val.tolist() == [12, 13, 14, 15, 16]
+    np.testing.assert_array_equal(got.train_images[12:], content["val_images"])
+    assert got.train_labels[12:].tolist() == [0, 1, 2, 3, 0]
+    assert got.mean == load(arrays(**{name: content[name] for name in arrays()})).mean  # of what is trained on
+    assert got.warnings == ()
+
+
+def test_val_images_may_be_part_of_the_draw(load):
+    got = load(with_val(), val="drawn")
+    assert got.val is None
+    assert len(got.train_images) == 17
+
+
+def test_official_validation_that_is_not_there_is_refused(load):
+    with pytest.raises(DataError, match="no array val_images, val_labels"):
+        load(arrays(), val="official")
+    with pytest.raises(DataError, match="no array val_labels"):
+        load({name: value for name, value in with_val().items() if name != "val_labels"})
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"val_labels": np.arange(4)}, "val: 5 images but labels of shape"),
+        ({"val_images": np.zeros((5, 6, 6, 3), np.uint8)}, "validation images"),
+        ({"val_labels": np.array([0, 1, 2, 3, 9])}, "val_labels: from 0 to 9"),
+    ],
+)
+def test_wrong_validation_arrays_are_refused(load, change, line):
+    with pytest.raises(DataError, match=line):
+        load({**with_val(), **change})
+
+
+# ------------------------------------------------------------------------------------------------------ unread arrays
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("class_name", "class_names"), ("val_image", "val_images"), ("meta", None), ("val_label", "val_labels")],
+)
+def test_an_array_that_is_not_read_is_named_with_the_nearest(load, name, nearest):
+    (line,) = load(arrays(**{name: np.zeros(3)})).warnings
+    assert f"array {name} is not read" in line
+    assert (f"nearest: {nearest}" if nearest else "none of 7 names is near") in line
+
+
+def test_a_missing_array_is_told_with_the_nearest(load):
+    content = arrays(train_labels=None, train_label=np.arange(12) % 4)
+    with pytest.raises(DataError, match=r"no array train_labels \(has .*\); nearest: train_label$"):
+        load(content)
+
+
+# --------------------------------------------------------------------------------------------------------------- keys
+
+
+def test_only_runs_that_are_read_in_another_way_have_another_key(tmp_path):
+    def identity(content, **keys):
+        np.savez(tmp_path / "data.npz", **content)
+        return Npz.identity(config(tmp_path / "data.npz", **keys))
+
+    gaps = {"train_labels": np.arange(12) % 4 + 1, "test_labels": np.arange(4) + 1}
+    assert identity(arrays()) is None
+    assert identity(arrays(class_names=np.array(list("abcde")), extra=np.zeros(2))) is None
+    assert identity(arrays(train_labels=(np.arange(12) % 4)[:, None])) is None
+    assert identity(arrays(**gaps)) == "labels numbered through"
+    assert identity(with_val()) == "official validation"
+    assert identity(with_val(), val="official") is None  # the configuration says it
+    assert identity({name: value for name, value in with_val().items() if name != "val_labels"}) is None
+    assert identity({"x": np.zeros(3)}) is None
+    assert identity(arrays(n=0)) is None
+    (tmp_path / "data.npz").write_bytes(b"nothing")
+    assert Npz.identity(config(tmp_path / "data.npz")) is None
+
+
+# ----------------------------------------------------------------------------------------------------- every view
+
+VIEWS = {
+    "weak": [], "crops": ["views.weak.scale=[0.5,1]"], "mixup": ["views=mixup"], "cutmix": ["views.mix.kind=cutmix"],
+    "crop first": ["views.weak.scale=[0.5,1]", "views.size=6"], "strong": ["method=fixmatch"],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("views", VIEWS)
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_images_of_one_to_four_channels_go_with_every_view_or_are_refused(tmp_path, monkeypatch, channels, views):
+    from kdrun.config.compose import Composer
+    from kdrun.training.check import check
+    from kdrun.training.runner import run
+
+    monkeypatch.chdir(tmp_path)
+    np.savez("data.npz", **arrays((8, 8, channels), n=24))
+    words = ["method=supervised", "loss=ce", "teacher=none", "tracker=none", "dataset=npz", "dataset.path=data.npz",
+             "student.args.width=4", "schedule.steps=2", "schedule.batch_size=4", "dataset.num_labels=8"]  # fmt: skip
+    with Composer() as composer:
+        asked = composer.typed([*words, *VIEWS[views]])
+    if views == "strong" and channels in (2, 4):
+        with pytest.raises(ConfigError, match=f"strong views are of gray or color images, and these have {channels}"):
+            check(asked)
+        return
+    check(asked)
+    assert run(asked)["status"] == "done"

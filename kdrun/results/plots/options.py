@@ -62,6 +62,17 @@ class Reliability(RunOptions):
     """`reliability run=<directory> [split=val|test] [net=] [out=]`."""
 
 
+class Sheet(Schema):
+    """`images dataset=<name> [dataset.path=...] [split=train|test] [classes=12] [outputs=] [out=]`."""
+
+    split: Literal["train", "test"] = "train"
+    classes: int = Field(12, ge=1, le=200)
+    """Classes that are drawn, spread over all."""
+    outputs: str = "outputs"
+    out: str | None = None
+    """The picture, .png or .svg; null: both, in <outputs>/figures."""
+
+
 class Tradeoff(TableOptions):
     """`tradeoff table=<name> [x=ece] [y=top1] [split=val|test] [net=] [outputs=] [out=]`."""
 
