@@ -71,7 +71,7 @@ def _content(value: Any, key: str = "") -> Any:
             ):
                 continue
             file = marker(field, FileContent)
-            content = content_hash(item, where, file) if file else _content(item, where)
+            content = content_hash(item, where, file) if file and isinstance(item, str) else _content(item, where)
             # a node may differ from its default in nothing that counts
             if content != {} or field.is_required() or not isinstance(item, Schema):
                 out[name] = content
