@@ -64,7 +64,7 @@ def read_entry(path: Path, where: str, entry: str | None = None, key: str = "tea
         DataError: absent, damaged, or a pickle that wants to run code.
         ConfigError: several entries to choose from, or no such entry.
     """
-    return chosen_entry(_content(path.expanduser(), where), where, entry, key)
+    return chosen_entry(_read(path.expanduser(), where), where, entry, key)
 
 
 def chosen_entry(content: Any, where: str, entry: str | None = None, key: str = "teacher") -> Entry:
@@ -101,7 +101,7 @@ def averaged_entry(path: str, _content: str, known: tuple[str, ...] = ()) -> str
         known: entries that were always taken first, and count as none.
     """
     try:
-        found = chosen_entry(_content(Path(path).expanduser(), path, mapped=True), path)
+        found = chosen_entry(_read(Path(path).expanduser(), path, mapped=True), path)
     except ConfigError:  # whoever reads the weights says what is wrong
         return None
     return found.place if found.others and _rank(found.place)[0] == 0 and found.place not in known else None
@@ -152,7 +152,7 @@ def _at(content: Mapping[Any, Any], entry: str, where: str, key: str) -> Mapping
 # ---------------------------------------------------------------------------------------------------------- the file
 
 
-def _content(path: Path, where: str, mapped: bool = False) -> Any:
+def _read(path: Path, where: str, mapped: bool = False) -> Any:
     """What stands in the file, as PyTorch or safetensors read it.
 
     Args:
@@ -205,7 +205,7 @@ def _plain_data() -> list[Any]:
         for module in ("", "._local")
     ]
     return [
-        argparse.Namespace, types.SimpleNamespace, collections.defaultdict, collections.deque, np.ndarray, np.dtype,
+        argparse.Namespace, types.SimpleNamespace, collections.defaultdict, np.ndarray, np.dtype,
         *numbers, *arrays, *paths, datetime.datetime, datetime.date, datetime.time, datetime.timedelta,
         datetime.timezone, list, dict, tuple, int, float, str, bool, bytes, frozenset, slice, range,
     ]  # fmt: skip

@@ -57,7 +57,8 @@ class FileTeacher(TeacherKind[FileConfig]):
         state = found.state
         if spec.classes is not None:
             state = cut(state, heads, spec.classes, factory, f"{self.key}.classes", found.notes)
-        check_state(network.net, network.name, state, where, hint(self.key))
+        more = "" if spec.classes is not None else f", or {self.key}.classes for a teacher of other classes"
+        check_state(network.net, network.name, state, where, hint(self.key) + more)
         if fill:
             found.say(where)
             network.net.load_state_dict(state)
