@@ -1,14 +1,13 @@
 """What a file of weights holds, read without running code, and which of its entries is meant."""
 
 import argparse
-import collections
 import datetime
 import pathlib
 import pickle
 import re
 import types
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -182,6 +181,16 @@ def _read(path: Path, where: str, mapped: bool = False) -> Any:
         raise DataError(f"{where}: not a readable file of weights ({why})") from None
 
 
+def _plain_dict(*_: object) -> dict[Any, Any]:
+    """In place of a defaultdict, which PyTorch does not fill."""
+    return {}
+
+
+def _plain_list(given: Iterable[Any] = (), _: object = None) -> list[Any]:
+    """In place of a deque."""
+    return list(given)
+
+
 def _plain_data() -> list[Any]:
     """Types of data that checkpoints hold beside weights. None of them runs anything when it is made."""
     numbers = [
@@ -205,7 +214,8 @@ def _plain_data() -> list[Any]:
         for module in ("", "._local")
     ]
     return [
-        argparse.Namespace, types.SimpleNamespace, collections.defaultdict, np.ndarray, np.dtype,
+        argparse.Namespace, types.SimpleNamespace, np.ndarray, np.dtype,
+        (_plain_dict, "collections.defaultdict"), (_plain_list, "collections.deque"),
         *numbers, *arrays, *paths, datetime.datetime, datetime.date, datetime.time, datetime.timedelta,
         datetime.timezone, list, dict, tuple, int, float, str, bool, bytes, frozenset, slice, range,
     ]  # fmt: skip

@@ -115,7 +115,7 @@ FORMS = {
     "half": lambda state: {n: v.half() if v.is_floating_point() else v for n, v in state.items()},
     "bf16": lambda state: {n: v.bfloat16() if v.is_floating_point() else v for n, v in state.items()},
     "nested": lambda state: {"checkpoint": {"net": state, "acc": 93.0, "epoch": 3}},
-    "defaultdict": lambda state: collections.defaultdict(dict, {"weights": state, "log": [1.0]}),
+    "defaultdict": lambda state: collections.defaultdict(dict, {"weights": state, "log": collections.deque([1.0])}),
 }  # fmt: skip
 
 
@@ -200,7 +200,7 @@ DATA = {
     "torch": [torch.float16, torch.Size([1]), torch.device("cpu"), torch.nn.Parameter(torch.zeros(1)), torch.strided],
     "containers": [
         collections.OrderedDict(a=1), collections.defaultdict(list, a=[1]), collections.defaultdict(int), {1}, (1, (2,)),
-        frozenset({1}), collections.Counter("aab"), slice(1, 2), range(3), b"x", bytearray(b"x"), 1j,
+        frozenset({1}), collections.Counter("aab"), collections.deque([1], maxlen=3), slice(1, 2), range(3), b"x", bytearray(b"x"), 1j,
     ],
     "time": [
         datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC), datetime.date(2024, 1, 1), datetime.time(1), datetime.timedelta(1),
