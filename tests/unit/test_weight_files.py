@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from kdrun.config.compose import Composer
+from kdrun.config.key import run_key
 from kdrun.config.model import ModelConfig
 from kdrun.config.nodes import teacher_of
 from kdrun.config.weights import WeightsConfig
@@ -329,3 +331,40 @@ def test_prefixes_are_taken_off_only_where_all_names_fit_then(tmp_path):
     torch.save({**under("module.", EMA), "module.more": torch.zeros(1)}, tmp_path / "c.pth")
     with pytest.raises(ConfigError, match=r"e\.g\. module\.conv1\.weight; see teacher\.strip_prefix"):
         untrained_teacher(teacher_of({"source": "file", "model": MODEL, "path": str(tmp_path / "c.pth")}), SETUP)
+
+
+# ------------------------------------------------------------------------------------------------------- run keys
+
+
+TEACHER = ["teacher=file", "student@teacher.model=resnet8", "dataset=digits"]
+STUDENT = ["teacher=none", "loss=ce", "student=resnet8", "student.pretrained=true", "dataset=digits"]
+
+
+@pytest.mark.parametrize(
+    ("words", "key"), [([*TEACHER, "teacher.path="], "teacher"), ([*STUDENT, "student.file="], "student")]
+)
+def test_only_runs_whose_weights_are_others_by_now_have_another_key(tmp_path, words, key):
+    """Of a file with averaged weights the others were taken once; the student's by timm, which knew two names."""
+    *words, path = words
+    files = {
+        "raw": {"state_dict": RAW}, "usb": {"model": RAW, "ema_model": EMA}, "deit": {"model": RAW, "model_ema": EMA},
+        "ema alone": {"ema_model": EMA},
+    }  # fmt: skip
+    with Composer() as composer:
+        for name, content in files.items():
+            torch.save(content, tmp_path / name)
+            config = composer.typed([*words, f"{path}{tmp_path / name}"])
+            entry = config.teacher.entry if key == "teacher" else config.students[0].entry
+            known = ("deit",) if key == "student" else ()
+            assert entry == {"usb": "ema_model", "deit": "model_ema"}.get("" if name in known else name)
+            there = f"{key}.entry={entry}" if entry else f"{key}.entry=null"
+            assert run_key(composer.typed([*words, f"{path}{tmp_path / name}", there])) == run_key(config)
+
+
+def test_keys_that_are_about_a_file_want_one():
+    with Composer() as composer:
+        for word in ("student.entry=a", "student.match=order", "student.drop=[a]"):
+            with pytest.raises(ConfigError, match=rf"{word.partition('=')[0]}: is about the weights in student\.file"):
+                composer.typed([*STUDENT[:3], word])
+        with pytest.raises(ConfigError, match=r"student\.match: not for open_clip"):
+            composer.typed([*STUDENT[:2], "student=open_clip", "student.match=order"])
