@@ -166,7 +166,7 @@ def _read(path: Path, where: str, mapped: bool = False) -> Any:
             file.seek(0)
             # A zip archive or a pickle is PyTorch's. The header of safetensors is JSON after eight bytes of length.
             if not start.startswith((b"PK", b"\x80")) or start[8:] == b"{":
-                return load_file(path)
+                return {} if mapped else load_file(path)  # which has no entries to choose from
             # sparse weights would be made on the default device, which may be meta
             with torch.device("cpu"), torch.serialization.safe_globals(_plain_data()):
                 if mapped and start.startswith(b"PK"):

@@ -10,7 +10,8 @@ import yaml
 
 from kdrun.cli.download import configs_of, main, needs_of
 from kdrun.config.compose import Composer
-from kdrun.core.errors import KdrunError
+from kdrun.config.key import run_key
+from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.paths import CONF_DIR
 from kdrun.methods.step import Setup
 from kdrun.results.cell import given_teacher
@@ -95,6 +96,11 @@ def test_the_file_is_fetched_from_where_it_is_published_and_its_absence_says_so(
     [need] = [need for need in needs_of(configs_of(words)) if "teacher.path" in need.what]
     assert need.state == "missing"
     assert "shape2prog.csail.mit.edu/repo/resnet56_vanilla/ckpt_epoch_240.pth" in need.what
+    with (
+        Composer() as composer,
+        pytest.raises(ConfigError, match=r"teacher\.path: .*; kdrun download gets it from http"),
+    ):
+        run_key(composer.typed(words))
     base = f"http://127.0.0.1:{server.server_port}"
     with pytest.raises(
         KdrunError, match=r"teacher\.path: http://\S+ cannot be downloaded .*; put the file at data/rep"
@@ -111,3 +117,12 @@ def test_tables_say_whose_teacher_it_is():
     assert given_teacher(record, "test/top1") == {"resnet56 (file)": 0.7234}
     teacher["origin"] = "RepDistiller's published one (arXiv 1910.10699)"
     assert given_teacher(record, "test/top1") == {f"resnet56 ({teacher['origin']})": 0.7234}
+
+
+def test_an_experiment_of_the_table_takes_it(tmp_path):
+    (tmp_path / "t.pth").touch()
+    with Composer() as composer:
+        words = ["experiment=ttm/vgg13_cifar_vgg8_cifar", "loss=wttm", f"teacher.path={tmp_path / 't.pth'}"]
+        config = composer.typed([*words, "teacher=repdistiller_vgg13_cifar"])
+    assert (config.teacher.source, config.teacher.model.name) == ("file", "vgg13_cifar")
+    assert config.losses["wttm"].gamma == 0.1
