@@ -89,8 +89,8 @@ def open_clip(
     for key in ("pretrained_cfg", "cache_dir"):
         options.pop(key, None)
     if pretrained:
-        file = (pretrained_cfg_overlay or {}).get("file")
-        visual = clips.image_encoder(ModelConfig(name="open_clip", args=options, pretrained=True, file=file))
+        given = {name: (pretrained_cfg_overlay or {}).get(name) for name in ("file", "entry")}
+        visual = clips.image_encoder(ModelConfig(name="open_clip", args=options, pretrained=True, **given))
     else:
         clips.open_clip()
         from open_clip.model import _build_vision_tower

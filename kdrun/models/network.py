@@ -183,12 +183,13 @@ def _make_net(model: ModelConfig, spec: NetworkSpec) -> nn.Module:
         DataError: its weights cannot be had, or are another network's.
     """
     refuse_function(model.name)
-    published_by_timm = timm.get_pretrained_cfg(model.name) is not None
-    if model.pretrained and model.file is not None and not published_by_timm:
+    of_file = model.pretrained and model.file is not None and model.name != "open_clip"  # which reads its own
+    if of_file and timm.get_pretrained_cfg(model.name) is None:
         return _filled(_make_net(model.replace(pretrained=False, file=None, new_head=False), spec), model)
     weights: dict[str, Any] = {"pretrained": model.pretrained}
     if model.pretrained:
-        overlay: dict[str, Any] = {} if model.file is None else {"state_dict": _of_file(model)}
+        overlay: dict[str, Any] = {"state_dict": _of_file(model)} if of_file else {}
+        overlay |= {"file": model.file, "entry": model.entry} if model.file is not None and not of_file else {}
         overlay |= {"num_classes": 0} if model.new_head else {}  # timm leaves out the head of other classes
         weights["pretrained_cfg_overlay"] = overlay or None
     missing: list[str] = []
