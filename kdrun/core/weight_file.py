@@ -221,6 +221,8 @@ def _plain_data() -> list[Any]:
     ]  # fmt: skip
 
 
+HARM = frozenset({"os", "posix", "nt", "sys", "subprocess", "shutil", "socket", "builtins", "runpy", "importlib"})
+"""Modules that no checkpoint has a reason to name."""
 CONVERT = (
     "import torch; c = torch.load({path!r}, map_location='cpu', weights_only=False); "
     "c = c if hasattr(c, 'state_dict') else next((c[k] for k in ('ema', 'state_dict', 'model') if c.get(k)), c); "
@@ -237,11 +239,12 @@ def _refused(path: Path, where: str, message: str) -> str:
             named = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:  # of a damaged file, or of the older format
         named = re.findall(r"GLOBAL (\S+) was not an allowed", message)
+    said = f"{where}: holds more than weights (reading it would run its code), or is damaged"
     if not named:
-        return f"{where}: holds more than weights (reading it would run its code), or is damaged"
-    told = ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")
+        return said
+    said += f": {', '.join(named[:3])}" + (f" and {len(named) - 3} more" if len(named) > 3 else "")
+    packages = [name.partition(".")[0] for name in named]
+    if harm := [package for package in packages if package in HARM]:
+        return f"{said}; no weights need {harm[0]}, take another file"
     line = f'python -c "{CONVERT.format(path=str(path))}"'
-    return (
-        f"{where}: holds {told} beside or in place of plain tensors (reading it would run its code), or is damaged; if "
-        f"you trust it, convert it where {named[0].partition('.')[0]} is installed: {line}"
-    )
+    return f"{said}; if you trust it, convert it where {packages[0]} is installed: {line}"

@@ -80,6 +80,8 @@ class Fit:
         """Without what is dropped, what is no weight, and what a prefix that was given leaves out."""
         out: dict[Any, Any] = {}
         left: dict[str, list[str]] = {}
+        prefix = self.reading.strip_prefix
+        selects = prefix and any(isinstance(name, str) and name.startswith(prefix) for name in values)
         for given, value in values.items():
             plain = self._stripped(given)
             part = next((part for part in self.reading.drop if isinstance(plain, str) and begins(plain, part)), None)
@@ -89,7 +91,7 @@ class Fit:
                 out[given] = value
             elif NO_WEIGHTS.search(plain):
                 left.setdefault("no weights", []).append(given)
-            elif self.reading.strip_prefix and plain == given:
+            elif selects and plain == given:
                 left.setdefault(f"without {self.key}.strip_prefix", []).append(given)
             else:
                 out[given] = value
@@ -123,9 +125,9 @@ class Fit:
     # ------------------------------------------------------------------------------------------------- by name
 
     def _by_name(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Under their new names; without the usual prefixes, where they fit only so."""
+        """Under their new names; where no prefix is given, without the usual ones if they fit only so."""
         named = {given: self._name(self._stripped(given)) for given in state}
-        if set(named.values()) <= set(self.own):
+        if self.reading.strip_prefix or set(named.values()) <= set(self.own):
             return self._under(named, state)
         taken: dict[str, list[str]] = {}
         freed = {given: self._freed(self._stripped(given), taken) for given in state}
