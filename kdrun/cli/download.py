@@ -24,6 +24,7 @@ from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.later import later
 from kdrun.core.registry import lookup
 from kdrun.core.schema import FileContent, Schema, from_arguments, marker
+from kdrun.data.download import fetch_file
 from kdrun.data.packed import readable
 from kdrun.results.plan import configs_of as planned_configs
 from kdrun.results.spec import table_spec
@@ -138,8 +139,8 @@ def _parts(config: RunConfig) -> Iterator[tuple[str, Callable[[], Need]]]:
     data = config.dataset
     plain = data.replace(num_labels=None, split_seed=None, split_file=None, val_seed=0, val_fraction=0.0)
     yield f"dataset {plain.model_dump_json()}", lambda: _dataset(data)
-    for key, path in _files(config):
-        yield f"file {key} {path}", lambda key=key, path=path: _file(key, path)  # type: ignore[misc]
+    for key, path, url in _files(config):
+        yield f"file {key} {path}", lambda key=key, path=path, url=url: _file(key, path, url)  # type: ignore[misc]
     for name in config.evaluate.sets:
         place = Path(config.evaluate.root).expanduser() / FOLDERS[name]
         yield f"set {place}", lambda name=name, place=place: _folder(name, place)  # type: ignore[misc]
@@ -151,29 +152,35 @@ def _parts(config: RunConfig) -> Iterator[tuple[str, Callable[[], Need]]]:
         yield from _parts(other)
 
 
-def _files(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """(key, path) of single files and folders that the user has to give."""
+def _files(config: RunConfig) -> Iterator[tuple[str, str, str | None]]:
+    """(key, path, where it is published or None) of single files and folders that the user has to give."""
 
     data = config.dataset
+    yield from _of_teachers(config.teacher)
     given = [
         ("dataset.split_file", data.split_file), ("dataset.unlabeled", data.unlabeled),
         ("dataset.coop_split", data.coop_split if isinstance(data, FilesConfig) else None),
-        ("evaluate.corruptions", config.evaluate.corruptions), *_of_teachers(config.teacher),
+        ("evaluate.corruptions", config.evaluate.corruptions),
         *(("student.file", model.file) for model in config.students),
     ]  # fmt: skip
-    yield from ((key, path) for key, path in given if path is not None)
+    yield from ((key, path, None) for key, path in given if path is not None)
 
 
-def _of_teachers(teacher: TeacherConfig) -> Iterator[tuple[str, str | None]]:
+def _of_teachers(teacher: TeacherConfig) -> Iterator[tuple[str, str, str | None]]:
     for key, part in teacher.parts().items():
         for name, field in type(part).model_fields.items():
-            if marker(field, FileContent):
-                yield f"{key}.{name}", getattr(part, name)
+            file, path = marker(field, FileContent), getattr(part, name)
+            if file and isinstance(path, str) and not (file.or_name and not os.path.exists(os.path.expanduser(path))):
+                yield f"{key}.{name}", path, getattr(part, "url", None) if name == "path" else None
 
 
-def _file(key: str, path: str) -> Need:
-    there = os.path.exists(os.path.expanduser(path))
-    return Need(f"{key}={path}", None, None if there else f"{path} is not there; put it there, or give another {key}")
+def _file(key: str, path: str, url: str | None) -> Need:
+    place = Path(path).expanduser()
+    if place.exists():
+        return Need(f"{key}={path}", None, None)
+    if url is None:
+        return Need(f"{key}={path}", None, f"{path} is not there; put it there, or give another {key}")
+    return Need(f"{key}={path} ({url})", None, f"{path} is not there", lambda: fetch_file(url, place, key))
 
 
 def _folder(name: str, place: Path) -> Need:

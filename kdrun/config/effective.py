@@ -4,6 +4,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from kdrun.config.dataset import FilesConfig
+from kdrun.config.model import with_entry
 from kdrun.config.rules import contradictions
 from kdrun.config.run import RunConfig
 from kdrun.config.schedule import RampConfig, ScheduleConfig
@@ -30,6 +31,7 @@ def effective(config: RunConfig) -> RunConfig:
     config = config.replace(
         teacher=config.teacher.kind().effective(config) if config.needs_teacher else TeacherConfig(),
         views=config.views.replace(mix=config.views.mix.effective()),
+        students=[with_entry(model) for model in config.students],
     )
     present = {model.name for model in (*config.students, *config.teacher.models)}
     lr_for = {name: lr for name, lr in config.schedule.lr_for.items() if name in present}

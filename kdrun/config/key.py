@@ -8,6 +8,7 @@ from kdrun.config.dataset import DatasetConfig
 from kdrun.config.parts import UncertaintyConfig
 from kdrun.config.run import RunConfig
 from kdrun.config.teacher import RecipeConfig
+from kdrun.core.errors import ConfigError
 from kdrun.core.hashing import content_hash, json_hash
 from kdrun.core.registry import lookup, plugin_hashes
 from kdrun.core.schema import FileContent, OutsideKey, Schema, marker
@@ -71,7 +72,8 @@ def _content(value: Any, key: str = "") -> Any:
             ):
                 continue
             file = marker(field, FileContent)
-            content = content_hash(item, where, file) if file else _content(item, where)
+            text = item if file and isinstance(item, str) else None
+            content = _content(item, where) if file is None or text is None else _of_file(text, where, file, value)
             # a node may differ from its default in nothing that counts
             if content != {} or field.is_required() or not isinstance(item, Schema):
                 out[name] = content
@@ -81,6 +83,16 @@ def _content(value: Any, key: str = "") -> Any:
     if isinstance(value, list):
         return [_content(v, f"{key}.{i}") for i, v in enumerate(value)]
     return value
+
+
+def _of_file(path: str, where: str, file: FileContent, owner: Schema) -> str:
+    try:
+        return content_hash(path, where, file)
+    except ConfigError as error:
+        url = getattr(owner, "url", None)
+        if url is None:
+            raise
+        raise ConfigError(f"{error}; kdrun download gets it from {url}") from None
 
 
 def named_files(config: RunConfig) -> list[tuple[str, str, FileContent]]:

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from kdrun.config.weights import WeightsConfig, averaged
 from kdrun.core.schema import FileContent, Schema
 
 # Arguments of timm.create_model that follow from the dataset or have a key of their own, and what kdrun cannot train.
@@ -19,7 +20,7 @@ class HeadWarmupConfig(Schema):
     optimizer: str = "adam"
 
 
-class ModelConfig(Schema):
+class ModelConfig(WeightsConfig):
     """One network: any name that timm knows, CIFAR networks of kdrun and of plugins included."""
 
     name: str
@@ -28,7 +29,8 @@ class ModelConfig(Schema):
     pretrained: bool = False
     """Published weights of timm, from the hub, its cache, or `file`."""
     file: Annotated[str | None, FileContent(whole=True)] = None
-    """A local file with the published weights (with pretrained=true); of open_clip also a folder as it saves it."""
+    """A local file with the published weights, or others that fit (with pretrained=true), read as entry, drop,
+    strip_prefix, rename and match say; of open_clip also a folder as it saves it."""
     new_head: bool = False
     """Published weights without their classifier, which starts anew; so where the classes are others in any case."""
     mean: list[Annotated[float, Field(ge=0, le=1)]] | None = None
@@ -51,3 +53,11 @@ class ModelConfig(Schema):
         if taken := sorted(OWN_ARGS & set(self.args)):
             raise ValueError(f"args.{taken[0]}: kdrun gives this one itself; leave it out")
         return self
+
+
+def with_entry(model: ModelConfig) -> ModelConfig:
+    """With the entry of its file that is taken, where that was once another."""
+    if model.file is None or not model.pretrained or model.entry is not None:
+        return model
+    known = () if model.name == "open_clip" else ("state_dict_ema", "model_ema")
+    return model.replace(entry=averaged(model.file, known))

@@ -144,12 +144,16 @@ def _of_network(key: str, model: ModelConfig) -> list[str]:
         )
     if model.file is not None and not model.pretrained:
         errors.append(f"{key}.file: weights are read with pretrained=true only; set it, or leave out the file")
+    if model.file is None:
+        errors += [f"{key}.{name}: is about the weights in {key}.file, and none is given" for name in model.given()]
     if model.new_head and not model.pretrained:
         errors.append(f"{key}.new_head: goes with pretrained=true; without published weights every head is new")
     return errors
 
 
 def _of_clip(key: str, model: ModelConfig) -> list[str]:
+    if odd := [name for name in model.given() if name != "entry" or model.file is None]:
+        return [f"{key}.{odd[0]}: not for open_clip, whose weights are taken as open_clip takes them; leave it out"]
     named = [name for name in ("model", "tag") if model.args.get(name) is not None]
     if model.file is not None and Path(model.file).expanduser().is_dir():
         return [

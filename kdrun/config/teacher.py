@@ -70,7 +70,7 @@ class TeacherConfig(Schema):
     @property
     def reads_names(self) -> bool:
         """Whether it depends on the names of the classes."""
-        return any(kind.is_clip for kind in self.kinds)
+        return any(kind.is_clip or kind.reads_names for kind in self.kinds)
 
 
 class NetworkConfig(TeacherConfig):

@@ -117,8 +117,10 @@ def _explain(schema: type[BaseModel], error: ErrorDetails, prefix: str) -> str:
     if kind == "literal_error":
         names = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
         return f"{key}: {given!r} is not allowed{allowed(given, names)}"
-    if kind == "string_type" and isinstance(given, int | float) and not isinstance(given, bool):
-        return f"{key}: must be a valid string, got {given!r}; quote it: \"{key}='{given}'\""
+    if kind == "string_type" and isinstance(given, int | float):
+        quoted = f"'{str(given).lower()}'"
+        where = quoted if isinstance(loc[-1], int) else f"{key}={quoted}"  # of a list no single item can be set
+        return f'{key}: must be a valid string, got {given!r}; quote it: "{where}"'
     message = error["msg"].replace("Input should be", "must be").replace("Input", "must")
     return f"{key}: {message}, got {given!r}"
 
@@ -128,7 +130,7 @@ _UNION_TAGS = frozenset({"int", "float", "str", "bool", "list[int]", "list[str]"
 
 
 def _is_tag(part: str) -> bool:
-    return part in _UNION_TAGS or part.startswith(("literal[", "function-", "constrained-"))
+    return part in _UNION_TAGS or part.startswith(("literal[", "function-", "constrained-", "list["))
 
 
 def _owner(schema: type[BaseModel], loc: list[int | str]) -> type[BaseModel] | None:

@@ -76,6 +76,20 @@ def _ask(url: str, start: int) -> "urllib.request._UrlopenRet":
 CONNECT_TIMEOUT = 20  # seconds without an answer until a server counts as out of reach
 
 
+def fetch_file(url: str, path: Path, key: str) -> None:
+    """Fetch one file whole, and the folders above it. DataError: it cannot be had; `key` asked for it."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(CONNECT_TIMEOUT)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        retrieve(url, path)
+    except (OSError, HTTPException) as error:
+        why = getattr(error, "reason", None) or str(error) or type(error).__name__
+        raise DataError(f"{key}: {url} cannot be downloaded ({why}); put the file at {path} by hand") from None
+    finally:
+        socket.setdefaulttimeout(before)
+
+
 def root_folder(path: str) -> Path:
     """`dataset.root` as a path. Raises DataError for the home of a user that there is not."""
     try:

@@ -89,8 +89,9 @@ def open_clip(
     for key in ("pretrained_cfg", "cache_dir"):
         options.pop(key, None)
     if pretrained:
-        file = (pretrained_cfg_overlay or {}).get("file")
-        visual = clips.image_encoder(ModelConfig(name="open_clip", args=options, pretrained=True, file=file))
+        given = pretrained_cfg_overlay or {}
+        model = ModelConfig(name="open_clip", args=options, pretrained=True, file=given.get("file"))
+        visual = clips.image_encoder(model.replace(entry=given.get("entry")))
     else:
         clips.open_clip()
         from open_clip.model import _build_vision_tower

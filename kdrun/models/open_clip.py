@@ -83,12 +83,14 @@ class Asked:
     args_key: str
     path_key: str
     tag_key: str
+    entry: str | None = None
+    """Where in the file at `path` the weights stand."""
 
     @classmethod
     def by_student(cls, model: ModelConfig) -> "Asked":
         args = {name: value for name, value in model.args.items() if name not in STUDENT}
         keys = ("student.args", "student.args.model", "student.args", "student.file", "student.args.tag")
-        return cls(model.args.get("model"), args, model.file, model.args.get("tag"), *keys)
+        return cls(model.args.get("model"), args, model.file, model.args.get("tag"), *keys, model.entry)
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class _Found:
     """mean and std, where they are not the architecture's."""
     args: dict[str, Any]
     identity: dict[str, Any]
+    entry: str | None
     model_cfg: dict[str, Any]
     """The architecture, as in open_clip's JSON files, without `args`."""
 
@@ -116,7 +119,7 @@ class _Found:
         net = self.build(torch.get_default_device())  # meta where a run is checked
         path = self.fetch()
         where = f"{self.where}: {path}"
-        state = _converted(read_state(path, where), net, self.args)
+        state = _converted(read_state(path, where, self.entry, self.where.rpartition(".")[0]), net, self.args)
         check_state(net, self.name, state, where, hint="another model or another image size?")
         if weights:
             net.load_state_dict(state)
@@ -191,7 +194,7 @@ def find_clip(asked: Asked) -> _Found:
     identity = {"model": name if folder is None or folder.is_file() else None, "args": args}
     identity |= {"weights": content_hash or f"{name}/{asked.tag}"}
     width = int(model_cfg["embed_dim"])
-    return _Found(name, build, tokenizer, width, fetch, where, preprocess, args, identity, model_cfg)
+    return _Found(name, build, tokenizer, width, fetch, where, preprocess, args, identity, asked.entry, model_cfg)
 
 
 def _folder_config(folder: Path, where: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import math
 import urllib.error
 import urllib.request
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from kdrun.config.model import ModelConfig
 from kdrun.core.errors import ConfigError, DataError
+from kdrun.core.weight_file import read_entry
 
 
 @contextmanager
@@ -58,9 +58,10 @@ def no_weights(model: ModelConfig, error: Exception) -> str:
 
     published = timm.get_pretrained_cfg(model.name)
     place = None if published is None else published.hf_hub_id or published.url
-    line = shorten(str(error), 160, placeholder=" ...")
-    why = f"({type(error).__name__}: {line})"
+    why = f"({type(error).__name__}: {shorten(str(error), 160, placeholder=' ...')})"
     if model.file is not None:
+        if isinstance(error, DataError):  # of the reader, whose lines say what to do
+            why = "(" + str(error).removeprefix(f"{model.name}: {model.file}: ") + ")"
         hint = "" if model.new_head else " (new_head=true takes a file without a classifier)"
         return f"{model.name}: {model.file}: not a file of its weights {why}; published as {place}{hint}"
     files = f"model.safetensors of {place} (Hugging Face hub)" if published and published.hf_hub_id else place
@@ -70,75 +71,27 @@ def no_weights(model: ModelConfig, error: Exception) -> str:
     )
 
 
-HINT = "see teacher.strip_prefix, teacher.rename and teacher.model.args"
-
-
-def read_state(path: Path, where: str) -> dict[str, Tensor]:
-    """Weights from safetensors, or from a PyTorch file read without unpickling code; the content tells which it is.
-
-    Of a checkpoint, the entry state_dict, model or net is taken.
+def read_state(path: Path, where: str, entry: str | None = None, key: str = "teacher") -> dict[str, Tensor]:
+    """Weights from safetensors, or from a PyTorch file read without unpickling code, under the names of the file.
 
     Args:
         where: the config key and the file, for messages.
+        entry: see `read_entry`.
 
     Raises:
         DataError: absent, damaged, or a pickle that wants to run code.
     """
-    import pickle
+    return _tensors(read_entry(path, where, entry, key).values, where)
 
-    from safetensors.torch import load_file
 
-    path = path.expanduser()
-    try:
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of what is odd in a file; what is wrong, the error says
-            start = file.read(9)
-            file.seek(0)
-            # A zip archive or a pickle is PyTorch's. The header of safetensors is JSON after eight bytes of length.
-            if start.startswith((b"PK", b"\x80")) and start[8:] != b"{":
-                with torch.device("cpu"):  # sparse weights would be made on the default device, which may be meta
-                    content = torch.load(file, map_location="cpu", weights_only=True)
-            else:
-                content = load_file(path)
-    except FileNotFoundError:
-        raise DataError(f"{where}: no such file") from None
-    except pickle.UnpicklingError:
-        raise DataError(f"{where}: holds more than weights (reading it would run its code), or is damaged") from None
-    except Exception as error:  # a damaged file may raise anything
-        why = shorten(str(error) or type(error).__name__, 120, placeholder=" ...")  # torch adds pages of advice
-        raise DataError(f"{where}: not a readable file of weights ({why})") from None
-    for entry in ("state_dict", "model", "net"):
-        if isinstance(content, dict) and isinstance(content.get(entry), dict):
-            content = content[entry]
-    if not isinstance(content, dict):
-        raise DataError(f"{where}: expected names and tensors, got a {type(content).__name__}")
-    for name, value in content.items():
+def _tensors(values: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
+    for name, value in values.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise DataError(f"{where}: expected names and tensors, got {name!r}: {type(value).__name__}")
-    return content
+    return dict(values)
 
 
-def renamed(state: Mapping[str, Tensor], strip_prefix: str, rename: Mapping[str, str], where: str) -> dict[str, Tensor]:
-    """The same weights under the network's names: a prefix taken off, then leading parts replaced.
-
-    Raises:
-        ConfigError: two weights get one name.
-    """
-    out: dict[str, Tensor] = {}
-    came_from: dict[str, str] = {}
-    for given, value in state.items():
-        name = given.removeprefix(strip_prefix)
-        for old, new in rename.items():
-            if name == old or name.startswith(f"{old}."):
-                name = new + name[len(old) :]
-                break
-        if name in out:
-            raise ConfigError(f"{where}: {came_from[name]} and {given} both become {name}; {HINT}")
-        out[name], came_from[name] = value, given
-    return out
-
-
-def check_state(net: nn.Module, name: str, state: Mapping[str, Tensor], where: str, hint: str = HINT) -> None:
+def check_state(net: nn.Module, name: str, state: Mapping[str, Tensor], where: str, hint: str) -> None:
     """Refuse weights that do not fit, naming the first difference. Any precision of floating-point numbers fits."""
     own = net.state_dict()
     unfit = f"{where} does not fit {name}"

@@ -220,7 +220,8 @@ def given_teacher(record: Record, metric: str) -> dict[str, float]:
     model = teacher["model"].get("name", named) if isinstance(teacher.get("model"), dict) else named
     temperature = teacher.get("temperature", 1)
     at = f" at T = {temperature:g}" if isinstance(temperature, int | float) and temperature != 1 else ""
-    return {f"{model}{at} ({(record.get('requires') or {}).get('teacher', teacher.get('source'))})": value}
+    whose = teacher.get("origin") or (record.get("requires") or {}).get("teacher", teacher.get("source"))
+    return {f"{model}{at} ({whose})": value}
 
 
 def run_name(directory: Path) -> str:

@@ -89,6 +89,11 @@ class TeacherKind(Generic[C]):
         return None
 
     @property
+    def reads_names(self) -> bool:
+        """Whether it depends on what the classes are called, beside a CLIP."""
+        return False
+
+    @property
     def published(self) -> list[ModelConfig]:
         """The networks of timm whose published weights `build` reads."""
         return []

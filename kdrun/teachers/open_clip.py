@@ -94,7 +94,7 @@ class OpenClipTeacher(ZeroShotKind[OpenClipConfig]):
         spec, key = self.spec, self.key
         name, args = (None, {}) if spec.model is None else (spec.model.name, spec.model.args)
         keys = (f"{key}.model", f"{key}.model.name", f"{key}.model.args", f"{key}.path", f"{key}.pretrained")
-        return Asked(name, args, spec.path, spec.pretrained, *keys)
+        return Asked(name, args, spec.path, spec.pretrained, *keys, None if spec.model is None else spec.model.entry)
 
 
 def _three(values: Sequence[float], key: str) -> list[float]:

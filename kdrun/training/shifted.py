@@ -18,6 +18,7 @@ from kdrun.core.errors import DataError
 from kdrun.core.hashing import file_hash
 from kdrun.core.schema import FileContent
 from kdrun.core.suffixes import EXTENSIONS
+from kdrun.data.classes import places
 from kdrun.data.images import list_classes
 from kdrun.data.streamed import ImageFiles
 from kdrun.data.views.view import Predict
@@ -61,9 +62,8 @@ class ShiftedSet:
             raise DataError(f"{KEY}: {self.folder} is not there; put {name} there, or give evaluate.root")
         folders, paths, labels = list_classes(self.folder, key=KEY)
         wnids = _numbered(folders, config, self.folder) if folders[0].isdecimal() else folders
-        number = {wnid: k for k, wnid in enumerate(class_names)}
-        known = [number.get(wnid, -1) for wnid in wnids]
-        self.classes = sorted(k for k in known if k >= 0)
+        known = places(wnids, class_names)
+        self.classes = sorted(k for k in known if k is not None)
         """Columns of the run's logits that the set has images of."""
         if len(self.classes) < 2:
             raise DataError(
@@ -71,7 +71,8 @@ class ShiftedSet:
                 f"the {len(class_names)} of dataset={config.name} ({class_names[0]}, ...); there must be two or more"
             )
         column = {k: place for place, k in enumerate(self.classes)}
-        chosen = [(path, column[known[k]]) for path, k in zip(paths, labels, strict=True) if known[k] >= 0]
+        pairs = [(path, known[k]) for path, k in zip(paths, labels, strict=True)]
+        chosen = [(path, column[k]) for path, k in pairs if k is not None]
         self.files = ImageFiles.of(
             [path for path, _ in chosen], config.pixels, config.pack.crop, Reading(config.max_pixels)
         )

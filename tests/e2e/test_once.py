@@ -11,8 +11,10 @@ from kdrun.config.compose import Composer
 from kdrun.config.job import Job, planned, planned_job
 from kdrun.config.model import ModelConfig
 from kdrun.models import network
+from kdrun.models.factory import NetworkFactory
 from kdrun.runs.record import find_records
 from kdrun.training import check
+from kdrun.training.finite import IMAGES
 from tests.conftest import FAST, TEACHER
 
 pytestmark = pytest.mark.slow
@@ -94,3 +96,22 @@ def test_a_network_that_cannot_be_copied_is_built_anew_for_each_who_asks(monkeyp
     assert {value.device.type for one in (*shared, *anew) for value in one.state_dict().values()} == {"meta"}
     anew[0].requires_grad_(False)  # as a teacher is
     assert all(parameter.requires_grad for parameter in anew[1].parameters())
+
+
+def test_zero_shot_asks_its_teacher_about_each_image_once(train, outputs, tmp_path, monkeypatch):
+    factory = NetworkFactory(10, 1, (0.3,), (0.2,))
+    torch.save(factory.network(ModelConfig(name="resnet8"), seed=1).net.state_dict(), tmp_path / "t.pt")
+    words = ["teacher=file", "student@teacher.model=resnet8", f"teacher.path={tmp_path / 't.pt'}"]
+    seen: list[int] = []
+    forward = network.Network.forward
+
+    def watched(self, view, features=()):
+        seen.append(len(view.pixels))
+        return forward(self, view, features)
+
+    monkeypatch.setattr(network.Network, "forward", watched)
+    assert train("method=zero_shot", "dataset=digits", "tracker=none", *words) == 0
+    [(_, record)] = find_records(outputs)
+    assert "test/teacher/top1" in record["metrics"]
+    assert sum(seen[1:]) == 140 + 400  # validation and test images, after a look at IMAGES that are finite
+    assert seen[0] == IMAGES

@@ -16,12 +16,14 @@ from kdrun.config.key import run_key
 from kdrun.config.model import ModelConfig
 from kdrun.config.nodes import dump, from_nodes, teacher_of
 from kdrun.config.teacher import TeacherConfig
+from kdrun.config.weights import WeightsConfig
 from kdrun.core.errors import ConfigError, DataError
 from kdrun.core.registry import registered
 from kdrun.core.schema import build
 from kdrun.methods.step import Setup
+from kdrun.models.fit import Fit
 from kdrun.models.network import load_network
-from kdrun.models.weights import read_state, renamed
+from kdrun.models.weights import read_state
 from kdrun.teachers.kind import make_teacher, untrained_teacher
 from kdrun.teachers.teacher import Teacher
 from tests.conftest import ROOT
@@ -172,14 +174,12 @@ def test_the_bad_member_of_an_ensemble_is_named(tmp_path):
         untrained_teacher(ensemble, SETUP)
 
 
-def test_rename_takes_whole_parts_only():
-    got = renamed(
-        {"m.linear.weight": torch.zeros(1), "m.linear2.bias": torch.zeros(1), "m.linear": torch.zeros(1)},
-        "m.",
-        {"linear": "fc"},
-        "",
-    )
-    assert list(got) == ["fc.weight", "linear2.bias", "fc"]
+def test_rename_takes_whole_parts_only(tmp_path):
+    names = ["m.linear.weight", "m.linear2.bias", "m.linear"]
+    save_file({name: torch.zeros(1) for name in names}, tmp_path / "t")
+    reading = WeightsConfig(strip_prefix="m.", rename={"linear": "fc"})
+    got = Fit(reading, {}, "", "teacher").read(tmp_path / "t").state
+    assert sorted(got) == ["fc", "fc.weight", "linear2.bias"]
 
 
 def test_ensemble_is_the_mean_of_the_probabilities(tmp_path):
