@@ -1,9 +1,12 @@
 """What only data, networks and the machine can refuse, before anything is written."""
 
 import logging
+import re
 import warnings
+from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from kdrun.config.dataset import DatasetConfig
 from kdrun.config.job import Job
@@ -16,6 +19,8 @@ from kdrun.core.registry import line_in_plugin
 from kdrun.data.load import load_dataset
 from kdrun.data.loader import check_streams
 from kdrun.methods.step import Setup
+from kdrun.models.network import Network
+from kdrun.models.sides import refuse_images
 from kdrun.teachers.cache import refuse_features
 from kdrun.training.assembly import Assembly
 from kdrun.training.measure import corruptions_of
@@ -150,20 +155,26 @@ def _build_without_memory(outline: Assembly) -> None:
         ) from error
 
 
+def _teachers(network: nn.Module) -> Iterator[tuple[str, Network]]:
+    """The networks of a teacher, with the keys of their configurations; a CLIP sees to its images itself."""
+    for place, module in network.named_modules():
+        members = re.fullmatch(r"((?:members\.\d+\.?|network\.?)*)", place)
+        if isinstance(module, Network) and members is not None:
+            key = ".".join(part for part in place.split(".") if part and part != "network")
+            yield f"teacher.{key}.model" if key else "teacher.model", module
+
+
 def _build_on_meta(outline: Assembly) -> None:
     method = outline.method
     with torch.device("meta"):
         shape = (2, *outline.size, outline.arrays.train_images.shape[3])
         pixels = torch.empty(shape, dtype=torch.uint8).permute(0, 3, 1, 2)
-        for name, network in method.networks().items():
-            try:
-                network(pixels)
-            except (AssertionError, RuntimeError, ValueError) as error:
-                if "meta" in str(error):
-                    raise
-                size = "x".join(map(str, pixels.shape[-2:]))
-                unfit = f"{name}: {network.name} does not take images of {size}"
-                raise ConfigError(f"{unfit}: {error}; see student.size") from None
+        networks = method.networks()
+        for k, (name, network) in enumerate(networks.items()):
+            refuse_images(network, pixels, name, "student" if len(networks) == 1 else f"students.{k}")
+        if outline.teacher is not None:
+            for key, network in _teachers(outline.teacher.network):
+                refuse_images(network, pixels, "teacher", key)
     refuse_features(outline.config, method.needed.of_teacher)
     if not method.needed.trains:
         return
