@@ -36,7 +36,7 @@ ROOT = HERE.parent
 PAGE, KEPT = ROOT / "docs" / "networks.md", ROOT / "outputs" / "networks.jsonl"
 SIDE, CLASSES, LONGEST = 32, 3, 120
 COMMON = [
-    "tracker=none", "dataset=npz", "schedule.steps=1", "schedule.batch_size=2", "schedule.eval_every_steps=null",
+    "tracker=none", "dataset=npz", "schedule.steps=1", "schedule.batch_size=2", "schedule.lr=0.0001", "schedule.eval_every_steps=null",
     "execution.threads=1", "execution.device=cpu", "execution.eval_batch_size=3", "views.weak.pad=0",
 ]  # fmt: skip
 

@@ -19,6 +19,7 @@ from kdrun.core.registry import line_in_plugin
 from kdrun.data.load import load_dataset
 from kdrun.data.loader import check_streams
 from kdrun.methods.step import Setup
+from kdrun.models.factory import for_channels
 from kdrun.models.network import Network
 from kdrun.models.sides import refuse_images
 from kdrun.teachers.cache import refuse_features
@@ -130,6 +131,9 @@ def _build_without_memory(outline: Assembly) -> None:
     wanted = config.needs.streams
     check_streams(wanted, outline.recipes)
     channels = outline.arrays.train_images.shape[-1]
+    for key, model in config.networks:
+        for name, values in (("mean", model.mean), ("std", model.std)):
+            for_channels(values or [0.0], channels, f"{key}.{name}")
     if channels not in (1, 3) and any("strong" in views for views in wanted.values()):
         raise ConfigError(
             f"method={config.method.name}: its strong views are of gray or color images, and these have {channels} "
