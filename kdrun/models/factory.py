@@ -41,7 +41,11 @@ class NetworkFactory:
             if published is not None:
                 mean, std = mean or list(published.mean), std or list(published.std)
         own = [
-            tuple(for_channels(given or usual, self.in_chans, f"{model.name}: {name} (student.{name} or teacher.model.{name})"))
+            tuple(
+                for_channels(
+                    given or usual, self.in_chans, f"{model.name}: {name} (student.{name} or teacher.model.{name})"
+                )
+            )
             for name, given, usual in (("mean", mean, self.mean), ("std", std, self.std))
         ]
         return NetworkSpec(model.model_dump(), self.num_classes, self.in_chans, own[0], own[1])
