@@ -36,8 +36,8 @@ ROOT = HERE.parent
 PAGE, KEPT = ROOT / "docs" / "networks.md", ROOT / "outputs" / "networks.jsonl"
 SIDE, CLASSES, LONGEST = 32, 3, 120
 COMMON = [
-    "tracker=none", "dataset=npz", "schedule.steps=1", "schedule.batch_size=2", "schedule.lr=0.0001", "schedule.eval_every_steps=null",
-    "execution.threads=1", "execution.device=cpu", "execution.eval_batch_size=3", "views.weak.pad=0",
+    "tracker=none", "dataset=npz", "schedule.steps=1", "schedule.batch_size=4", "schedule.lr=1e-6",
+    "schedule.eval_every_steps=null", "execution.threads=1", "execution.device=cpu", "execution.eval_batch_size=3", "views.weak.pad=0",
 ]  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def probe(name: str, folder: Path) -> dict[str, Any]:
     return out
 
 
-SPLITS = (("train", 6), ("test", 3))
+SPLITS = (("train", 9), ("test", 3))
 
 
 def bounded(name: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import copy
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -170,8 +170,20 @@ class Network(nn.Module):
         """The content of the file that `save` writes."""
         from safetensors.torch import save
 
-        state = {name: value.detach().cpu().contiguous() for name, value in self.net.state_dict().items()}
-        return save(state, metadata={"kdrun": json.dumps(asdict(self.spec))})
+        return save(apart(self.net.state_dict()), metadata={"kdrun": json.dumps(asdict(self.spec))})
+
+
+def apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights on the CPU, as safetensors takes them: where two names share memory, each has its own."""
+    out: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, value in state.items():
+        out[name] = value.detach().cpu().contiguous()
+        place = out[name].untyped_storage().data_ptr()
+        if place in taken:
+            out[name] = out[name].clone()
+        taken.add(place)
+    return out
 
 
 def _make_net(model: ModelConfig, spec: NetworkSpec) -> nn.Module:
