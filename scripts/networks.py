@@ -6,7 +6,7 @@ python scripts/networks.py seconds=300         stops after so long; the same com
 
 Each network is the one of its class with the fewest parameters. It is trained for one step on a few images of 32
 pixels, at the size that the refusal names where it refuses them, evaluated and saved; then it teaches a small student
-for one step. Each in a process of its own, for 120 s at most. Random weights: nothing is fetched.
+for one step. Each in a process of its own, for 120 s at most; the largest are left out. Random weights: nothing is fetched.
 """
 
 import contextlib
@@ -29,15 +29,17 @@ import torch
 from safetensors.torch import load_file
 
 from kdrun.cli.train import main as train
+from kdrun.config.model import ModelConfig
 from kdrun.core.paths import HERE
-from kdrun.models.network import load_network
+from kdrun.models.network import NetworkSpec, load_network, outline
 
 ROOT = HERE.parent
 PAGE, KEPT = ROOT / "docs" / "networks.md", ROOT / "outputs" / "networks.jsonl"
-SIDE, CLASSES, LONGEST = 32, 3, 120
+SIDE, CLASSES, LONGEST, LARGEST = 32, 3, 120, 150e6  # pixels, classes, seconds, parameters
 COMMON = [
     "tracker=none", "dataset=npz", "schedule.steps=1", "schedule.batch_size=4", "schedule.lr=1e-6",
-    "schedule.eval_every_steps=null", "execution.threads=1", "execution.device=cpu", "execution.eval_batch_size=3", "views.weak.pad=0",
+    "schedule.eval_every_steps=null", "execution.threads=1", "execution.device=cpu", "execution.eval_batch_size=3",
+    "views.weak.pad=0",
 ]  # fmt: skip
 
 
@@ -134,6 +136,10 @@ SPLITS = (("train", 9), ("test", 3))
 
 def bounded(name: str) -> dict[str, Any]:
     """`probe` in a process of its own, which is ended when it takes too long."""
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in timm.create_model(name, num_classes=CLASSES).parameters())
+    if size > LARGEST:
+        return {"name": name, "broken": f"more than {LARGEST / 1e6:.0f} M parameters"}
     here, there = multiprocessing.Pipe(duplex=False)
     with tempfile.TemporaryDirectory() as folder:
         child = multiprocessing.get_context("fork").Process(target=_send, args=(there, name, Path(folder)))
@@ -184,6 +190,68 @@ def main(arguments: list[str]) -> None:
                         return
                     keep(name, {"family": family, **bounded(name)})
                     print(json.dumps(known[name]), flush=True)
+    if only == ("",):
+        PAGE.write_text(page([known[name] for family in timm.list_modules() for name in known[f"/{family}"]["names"]]))
+        print(f"wrote {PAGE}")
+
+
+TEXT = """# Networks
+
+One network of each class in each family of timm {version}, the one with the fewest parameters: trained as a student
+for one step on images of {side} pixels, evaluated, saved and opened again, then a frozen teacher (`source=file`) of a
+small ResNet for one step. Made by `scripts/networks.py`, on a CPU, with random weights; {count} networks. Others of a
+family go as their example does, as far as they take the same images. kdrun's own CIFAR networks have no row: all go.
+
+- **{side} px** is what images of {side} pixels need: nothing; `size`, to which they are resized (`student.size=224`,
+  `teacher.model.size=224`); or `args.img_size`, which makes the network for them (`+student.args.img_size={side}`) and
+  costs less. Without it the run is refused before anything runs, and the line has the key to give.
+- **student**, **teacher**: yes, it works; no, the run is refused in one line before anything runs, as the note says.
+- **features** are what FitNet, attention transfer and VID (`stage<k>`) and CRD, RKD, DHO and the linear probe
+  (`prelogits`) can read. Where one is missing, a loss or method that asks for it is refused before anything runs.
+- A network with batch normalisation does not train on one image at once where its maps end at 1x1 (refused before
+  anything runs), and on two its gradients explode: give larger batches or a larger `size`.
+
+| family | network | parameters | {side} px | student | teacher | features | note |
+| --- | --- | ---: | --- | --- | --- | --- | --- |
+{rows}
+"""
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    told = "\n".join(f"| {' | '.join(cells(row))} |" for row in rows)
+    return TEXT.format(version=timm.__version__, side=SIDE, count=len(rows), rows=told)
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    name, notes = row["name"], list[str]()
+    start = [row["family"], f"`{name}`"]
+    with torch.device("meta"):
+        net = timm.create_model(name, num_classes=CLASSES)
+    start.append(f"{sum(parameter.numel() for parameter in net.parameters()) / 1e6:.1f} M")
+    if "broken" in row:
+        return [*start, "", "not tried", "not tried", "", f"not in this pass: {row['broken']}"]
+    student, teacher = row["student"], row["teacher"]
+    sizes = re.findall(r"(?:student|teacher\.model)\.((?:args\.img_)?size=\d+)", student["line"] or teacher["line"])
+    worked = "works" in (student["how"], teacher["how"])
+    needs = " or ".join(f"`{size}`" for size in sizes) or ("as they are" if worked else "")
+    words = [WORDS[side["how"]] for side in (student, teacher)]
+    notes += [side["line"].partition("; see")[0] for side in (student, teacher) if side["how"] != "works"]
+    features = row.get("features") or []
+    stages = [feature for feature in features if feature.startswith("stage")]
+    told = [f"`{stages[0]}` to `{stages[-1]}`"] if len(stages) > 1 else [f"`{stage}`" for stage in stages]
+    told += [f"`{feature}`" for feature in features if feature not in stages]
+    if student["how"] == "works" and (heads := heads_of(name)) > 1:
+        notes.append(f"{heads} classifiers; one answer made of all, in training too")
+    notes += row.get("wrong") or []
+    return [*start, needs, *words, ", ".join(told), "; ".join(dict.fromkeys(notes)).replace("|", "\\|")]
+
+
+WORDS = {"works": "yes", "refused": "no", "breaks": "**breaks**"}
+
+
+def heads_of(name: str) -> int:
+    spec = NetworkSpec(ModelConfig(name=name).model_dump(), CLASSES, 3, (0.5,) * 3, (0.5,) * 3)
+    return outline(spec).num_heads
 
 
 if __name__ == "__main__":

@@ -113,6 +113,14 @@ class Network(nn.Module):
         return classifier if isinstance(classifier, nn.Linear) else None
 
     @property
+    def num_heads(self) -> int:
+        """Its classifiers: two of a DeiT that was made to be distilled, of which it gives the mean."""
+        found = self._net.get_classifier()
+        heads = found if isinstance(found, tuple | list) else [found]
+        parts = (module for head in heads for module in head.modules())
+        return sum(isinstance(part, nn.Linear) and part.out_features == self.spec.num_classes for part in parts)
+
+    @property
     def name(self) -> str:
         return str(self.spec.model["name"])
 
