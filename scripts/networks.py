@@ -6,7 +6,7 @@ python scripts/networks.py seconds=300         stops after so long; the same com
 
 Each network is the one of its class with the fewest parameters. It is trained for one step on a few images of 32
 pixels, at the size that the refusal names where it refuses them, evaluated and saved; then it teaches a small student
-for one step. Each in a process of its own, for 120 s at most; the largest are left out. Random weights: nothing is fetched.
+for one step. Each in a process of its own, for 120 s at most, the largest left out. Random weights: nothing is fetched.
 """
 
 import contextlib

@@ -222,7 +222,7 @@ REFUSED = {
     "file of a student without pretrained": (published(lambda p: p.write_bytes(PAGE), "student.pretrained=false"), "student.file: weights are read with pretrained=true only"),
     "new head without weights": (given("student.new_head=true"), "student.new_head: goes with pretrained=true; without published weights every head is new"),
     "unknown tag": (given("student=timm", "student.name=resnet18.nosuch"), "student.name: Invalid pretrained tag (nosuch) for resnet18"),
-    "student for another size of images": (given("student=timm", "student.name=vit_tiny_patch16_224"), "student: vit_tiny_patch16_224 does not take images of 8x8: "),
+    "student for another size of images": (given("student=timm", "student.name=vit_tiny_patch16_224"), "student: vit_tiny_patch16_224 does not take images of 8x8 (Input height (8) doesn't match model (224)); give student.size=224"),
     "student args that are kdrun's": (given("+student.args.num_classes=3"), "student: args.num_classes: kdrun gives this one itself"),
     "home of nobody": (given("dataset=npz", "dataset.path='~nobody-at-all/x.npz'"), "dataset.path: ~nobody-at-all/x.npz: no such home directory"),
     "mean of another length": (given("dataset.mean=[0.1,0.2]"), "dataset.mean: expected 1 numbers, one for each channel, got [0.1, 0.2]"),
