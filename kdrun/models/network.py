@@ -23,7 +23,7 @@ from kdrun.core.schema import build
 from kdrun.core.seeding import subseed
 from kdrun.data.views.view import View
 from kdrun.models.heads import hidden_head
-from kdrun.models.interface import refuse_function, refuse_logits, refuse_network, stage_channels
+from kdrun.models.interface import refuse_function, refuse_logits, refuse_network, stage_channels, whole_pass
 from kdrun.models.output import Output
 from kdrun.models.weights import missing_weights, no_weights, offline_where_there_is_no_network
 
@@ -65,6 +65,7 @@ class Network(nn.Module):
         self._put_head(model)
         self.dims = stage_channels(self.net, model.name)
         self._stages = list(self.dims)
+        self._whole = whole_pass(self.net)
         classifier = self._classifier()
         self._seen: dict[str, Tensor] | None = None  # where a forward pass that was asked for prelogits keeps them
         if classifier is not None:
@@ -149,7 +150,8 @@ class Network(nn.Module):
         stages = [name for name in self._stages if name in features]
         self._seen = out if {"prelogits", "pooled"} & set(features) else None
         if stages:
-            final, maps = self._net.forward_intermediates(x, indices=[self._stages.index(name) for name in stages])
+            places = [self._stages.index(name) for name in stages]
+            final, maps = self._net.forward_intermediates(x, indices=places, **self._whole)
             out.update(zip(stages, maps, strict=True))
             logits = self._logits(self._net.forward_head(final))
         else:

@@ -131,3 +131,21 @@ def test_parts_that_share_weights_are_saved(name, tmp_path):
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(again(x).logits, network.eval()(x).logits)
+
+
+@pytest.mark.parametrize(
+    "name", ["hiera_tiny_224", "sam2_hiera_tiny", "resnet10t", "levit_128s", "deit_tiny_patch16_224"]
+)
+def test_each_stage_alone_leaves_the_logits_as_they_are(name):
+    """Some stop behind the last map that is asked, unless they are told to go on."""
+    network = build_network(
+        ModelConfig(name=name, size=64 if name == "resnet10t" else 224), num_classes=3, in_chans=3, mean=[0.5] * 3,
+        std=[0.5] * 3, seed=0,
+    ).eval()  # fmt: skip
+    x = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        plain = network(x).logits
+        for stage in [feature for feature in network.dims if feature.startswith("stage")][:4]:
+            out = network(x, (stage,))
+            assert out.features[stage].shape[1] == network.dims[stage]
+            assert torch.allclose(out.logits, plain, atol=1e-5)
