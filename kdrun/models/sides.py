@@ -14,7 +14,7 @@ UNFIT = (AssertionError, RuntimeError, ValueError)  # by which networks refuse i
 log = logging.getLogger(__name__)
 
 
-def refuse_images(network: Network, pixels: Tensor, role: str, key: str) -> None:
+def refuse_images(network: Network, pixels: Tensor, role: str, key: str, fresh: bool) -> None:
     """Refuse a network that does not take such images; the line has what was tried and would do.
 
     Args:
@@ -22,6 +22,7 @@ def refuse_images(network: Network, pixels: Tensor, role: str, key: str) -> None
         pixels: (B, C, H, W) uint8 on the meta device.
         role: of the network, e.g. student_2.
         key: where its configuration stands, e.g. students.1.
+        fresh: it starts from nothing, so that another shape of it would do as well; weights would not fit.
 
     Raises:
         ConfigError: with the size that it was made for, and with the argument that makes it for these, where they do.
@@ -34,7 +35,7 @@ def refuse_images(network: Network, pixels: Tensor, role: str, key: str) -> None
     if why is None:
         return
     size = "x".join(map(str, pixels.shape[-2:])) if network.size is None else f"{network.size}x{network.size}"
-    remedies = [remedy for remedy, spec in _others(network.spec, pixels, key) if _takes(spec, pixels)]
+    remedies = [remedy for remedy, spec in _others(network.spec, pixels, key, fresh) if _takes(spec, pixels)]
     hint = f"give {' or '.join(remedies)}" if remedies else f"see {key}.size"
     reason = f" ({shorten(why, 90, placeholder=' ...')})" if why else ""
     raise ConfigError(f"{role}: {network.name} does not take images of {size}{reason}; {hint}")
@@ -51,7 +52,7 @@ def _unfit(network: Network, pixels: Tensor) -> str | None:
     return None
 
 
-def _others(spec: NetworkSpec, pixels: Tensor, key: str) -> Iterator[tuple[str, NetworkSpec]]:
+def _others(spec: NetworkSpec, pixels: Tensor, key: str, fresh: bool) -> Iterator[tuple[str, NetworkSpec]]:
     """What could be asked for instead, in words and as a network."""
     made = getattr(outline(spec).net, "pretrained_cfg", None) or {}
     side = (made.get("input_size") or (None,))[-1]
@@ -60,7 +61,7 @@ def _others(spec: NetworkSpec, pixels: Tensor, key: str) -> Iterator[tuple[str, 
     height, width = pixels.shape[-2:]
     side = spec.model["size"] or (height if height == width else None)
     args = spec.model["args"]
-    if side is not None and "img_size" not in args:
+    if fresh and side is not None and "img_size" not in args:
         yield f"+{key}.args.img_size={side}", replace(spec, model={**spec.model, "args": {**args, "img_size": side}})
 
 

@@ -13,6 +13,7 @@ from kdrun.config.job import Job
 from kdrun.config.key import plugins_of, run_key
 from kdrun.config.run import RunConfig
 from kdrun.config.schedule import ScheduleConfig
+from kdrun.config.teacher import OwnRunConfig
 from kdrun.core.device import device_of, require_compiler
 from kdrun.core.errors import ConfigError
 from kdrun.core.registry import line_in_plugin
@@ -160,12 +161,12 @@ def _build_without_memory(outline: Assembly) -> None:
 
 
 def _teachers(network: nn.Module) -> Iterator[tuple[str, Network]]:
-    """The networks of a teacher, with the keys of their configurations; a CLIP sees to its images itself."""
+    """The networks of a teacher, with the keys of the teachers that they are; a CLIP sees to its images itself."""
     for place, module in network.named_modules():
         members = re.fullmatch(r"((?:members\.\d+\.?|network\.?)*)", place)
         if isinstance(module, Network) and members is not None:
             key = ".".join(part for part in place.split(".") if part and part != "network")
-            yield f"teacher.{key}.model" if key else "teacher.model", module
+            yield f"teacher.{key}" if key else "teacher", module
 
 
 def _build_on_meta(outline: Assembly) -> None:
@@ -173,12 +174,14 @@ def _build_on_meta(outline: Assembly) -> None:
     with torch.device("meta"):
         shape = (2, *outline.size, outline.arrays.train_images.shape[3])
         pixels = torch.empty(shape, dtype=torch.uint8).permute(0, 3, 1, 2)
-        networks = method.networks()
+        networks, students = method.networks(), outline.config.students
         for k, (name, network) in enumerate(networks.items()):
-            refuse_images(network, pixels, name, "student" if len(networks) == 1 else f"students.{k}")
+            fresh = k < len(students) and not students[k].pretrained
+            refuse_images(network, pixels, name, "student" if len(networks) == 1 else f"students.{k}", fresh)
         if outline.teacher is not None:
+            parts = outline.config.teacher.parts()
             for key, network in _teachers(outline.teacher.network):
-                refuse_images(network, pixels, "teacher", key)
+                refuse_images(network, pixels, "teacher", f"{key}.model", isinstance(parts.get(key), OwnRunConfig))
     refuse_features(outline.config, method.needed.of_teacher)
     if not method.needed.trains:
         return

@@ -28,7 +28,7 @@ def pixels(side: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", FIXED)
 def test_what_a_network_of_a_fixed_size_is_told_to_give_would_do(name):
     with torch.device("meta"), pytest.raises(ConfigError) as refused:
-        refuse_images(made(name), pixels(32), "student_2", "students.1")
+        refuse_images(made(name), pixels(32), "student_2", "students.1", fresh=True)
     line = str(refused.value)
     assert line.startswith(f"student_2: {name} does not take images of 32x32")
     hints = line.rpartition("; give ")[2].split(" or ")
@@ -37,14 +37,17 @@ def test_what_a_network_of_a_fixed_size_is_told_to_give_would_do(name):
         key, value = hint.removeprefix("+").removeprefix("students.1.").split("=")
         changed = {"size": int(value)} if key == "size" else {key.removeprefix("args."): int(value)}
         with torch.device("meta"):
-            refuse_images(made(name, **changed), pixels(32), "student_2", "students.1")
+            refuse_images(made(name, **changed), pixels(32), "student_2", "students.1", fresh=True)
+    with torch.device("meta"), pytest.raises(ConfigError) as refused:
+        refuse_images(made(name), pixels(32), "teacher", "teacher.model", fresh=False)
+    assert str(refused.value).rpartition("; give ")[2] == hints[0].replace("students.1", "teacher.model")
 
 
 def test_a_size_that_a_network_does_not_take_is_refused_too():
     with torch.device("meta"), pytest.raises(ConfigError, match=r"images of 100x100 .*; give student\.size=224"):
-        refuse_images(made("deit_tiny_patch16_224", size=100), pixels(32), "student", "student")
+        refuse_images(made("deit_tiny_patch16_224", size=100), pixels(32), "student", "student", fresh=True)
     with torch.device("meta"):
-        refuse_images(made("resnet10t"), pixels(32), "student", "student")
+        refuse_images(made("resnet10t"), pixels(32), "student", "student", fresh=True)
 
 
 MEMBERS = "teacher.members=[{source: train, model: resnet8}, {source: train, model: deit_tiny_patch16_224}]"
