@@ -1,21 +1,24 @@
-"""Classify image files by a finished run: a CSV with class, confidence, and the next classes.
+"""Classify image files by a finished run: class, confidence and the next classes of each.
 
 kdrun predict run=outputs/runs/... images=photos                  any folder, nested; into predictions.csv
 kdrun predict run=0123456789ab images=photo.jpg out=photo.csv     a run by its key; top=5 classes
-kdrun predict run=... images=photos skip_unreadable=true          leaves out what cannot be decoded
+kdrun predict run=... images=photos images=more images=a.jpg      several; files are called as they were given
+kdrun predict run=... images=photos out=photos.jsonl              or .parquet (extra hf)
+kdrun predict run=... images=photos skip_unreadable=true          no rows for what cannot be decoded
 kdrun predict run=... images=photos predictor=ensemble batch=256 device=cuda threads=4
 kdrun predict run=... images=posters max_pixels=200000000         of a file; more is unreadable
-calibrated_confidence is empty where too few validation images told the temperature. A name that a spreadsheet would
-take for a formula has an apostrophe before it.
+A file that cannot be decoded has a row of its own that says why in `unreadable`. calibrated_confidence is empty where
+too few validation images told the temperature. In CSV, a name that a spreadsheet would take for a formula has an
+apostrophe before it.
 """
 
 from __future__ import annotations
 
-import csv
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -27,7 +30,7 @@ from kdrun.core.later import later
 from kdrun.core.schema import Schema, build, from_arguments
 from kdrun.data.images import decoded, list_images, passed_over
 from kdrun.data.types import Images
-from kdrun.results.formats import csv_cell
+from kdrun.results.rows import refuse_ending, written_rows
 from kdrun.runs.layout import place_of
 from kdrun.runs.record import open_record
 
@@ -53,8 +56,10 @@ class Options(Schema):
     """`run=<directory or key> images=<folder or file>` and these."""
 
     run: str
-    images: str
+    images: list[str]
+    """Folders and files; give the key once for each."""
     out: str = "predictions.csv"
+    """The ending tells the format: .csv, .jsonl or .parquet."""
     overwrite: bool = False
     predictor: str | None = None
     """What the run evaluated, e.g. student_2, ensemble or ce_head; null: its headline."""
@@ -66,6 +71,7 @@ class Options(Schema):
     size: int | None = Field(None, ge=1)
     """Side of the run's own images, where its dataset is not on this machine."""
     skip_unreadable: bool = False
+    """Whether what cannot be decoded has no row."""
     max_pixels: int | None = Field(None, ge=1)
     """Of a file; null: as the run's dataset has it."""
     exif: Literal["upright", "stored"] | None = None
@@ -86,63 +92,89 @@ def main(arguments: Sequence[str]) -> str:
     out = place_for(options.out, "out")
     if out.exists() and not options.overwrite:
         raise KdrunError(f"out: {out}: is there already; give another name, or overwrite=true")
-    passed: list[Path] = []
-    paths, folder = _files(Path(options.images).expanduser(), passed)
+    refuse_ending(out, "out")
+    files, told = _files(options.images)
     run = open_record(place_of(options.run, options.outputs))
     device = device_of(options.device, "device")
     trained = open_trained(FinishedRun(*run), options.predictor, options.size)
     use_machine(machine.device, machine.threads)
     with torch.no_grad():
-        text = _written(out, paths, folder, trained, device, options)
-    return "\n".join([*passed_over(passed, folder), text])
+        text = _written(out, files, trained, device, options)
+    return "\n".join([*told, text])
 
 
-def _files(images: Path, passed: list[Path]) -> tuple[list[Path], Path]:
-    """The image files in the order of their names, and the folder that their names are told below."""
-    if images.is_dir():
-        return list_images(images, "images", passed), images
-    if not images.is_file():
-        raise DataError(f"images: {images}: no such file or folder")
-    return [images], images.parent
+def _files(given: Sequence[str]) -> tuple[dict[Path, str], list[str]]:
+    """The image files in order, each with the name that it is told by, and lines on what was passed over.
+
+    Where one folder is given, names are told below it; else as they were given.
+    """
+    files: dict[str, tuple[Path, str]] = {}
+    lines: list[str] = []
+    count = 0
+    for text in given:
+        place = Path(text).expanduser()
+        if not place.is_dir() and not place.is_file():
+            raise DataError(f"images: {place}: no such file or folder")
+        passed: list[Path] = []
+        folder, paths = (place, list_images(place, "images", passed)) if place.is_dir() else (place.parent, [place])
+        lines += passed_over(passed, folder)
+        for path in paths:
+            name = path.relative_to(folder) if len(given) == 1 else path
+            files.setdefault(os.path.abspath(path), (path, name.as_posix()))
+        count += len(paths)
+    if again := count - len(files):
+        lines.append(f"images: {again} named twice, told once")
+    return dict(files.values()), lines
 
 
-def _written(
-    out: Path, paths: list[Path], folder: Path, trained: Trained, device: torch.device, options: Options
-) -> str:
-    config, class_names = trained.run.config, trained.shown.class_names
+def _written(out: Path, files: dict[Path, str], trained: Trained, device: torch.device, options: Options) -> str:
+    config = trained.run.config
     classifier = to_device(trained.classifier, config, device)
-    top = min(options.top, len(class_names))
+    top = min(options.top, len(trained.shown.class_names))
+    columns: dict[str, type] = {"path": str, "class": str, "confidence": float, "calibrated_confidence": float}
+    for k in range(2, top + 1):
+        columns |= {f"class_{k}": str, f"confidence_{k}": float}
+    columns |= {} if options.skip_unreadable else {"unreadable": str}
     unreadable: list[str] = []
-    sums, count = (0.0, 0.0), 0
-    with atomic_path(out) as temporary:
-        # a name that is no text goes out as the bytes that it is
-        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            more = [f"{name}_{k}" for k in range(2, top + 1) for name in ("class", "confidence")]
-            writer.writerow(["path", "class", "confidence", "calibrated_confidence", *more])
-            for names, pixels in _batches(paths, trained, options, unreadable):
+    sums, count = [0.0, 0.0], 0
+    with atomic_path(out) as temporary, written_rows(temporary, out.suffix, columns) as write:
+        for part, pixels in _batches(list(files), trained, options):
+            rows: Iterator[dict[str, Any]] = iter(())
+            if pixels is not None:
                 with autocast(device, config.schedule.precision):  # as the run evaluates
-                    logits = classifier(send(pixels, device)).cpu().double()
-                calibrated = (logits / (trained.temperature or 1.0)).softmax(1).amax(1).tolist()
-                values, labels = logits.softmax(1).sort(dim=1, descending=True, stable=True)
-                best = zip(names, values[:, :top].tolist(), labels[:, :top].tolist(), calibrated, strict=True)
-                for path, shares, classes, scaled in best:
-                    first, *rest = ((class_names[k], f"{p:.6f}") for k, p in zip(classes, shares, strict=True))
-                    told = "" if trained.temperature is None else f"{scaled:.6f}"
-                    row = [path.relative_to(folder).as_posix(), *first, told]
-                    writer.writerow(map(csv_cell, [*row, *(part for pair in rest for part in pair)]))
-                    sums = sums[0] + shares[0], sums[1] + scaled
-                count += len(names)
+                    rows = _rows(classifier(send(pixels, device)).cpu().double(), trained, top)
+            for path, problem in part:
+                if problem is None:
+                    row = next(rows)
+                    sums = [sums[0] + row["confidence"], sums[1] + (row["calibrated_confidence"] or 0.0)]
+                    write({"path": files[path], **row})
+                    count += 1
+                    continue
+                unreadable.append(problem)
+                if not options.skip_unreadable:
+                    write({"path": files[path], "unreadable": problem.removeprefix(f"{path} (").removesuffix(")")})
         _refuse(unreadable, count, options)
-    return _report(out, trained, count, sums, unreadable)
+    return _report(out, trained, count, sums, unreadable, options)
+
+
+def _rows(logits: Tensor, trained: Trained, top: int) -> Iterator[dict[str, Any]]:
+    """(B, C) -> of each image its columns."""
+    names, temperature = trained.shown.class_names, trained.temperature
+    shares, labels = logits.softmax(1).sort(dim=1, descending=True, stable=True)
+    calibrated = (logits / (temperature or 1.0)).softmax(1).amax(1).tolist()
+    for share, label, scaled in zip(shares[:, :top].tolist(), labels[:, :top].tolist(), calibrated, strict=True):
+        row: dict[str, Any] = {"calibrated_confidence": None if temperature is None else round(scaled, 6)}
+        for end, p, k in zip(["", *(f"_{k}" for k in range(2, top + 1))], share, label, strict=True):
+            row |= {f"class{end}": names[k], f"confidence{end}": round(p, 6)}
+        yield row
 
 
 def _batches(
-    paths: list[Path], trained: Trained, options: Options, unreadable: list[str]
-) -> Iterator[tuple[list[Path], Tensor]]:
-    """The files that can be read, `batch` at once, as (B, C, H, W) uint8; into `unreadable` what is wrong with others.
+    paths: list[Path], trained: Trained, options: Options
+) -> Iterator[tuple[list[tuple[Path, str | None]], Tensor | None]]:
+    """Files in their order, each with what is wrong with it, and the pixels of those that can be read.
 
-    Where unreadable files are not left out, nothing more is given after the first, and the rest is only looked at.
+    Pixels are (B, C, H, W) uint8, of `batch` images; None: no image.
     """
     from tqdm import tqdm
 
@@ -150,36 +182,36 @@ def _batches(
     height, width = shown.size
     if height != width:
         raise KdrunError(f"images: files go with square images only, those of this run are {height}x{width}")
-    names: list[Path] = []
+    part: list[tuple[Path, str | None]] = []
     images: list[Images] = []
     how = replace(shown.how, most=options.max_pixels or shown.how.most, exif=options.exif or shown.how.exif)
     found = zip(paths, decoded(paths, height, shown.crop, how), strict=True)
     for path, image in tqdm(found, total=len(paths), desc="predicting", unit="img", disable=None, leave=False):
         if isinstance(image, str):
-            unreadable.append(image)
-        elif options.skip_unreadable or not unreadable:
-            names.append(path)
+            part.append((path, image))
+        else:
+            part.append((path, None))
             images.append(image)
-        if len(names) == options.batch:
-            yield names, shown.pixels(np.stack(images))
-            names, images = [], []
-    if names:
-        yield names, shown.pixels(np.stack(images))
+        if len(images) == options.batch:
+            yield part, shown.pixels(np.stack(images))
+            part, images = [], []
+    if part:
+        yield part, shown.pixels(np.stack(images)) if images else None
 
 
 def _refuse(unreadable: list[str], count: int, options: Options) -> None:
+    """Refuse where there is not one image."""
+    if count:
+        return
     lines = [f"images: unreadable image {problem}" for problem in unreadable[:MOST]]
     if len(unreadable) > MOST:
         lines.append(f"images: and {len(unreadable) - MOST} more of them")
-    if unreadable and not options.skip_unreadable:
-        lines[-1] += f"; skip_unreadable=true goes on without these {len(unreadable)}"
-        raise DataError(*lines)
-    if not count:
-        raise DataError(*lines, f"images: {options.images}: not one readable image")
+    raise DataError(*lines, f"images: {', '.join(options.images)}: not one readable image")
 
 
-def _report(out: Path, trained: Trained, count: int, sums: tuple[float, float], unreadable: list[str]) -> str:
-    lines = [f"unreadable, left out: {problem}" for problem in unreadable[:MOST]]
+def _report(out: Path, trained: Trained, count: int, sums: list[float], unreadable: list[str], options: Options) -> str:
+    left = "left out" if options.skip_unreadable else "without a class"
+    lines = [f"unreadable, {left}: {problem}" for problem in unreadable[:MOST]]
     if len(unreadable) > MOST:
         lines.append(f"... and {len(unreadable) - MOST} more of them")
     if trained.shown.gone is not None and trained.run.config.dataset.class_names is None:
@@ -190,5 +222,5 @@ def _report(out: Path, trained: Trained, count: int, sums: tuple[float, float], 
         told = f"mean confidence {confidence:.4f}"
     else:
         told = f"mean confidence {confidence:.4f}, calibrated {calibrated:.4f} (temperature {trained.temperature:.4f})"
-    left = f", {len(unreadable)} unreadable" if unreadable else ""
-    return "\n".join([*lines, f"{count} images{left}; {trained.name}: {told}", f"wrote {out}"])
+    beside = f", {len(unreadable)} unreadable" if unreadable else ""
+    return "\n".join([*lines, f"{count} images{beside}; {trained.name}: {told}", f"wrote {out}"])

@@ -238,7 +238,9 @@ class Composer:
             names = [str(k) for k in node if k != "hydra"] if OmegaConf.is_dict(node) else []
             if part not in names and i and parts[i - 1] in OPEN:
                 value = next((o.partition("=")[2] for o in overrides if o.partition("=")[0] == key), "<value>")
-                return f"{key}: a new key goes in with a +; write +{key}={value}"
+                word = f"+{key}={value}"
+                word = _in_shell(word) if re.search(r"[^\w.,/=:+@%\[\]-]", word) else word
+                return f"{key}: a new key goes in with a +; write {word}"
             if part not in names:
                 known = sorted({*names, *groups}) if i == 0 else names
                 if "@" in key:
@@ -307,7 +309,12 @@ def _quoting(override: str) -> str:
         OverridesParser.create().parse_override(word)
     except HydraException:
         return "write key='value', with a \\ before each quote in it; a key is letters, digits, . and _"
-    return "quote the value: " + (shlex.quote(word) if re.search(r'[$`"!]|\\\\', word) else f'"{word}"')
+    return f"quote the value: {_in_shell(word)}"
+
+
+def _in_shell(word: str) -> str:
+    """An override in the quotes that a shell takes off."""
+    return shlex.quote(word) if re.search(r'[$`"!]|\\\\', word) else f'"{word}"'
 
 
 class Cell:

@@ -117,10 +117,7 @@ def _of_networks(config: RunConfig) -> list[str]:
         wanted = f"{low} or more" if high is None else low if low == high else f"{low} to {high}"
         hint = "; give e.g. students=[resnet8,resnet14]" if low > 1 else ""
         errors.append(f"students: method={config.method.name} trains {wanted}, got {len(config.students)}{hint}")
-    several = len(config.students) > 1
-    models = [(f"students.{k}" if several else "student", model) for k, model in enumerate(config.students)]
-    models += [("teacher.model", model) for model in config.teacher.models]
-    return [*errors, *(line for key, model in models for line in _of_network(key, model))]
+    return [*errors, *(line for key, model in config.networks for line in _of_network(key, model))]
 
 
 def _of_network(key: str, model: ModelConfig) -> list[str]:

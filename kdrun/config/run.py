@@ -16,7 +16,7 @@ from kdrun.config.model import ModelConfig
 from kdrun.config.needs import Needs
 from kdrun.config.parts import MethodConfig, TermConfig
 from kdrun.config.schedule import RampConfig, ScheduleConfig
-from kdrun.config.teacher import TeacherConfig
+from kdrun.config.teacher import NetworkConfig, TeacherConfig
 from kdrun.config.views import ViewsConfig
 from kdrun.core.registry import lookup
 from kdrun.core.schema import OutsideKey, Schema
@@ -92,6 +92,14 @@ class RunConfig(Schema):
     written: Annotated[dict[str, str], OutsideKey()] = Field(default_factory=dict, exclude=True)
     """What the environment said (`kdrun.config.environment`) -> the text that asked for it, which alone is written: by
     dotted key in `execution` and `tracker`; elsewhere, where a path moves between keys, by `=` and the value."""
+
+    @property
+    def networks(self) -> list[tuple[str, ModelConfig]]:
+        """Students, and the networks of timm in the teacher, with the key of each."""
+        several = len(self.students) > 1
+        out = [(f"students.{k}" if several else "student", model) for k, model in enumerate(self.students)]
+        parts = self.teacher.parts().items()
+        return out + [(f"{key}.model", part.model) for key, part in parts if isinstance(part, NetworkConfig)]
 
     @property
     def weights(self) -> dict[str, float]:

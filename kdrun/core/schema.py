@@ -118,9 +118,9 @@ def _explain(schema: type[BaseModel], error: ErrorDetails, prefix: str) -> str:
         names = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
         return f"{key}: {given!r} is not allowed{allowed(given, names)}"
     if kind == "string_type" and isinstance(given, int | float):
-        quoted = f"'{str(given).lower()}'"
-        where = quoted if isinstance(loc[-1], int) else f"{key}={quoted}"  # of a list no single item can be set
-        return f'{key}: must be a valid string, got {given!r}; quote it: "{where}"'
+        written = f"'{str(given).lower() if isinstance(given, bool) else given}'"
+        word = written if isinstance(loc[-1], int) else f'"{key}={written}"'  # an entry of a list has no override
+        return f"{key}: must be a valid string, got {given!r}; quote it: {word}"
     message = error["msg"].replace("Input should be", "must be").replace("Input", "must")
     return f"{key}: {message}, got {given!r}"
 

@@ -41,7 +41,11 @@ class NetworkFactory:
             if published is not None:
                 mean, std = mean or list(published.mean), std or list(published.std)
         own = [
-            tuple(for_channels(given or usual, self.in_chans, f"{model.name}: {name}"))
+            tuple(
+                for_channels(
+                    given or usual, self.in_chans, f"{model.name}: {name} (student.{name} or teacher.model.{name})"
+                )
+            )
             for name, given, usual in (("mean", mean, self.mean), ("std", std, self.std))
         ]
         return NetworkSpec(model.model_dump(), self.num_classes, self.in_chans, own[0], own[1])
@@ -53,7 +57,4 @@ def for_channels(values: Sequence[float], in_chans: int, key: str) -> Sequence[f
         return values
     if len(values) == 1 or (in_chans == 1 and len(values) == 3):
         return [sum(values) / len(values)] * in_chans
-    raise ConfigError(
-        f"{key}: {len(values)} numbers for images of {in_chans} channels; give {in_chans} (of a network: in "
-        "student.mean and student.std, or teacher.model.mean and teacher.model.std)"
-    )
+    raise ConfigError(f"{key}: {len(values)} numbers for images of {in_chans} channels; give {in_chans}")

@@ -51,6 +51,12 @@ def stage_channels(net: Any, name: str) -> dict[str, int]:
     return found
 
 
+def whole_pass(net: Any) -> dict[str, bool]:
+    """What `forward_intermediates` is told so that it goes on behind the last map that is asked; some stop there."""
+    give = getattr(net, "forward_intermediates", None)
+    return {"stop_early": False} if callable(give) and "stop_early" in inspect.signature(give).parameters else {}
+
+
 def refuse_logits(logits: object, name: str, num_classes: int) -> None:
     """Raises ConfigError for what is not (B, num_classes)."""
     if not isinstance(logits, Tensor):

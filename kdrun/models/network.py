@@ -3,7 +3,7 @@
 import copy
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -24,7 +24,7 @@ from kdrun.core.seeding import subseed
 from kdrun.data.views.view import View
 from kdrun.models.fit import Fit, hint
 from kdrun.models.heads import hidden_head
-from kdrun.models.interface import refuse_function, refuse_logits, refuse_network, stage_channels
+from kdrun.models.interface import refuse_function, refuse_logits, refuse_network, stage_channels, whole_pass
 from kdrun.models.output import Output
 from kdrun.models.weights import check_state, missing_weights, no_weights, offline_where_there_is_no_network
 
@@ -66,6 +66,7 @@ class Network(nn.Module):
         self._put_head(model)
         self.dims = stage_channels(self.net, model.name)
         self._stages = list(self.dims)
+        self._whole = whole_pass(self.net)
         classifier = self._classifier()
         self._seen: dict[str, Tensor] | None = None  # where a forward pass that was asked for prelogits keeps them
         if classifier is not None:
@@ -114,6 +115,14 @@ class Network(nn.Module):
         return classifier if isinstance(classifier, nn.Linear) else None
 
     @property
+    def num_heads(self) -> int:
+        """Its classifiers: two of a DeiT that was made to be distilled, of which it gives the mean."""
+        found = self._net.get_classifier()
+        heads = found if isinstance(found, tuple | list) else [found]
+        parts = (module for head in heads for module in head.modules())
+        return sum(isinstance(part, nn.Linear) and part.out_features == self.spec.num_classes for part in parts)
+
+    @property
     def name(self) -> str:
         return str(self.spec.model["name"])
 
@@ -142,7 +151,8 @@ class Network(nn.Module):
         stages = [name for name in self._stages if name in features]
         self._seen = out if {"prelogits", "pooled"} & set(features) else None
         if stages:
-            final, maps = self._net.forward_intermediates(x, indices=[self._stages.index(name) for name in stages])
+            places = [self._stages.index(name) for name in stages]
+            final, maps = self._net.forward_intermediates(x, indices=places, **self._whole)
             out.update(zip(stages, maps, strict=True))
             logits = self._logits(self._net.forward_head(final))
         else:
@@ -171,8 +181,20 @@ class Network(nn.Module):
         """The content of the file that `save` writes."""
         from safetensors.torch import save
 
-        state = {name: value.detach().cpu().contiguous() for name, value in self.net.state_dict().items()}
-        return save(state, metadata={"kdrun": json.dumps(asdict(self.spec))})
+        return save(apart(self.net.state_dict()), metadata={"kdrun": json.dumps(asdict(self.spec))})
+
+
+def apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights on the CPU, as safetensors takes them: where two names share memory, each has its own."""
+    out: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, value in state.items():
+        out[name] = value.detach().cpu().contiguous()
+        place = out[name].untyped_storage().data_ptr()
+        if place in taken:
+            out[name] = out[name].clone()
+        taken.add(place)
+    return out
 
 
 def _make_net(model: ModelConfig, spec: NetworkSpec) -> nn.Module:

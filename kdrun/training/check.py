@@ -1,21 +1,28 @@
 """What only data, networks and the machine can refuse, before anything is written."""
 
 import logging
+import re
 import warnings
+from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from kdrun.config.dataset import DatasetConfig
 from kdrun.config.job import Job
 from kdrun.config.key import plugins_of, run_key
 from kdrun.config.run import RunConfig
 from kdrun.config.schedule import ScheduleConfig
+from kdrun.config.teacher import OwnRunConfig
 from kdrun.core.device import device_of, require_compiler
 from kdrun.core.errors import ConfigError
 from kdrun.core.registry import line_in_plugin
 from kdrun.data.load import load_dataset
 from kdrun.data.loader import check_streams
 from kdrun.methods.step import Setup
+from kdrun.models.factory import for_channels
+from kdrun.models.network import Network
+from kdrun.models.sides import refuse_images
 from kdrun.teachers.cache import refuse_features
 from kdrun.training.assembly import Assembly
 from kdrun.training.measure import corruptions_of
@@ -125,6 +132,9 @@ def _build_without_memory(outline: Assembly) -> None:
     wanted = config.needs.streams
     check_streams(wanted, outline.recipes)
     channels = outline.arrays.train_images.shape[-1]
+    for key, model in config.networks:
+        for name, values in (("mean", model.mean), ("std", model.std)):
+            for_channels(values or [0.0], channels, f"{key}.{name}")
     if channels not in (1, 3) and any("strong" in views for views in wanted.values()):
         raise ConfigError(
             f"method={config.method.name}: its strong views are of gray or color images, and these have {channels} "
@@ -150,20 +160,28 @@ def _build_without_memory(outline: Assembly) -> None:
         ) from error
 
 
+def _teachers(network: nn.Module) -> Iterator[tuple[str, Network]]:
+    """The networks of a teacher, with the keys of the teachers that they are; a CLIP sees to its images itself."""
+    for place, module in network.named_modules():
+        members = re.fullmatch(r"((?:members\.\d+\.?|network\.?)*)", place)
+        if isinstance(module, Network) and members is not None:
+            key = ".".join(part for part in place.split(".") if part and part != "network")
+            yield f"teacher.{key}" if key else "teacher", module
+
+
 def _build_on_meta(outline: Assembly) -> None:
     method = outline.method
     with torch.device("meta"):
         shape = (2, *outline.size, outline.arrays.train_images.shape[3])
         pixels = torch.empty(shape, dtype=torch.uint8).permute(0, 3, 1, 2)
-        for name, network in method.networks().items():
-            try:
-                network(pixels)
-            except (AssertionError, RuntimeError, ValueError) as error:
-                if "meta" in str(error):
-                    raise
-                size = "x".join(map(str, pixels.shape[-2:]))
-                unfit = f"{name}: {network.name} does not take images of {size}"
-                raise ConfigError(f"{unfit}: {error}; see student.size") from None
+        networks, students = method.networks(), outline.config.students
+        for k, (name, network) in enumerate(networks.items()):
+            fresh = k < len(students) and not students[k].pretrained
+            refuse_images(network, pixels, name, "student" if len(networks) == 1 else f"students.{k}", fresh)
+        if outline.teacher is not None:
+            parts = outline.config.teacher.parts()
+            for key, network in _teachers(outline.teacher.network):
+                refuse_images(network, pixels, "teacher", f"{key}.model", isinstance(parts.get(key), OwnRunConfig))
     refuse_features(outline.config, method.needed.of_teacher)
     if not method.needed.trains:
         return

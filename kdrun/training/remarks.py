@@ -10,7 +10,10 @@ from kdrun.training.rates import LearningRate
 
 def remarks(assembly: Assembly) -> list[str]:
     """One line for each."""
-    return [*assembly.arrays.warnings, *_of_classes(assembly), *_of_validation(assembly), *_of_schedule(assembly)]
+    return [
+        *assembly.arrays.warnings, *_of_classes(assembly), *_of_validation(assembly), *_of_schedule(assembly),
+        *_of_heads(assembly),
+    ]  # fmt: skip
 
 
 def _of_classes(assembly: Assembly) -> list[str]:
@@ -55,3 +58,13 @@ def _of_schedule(assembly: Assembly) -> list[str]:
             f"schedule: an evaluation every {every} steps comes only at the end of a run of {clock.total_steps} steps"
         )
     return out
+
+
+def _of_heads(assembly: Assembly) -> list[str]:
+    """Who distills into a network with a head for labels and one for the teacher might think that each has its own."""
+    return [
+        f"{name}: {network.name} has {network.num_heads} classifiers; it gives one answer made of all of them, in "
+        "training too, so every loss trains them all"
+        for name, network in assembly.method.networks().items()
+        if network.num_heads > 1
+    ]

@@ -28,6 +28,7 @@ from kdrun.data.splits import keep_split
 from kdrun.methods.method import Method
 from kdrun.methods.pool import Required, Start
 from kdrun.models.flops import flops_of
+from kdrun.models.network import apart
 from kdrun.runs.done import clear, done_record, sweep_run, tidy
 from kdrun.runs.layout import run_lock
 from kdrun.runs.place import settled
@@ -306,11 +307,8 @@ def _save_networks(method: Method[Any], loop: Loop, directory: Path) -> None:
 
     loop.save_networks()
     with loop.ema.applied() if loop.ema is not None else nullcontext():
-        own = {
-            name: value.detach().cpu().contiguous()
-            for name, value in method.state_dict().items()
-            if not name.startswith(("students.", "loss_sets."))  # terms serve training alone; CRD's memories are large
-        }
+        skipped = ("students.", "loss_sets.")  # terms serve training alone; CRD's memories are large
+        own = apart({name: value for name, value in method.state_dict().items() if not name.startswith(skipped)})
     if own:
         write_bytes(directory / "method.safetensors", save(own))
 

@@ -220,3 +220,64 @@ def test_the_hint_to_quote_is_itself_understood(value):
         (word,) = shlex.split(str(refused.value).partition("quote the value: ")[2])
         quoted = len(value) > 1 and value[0] == value[-1] == "'"
         assert composer.compose([word]).tracker.project == (value[1:-1] if quoted else value)
+
+
+@pytest.mark.parametrize("value", ["1", "'a b'", "a", "[0.9,0.9]", "{a: 1, b: 2}", "'it\\'s'", '"$x"', "'x;y'"])
+@pytest.mark.parametrize("key", ["student.args.foo", "teacher.model.args.foo", "schedule.optimizer_args.foo"])
+def test_the_hint_to_add_a_key_is_itself_understood(key, value):
+    with Composer() as composer:
+        with pytest.raises(ConfigError, match=rf"^{key}: a new key goes in with a \+; write ") as refused:
+            composer.compose([f"{key}={value}"])
+        (word,) = shlex.split(str(refused.value).partition("; write ")[2])
+        assert word == f"+{key}={value}"
+        composer.compose([word])
+
+
+GROUPS = ["method", "dataset", "loss", "schedule", "student", "teacher", "views", "tracker", "experiment"]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("value", ["null", "3", "0.5", "true"])
+def test_the_group_that_has_no_such_option_is_blamed_wherever_it_stands(group, value):
+    others = ["schedule.steps=2", "dataset.split_file=null", "schedule.lr=0.1", "student.pretrained=false"]
+    others = [word for word in others if not word.startswith(group)]
+    with Composer() as composer:
+        for words in ([f"{group}={value}", *others], [*others, f"{group}={value}"]):
+            with pytest.raises(ConfigError, match=rf"^{group}={value}: ") as refused:
+                composer.compose(words)
+            assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("value", ["12", "1.5", "true", "-3"])
+@pytest.mark.parametrize("key", ["dataset.split_file", "tracker.project", "student.file", "schedule.optimizer"])
+def test_the_hint_to_quote_what_is_no_text_is_itself_taken(key, value):
+    """The path may then be absent: what counts is that the text is taken as a text."""
+    with Composer() as composer:
+        with pytest.raises(ConfigError, match=rf"{key}: must be a valid string, got .*; quote it: ") as refused:
+            composer.typed([f"{key}={value}"])
+        (word,) = shlex.split(str(refused.value).partition("quote it: ")[2])
+        assert word.startswith(f"{key}=")
+        told = ""
+        try:
+            composer.typed([word])
+        except ConfigError as error:
+            told = str(error)
+        assert "must be a valid string" not in told
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        ([], "student"),
+        (["method=peer_distill", "students=[resnet8,{name: resnet14, NAME: [0.5,0.5]}]"], "students.1"),
+        (["loss=kd", "teacher=resnet20"], "teacher.model"),
+        (["loss=kd", "teacher=ensemble", "teacher.members=[{source: train, model: resnet8}, {source: train, model: {name: resnet8, NAME: [0.5,0.5]}}]"], "teacher.members.1.model"),
+    ],
+)  # fmt: skip
+def test_statistics_of_other_channels_name_the_key(name, words, key, train, outputs, capsys):
+    words = [word.replace("NAME", name) for word in words]
+    given = [] if any(name in word for word in words) else [f"{key}.{name}=[0.5,0.5]"]
+    assert train("tracker=none", *words, *given) == 2
+    assert capsys.readouterr().err == f"error: {key}.{name}: 2 numbers for images of 1 channels; give 1\n"
+    assert not outputs.exists()

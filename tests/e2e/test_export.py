@@ -228,12 +228,16 @@ def test_predictions_of_files_are_those_of_the_evaluation(heads, timm_run, tmp_p
     Image.fromarray(digits[0]).convert("CMYK").save(folder / "cmyk.tif")
     (folder / "broken.jpg").write_text("no image")
     (folder / "notes.txt").write_text("not looked at")
-    before = out.read_bytes()
-    with pytest.raises(
-        KdrunError, match=r"unreadable image .*broken.jpg \(not an image\); skip_unreadable=true goes on"
-    ):
-        predict([*call, "overwrite=true"])
-    assert out.read_bytes() == before
+    text = predict([*call, "overwrite=true", "batch=2"])
+    assert "15 images, 1 unreadable; combined" in text
+    assert "unreadable, without a class: " in text
+    told = {row["path"]: row for row in rows_of(out)}
+    assert list(told) == sorted(told)
+    assert {key: value for key, value in told["broken.jpg"].items() if value} == {
+        "path": "broken.jpg",
+        "unreadable": "not an image",
+    }
+    assert [row["path"] for row in told.values() if row["unreadable"]] == ["broken.jpg"]
     text = predict([*call, "overwrite=true", "skip_unreadable=true", "top=1"])
     assert "15 images, 1 unreadable; combined" in text
     assert "unreadable, left out: " in text
@@ -259,6 +263,53 @@ def test_predictions_of_files_are_those_of_the_evaluation(heads, timm_run, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.csv", "out.csv", "photos"]
 
 
+def test_each_format_of_predictions_has_the_same_rows(heads, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow (the extra hf)")
+    folder = tmp_path / "photos"
+    (folder / "deep" / "er").mkdir(parents=True)
+    digits = digits_of(heads)[:5, ..., 0]
+    for name, image in zip(("a.png", "deep/b.bmp", "deep/er/c.tif", "=d.webp", "größe,\n2.png"), digits, strict=True):
+        Image.fromarray(image).save(folder / name)
+    (folder / "deep" / "cut.png").write_bytes((folder / "a.png").read_bytes()[:40])
+    made = {}
+    for form in ("csv", "jsonl", "parquet"):
+        text = predict([f"run={heads.directory}", f"images={folder}", f"out={tmp_path / 'p'}.{form}", "top=2"])
+        assert "5 images, 1 unreadable" in text
+    made["csv"] = rows_of(tmp_path / "p.csv")
+    made["jsonl"] = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text("utf-8").splitlines()]
+    made["parquet"] = parquet.read_table(tmp_path / "p.parquet").to_pylist()
+    columns = ["path", "class", "confidence", "calibrated_confidence", "class_2", "confidence_2", "unreadable"]
+    assert [list(rows[0]) for rows in made.values()] == [columns] * 3
+    assert made["jsonl"] == made["parquet"]
+    for plain, row in zip(made["csv"], made["jsonl"], strict=True):
+        as_text = {k: "" if v is None else f"{v:.6f}" if isinstance(v, float) else v for k, v in row.items()}
+        assert plain == {**as_text, "path": ("'" if row["path"].startswith("=") else "") + row["path"]}
+    assert {row["path"] for row in made["jsonl"] if row["class"] is None} == {"deep/cut.png"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.csv", "p.jsonl", "p.parquet", "photos"]
+
+
+def test_several_folders_and_files_are_called_as_they_were_given(heads, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, image in zip(("one/x.png", "two/x.png", "two/y.png", "z.png"), digits_of(heads)[:4, ..., 0], strict=True):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / name)
+    words = [f"images={given}" for given in ("two/y.png", "one", "two", str(tmp_path / "z.png"), "one/../one/x.png")]
+    text = predict([f"run={heads.directory}", *words, "skip_unreadable=true"])
+    assert text.startswith("images: 2 named twice, told once\n")
+    assert [row["path"] for row in rows_of(tmp_path / "predictions.csv")] == [
+        "two/y.png", "one/x.png", "two/x.png", str(tmp_path / "z.png"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", ["skip_unreadable=false", "skip_unreadable=true"])
+def test_where_nothing_can_be_read_nothing_is_written(word, heads, tmp_path):
+    for name in ("a.jpg", "b.png"):
+        (tmp_path / name).write_text("no image")
+    with pytest.raises(KdrunError, match=r"a\.jpg \(not an image\)\n.*b\.png .*\n.*: not one readable image"):
+        predict([f"run={heads.directory}", f"images={tmp_path}", f"out={tmp_path / 'p.jsonl'}", word])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "b.png"]
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "line"),
     [
@@ -277,6 +328,9 @@ def test_predictions_of_files_are_those_of_the_evaluation(heads, timm_run, tmp_p
         ("predict", ["run=RUN", "images=/nowhere"], "images: /nowhere: no such file or folder"),
         ("predict", ["run=RUN", "images=/nowhere", "top=0"], "top: must be greater than or equal to 1"),
         ("predict", ["run=RUN", "images=/nowhere", "device=gpu"], "device: 'gpu' is not a device"),
+        ("predict", ["run=RUN", "images=FILE", "out=photo.jpg"], "out: photo.jpg: the ending tells the format (allowed: .csv, .jsonl, .parquet)"),
+        ("predict", ["run=RUN", "images=FILE", "out=p.json"], "out: p.json: the ending tells the format; nearest: .jsonl (allowed: "),
+        ("predict", ["run=RUN", "images=FILE", "images=/nowhere"], "images: /nowhere: no such file or folder"),
         ("predict", ["run=/nowhere", "images=FILE"], "/nowhere: not a run directory (no record.json)"),
     ],
 )  # fmt: skip
@@ -292,7 +346,8 @@ def test_mistakes_are_lines_and_exit_code_2(script, arguments, line, heads, tmp_
     places = {"RUN": heads.directory, "UNFINISHED": unfinished, "EMPTY": empty, "FILE": file}
     split = [word.split("=") for word in arguments if word != "MISSING"]
     given = [f"{key}={places.get(value, value)}" for key, value in split]
-    monkeypatch.setattr(sys, "argv", [script, *given, f"out={tmp_path / 'out'}"])
+    given += [] if any(word.startswith("out=") for word in given) else [f"out={tmp_path / 'out'}"]
+    monkeypatch.setattr(sys, "argv", [script, *given])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(ROOT / "scripts" / f"{script}.py"), run_name="__main__")
     assert stopped.value.code == 2

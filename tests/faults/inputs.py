@@ -110,8 +110,8 @@ NUMBERS = [
     line("mean of bytes", "dataset.mean=[125]", "dataset.mean.0: must be less than or equal to 1, got 125"),
     line("negative mean", "dataset.mean=[-0.5]", "dataset.mean.0: must be greater than or equal to 0"),
     line("mean of two for one channel", "dataset.mean=[0.1,0.2]", "dataset.mean: expected 1 numbers"),
-    line("network's mean of two", "student.mean=[0.5,0.5]", "resnet8: mean: 2 numbers for images of 1 channels; give 1"),
-    line("network's std of four", "student.std=[1,1,1,1]", "resnet8: std: 4 numbers for images of 1 channels; give 1"),
+    line("network's mean of two", "student.mean=[0.5,0.5]", "student.mean: 2 numbers for images of 1 channels; give 1"),
+    line("network's std of four", "student.std=[1,1,1,1]", "student.std: 4 numbers for images of 1 channels; give 1"),
     line("views' mean of two", "views.mean=[0.5,0.5]", "views.mean: 2 numbers for images of 1 channels; give 1"),
     line("views' mean of four", "views.mean=[0.5,0.5,0.5,0.5]", "views.mean: List should have at most 3 items"),
     line("resident a word", "dataset.resident=maybe", "dataset.resident: must be a valid boolean; or 'maybe' is not allowed (allowed: auto)"),
@@ -342,7 +342,7 @@ SPLIT += [
     Bad("two channels, strong views", ("method=fixmatch", "dataset=npz", "dataset.path={root}/d.npz", "dataset.num_labels=6"), "method=fixmatch: its strong views are of gray or color images, and these have 2 channels", images(2)),
     Bad("four channels, strong views", ("method=fixmatch", "dataset=npz", "dataset.path={root}/d.npz", "dataset.num_labels=6"), "and these have 4 channels", images(4)),
     Bad("two channels, color statistics", ("dataset=npz", "dataset.path={root}/d.npz", "views.mean=[0.5,0.5,0.5]"), "views.mean: 3 numbers for images of 2 channels", images(2)),
-    Bad("two channels, color network", ("dataset=npz", "dataset.path={root}/d.npz", "student.mean=[0.5,0.5,0.5]"), "resnet8: mean: 3 numbers for images of 2 channels; give 2", images(2)),
+    Bad("two channels, color network", ("dataset=npz", "dataset.path={root}/d.npz", "student.mean=[0.5,0.5,0.5]"), "student.mean: 3 numbers for images of 2 channels; give 2", images(2)),
 ]  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------------------- plug-ins

@@ -60,7 +60,8 @@ class ImageFolder:
 def _has_folders(folder: Path) -> bool:
     """Else a folder called train may be a class, of trains."""
     try:
-        return any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder))
+        with os.scandir(folder) as found:
+            return any(entry.is_dir() and not entry.name.startswith(".") for entry in found)
     except OSError:
         return False
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from kdrun.config.model import ModelConfig
 from kdrun.core.errors import KdrunError
 from kdrun.core.files import write_json
-from kdrun.models.network import Network, load_network
+from kdrun.models.network import Network, apart, load_network
 from kdrun.runs.export.card import import_of
 from kdrun.runs.trained import Trained
 
@@ -98,8 +98,7 @@ def _hf_dir(trained: Trained, path: Path, batch: int | None, opset: int) -> Load
         raise KdrunError("to=hf_dir: its head is kdrun's own, which timm does not know; choose to=safetensors")
     path.mkdir()
     write_json(path / "config.json", _timm_config(trained, network))
-    state = {name: value.contiguous() for name, value in network.net.state_dict().items()}
-    save_file(state, path / "model.safetensors", metadata={"format": "pt"})
+    save_file(apart(network.net.state_dict()), path / "model.safetensors", metadata={"format": "pt"})
     with _named("timm does not open what was written"):
         net = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
     return lambda pixels: net(network.adapt(pixels))
