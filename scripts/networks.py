@@ -44,7 +44,7 @@ COMMON = [
 
 
 def examples(family: str) -> list[str]:
-    """The smallest network of each class and each kind of classifier of a family, but those that timm has for its own tests."""
+    """The smallest network of each class and classifier of a family, but those that timm has for its own tests."""
     smallest: dict[tuple[str, str], tuple[int, str]] = {}
     names = timm.list_models(module=family)
     theirs = [name for name in names if timm.model_entrypoint(name).__module__.startswith("timm.")]
@@ -205,13 +205,14 @@ Others of a family go as their example does, as far as they take the same images
 row: all go.
 
 - **{side} px** is what images of {side} pixels need: nothing; `size`, to which they are resized (`student.size=224`,
-  `teacher.model.size=224`); or `args.img_size`, which makes the network for them (`+student.args.img_size={side}`; tried
-  without memory alone) and costs less. Without it the run is refused before anything runs, and the line has the key to give.
+  `teacher.model.size=224`); or, for a network that starts from nothing, `args.img_size`, which makes it for them and
+  costs less (`+student.args.img_size={side}`; tried without memory alone). Without it the run is refused before
+  anything runs, and the line has the key to give.
 - **student**, **teacher**: yes, it works; no, the run is refused in one line before anything runs, as the note says.
 - **features** are what FitNet, attention transfer and VID (`stage<k>`) and CRD, RKD, DHO and the linear probe
   (`prelogits`) can read. Where one is missing, a loss or method that asks for it is refused before anything runs.
 - A network with batch normalisation does not train on one image at once where its maps end at 1x1 (refused before
-  anything runs), and on two its gradients explode: give larger batches or a larger `size`.
+  anything runs), and on two its gradients may explode: give larger batches or a larger `size`.
 
 | family | network | parameters | {side} px | student | teacher | features | note |
 | --- | --- | ---: | --- | --- | --- | --- | --- |
