@@ -206,7 +206,9 @@ def _refuse(unreadable: list[str], count: int, options: Options) -> None:
     lines = [f"images: unreadable image {problem}" for problem in unreadable[:MOST]]
     if len(unreadable) > MOST:
         lines.append(f"images: and {len(unreadable) - MOST} more of them")
-    raise DataError(*lines, f"images: {', '.join(options.images)}: not one readable image")
+    if len(unreadable) > 1:
+        lines.append(f"images: {', '.join(options.images)}: not one readable image")
+    raise DataError(*lines)
 
 
 def _report(out: Path, trained: Trained, count: int, sums: list[float], unreadable: list[str], options: Options) -> str:

@@ -54,7 +54,8 @@ def build(schema: type[S], node: Any, key: str, strict: bool | None = None) -> S
         strict: False: numbers may be given as text; None: as the schema says.
     """
     if not isinstance(node, Mapping):
-        raise ConfigError(f"{key or 'config'}: expected a mapping of {', '.join(schema.model_fields)}, got {node!r}")
+        names = sorted(schema.model_fields, key=lambda name: not schema.model_fields[name].is_required())
+        raise ConfigError(f"{key or 'config'}: expected a mapping of {', '.join(names)}, got {node!r}")
     try:
         return schema.model_validate(dict(node), strict=strict)
     except ValidationError as error:

@@ -106,7 +106,9 @@ def test_zero_shot_asks_its_teacher_about_each_image_once(train, outputs, tmp_pa
     forward = network.Network.forward
 
     def watched(self, view, features=()):
-        seen.append(len(view.pixels))
+        pixels = getattr(view, "pixels", view)
+        if not pixels.is_meta:  # the check asks networks without memory
+            seen.append(len(pixels))
         return forward(self, view, features)
 
     monkeypatch.setattr(network.Network, "forward", watched)
