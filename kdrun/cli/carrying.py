@@ -9,12 +9,10 @@ from kdrun.cli.search import Search
 from kdrun.cli.views import Lines, Screen
 from kdrun.config.job import Job
 from kdrun.config.names import ASKED
-from kdrun.config.nodes import part_config
 from kdrun.config.sweep import SweepSettings
 from kdrun.core import signals
 from kdrun.core.errors import ConfigError
-from kdrun.core.registry import lookup
-from kdrun.training.engines.engine import Engine
+from kdrun.training.engines.engine import Engine, engine_of
 from kdrun.training.graph import Graph
 from kdrun.training.sweep import Sweep
 
@@ -31,9 +29,9 @@ def carry_out(jobs: Sequence[Job], settings: SweepSettings, search: Search | Non
         Interrupted: stopped by a signal, all that ran with checkpoints.
     """
     try:
-        config = part_config("engine", settings.engine, "engine")
+        kind, config = engine_of(settings.engine)
         graph = Graph.of(jobs)
-        with lookup("engine", config.name, "engine.name")(config) as made:
+        with kind(config) as made:
             settings.configure_log()
             if search is not None and search.config.pruner is not None:
                 made.apart()

@@ -12,12 +12,12 @@ from omegaconf import DictConfig
 
 from kdrun.config.compose import Composer, basic, parser
 from kdrun.config.job import Job
-from kdrun.config.nodes import dump, part_config
+from kdrun.config.nodes import dump
 from kdrun.config.sweep import SweepSettings, plain
 from kdrun.config.values import leaves
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.later import later
-from kdrun.core.registry import line_in_plugin, loaded_plugins, lookup
+from kdrun.core.registry import line_in_plugin, loaded_plugins
 from kdrun.core.schema import build
 from kdrun.runs.record import finished_record
 from kdrun.runs.whole import require_whole
@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from kdrun.cli.search import Search, SearchConfig, space_of
     from kdrun.runs.place import settled
     from kdrun.training.check import check, check_measurements
+    from kdrun.training.engines.engine import engine_of
     from kdrun.training.objective import Objective
 else:
     settled = later("kdrun.runs.place", "settled")
     Search, SearchConfig, space_of = later("kdrun.cli.search", "Search", "SearchConfig", "space_of")
     Objective = later("kdrun.training.objective", "Objective")
+    engine_of = later("kdrun.training.engines.engine", "engine_of")
     check, check_measurements = later("kdrun.training.check", "check", "check_measurements")
 
 
@@ -69,8 +71,8 @@ def plan(arguments: Sequence[str], start: bool = True) -> Plan | None:
         expanded = composer.expand(args.overrides, bool(args.multirun))
         settings = composer.settings
         if start and args.multirun and _ours(settings):
-            engine = part_config("engine", plain(settings.engine), "engine")
-            lookup("engine", engine.name, "engine.name").prepare(engine)
+            kind, engine = engine_of(plain(settings.engine))
+            kind.prepare(engine)
         if expanded is None and settings.get("search"):
             return _search(composer, args.overrides, _flags(args))
         if expanded is None:

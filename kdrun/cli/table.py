@@ -23,11 +23,9 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 
 from kdrun.cli.plan import require_possible
-from kdrun.config.nodes import part_config
 from kdrun.core.errors import ConfigError, Unfinished, allowed
 from kdrun.core.files import folder, place_for, write_text
 from kdrun.core.later import later
-from kdrun.core.registry import lookup
 from kdrun.core.schema import Schema, from_arguments
 from kdrun.results.fill import curve_reader, curve_table, planned_table
 from kdrun.results.formats import to_csv, to_json, to_latex, to_terminal
@@ -42,7 +40,9 @@ from kdrun.runs.place import settled
 
 if TYPE_CHECKING:
     from kdrun.cli.carrying import carry_out as on_engine
+    from kdrun.training.engines.engine import engine_of
 else:
+    engine_of = later("kdrun.training.engines.engine", "engine_of")
     on_engine = later("kdrun.cli.carrying", "carry_out")
 
 
@@ -168,8 +168,8 @@ def carry_out(name: str, outputs: Path, extra: Sequence[str]) -> None:
     todo = Todo.of(plan_of(name, spec, outputs, math.inf), outputs)
     if all(state.state == "done" for state in todo.states.values()) and not extra:
         return
-    engine = part_config("engine", made.settings.engine, "engine")
-    lookup("engine", engine.name, "engine.name").prepare(engine)
+    kind, engine = engine_of(made.settings.engine)
+    kind.prepare(engine)
     planned = {run.place for cell in todo.plan.cells for run in cell.runs}
     jobs = [settled(job) for job in made.jobs]
     for job in jobs:

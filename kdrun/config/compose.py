@@ -101,10 +101,6 @@ class Composer:
                 del self._cells[next(iter(self._cells))]
         return Job(known.config(seed), tuple(word if told == "seed=0" else told for told in known.overrides))
 
-    def typed_seeds(self, overrides: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
-        """The typed config for each seed, as `seed=<seed>` behind the overrides gives it; composed once."""
-        return configs_of_seeds(self.compose(overrides), seeds)
-
     def picked(self, overrides: Sequence[str]) -> list[tuple[Path, str]]:
         """The YAML files that these overrides pick, each with its package, in the order of merging."""
         loader = self.hydra.config_loader
@@ -112,8 +108,7 @@ class Composer:
         return [(CONF_DIR / f"{part.config_path}.yaml", part.package or "") for part in defaults.defaults]
 
     def expand(self, overrides: Sequence[str], multirun: bool) -> list[tuple[str, ...]] | None:
-        """The overrides of every job; None where a search, or a sweeper other than
-        Hydra's basic one, decides as it goes."""
+        """The overrides of every job; None where a search, or a sweeper not Hydra's own, decides as it goes."""
         try:
             return self._expand(overrides, multirun)
         except ConfigError:
@@ -341,7 +336,7 @@ class Cell:
 
 
 def configs_of_seeds(composed: DictConfig, seeds: Sequence[int]) -> list[RunConfig]:
-    """The typed config for each seed of what `compose` gave."""
+    """The typed config for each seed of what `compose` gave, as `seed=<seed>` behind the overrides gives it."""
     cell = Cell(composed)
     return [cell.config(seed) for seed in seeds]
 

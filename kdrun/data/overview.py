@@ -12,7 +12,6 @@ from statistics import median_low
 import numpy as np
 
 from kdrun.config.dataset import DatasetConfig, OwnFilesConfig
-from kdrun.core.files import regular
 from kdrun.core.suffixes import suffix_of
 from kdrun.data.arrays import Arrays
 from kdrun.data.drawing import bytes_alike, same_content
@@ -20,7 +19,7 @@ from kdrun.data.found import found
 from kdrun.data.images import name_below
 from kdrun.data.listing import Listing
 from kdrun.data.packed import readable
-from kdrun.data.reading import register_plugins
+from kdrun.data.reading import opened
 
 SAMPLE = 200  # files
 MOST_READ = 256 << 20  # bytes
@@ -75,12 +74,8 @@ def _files(paths: Sequence[Path]) -> str:
 
 def _header(path: Path) -> tuple[str, int, int] | None:
     """Format, width and height; None: it cannot be read, which is said where it is decoded."""
-    from PIL import Image
-
-    Image.MAX_IMAGE_PIXELS = None  # nothing is decoded
-    register_plugins()
     try:
-        with Image.open(regular(path)) as image:
+        with opened(path) as image:
             return image.format or "?", image.width, image.height
     except Exception:  # a damaged file may raise anything
         return None

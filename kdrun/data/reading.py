@@ -45,14 +45,21 @@ UNKNOWN = "not an image"
 NO_READER = f"{UNKNOWN} that this Pillow reads: "
 
 
-def read_rgb(path: Path, how: Reading = PLAIN) -> "Image | str":
-    """All of an image, or `path (what is wrong)`."""
-    from PIL import Image, UnidentifiedImageError
+def opened(path: Path) -> "Image":
+    """Its header, by whatever reads it; no pixels yet. Close it, or use it as a context."""
+    from PIL import Image
 
     Image.MAX_IMAGE_PIXELS = None  # ours counts, which a key can raise
     register_plugins()
+    return Image.open(regular(path))
+
+
+def read_rgb(path: Path, how: Reading = PLAIN) -> "Image | str":
+    """All of an image, or `path (what is wrong)`."""
+    from PIL import UnidentifiedImageError
+
     try:
-        with Image.open(regular(path)) as image:
+        with opened(path) as image:
             if image.width * image.height > how.most:
                 held = f"{image.width}x{image.height} are {image.width * image.height:,} pixels"
                 return f"{path} ({held}, more than max_pixels={how.most}, which can be raised)"

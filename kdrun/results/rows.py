@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kdrun.core.errors import ConfigError, DataError, allowed
+from kdrun.core.errors import ConfigError, allowed
+from kdrun.core.parquet import pyarrow
 from kdrun.results.formats import csv_cell
 
 Row = Mapping[str, str | float | None]
 Write = Callable[[Row], Any]
+ASKED = "out: .parquet"
 AT_ONCE = 10_000  # rows that a Parquet file takes together
 
 
@@ -20,7 +22,7 @@ def refuse_ending(path: Path, key: str) -> None:
     if path.suffix.lower() not in _FORMS:
         raise ConfigError(f"{key}: {path}: the ending tells the format{allowed(path.suffix, filter(None, _FORMS))}")
     if path.suffix.lower() == ".parquet":
-        _pyarrow()
+        pyarrow(ASKED)
 
 
 @contextmanager
@@ -63,11 +65,11 @@ def _jsonl(path: Path, columns: Mapping[str, type]) -> Iterator[Write]:
 
 @contextmanager
 def _parquet(path: Path, columns: Mapping[str, type]) -> Iterator[Write]:
-    arrow, parquet = _pyarrow()
+    arrow = pyarrow(ASKED)
     kinds = {str: arrow.string(), float: arrow.float64()}
     schema = arrow.schema([(name, kinds[kind]) for name, kind in columns.items()])
     waiting: list[dict[str, Any]] = []
-    with parquet.ParquetWriter(path, schema) as writer:
+    with arrow.parquet.ParquetWriter(path, schema) as writer:
 
         def write(row: Row) -> None:
             waiting.append({name: _text(row.get(name)) for name in columns})
@@ -84,15 +86,6 @@ def _parquet(path: Path, columns: Mapping[str, type]) -> Iterator[Write]:
 
 def _text(value: str | float | None) -> str | float | None:
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise DataError("out: .parquet needs pyarrow, which is not installed: pip install 'kdrun[hf]'") from None
-    return pyarrow, pyarrow.parquet
 
 
 _FORMS = {"": _csv, ".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}

@@ -90,7 +90,7 @@ def test_looking_for_an_engine_loads_nothing_heavy():
     program = (
         "import sys, kdrun.core.registry as r; r.load('engine'); sys.exit({'torch', 'ray'} & set(sys.modules) != set())"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(("module", "package", "extra"), [(on_ray, "ray", "ray"), (on_slurm, "submitit", "slurm")])

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from kdrun.cli.table import main
-from kdrun.config.compose import Composer
+from kdrun.config.compose import Composer, configs_of_seeds
 from kdrun.config.key import run_dir
 from kdrun.config.nodes import to_config
 from kdrun.core.errors import ConfigError
@@ -45,7 +45,7 @@ def test_a_planned_run_is_the_one_that_its_command_makes(made):
 def test_what_follows_the_seed_follows_it_in_the_plan_too():
     overrides = ["experiment=kd_fixmatch/cifar10", "dataset.split_seed=${seed}", "student.pretrained=false"]
     with Composer() as composer:
-        for config in composer.typed_seeds(overrides, [3, 4, 5]):
+        for config in configs_of_seeds(composer.compose(overrides), [3, 4, 5]):
             assert config.dataset.split_seed == config.seed
             assert config == composer.typed([*overrides, f"seed={config.seed}"])
 

@@ -291,6 +291,9 @@ def test_where_no_file_can_be_written_the_sweep_goes_on(tmp_path):
     (tmp_path / ".cache").write_text("a file")
     with Notice(tmp_path) as notice:
         notice.tell(standing({}, {}))
+        assert list(sweeps_below(tmp_path)) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".cache"]
+    assert (tmp_path / ".cache").read_text() == "a file"
 
 
 def test_how_long_runs_took_that_were_done_before(tmp_path):

@@ -15,6 +15,7 @@ from kdrun.core.artifacts import Artifact
 from kdrun.core.contents import Contents
 from kdrun.core.errors import ConfigError, DataError, allowed
 from kdrun.core.hashing import content_hash, json_hash
+from kdrun.core.parquet import pyarrow
 from kdrun.core.registry import register
 from kdrun.core.schema import FileContent, OutsideKey
 from kdrun.data.download import root_folder
@@ -86,7 +87,7 @@ def unpack(config: HuggingFace.Config, folder: Path) -> dict[str, Any]:
     Raises:
         DataError: no pyarrow, no such files, columns or labels.
     """
-    parquet = _pyarrow()
+    parquet = pyarrow("dataset=hf").parquet
     files = _parquet_files(config)
     test = config.test or next((name for name in TESTS if of_split(files, name)), TESTS[0])
     labels: dict[str, list[Any]] = {}
@@ -187,11 +188,3 @@ def _parquet_files(config: HuggingFace.Config) -> list[Path]:
     if not files:
         raise DataError(f"{KEY}: {config.path}: no parquet files; expected e.g. train-00000-of-00001.parquet")
     return files
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise DataError("dataset=hf needs pyarrow, which is not installed: pip install 'kdrun[hf]'") from None
-    return pyarrow.parquet

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from kdrun.config.dataset import OwnFilesConfig
 from kdrun.core.errors import ConfigError, DataError, allowed
+from kdrun.core.parquet import pyarrow
 from kdrun.core.registry import register
 from kdrun.core.schema import FileContent, OutsideKey
 from kdrun.core.texts import text_of
@@ -140,10 +141,7 @@ def _csv(path: Path) -> dict[str, list[str]]:
 
 
 def _parquet(path: Path, config: Listed.Config) -> dict[str, list[str]]:
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        raise DataError(f"{KEY}: {path}: needs pyarrow, which is not installed: pip install 'kdrun[hf]'") from None
+    parquet = pyarrow(f"{KEY}: {path}:").parquet
     try:
         file: Any = parquet.ParquetFile(path)
         asked = [name for name in (config.image, config.label, config.split) if name in file.schema_arrow.names]

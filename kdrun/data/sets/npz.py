@@ -7,6 +7,7 @@ and val_labels.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from kdrun.config.dataset import DatasetConfig
 from kdrun.core.errors import ConfigError, DataError, allowed
 from kdrun.core.files import read_npz
+from kdrun.core.hashing import file_hash
 from kdrun.core.registry import register
 from kdrun.core.schema import FileContent
 from kdrun.data.arrays import Arrays
@@ -48,15 +50,9 @@ class Npz:
     def identity(cls, config: Config) -> str | None:
         """What the run key has beside the file: what is read in another way than kdrun once did."""
         try:
-            content = read_npz(Path(config.path), KEY, LABELS)
-            if not {"train_labels", "test_labels"} <= content.keys():
-                return None
-            numbered = _numbered(content, config)
+            return _identity(config.path, file_hash(config.path, KEY), config.val, config.gaps)
         except ConfigError:
             return None  # the check says it
-        told = ["labels numbered through"] if numbered.notes else []
-        told += ["official validation"] if "val_labels" in content and config.val == "auto" else []
-        return ", ".join(told) or None
 
     @staticmethod
     def load(config: Config) -> Arrays:
@@ -71,7 +67,7 @@ class Npz:
                 raise DataError(f"{KEY}: {path}: training images are {shape}, {name} images {images[split].shape[1:]}")
         for split in splits:
             _refuse_count(content[f"{split}_labels"], len(images[split]), f"{KEY}: {path}: {split}")
-        numbered = _numbered(content, config)
+        numbered = _numbered(content, config.path, config.gaps)
         mean, std = channel_statistics(images["train"])
         train, labels, val = images["train"], numbered.labels["train"], None
         if "val" in images:
@@ -83,6 +79,22 @@ class Npz:
             source=f"{KEY}: {path}", val=None if config.val == "drawn" else val, named=numbered.named,
             warnings=(*numbered.notes, *_unread(content, path)),
         )  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def _identity(path: str, _content: str, val: str, gaps: str) -> str | None:
+    """Of `Npz.identity`, which each run key asks for.
+
+    Args:
+        _content: the file's hash: a file that changes is looked at again.
+    """
+    content = read_npz(Path(path), KEY, LABELS)
+    if not {"train_labels", "test_labels"} <= content.keys():
+        return None
+    numbered = _numbered(content, path, gaps)
+    told = ["labels numbered through"] if numbered.notes else []
+    told += ["official validation"] if "val_labels" in content and val == "auto" else []
+    return ", ".join(told) or None
 
 
 @dataclass(frozen=True)
@@ -97,9 +109,8 @@ class Numbered:
     """What to say where labels were not such numbers."""
 
 
-def _numbered(content: Content, config: Npz.Config) -> Numbered:
+def _numbered(content: Content, path: str, gaps: str) -> Numbered:
     """Raises DataError for labels that are none, or that no class is known of."""
-    path = config.path
     given = content.get("class_names")
     if given is not None and given.ndim != 1:
         raise DataError(f"{KEY}: {path}: class_names: expected a list of names, got shape {given.shape}")
@@ -123,7 +134,7 @@ def _numbered(content: Content, config: Npz.Config) -> Numbered:
     if fit or every[0] < 0:
         return _as_they_are(raw, names, path)
     listed = ", ".join(map(str, every[:8])) + (f", … {len(every) - 8} more" if len(every) > 8 else "")
-    if config.gaps == "refuse":
+    if gaps == "refuse":
         raise DataError(
             f"{KEY}: {path}: labels are {listed}, not 0 to {len(every) - 1}; dataset.gaps=map numbers them through"
         )

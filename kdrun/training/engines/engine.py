@@ -6,7 +6,9 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from kdrun.config.nodes import part_config
 from kdrun.core.errors import ConfigError
+from kdrun.core.registry import lookup
 from kdrun.core.schema import Schema
 from kdrun.training.task import Ended, Task
 
@@ -19,6 +21,12 @@ class EngineConfig(Schema):
     """How often a run that failed, or was killed, is tried again; not one that is not finite, or cannot be."""
     limit: int | None = Field(None, gt=0)
     """So many runs are made at most, what others need counted in; null: all."""
+
+
+def engine_of(node: Mapping[str, Any]) -> "tuple[type[Engine], Any]":
+    """The class that the node of `engine` names, and its configuration. Raises ConfigError: there is none such."""
+    config = part_config("engine", dict(node), "engine")
+    return lookup("engine", config.name, "engine.name"), config
 
 
 class Engine(ABC):
