@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from kdrun.cli.help import show_help
+from kdrun.cli.known import all_done, keep_command
 from kdrun.cli.plan import plan, require_possible
 from kdrun.cli.useless import without_effect
 from kdrun.config.compose import basic, flags_first
@@ -105,14 +106,19 @@ def execute(arguments: list[str], tell: bool = True) -> int:
         with signals.during("planning, before anything was written", "run the same command again"):
             arguments = flags_first(arguments)
             refuse_ranks()
+            if tell and (done := all_done(arguments)) is not None:
+                return done.told()
             asked = plan(arguments)
             jobs = None if asked is None else asked.jobs
     except KdrunError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 2
-    for line in without_effect(jobs or ()) if tell else ():
+    useless = without_effect(jobs or ()) if tell else []
+    for line in useless:
         print(f"warning: {line}", file=sys.stderr)
+    if tell and asked is not None and asked.search is None:
+        keep_command(arguments, asked.jobs, asked.settings is not None, useless)
     if jobs and (problem := _no_folder(jobs)):
         print(f"error: {problem}", file=sys.stderr)
         return 2

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from omegaconf import DictConfig
 from pydantic import Field
@@ -129,6 +129,7 @@ class TablePlan(Schema):
         return self.replace(cells=cells, files=files, data={})
 
 
+P = TypeVar("P", bound=TablePlan)
 QUICK = 2**28  # bytes of a dataset that are read to show a table; what is more must be remembered
 
 
@@ -154,7 +155,9 @@ def _plan_of(name: str, spec: TableConfig, outputs: Path) -> TablePlan:
 
 def kept_plan(name: str, spec: TableConfig, outputs: Path) -> TablePlan | None:
     """None: there is none, or what it follows from is not what it was."""
-    return None if composed_anew(spec) else _kept(cache_of(name, outputs), digest_of(spec.model_dump_json()))
+    if composed_anew(spec):
+        return None
+    return plan_in(cache_of(name, outputs), digest_of(spec.model_dump_json()), TablePlan)
 
 
 def keep_plan(name: str, spec: TableConfig, outputs: Path, plan: TablePlan) -> None:
@@ -240,17 +243,27 @@ def composed_cells(name: str, spec: TableConfig, more: Sequence[str] = ()) -> It
 
 def _planned(run: RunConfig, files: dict[str, PlannedFile | str], data: dict[str, PlannedData]) -> PlannedRun:
     needs = {role: _planned(other, files, data) for role, other in run.method_class.requires(run).items()}
+    return planned_run(run, run_dir(run), needs, files, data)
+
+
+def planned_run(
+    run: RunConfig, place: str, needs: dict[str, PlannedRun], files: dict[str, PlannedFile | str],
+    data: dict[str, PlannedData],
+) -> PlannedRun:  # fmt: skip
+    """A run in its place. The files that its key has the content of, and its data, go into `files` and `data`."""
     net = run.students[0].name if run.students else run.method.name
     files |= {path: PlannedFile.of(path, key, file) for key, path, file in named_files(run)}
-    data.setdefault(data_id(run), PlannedData.of(run))
-    return PlannedRun(seed=run.seed, place=run_dir(run), net=net, needs=needs, data=data_id(run))
+    name = data_id(run)
+    if name not in data:
+        data[name] = PlannedData.of(run)
+    return PlannedRun(seed=run.seed, place=place, net=net, needs=needs, data=name)
 
 
 def data_id(run: RunConfig) -> str:
     return json_hash(unsplit(run.dataset).model_dump_json())
 
 
-def on_present_data(plan: TablePlan, outputs: Path, most: float = QUICK) -> TablePlan:
+def on_present_data(plan: P, outputs: Path, most: float = QUICK) -> P:
     """The same plan, with other places for runs whose place holds one on other data than there are now."""
     taken = {run.data for cell in plan.cells for run in _all(cell.runs) if trained_on(outputs / run.place) is not None}
     contents = {name: _content(plan.data[name], outputs, most) for name in taken & set(plan.data)}
@@ -282,10 +295,11 @@ def _content(data: PlannedData, outputs: Path, most: float) -> str | None:
         return None
 
 
-def _kept(path: Path, digest: str) -> TablePlan | None:
+def plan_in(path: Path, digest: str, kind: type[P]) -> P | None:
+    """What `keep` wrote there under this digest; None: it is not there, or files or data are not as they were."""
     value = kept(path, digest)
     try:
-        plan = None if value is None else build(TablePlan, value, str(path))
+        plan = None if value is None else build(kind, value, str(path))
     except ConfigError as error:
         log.debug("%s: %s", path, error)
         return None

@@ -74,6 +74,14 @@ def finished_record(directory: Path) -> Record | None:
     return record
 
 
+def summary(directory: Path, record: Record) -> str:
+    """One line: the directory and the headline figures."""
+    net = record["headline"]
+    keys = (f"val/{net}/top1", f"test/{net}/top1")
+    shown = [f"{key} {value:.4f}" for key in keys if isinstance(value := record["metrics"].get(key), float | int)]
+    return f"{directory} ({', '.join(shown)})"
+
+
 def find_records(
     outputs: Path, every: Callable[[Record], bool] | None = None, say: Callable[[str], object] = log.warning
 ) -> Iterator[tuple[Path, Record]]:

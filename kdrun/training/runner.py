@@ -32,7 +32,7 @@ from kdrun.models.network import apart
 from kdrun.runs.done import clear, done_record, sweep_run, tidy
 from kdrun.runs.layout import run_lock
 from kdrun.runs.place import settled
-from kdrun.runs.record import SCHEMA, Record, code_version, package_versions, read_record, write_record
+from kdrun.runs.record import SCHEMA, Record, code_version, package_versions, read_record, summary, write_record
 from kdrun.runs.whole import METRICS, discard, results, told
 from kdrun.teachers.cache import refuse_features
 from kdrun.training.assembly import Assembly
@@ -139,14 +139,6 @@ class _LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
-
-
-def summary(directory: Path, record: Record) -> str:
-    """One line: the directory and the headline figures."""
-    net = record["headline"]
-    keys = (f"val/{net}/top1", f"test/{net}/top1")
-    shown = [f"{key} {value:.4f}" for key in keys if isinstance(value := record["metrics"].get(key), float | int)]
-    return f"{directory} ({', '.join(shown)})"
 
 
 def _execute(job: Job, record: Record, job_type: str, lock: Lock, wait: bool) -> None:
