@@ -117,13 +117,20 @@ def execute(arguments: list[str], tell: bool = True) -> int:
     useless = without_effect(jobs or ()) if tell else []
     for line in useless:
         print(f"warning: {line}", file=sys.stderr)
-    if tell and asked is not None and asked.search is None:
-        keep_command(arguments, asked.jobs, asked.settings is not None, useless)
     if jobs and (problem := _no_folder(jobs)):
         print(f"error: {problem}", file=sys.stderr)
         return 2
     if asked is not None and asked.settings is not None:
-        return carry_out(asked.jobs, asked.settings, asked.search)
+        code = carry_out(asked.jobs, asked.settings, asked.search)
+    else:
+        code = _by_hydra(arguments, jobs)
+    if tell and not code and asked is not None:
+        keep_command(arguments, asked.jobs, asked.settings is not None, useless)
+    return code
+
+
+def _by_hydra(arguments: list[str], jobs: list[Job] | None) -> int:
+    """Have Hydra run the jobs, by its launcher; None: it finds them out itself. Returns the exit code."""
     old = sys.argv
     sys.argv = [old[0], *arguments]
     register_source()
