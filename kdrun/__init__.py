@@ -8,6 +8,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdrun.core.machine import wait_briefly
 from kdrun.core.version import __version__ as __version__
 
 if TYPE_CHECKING:  # for type checkers; at run time each name is loaded when it is asked for
@@ -43,6 +44,8 @@ if TYPE_CHECKING:  # for type checkers; at run time each name is loaded when it 
     from kdrun.models.output import Output as Output
     from kdrun.teachers.kind import TeacherKind as TeacherKind
     from kdrun.teachers.teacher import Teacher as Teacher
+
+wait_briefly()  # before torch is loaded
 
 # Where each public name is defined.
 _PUBLIC = {
