@@ -35,6 +35,7 @@ from kdrun.runs.record import SCHEMA, Record, code_version, package_versions, re
 from kdrun.runs.whole import METRICS, discard, results, told
 from kdrun.teachers.cache import refuse_features
 from kdrun.training.assembly import Assembly
+from kdrun.training.costs import evaluation_cost
 from kdrun.training.evaluator import Logits, choice_metrics
 from kdrun.training.finite import refuse_given_networks, refuse_metrics, refuse_networks
 from kdrun.training.loop import Loop
@@ -247,6 +248,8 @@ def _describe(assembly: Assembly, record: Record) -> None:
         "%s on %s: %d labeled of %d, %s",
         config.method.name, config.dataset.name, len(split.labeled), len(split.unlabeled), ", ".join([work, *sizes]),
     )  # fmt: skip
+    if (line := evaluation_cost(assembly)) is not None:
+        log.info("%s", line)
 
 
 def _fit(assembly: Assembly, record: Record, job_type: str, lock: Lock) -> None:

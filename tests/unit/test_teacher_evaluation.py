@@ -156,7 +156,9 @@ def test_another_machine_or_memory_format_has_another_name(monkeypatch):
 
 
 def test_files_that_nobody_has_read_are_said_and_asked_of_anew(tmp_path, caplog):
-    files = SimpleNamespace(index_select=IMAGES.index_select, device=CPU, batches=lambda parts: (IMAGES[i] for i in parts))
+    files = SimpleNamespace(
+        index_select=IMAGES.index_select, device=CPU, batches=lambda parts: (IMAGES[i] for i in parts)
+    )
     index = torch.arange(3)
     caplog.set_level(logging.INFO)
     found, figures = asked(tmp_path, on=Evaluator({"test": (files, index, index)}, 2))
@@ -180,9 +182,9 @@ def test_damage_is_said_and_built_anew(tmp_path, caplog, damage):
 
 def test_a_signal_that_is_put_off_ends_the_wait_for_another_process(tmp_path):
     path = tmp_path / "a.lock"
-    with Lock(path), signals.taken():  # of this process, so of one that lives
-        with pytest.raises(signals.PutOff), signals.put_off():
-            os.kill(os.getpid(), signal.SIGTERM)
+    with Lock(path), signals.taken(), signals.put_off():  # of this process, so of one that lives
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(signals.PutOff):
             Lock(path)._wait()
         signals._TAKEN.received.clear()
 
