@@ -158,9 +158,16 @@ def soak(steps: int) -> None:
 # ------------------------------------------------------------------------------------------------------ records
 
 
-READ = """
+MOST = """
 import sys, time
 from pathlib import Path
+
+def most_memory():  # not getrusage, whose maximum begins with that of the process before exec
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else ["VmHWM: nan"]
+    return float(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1e3
+"""
+READ = """
 from kdrun.cli import status, table
 from kdrun.results import progress
 from kdrun.results.plan import PlannedCell, PlannedRun, TablePlan
@@ -193,7 +200,7 @@ elif what == "table":
 else:
     text = progress.progress_text("t", outputs, [], commands=True)
     assert text.count(f"{count // 100}/{count // 100} done") == 100, text[:400]
-print(time.perf_counter() - started, time.process_time() - cpu)
+print(time.perf_counter() - started, time.process_time() - cpu, most_memory())
 """
 
 
@@ -213,19 +220,18 @@ def records(counts: list[int]) -> None:
                 place.mkdir(parents=True)
                 (place / "record.json").write_text(json.dumps(record))
             for what in ("status", "table", "plan"):
-                command = [sys.executable, "-c", READ, folder, what, str(100 * seeds)]
+                command = [sys.executable, "-c", MOST + READ, folder, what, str(100 * seeds)]
                 done = [subprocess.run(command, check=True, capture_output=True, text=True).stdout for _ in range(3)]
-                wall, cpu = zip(*(map(float, text.split()) for text in done), strict=True)
+                wall, cpu, memory = zip(*(map(float, text.split()) for text in done), strict=True)
                 report(f"{what} of {100 * seeds:,} records", list(wall), "s")
-                report(f"  a thousand of {100 * seeds:,}", [1e3 * t / (100 * seeds) for t in cpu], "s of CPU")
+                report("  of that, a thousand records", [1e3 * t / (100 * seeds) for t in cpu], "s of CPU")
+                report("  most memory", list(memory), "MB")
 
 
 # -------------------------------------------------------------------------------------------------------- files
 
 
 LIST = """
-import sys, time
-from pathlib import Path
 import kdrun.training.assembly
 from kdrun.config.compose import Composer
 from kdrun.data.found import found
@@ -234,41 +240,43 @@ from kdrun.data.load import content_of, load_dataset
 root, outputs, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 with Composer() as composer:
     config = composer.typed([
-        "dataset=imagefolder", f"dataset.path={root}", "dataset.size=224", "dataset.stream=true", "dataset.exif=stored",
-        "method=supervised", "loss=ce", f"execution.outputs={outputs}", "dataset.test_fraction=0.04",
+        "dataset=imagenet", f"dataset.root={root}", "dataset.size=224", "dataset.stream=true", "method=supervised",
+        "loss=ce", f"execution.outputs={outputs}",
     ])
 started, cpu = time.perf_counter(), time.process_time()
 known = found(config.dataset, outputs)
 listed = time.perf_counter() - started
 arrays = load_dataset(config.dataset, outputs)
-assert len(arrays.train_labels) + len(arrays.test_labels) == count
+assert len(arrays.train_labels) == count
 assert content_of(config.dataset, outputs) is not None
-print(listed, time.perf_counter() - started, time.process_time() - cpu)
+print(listed, time.perf_counter() - started, time.process_time() - cpu, most_memory())
 """
 
 
 def files(count: int) -> None:
     """What the start of a run takes for so many image files of 1,000 classes whose content is remembered.
 
-    The files are empty: nothing reads them.
+    The files are empty: nothing reads them. There are 1,000 or a 25th as many test images.
     """
     with tempfile.TemporaryDirectory() as folder:
         root, outputs = Path(folder) / "data", Path(folder) / "outputs"
-        for number in range(1000):
-            place = root / f"n{number:08d}"
-            place.mkdir(parents=True)
-            for k in range(number, count, 1000):
-                os.close(os.open(place / f"n{number:08d}_{k}.JPEG", os.O_CREAT | os.O_WRONLY))
+        for split, size in (("train", count), ("val", max(count // 25, 1000))):
+            for number in range(1000):
+                place = root / split / f"n{number:08d}"
+                place.mkdir(parents=True)
+                for k in range(number, size, 1000):
+                    os.close(os.open(place / f"n{number:08d}_{k}.JPEG", os.O_CREAT | os.O_WRONLY))
         started = time.perf_counter()
-        list_classes(root)
+        list_classes(root / "train")
         report(f"{count:,} files by os.scandir", [time.perf_counter() - started], "s")
-        command = [sys.executable, "-c", LIST, str(root), str(outputs), str(count)]
+        command = [sys.executable, "-c", MOST + LIST, str(root), str(outputs), str(count)]
         subprocess.run(command, check=True, capture_output=True, text=True)  # reads the files for their hash
         done = [subprocess.run(command, check=True, capture_output=True, text=True).stdout for _ in range(3)]
-        listed, whole, cpu = zip(*(map(float, text.split()) for text in done), strict=True)
+        listed, whole, cpu, memory = zip(*(map(float, text.split()) for text in done), strict=True)
         report("  found and compared with what is remembered", list(listed), "s")
         report("  and their labels, names and content", list(whole), "s")
         report("  of that, a thousand files", [1e3 * t / count for t in cpu], "s of CPU")
+        report("  most memory", list(memory), "MB")
 
 
 def main() -> None:
