@@ -34,6 +34,7 @@ from kdrun.runs.record import Record, finite, open_record
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from kdrun.data.arrays import Arrays
     from kdrun.data.load import load_dataset
@@ -116,13 +117,17 @@ def _metrics_of(run: FinishedRun, typed: RunConfig, asked: Sequence[str]) -> dic
         arrays = _other_images(typed.dataset, arrays, run)
     height, width = arrays.train_images.shape[1:3]
     options = {**assembly.evaluation, "center": Center.of(config.views, (height, width))}
+
+    def ask(evaluator: Evaluator) -> dict[tuple[str, str], Tensor]:
+        return evaluator.logits(assembly.predict)
+
     if typed.evaluate.corruptions is not None:
         corruptions = Corruptions(typed.evaluate.corruptions, arrays.test_images.shape[1:], arrays.num_classes)
-        return summary(corruptions.evaluate(assembly.predict, assembly.device, **options))
+        return summary(corruptions.evaluate(ask, assembly.device, **options))
     if typed.evaluate.sets:
         found: dict[str, float] = {}
         for shifted in shifted_sets(typed.evaluate, config.dataset, arrays.class_names):
-            found |= shifted.evaluate(assembly.predict, assembly.device, **options)
+            found |= shifted.evaluate(ask, assembly.device, run.outputs, **options)
         return found
 
     splits = dict(assembly.evaluator.splits)

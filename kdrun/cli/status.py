@@ -28,6 +28,8 @@ from kdrun.training.standing import sweeps_below
 
 SHOWN = 40  # lines of a sweep
 TAIL = 3  # last lines of log.txt that are shown of a failed run
+_Line = tuple[tuple[Any, ...], list[str], list[str]]
+"""What a run is sorted by, its cells, and what is shown below it."""
 
 
 class Options(Schema):
@@ -53,7 +55,8 @@ def main(arguments: Sequence[str]) -> str:
     outputs = folder(options.outputs, "outputs")
     known: set[str] = set()
     metrics: set[str] = set()
-    found: list[tuple[Path, Record, str]] = []
+    lines: list[_Line] = []  # not their records: there may be many thousands
+    told_of = False
     counts: dict[str, int] = {}
     records, notes = unique_records(outputs)
     for directory, record in records:
@@ -65,16 +68,18 @@ def main(arguments: Sequence[str]) -> str:
         state = _state(directory, record)
         counts[state] = counts.get(state, 0) + 1
         if options.status in (None, state):
-            found.append((directory, record, state))
+            cells, tail = _line(directory, record, state, options, outputs)
+            lines.append((_order(options, directory, record, state), cells, tail))
             metrics |= record["metrics"].keys()
+            told_of = told_of or _has(record, options.metric)
     for key in filters:
         if known and key not in known:
             raise ConfigError(f"{key}: no run has this key{allowed(key, (*known, *Options.model_fields))}")
-    if "metric" in options.model_fields_set and metrics and not any(_has(r, options.metric) for _, r, _ in found):
+    if "metric" in options.model_fields_set and metrics and not told_of:
         raise ConfigError(f"metric: {options.metric}: no run here has it{allowed(options.metric, metrics)}")
     told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
     total = f"{sum(counts.values())} runs in {outputs}{': ' + told if told else ''}"
-    return "\n".join([*_sweeps(outputs), *_shown(found, options, outputs), total, *notes])
+    return "\n".join([*_sweeps(outputs), *_shown(lines, options), total, *notes])
 
 
 def _sweeps(outputs: Path) -> list[str]:
@@ -87,12 +92,8 @@ def _sweeps(outputs: Path) -> list[str]:
     return lines
 
 
-def _shown(found: Sequence[tuple[Path, Record, str]], options: Options, outputs: Path) -> list[str]:
+def _shown(lines: list[_Line], options: Options) -> list[str]:
     """A header, and a line for each run, what a failed one said below it."""
-    lines = [
-        (_order(options, directory, record, state), *_line(directory, record, state, options, outputs))
-        for directory, record, state in found
-    ]
     lines.sort(key=lambda line: line[0], reverse=options.reverse)
     header = ["run", "status", options.metric, "seconds", "device"]
     shown = [(header, []), *((line, tail) for _, line, tail in lines[: options.limit])]

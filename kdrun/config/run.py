@@ -63,6 +63,9 @@ class ExecutionConfig(Schema):
     checkpoint_every_steps: int | None = Field(None, gt=0)
     keep_checkpoint: bool = False
     """Keep the last checkpoint of a finished run."""
+    keep_teacher_evaluation: bool = True
+    """Compute a teacher's logits of the validation and test images once, for all its students
+    (outputs/artifacts/teacher_evaluation); false: each run asks it anew. The figures are the same in either case."""
 
     @field_validator("device")
     @classmethod

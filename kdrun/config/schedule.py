@@ -1,5 +1,6 @@
 """The recipe of a run: length, batch size, optimizer, learning rate, evaluations; weights that move."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -124,6 +125,25 @@ class ScheduleConfig(Schema):
     @property
     def evaluates_more_than_once(self) -> bool:
         return self.eval_every_steps is not None or self.eval_every_epochs is not None
+
+    def evaluates_after(self, done: int, clock: Clock) -> bool:
+        """Whether networks are evaluated after so many steps."""
+        if done == clock.total_steps:
+            return True
+        if self.eval_every_steps is not None:
+            return done % self.eval_every_steps == 0
+        if self.eval_every_epochs is not None:
+            period = self.eval_every_epochs * clock.steps_per_epoch
+            return math.floor((done + 0.5) / period) > math.floor((done - 0.5) / period)
+        return False
+
+    def evaluations(self, clock: Clock) -> int:
+        """How often a whole run evaluates its networks."""
+        every, total = self.eval_every_steps, clock.total_steps
+        if every is None and self.eval_every_epochs is not None:
+            period = max(self.eval_every_epochs * clock.steps_per_epoch, 1.0)
+            return math.floor((total - 0.5) / period) + 1
+        return 1 if every is None else -(-total // every)
 
     def clock(self, num_labeled: int) -> Clock:
         """The clock of a run on `num_labeled` images."""

@@ -40,17 +40,18 @@ class Contents:
         seen, within, self._newest = hashlib.sha256(), f"{folder}{os.sep}", 0
         for path in paths:
             try:
-                found = path.stat()
+                place = str(path)
+                found = os.stat(place)
             except OSError as error:
                 self.missing.append(f"{path} ({error.strerror})")
                 continue
             if not stat.S_ISREG(found.st_mode):
                 self.missing.append(f"{path} (not a regular file)")
                 continue
-            self.names.append(str(path).removeprefix(within))
+            self.names.append(place.removeprefix(within))
             self.size += found.st_size
             self._newest = max(self._newest, found.st_mtime_ns, found.st_ctime_ns)
-            seen.update(os.fsencode(f"{path.absolute()}\0{file_state(found)}\n"))
+            seen.update(os.fsencode(f"{place if place[0] == '/' else path.absolute()}\0{file_state(found)}\n"))
         self.seen = seen.hexdigest()
         """Changes with the place, size and times of each file."""
         self.note = outputs.expanduser() / "artifacts" / "contents" / f"{self.seen[:16]}.json"

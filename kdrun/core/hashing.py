@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from kdrun.core.errors import ConfigError
@@ -16,6 +17,7 @@ from kdrun.core.schema import FileContent
 from kdrun.core.suffixes import is_image
 
 CHUNK = 1 << 24  # bytes
+PART = 64  # files that a thread is handed at once: a task for each of a million would take gigabytes
 FRESH = 2_000_000_000  # ns; what was written so lately may be written again without another time in its stat
 
 
@@ -32,10 +34,18 @@ def file_sha256(path: Path) -> str:
 
 def each_sha256(paths: Iterable[Path], of: Callable[[Path], str] = file_sha256) -> Iterator[str]:
     """Of each in turn; threads read ahead. Who is interrupted meanwhile does not wait for the files that are left."""
+    files, stopped = list(paths), Event()
+    size = max(min(len(files) // (8 * cores()), PART), 1)
+
+    def of_part(at: int) -> list[str]:
+        return [of(path) for path in files[at : at + size] if not stopped.is_set()]
+
     pool = ThreadPoolExecutor(cores(), "hash")
     try:
-        yield from pool.map(of, paths)
+        for found in pool.map(of_part, range(0, len(files), size)):
+            yield from found
     finally:
+        stopped.set()
         pool.shutdown(cancel_futures=True)
 
 

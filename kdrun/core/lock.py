@@ -154,6 +154,7 @@ class Lock:
             if self._other is not None and not announced:
                 log.info("waiting for %s, which %s is building", self.path.stem, _name(self._other))
                 announced = True
+            signals.poll()  # they may be put off, and the other one may be at work for long
             time.sleep(min(max(POLL, (time.monotonic() - began) / 10), SLOWEST))
 
     def _got(self) -> bool:

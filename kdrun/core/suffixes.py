@@ -32,7 +32,7 @@ def suffix_of(name: str) -> str:
 
 def is_image(path: str | os.PathLike[str], suffixes: frozenset[str] = EXTENSIONS) -> bool:
     """Whether a file counts as an image. Of one without an ending the first bytes tell, which are read for it."""
-    suffix = suffix_of(os.path.basename(path))
+    suffix = suffix_of(os.fspath(path))
     return suffix in suffixes and (suffix != "" or begins_as_image(path))
 
 

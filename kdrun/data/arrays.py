@@ -34,6 +34,9 @@ class Arrays:
     files: tuple[ImageFiles, ImageFiles] | None = None
     """Training and test images that are streamed; the arrays have their shapes, and black pixels."""
 
+    packed: str | None = None
+    """What names the file of pixels that holds all images, by its content; None: there is none."""
+
     def __post_init__(self) -> None:
         self._refuse_types()
         if self.num_classes < 2:

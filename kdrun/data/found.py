@@ -4,6 +4,7 @@ A dataset of image files has a listing; another one names its `sources`. One tha
 by its arrays.
 """
 
+import gc
 import hashlib
 import math
 import os
@@ -86,6 +87,19 @@ def unsplit(config: DatasetConfig) -> DatasetConfig:
     )  # fmt: skip
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """A million paths are made and kept: the collector of garbage would go through all of them time and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@_uncollected()
 def _look(config: DatasetConfig, key: tuple[object, ...], outputs: Path) -> Found:
     part = lookup("dataset", config.name, "dataset.name")
     if isinstance(config, FilesConfig):
@@ -146,6 +160,7 @@ def identity_of_listing(part: Any, config: FilesConfig) -> str | None:
         return None
     plain = unsplit(config).offline()
 
+    @_uncollected()
     def look() -> str | None:
         listing: Listing = part.files(plain)
         if part.fits(listing, plain):
@@ -170,6 +185,7 @@ def identity_of_own(part: Any, config: OwnFilesConfig, whole: bool = False) -> s
     """
     plain = unsplit(config)
 
+    @_uncollected()
     def look() -> str | None:
         listing: Listing = part.files(plain)
         paths = [*listing.paths, *(path for path, _ in unlabeled_files(config))]

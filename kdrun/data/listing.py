@@ -77,7 +77,7 @@ def read_files(listing: Listing, contents: Contents, config: FilesConfig, output
             f"dataset.val: {config.name} has no official validation images; set it to drawn, or give dataset.coop_split"
         )
     paths, labels = listing.paths, listing.labels
-    images, unreadable = _pixels(contents, config, outputs, pixels, key)
+    images, unreadable, packed = _pixels(contents, config, outputs, pixels, key)
     streamed = ImageFiles.of(paths, config.pixels, config.pack.crop, config.reading) if config.stream else None
     ends = np.cumsum([len(listing.train), len(listing.val), len(listing.unlabeled)])
     warnings = list(listing.notes)
@@ -97,24 +97,25 @@ def read_files(listing: Listing, contents: Contents, config: FilesConfig, output
     arrays = Arrays(
         images[:cut], labels[:cut], images[cut:], labels[cut:], tuple(listing.class_names), facts.mean or IMAGENET_MEAN,
         facts.std or IMAGENET_STD, num_unlabeled=cut - val, source=f"{key}: {listing.folder}", warnings=tuple(warnings),
-        files=None if streamed is None else (streamed[:cut], streamed[cut:]),
+        files=None if streamed is None else (streamed[:cut], streamed[cut:]), packed=packed,
     )  # fmt: skip
     return replace(arrays, val=np.arange(train, val)) if config.val == "official" else arrays
 
 
 def _pixels(
     contents: Contents, config: FilesConfig, outputs: Path, pixels: bool, key: str
-) -> tuple[Images, dict[int, str]]:
+) -> tuple[Images, dict[int, str], str | None]:
     size, crop, count, how = config.size, config.pack.crop, len(contents.paths), config.reading
     pack = Pack(contents, size, crop, outputs, key, how)  # refuses files that are not there
     if config.stream:
-        return np.broadcast_to(np.uint8(0), (count, config.pixels, config.pixels, 3)), {}
+        return np.broadcast_to(np.uint8(0), (count, config.pixels, config.pixels, 3)), {}, None
     if config.pack.size is None:
-        return decode(contents.paths, size, crop, how)
+        return *decode(contents.paths, size, crop, how), None
     packed = pack.build() if pixels else pack.open()
     if packed is None:
-        return np.broadcast_to(np.uint8(0), (count, size, size, 3)), {}
-    return packed.images, packed.unreadable
+        return np.broadcast_to(np.uint8(0), (count, size, size, 3)), {}, None
+    artifact = pack.artifact
+    return packed.images, packed.unreadable, None if artifact is None else artifact.key
 
 
 def unlabeled_files(config: FilesConfig, passed: list[Path] | None = None) -> Files:

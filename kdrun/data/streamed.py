@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,10 @@ class ImageFiles:
 
     def __getitem__(self, part: slice) -> ImageFiles:
         return replace(self, paths=self.paths[part])
+
+    def named(self, content: str) -> str:
+        """What names their pixels, by the hash of the files and how they are decoded."""
+        return f"{content} {self.size} {self.crop} {self.how} Pillow {version('Pillow')}"
 
     def path(self, position: int) -> Path:
         return Path(os.fsdecode(bytes(self.paths[position])))

@@ -126,10 +126,11 @@ def open_record(directory: str | Path) -> tuple[Path, Record]:
 def open_records(directories: Sequence[str]) -> list[tuple[Path, Record]]:
     """As `open_record` of each. Raises ConfigError where two are the same run."""
     opened = [open_record(directory) for directory in directories]
-    places = [path for path, _ in opened]
-    for at, place in enumerate(places):
-        if place in places[:at]:
-            raise ConfigError(f"run: {directories[at]}: given twice; name each run once")
+    seen: set[Path] = set()
+    for given, (place, _) in zip(directories, opened, strict=True):
+        if place in seen:
+            raise ConfigError(f"run: {given}: given twice; name each run once")
+        seen.add(place)
     return opened
 
 

@@ -134,14 +134,11 @@ def _spec(
     network: nn.Module, views: StoredViews, images: Tensor, index: Tensor, batch_size: int, precision: str
 ) -> dict[str, Any]:
     """Everything that the logits depend on."""
-    digest = hashlib.sha256()
-    for part in index.split(batch_size):  # packed images may be more than the memory
-        digest.update(images[part.to(images.device)].cpu().numpy().tobytes())
     recipe: dict[str, Any] = (
         asdict(views.recipe) if is_dataclass(views.recipe) and not isinstance(views.recipe, type) else {}
     )
     return {
-        "version": VERSION, "teacher": fingerprint(network), "images": digest.hexdigest(),
+        "version": VERSION, "teacher": fingerprint(network), "images": pixels_hash(images, index, batch_size),
         "index": hashlib.sha256(index.numpy().tobytes()).hexdigest(), "num_train": views.num_train,
         "views": {"name": views.NAME, "count": views.count, "kind": type(views.recipe).__name__, **recipe},
         "precision": precision,
@@ -158,6 +155,14 @@ def _values(network: nn.Module, view: View, precision: str) -> Tensor:
     if values.abs().max() > torch.finfo(torch.float16).max:
         raise ConfigError("teacher.cache.mode: its logits are beyond float16; set it to off")
     return values
+
+
+def pixels_hash(images: Tensor, index: Tensor, batch_size: int) -> str:
+    """sha256 of `images[index]`, read in batches: packed images may be more than the memory."""
+    digest = hashlib.sha256()
+    for part in index.split(batch_size):
+        digest.update(images[part.to(images.device)].cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def fingerprint(network: nn.Module) -> str:

@@ -36,7 +36,8 @@ from kdrun.runs.place import content_in
 from kdrun.teachers.cache import keep, stored_views
 from kdrun.teachers.kind import make_teacher, untrained_teacher
 from kdrun.teachers.teacher import Teacher
-from kdrun.training.evaluator import Evaluator
+from kdrun.training.evaluator import Evaluator, Logits
+from kdrun.training.teacher_logits import TeacherLogits
 
 
 class Assembly:
@@ -262,7 +263,35 @@ class Assembly:
             "val": (train, val.to(device), self.labels[val].to(device)),
             "test": (test, everything, target.to(device)),
         }
-        return Evaluator(splits, **self.evaluation, compiled=config.schedule.compile is not None)
+        return Evaluator(splits, **self.evaluation, compiled=config.schedule.compile is not None, named=self._named)
+
+    @property
+    def _named(self) -> dict[str, str]:
+        """What names the images where they are many, with the array that positions are in."""
+        arrays, splits = self.arrays, ("val", "test")
+        if arrays.packed is not None:
+            told = f"{arrays.packed} {len(arrays.train_images)}"
+            return {split: f"{told} {split}" for split in splits}
+        content = None if arrays.files is None else content_of(self.config.dataset, self.job.outputs)
+        if content is None or arrays.files is None:
+            return {}
+        return {split: files.named(f"{content} {split}") for split, files in zip(splits, arrays.files, strict=True)}
+
+    @cached_property
+    def teacher_logits(self) -> Callable[[Evaluator], tuple[Logits, dict[str, Any] | None]]:
+        """The teacher's logits of an evaluator's images and figures for the record, see `TeacherLogits.of`."""
+        teacher, config = self.teacher, self.config
+        if teacher is None:
+            return lambda _: ({}, None)
+        if not config.execution.keep_teacher_evaluation:
+            return lambda evaluator: (evaluator.logits(teacher.predict), None)
+        return TeacherLogits(teacher, self.device, config.schedule.channels_last, self.job.outputs).of
+
+    def logits(self, evaluator: Evaluator) -> Logits:
+        """Of all that is evaluated, the teacher among it; see `predict`."""
+        if self.teacher is None or not self.config.execution.keep_teacher_evaluation:
+            return evaluator.logits(self.predict)
+        return {**evaluator.logits(self.method.predict), **self.teacher_logits(evaluator)[0]}
 
     @property
     def evaluation(self) -> dict[str, Any]:

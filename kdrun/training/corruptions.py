@@ -5,7 +5,7 @@ then at 2, ... 5; and `labels.npy` (5 N,). 15 corruptions count for the mean, 4 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -18,8 +18,7 @@ from kdrun.core.contents import Contents
 from kdrun.core.errors import DataError
 from kdrun.core.hashing import file_hash
 from kdrun.core.schema import FileContent
-from kdrun.data.views.view import Predict
-from kdrun.training.evaluator import Evaluator
+from kdrun.training.evaluator import Evaluator, Logits
 
 CORRUPTIONS = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
@@ -75,10 +74,11 @@ class Corruptions:
         """Hash of all files, read for it unless it is remembered in `outputs`."""
         return Contents([self._path(name) for name in ("labels", *self.names)], self.folder, outputs).read()
 
-    def evaluate(self, predict: Predict, device: torch.device, **options: Any) -> Results:
+    def evaluate(self, ask: Callable[[Evaluator], Logits], device: torch.device, **options: Any) -> Results:
         """net -> corruption -> severity, "1" to "5" -> metric; one file is in memory at a time.
 
         Args:
+            ask: gives the logits of all networks on an evaluator's images.
             options: of `Evaluator`.
         """
         out: Results = {}
@@ -87,7 +87,7 @@ class Corruptions:
         for name in self.names:
             images = torch.from_numpy(np.array(_array(self._path(name)))).to(device)
             evaluator = Evaluator({f"{k + 1}": (images, at, labels[at]) for k, at in enumerate(blocks)}, **options)
-            logits = evaluator.logits(predict)
+            logits = ask(evaluator)
             found = evaluator.metrics(logits)
             for net in dict.fromkeys(net for _, net in logits):
                 out.setdefault(net, {})[name] = {

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,10 @@ from kdrun.methods.method import Method
 from kdrun.methods.uncertainty import confident_errors_warning
 from kdrun.metrics import compare_with_teacher, evaluate_logits, fit_temperature
 from kdrun.runs.metric import ENOUGH
+from kdrun.teachers.cache import pixels_hash
+
+Logits = dict[tuple[str, str], Tensor]
+"""(split, network) -> (M, C)."""
 
 
 class Evaluator:
@@ -28,17 +34,37 @@ class Evaluator:
         splits: split name -> (images (N, H, W, C) uint8, index (M,) int64, targets (M,) int64), the latter two on the
             device.
         center: what networks see of an image; None: all of it.
+        named: what names the images of a split by their content, where it need not be read for it.
     """
 
     def __init__(
         self, splits: Mapping[str, tuple[Source, Tensor, Tensor]], batch_size: int, precision: str = "fp32",
-        compiled: bool = False, center: Center | None = None,
+        compiled: bool = False, center: Center | None = None, named: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.splits = {name: parts for name, parts in splits.items() if len(parts[1])}
         self.batch_size = batch_size
         self.precision = precision
         self.compiled = compiled
         self.center = center
+        self.named = dict(named or {})
+
+    def identity(self) -> dict[str, Any] | None:
+        """All that decides the bits of a frozen network's logits here but the network and the machine, as JSON.
+
+        None: files whose content nobody has read.
+        """
+        images: dict[str, str] = {}
+        for split, (source, index, _) in self.splits.items():
+            digest = sha256(index.cpu().numpy().tobytes())
+            if split in self.named:
+                digest.update(self.named[split].encode())
+            elif isinstance(source, Tensor):
+                digest.update(pixels_hash(source, index, self.batch_size).encode())
+            else:
+                return None
+            images[split] = digest.hexdigest()
+        center = None if self.center is None else asdict(self.center)
+        return {"images": images, "center": center, "batch_size": self.batch_size, "precision": self.precision}
 
     @torch.no_grad()
     def logits(self, predict: Predict) -> dict[tuple[str, str], Tensor]:

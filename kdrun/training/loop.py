@@ -179,7 +179,7 @@ class Loop:
         done = self.progress.step
         if done % self.config.execution.log_every_steps == 0 or done == self.clock.total_steps:
             self._flush()
-        if self._evaluation_due(done):
+        if self.schedule.evaluates_after(done, self.clock):
             self._check_finite()
             self._evaluate()
 
@@ -236,16 +236,6 @@ class Loop:
         return by_net
 
     # ----------------------------------------------------------------------------------------------- evaluation
-
-    def _evaluation_due(self, done: int) -> bool:
-        if done == self.clock.total_steps:
-            return True
-        if self.schedule.eval_every_steps is not None:
-            return done % self.schedule.eval_every_steps == 0
-        if self.schedule.eval_every_epochs is not None:
-            period = self.schedule.eval_every_epochs * self.clock.steps_per_epoch
-            return math.floor((done + 0.5) / period) > math.floor((done - 0.5) / period)
-        return False
 
     def _evaluate(self) -> None:
         """All networks. A signal breaks it off: nothing has changed then, and it is done again before the next step."""

@@ -37,7 +37,7 @@ def with_corruptions(job: Job, folder: str) -> Record:
         elif _measured(record, record.get("corruptions"), corruptions, job.outputs):
             return record
         opened = Assembly.restored(run, job.config.execution)
-        found = corruptions.evaluate(opened.predict, opened.device, **opened.evaluation)
+        found = corruptions.evaluate(opened.logits, opened.device, **opened.evaluation)
         write_json(run.directory / CORRUPTIONS, finite(found))
         if "files" in record:
             record["files"] |= sums_of(run.directory, [CORRUPTIONS])
@@ -61,7 +61,7 @@ def with_sets(job: Job) -> Record:
             return record
         opened = Assembly.restored(run, config.execution)
         for part in missing:
-            record["metrics"] |= finite(part.evaluate(opened.predict, opened.device, **opened.evaluation))
+            record["metrics"] |= finite(part.evaluate(opened.logits, opened.device, job.outputs, **opened.evaluation))
             record["sets"] = {**(record.get("sets") or {}), part.name: part.hash}
             record["inputs"] = {**record.get("inputs", {}), part.key: part.content(job.outputs)}
             log.info(

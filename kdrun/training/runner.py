@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
 
 from kdrun.config.job import Job
 from kdrun.config.key import named_files, plugins_of
@@ -36,7 +35,8 @@ from kdrun.runs.record import SCHEMA, Record, code_version, package_versions, re
 from kdrun.runs.whole import METRICS, discard, results, told
 from kdrun.teachers.cache import refuse_features
 from kdrun.training.assembly import Assembly
-from kdrun.training.evaluator import choice_metrics
+from kdrun.training.costs import evaluation_cost
+from kdrun.training.evaluator import Logits, choice_metrics
 from kdrun.training.finite import refuse_given_networks, refuse_metrics, refuse_networks
 from kdrun.training.loop import Loop
 from kdrun.training.measure import with_corruptions, with_sets
@@ -45,7 +45,6 @@ from kdrun.training.state import Progress
 from kdrun.training.tracking import make_tracker
 
 log = logging.getLogger(__name__)
-Logits = dict[tuple[str, str], Tensor]
 
 
 def run(asked: Job | RunConfig, job_type: str = "train", wait: bool = True) -> Record:
@@ -241,6 +240,8 @@ def _describe(assembly: Assembly, record: Record) -> None:
         "%s on %s: %d labeled of %d, %s",
         config.method.name, config.dataset.name, len(split.labeled), len(split.unlabeled), ", ".join([work, *sizes]),
     )  # fmt: skip
+    if (line := evaluation_cost(assembly)) is not None:
+        log.info("%s", line)
 
 
 def _fit(assembly: Assembly, record: Record, job_type: str, lock: Lock) -> None:
@@ -260,8 +261,7 @@ def _fit(assembly: Assembly, record: Record, job_type: str, lock: Lock) -> None:
             progress = loop.run() if loop is not None else progress
             started = time.perf_counter()
             logits: Logits = {} if loop is None else loop.final_logits()
-            if assembly.teacher is not None:
-                logits.update(evaluator.logits(assembly.teacher.predict))
+            _ask_teacher(assembly, record, logits)
             if loop is not None:
                 refuse_networks(method.networks(), progress.step)
             metrics = {**evaluator.final_metrics(logits), **choice_metrics(method)}
@@ -285,6 +285,14 @@ def _fit(assembly: Assembly, record: Record, job_type: str, lock: Lock) -> None:
     finally:
         loader.close()
         tracker.finish(record["metrics"], failed)
+
+
+def _ask_teacher(assembly: Assembly, record: Record, logits: Logits) -> None:
+    """Its logits of the evaluation images join the others, and the record says where they are kept."""
+    found, kept = assembly.teacher_logits(assembly.evaluator)
+    logits.update(found)
+    if kept is not None:
+        record["artifacts"]["teacher_evaluation"] = kept
 
 
 def _warn(record: Record, *lines: str) -> None:

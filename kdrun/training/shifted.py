@@ -6,6 +6,7 @@ ImageNet-V2 (Recht et al. 2019, arXiv 1902.10811; folders 0 to 999), ImageNet-Sk
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,8 @@ from kdrun.core.suffixes import EXTENSIONS
 from kdrun.data.classes import places
 from kdrun.data.images import list_classes
 from kdrun.data.streamed import ImageFiles
-from kdrun.data.views.view import Predict
 from kdrun.training.corruptions import METRICS
-from kdrun.training.evaluator import Evaluator
+from kdrun.training.evaluator import Evaluator, Logits
 
 FOLDERS = {
     "imagenet_v2": "imagenetv2-matched-frequency-format-val",
@@ -89,16 +89,21 @@ class ShiftedSet:
         paths = [self.files.path(k) for k in range(len(self.files))]
         return Contents(paths, self.folder, outputs).read()
 
-    def evaluate(self, predict: Predict, device: torch.device, **options: Any) -> dict[str, float]:
+    def evaluate(
+        self, ask: Callable[[Evaluator], Logits], device: torch.device, outputs: Path, **options: Any
+    ) -> dict[str, float]:
         """`<set>/<net>/<metric>` of every network.
 
         Args:
+            ask: gives the logits of all networks on an evaluator's images.
+            outputs: where the hash of the images is remembered.
             options: of `Evaluator`.
         """
+        named = {self.name: self.files.named(self.content(outputs))}
         index = torch.arange(len(self.targets), device=device)
-        evaluator = Evaluator({self.name: (self.files, index, self.targets.to(device))}, **options)
+        evaluator = Evaluator({self.name: (self.files, index, self.targets.to(device))}, **options, named=named)
         columns = torch.tensor(self.classes, device=device)
-        logits = {place: values[:, columns] for place, values in evaluator.logits(predict).items()}
+        logits = {place: values[:, columns] for place, values in ask(evaluator).items()}
         found = evaluator.metrics(logits)
         return {key: value for key, value in found.items() if key.rpartition("/")[2] in METRICS}
 

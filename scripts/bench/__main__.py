@@ -14,7 +14,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])  # also where this is run
 BENCHES = {
     "start": "start", "views": "views", "loop": "loop", "fixmatch": "loop", "peers": "peers", "losses": "losses",
     "metrics": "metrics", "memory": "memory", "sweep": "sweep", "data": "data", "dho": "dho", "tables": "tables",
-    "engines": "engines", "scheduler": "engines",
+    "engines": "engines", "scheduler": "engines", "growth": "growth",
 }  # fmt: skip
 """Name -> the file that has its `bench_<name>`."""
 

@@ -32,6 +32,10 @@ from kdrun.methods.trusted import Selection, trusted_labels
 from kdrun.models.class_texts import text_features
 from kdrun.results.analysis import linear_probe
 from kdrun.teachers.cache import keep
+from kdrun.teachers.teacher import Teacher
+from kdrun.training import teacher_logits
+from kdrun.training.evaluator import Evaluator
+from kdrun.training.teacher_logits import TeacherLogits
 from tests.damage import DAMAGE, flipped
 from tests.unit.test_hf import config_of
 
@@ -87,6 +91,14 @@ def teacher_outputs(tmp_path, monkeypatch):
     keep(Pixels(), views, IMAGES, index, 2, torch.device("cpu"), 2, "fp32", tmp_path)
 
 
+def teacher_evaluation(tmp_path, monkeypatch):
+    monkeypatch.setattr(teacher_logits, "_device", lambda _: "a machine")
+    monkeypatch.setattr(teacher_logits, "package_versions", lambda: {"torch": "2.15.0", "hydra-core": "1.3"})
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    evaluator = Evaluator({"test": (IMAGES, torch.arange(4), torch.arange(4))}, 2)
+    TeacherLogits(Teacher(Pixels()), torch.device("cpu"), True, tmp_path).of(evaluator)
+
+
 def trusted_of(tmp_path, monkeypatch, selector="dec"):
     found = {"index": torch.arange(2), "label": torch.tensor([1, 0]), "cluster": torch.zeros(2, dtype=torch.int32)}
     monkeypatch.setattr(trusted, "load_network", lambda *_: None)
@@ -123,6 +135,7 @@ PLACES = {
     parquet: "data/hf/d-a654e2e37bd5",
     texts: "artifacts/text_features/6d6338b4fd58",
     teacher_outputs: "artifacts/teacher_outputs/05c12ed36af0",
+    teacher_evaluation: "artifacts/teacher_evaluation/07994b3f6834",
     trusted_of: "artifacts/trusted/c05165032f37",
     trusted_by_confidence: "artifacts/trusted/c40775818ed0",
     probe: "analysis/features/f4f4cd5ffdf3",

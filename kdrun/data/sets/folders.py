@@ -161,11 +161,13 @@ def list_tree(root: Path, train: str, test: str, classes: list[str], key: str, n
     for part in (train, test):
         names[part], paths, labels = list_classes(root / part, classes, (), key, nested, passed)
         parts[part] = list(zip(paths, labels, strict=True))
-    odd = [(name, there, other) for there, other in ((train, test), (test, train)) for name in names[there]]
+    odd = [
+        (name, there, other)
+        for there, other in ((train, test), (test, train))
+        for name in set(names[there]).difference(names[other])
+    ]
     if lines := [
-        f"{key}: {root}: class {name} is in {there}, but not in {other}"
-        for name, there, other in sorted(odd)
-        if name not in names[other]
+        f"{key}: {root}: class {name} is in {there}, but not in {other}" for name, there, other in sorted(odd)
     ]:
         raise DataError(*lines)
     return Listing(parts[train], parts[test], names[train], root, key, notes=passed_over(passed, root))

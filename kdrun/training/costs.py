@@ -1,0 +1,69 @@
+"""What of a run its evaluations will take, told from operations before it begins."""
+
+import logging
+from contextlib import nullcontext
+
+import torch
+
+from kdrun.core.device import eager
+from kdrun.models.flops import flops_of
+from kdrun.training.assembly import Assembly
+
+log = logging.getLogger(__name__)
+WORTH = 0.05  # share of a run from which on it is said
+BACKWARD = 3  # a forward pass with its backward pass, in forward passes
+
+
+def evaluation_cost(assembly: Assembly) -> str | None:
+    """A line about it; None: it is small, nothing is trained, or operations cannot be counted.
+
+    Counted are the operations of networks alone: `BACKWARD` forward passes of all students for each view of each image
+    of a step, and one of a teacher that is asked; all students on all validation and test images, twice where there is
+    an average of weights; the teacher on these once.
+    """
+    config, clock = assembly.config, assembly.clock
+    schedule, sizes = config.schedule, config.method_class.batch_sizes(config)
+    if not config.needs.trains:
+        return None
+    students = [flops_of(network, assembly.size) for network in assembly.method.networks().values()]
+    teacher = _teacher_flops(assembly)
+    if teacher is None or None in students:
+        return None
+    one = sum(flops for flops in students if flops is not None)
+    views = sum(sizes[stream] * len(views) for stream, views in config.needs.streams.items())
+    step = BACKWARD * one * views + (0 if assembly.stored is not None else teacher * sum(sizes.values()))
+    counts = {split: len(index) for split, (_, index, _) in assembly.evaluator.splits.items()}
+    times, passes = schedule.evaluations(clock), 1 if schedule.ema_decay is None else 2
+    spent = sum(counts.values()) * (times * passes * one + teacher)
+    share = spent / max(spent + clock.total_steps * step, 1)
+    if share <= WORTH:
+        return None
+    images = " and ".join(f"{count} {split} images" for split, count in counts.items())
+    what = f"{times} evaluation{'s' if times > 1 else ''} of {images}"
+    what += ", of live and of averaged weights" if passes == 2 else ""
+    return f"evaluation: about {100 * share:.0f} % of the run by operations: {what}; {_remedy(assembly, times)}"
+
+
+def _remedy(assembly: Assembly, times: int) -> str:
+    schedule = assembly.config.schedule
+    for key, every in (("steps", schedule.eval_every_steps), ("epochs", schedule.eval_every_epochs)):
+        if every is not None and times > 1:
+            return f"fewer with a schedule.eval_every_{key} above {every:g}"
+    return f"that is the one at the end, beside {assembly.clock.total_steps} steps"
+
+
+def _teacher_flops(assembly: Assembly) -> int | None:
+    """Of a forward pass over one image, which the network is shown; 0: there is no teacher. None: it cannot be said."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    if assembly.teacher is None:
+        return 0
+    shape = (1, assembly.factory.in_chans, *assembly.size)
+    counter = FlopCounterMode(display=False)
+    try:
+        with eager() if assembly.config.schedule.compile is not None else nullcontext(), torch.no_grad(), counter:
+            assembly.teacher.network(torch.zeros(shape, dtype=torch.uint8, device=assembly.device))
+    except Exception as error:  # networks of others raise many kinds
+        log.debug("%s: its operations cannot be counted (%s)", assembly.teacher.name, error)
+        return None
+    return int(counter.get_total_flops())
