@@ -49,8 +49,10 @@ class ExecutionConfig(Schema):
 
     device: str = "auto"
     """auto (cuda where there is one, else cpu), cpu, cuda, cuda:<n> or mps."""
-    threads: int | None = Field(None, gt=0, le=4096)
-    """Threads of torch on the CPU; null: torch's choice."""
+    threads: Annotated[int, Field(gt=0, le=4096)] | Literal["auto"] | None = "auto"
+    """Threads of torch on the CPU; auto: as many of its slot's as the networks gain by, one where they are small; null:
+    all of its slot's, which are torch's own choice where one run at a time is made. A run that goes on keeps its
+    number."""
     workers: Annotated[int, Field(ge=0, le=4096)] | Literal["auto"] = "auto"
     """Processes that decode streamed images ahead of the training; 0: none, the run does it itself; auto: a core each
     but one, at most 16."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdrun.core.errors import ConfigError
+from kdrun.core.machine import cores
 from kdrun.core.slot import slot
 
 
@@ -37,12 +38,17 @@ def _cuda() -> str:
     return "cuda" if index is None else f"cuda:{index % torch.cuda.device_count()}"
 
 
-_THREADS = torch.get_num_threads()  # torch's own choice: a job of a sweep must not inherit the last one's
+_THREADS = min(torch.get_num_threads(), cores())  # torch's own choice: a job of a sweep must not inherit the last one's
 
 
-def use_machine(device: str, threads: int | None) -> torch.device:
-    """The device that is named; torch works with so many threads from now on (None: its slot's, or its own choice)."""
-    torch.set_num_threads(threads or slot().threads or _THREADS)
+def use_machine(device: str, threads: int | str | None) -> torch.device:
+    """The device that is named; torch works with so many threads from now on.
+
+    Args:
+        threads: None and auto: those of the slot, where it has none torch's own choice. What of them a run gains by,
+            its runner finds out.
+    """
+    torch.set_num_threads(threads if isinstance(threads, int) else slot().threads or _THREADS)
     return device_of(device)
 
 

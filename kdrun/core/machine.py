@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 SPINS = "2000"
 

@@ -1,7 +1,9 @@
-"""What of a run its evaluations will take, told from operations before it begins."""
+"""What a run will take, told from operations before it begins: threads, and the share of its evaluations."""
 
 import logging
 from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 
@@ -12,28 +14,55 @@ from kdrun.training.assembly import Assembly
 log = logging.getLogger(__name__)
 WORTH = 0.05  # share of a run from which on it is said
 BACKWARD = 3  # a forward pass with its backward pass, in forward passes
+GRAIN = 1e9  # operations of a step for each thread: with fewer, a second one gains little (docs/performance.md)
 
 
-def evaluation_cost(assembly: Assembly) -> str | None:
+@dataclass(frozen=True)
+class Operations:
+    """Of the networks of a run; None: they cannot be counted."""
+
+    students: int | None
+    """Of a forward pass of all of them over one image."""
+    teacher: int | None
+    """Of one over one image; 0: there is no teacher."""
+    step: int | None
+    """Of a training step: `BACKWARD` forward passes of all students for each view of each image, and one of a teacher
+    that is asked."""
+
+    @classmethod
+    def of(cls, assembly: Assembly) -> Self:
+        config = assembly.config
+        counted = [flops_of(network, assembly.size) for network in assembly.method.networks().values()]
+        students = None if None in counted else sum(flops for flops in counted if flops is not None)
+        teacher = _teacher(assembly)
+        if students is None or teacher is None:
+            return cls(students, teacher, None)
+        sizes = config.method_class.batch_sizes(config)
+        views = sum(sizes[stream] * len(views) for stream, views in config.needs.streams.items())
+        asked = 0 if assembly.stored is not None else teacher * sum(sizes.values())
+        return cls(students, teacher, BACKWARD * students * views + asked)
+
+
+def fitting_threads(assembly: Assembly, most: int, operations: Operations) -> int:
+    """Threads of torch on the CPU that a run gains by, of `most` that its slot has. All of them where it trains on
+    another device, trains nothing, or where operations cannot be counted."""
+    if assembly.device.type != "cpu" or not assembly.config.needs.trains or operations.step is None:
+        return most
+    return max(1, min(most, int(operations.step / GRAIN)))
+
+
+def evaluation_cost(assembly: Assembly, operations: Operations) -> str | None:
     """A line about it; None: it is small, nothing is trained, or operations cannot be counted.
 
-    Counted are the operations of networks alone: `BACKWARD` forward passes of all students for each view of each image
-    of a step, and one of a teacher that is asked; all students on all validation and test images, twice where there is
-    an average of weights; the teacher on these once.
+    Counted are, beside the training steps, all students on all validation and test images, twice where there is an
+    average of weights, and the teacher on these once.
     """
     config, clock = assembly.config, assembly.clock
-    schedule, sizes = config.schedule, config.method_class.batch_sizes(config)
-    if not config.needs.trains:
+    one, teacher, step = operations.students, operations.teacher, operations.step
+    if not config.needs.trains or one is None or teacher is None or step is None:
         return None
-    students = [flops_of(network, assembly.size) for network in assembly.method.networks().values()]
-    teacher = _teacher_flops(assembly)
-    if teacher is None or None in students:
-        return None
-    one = sum(flops for flops in students if flops is not None)
-    views = sum(sizes[stream] * len(views) for stream, views in config.needs.streams.items())
-    step = BACKWARD * one * views + (0 if assembly.stored is not None else teacher * sum(sizes.values()))
     counts = {split: len(index) for split, (_, index, _) in assembly.evaluator.splits.items()}
-    times, passes = schedule.evaluations(clock), 1 if schedule.ema_decay is None else 2
+    times, passes = config.schedule.evaluations(clock), 1 if config.schedule.ema_decay is None else 2
     spent = sum(counts.values()) * (times * passes * one + teacher)
     share = spent / max(spent + clock.total_steps * step, 1)
     if share <= WORTH:
@@ -52,7 +81,7 @@ def _remedy(assembly: Assembly, times: int) -> str:
     return f"that is the one at the end, beside {assembly.clock.total_steps} steps"
 
 
-def _teacher_flops(assembly: Assembly) -> int | None:
+def _teacher(assembly: Assembly) -> int | None:
     """Of a forward pass over one image, which the network is shown; 0: there is no teacher. None: it cannot be said."""
     from torch.utils.flop_counter import FlopCounterMode
 

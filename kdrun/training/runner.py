@@ -35,7 +35,7 @@ from kdrun.runs.record import SCHEMA, Record, code_version, package_versions, re
 from kdrun.runs.whole import METRICS, discard, results, told
 from kdrun.teachers.cache import refuse_features
 from kdrun.training.assembly import Assembly
-from kdrun.training.costs import evaluation_cost
+from kdrun.training.costs import Operations, evaluation_cost, fitting_threads
 from kdrun.training.evaluator import Logits, choice_metrics
 from kdrun.training.finite import refuse_given_networks, refuse_metrics, refuse_networks
 from kdrun.training.loop import Loop
@@ -146,9 +146,6 @@ def _execute(job: Job, record: Record, job_type: str, lock: Lock, wait: bool) ->
     record["requires"] = {role: other.key for role, other in requires.items()}
 
     assembly = Assembly.of(job, required=required)
-    if record["threads"] is not None:
-        log.info("goes on with %d threads, with which it was begun", record["threads"])
-        torch.set_num_threads(record["threads"])
     _ = assembly.arrays
     record["inputs"]["dataset"] = content_of(job.config.dataset, job.outputs)
     record["overview"], odd = overview(job.config.dataset, assembly.arrays, job.outputs)
@@ -158,11 +155,22 @@ def _execute(job: Job, record: Record, job_type: str, lock: Lock, wait: bool) ->
     _keep_split(assembly, record)
     _ = assembly.images  # before networks: what may be resident is a share of the memory that is free
     seed_everything(job.config.seed)
+    operations = Operations.of(assembly)
+    _set_threads(assembly, record, operations)
     refuse_given_networks(assembly)
     _keep_logits(assembly, record)
-    _describe(assembly, record)
+    _describe(assembly, record, operations)
     write_record(job.directory, record)
     _fit(assembly, record, job_type, lock)
+
+
+def _set_threads(assembly: Assembly, record: Record, operations: Operations) -> None:
+    """Those that the run was begun with, or that it gains by: last digits depend on their number."""
+    if record["threads"] is not None:
+        log.info("goes on with %d threads, with which it was begun", record["threads"])
+        torch.set_num_threads(record["threads"])
+    elif assembly.config.execution.threads == "auto":
+        torch.set_num_threads(fitting_threads(assembly, torch.get_num_threads(), operations))
 
 
 def _require(role: str, job: Job, wait: bool) -> Path:
@@ -221,7 +229,7 @@ def _before(assembly: Assembly, record: Record, fresh: bool) -> None:
     loader.give({name: values.to(assembly.device) for name, (values, _) in made.items()})
 
 
-def _describe(assembly: Assembly, record: Record) -> None:
+def _describe(assembly: Assembly, record: Record, operations: Operations) -> None:
     """What is about to be trained, into the record and the log."""
     config, method, device, split = assembly.config, assembly.method, assembly.device, assembly.split
     averaged, steps = config.schedule.ema_decay is not None, assembly.clock.total_steps
@@ -240,7 +248,7 @@ def _describe(assembly: Assembly, record: Record) -> None:
         "%s on %s: %d labeled of %d, %s",
         config.method.name, config.dataset.name, len(split.labeled), len(split.unlabeled), ", ".join([work, *sizes]),
     )  # fmt: skip
-    if (line := evaluation_cost(assembly)) is not None:
+    if (line := evaluation_cost(assembly, operations)) is not None:
         log.info("%s", line)
 
 

@@ -34,9 +34,11 @@ def test_a_slot_gives_threads_where_the_run_does_not(monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", told.append)
     with occupied(Slot(threads=3)):
         use_machine("cpu", None)
+        use_machine("cpu", "auto")
         use_machine("cpu", 2)
     use_machine("cpu", None)
-    assert told == [3, 2, before]
+    use_machine("cpu", "auto")
+    assert told == [3, 3, 2, before, before]
     assert slot() == WHOLE
 
 
