@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[2])  # also where this is run as `python scripts/bench`
 
 BENCHES = {
-    "start": "start", "views": "views", "loop": "loop", "fixmatch": "loop", "peers": "peers", "losses": "losses",
+    "start": "start", "views": "views", "loop": "loop", "fixmatch": "loop", "students": "students", "losses": "losses",
     "metrics": "metrics", "memory": "memory", "sweep": "sweep", "data": "data", "dho": "dho", "tables": "tables",
     "engines": "engines", "scheduler": "engines",
 }  # fmt: skip
