@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[2])  # also where this is run as `python scripts/bench`
 
 BENCHES = {
-    "start": "start", "views": "views", "loop": "loop", "fixmatch": "loop", "students": "students", "losses": "losses",
+    "start": "start", "views": "views", "step": "step", "students": "students", "losses": "losses",
     "metrics": "metrics", "memory": "memory", "sweep": "sweep", "data": "data", "dho": "dho", "tables": "tables",
     "engines": "engines", "scheduler": "engines",
 }  # fmt: skip
@@ -27,9 +27,9 @@ def main() -> None:
         parser.error(f"unknown bench {unknown[0]!r}; allowed: {', '.join(BENCHES)}")
     import torch
 
-    from scripts.bench.harness import ROUNDS
+    from scripts.bench.harness import rounds
 
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {ROUNDS} rounds; min, median, max")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {rounds()} rounds; min, median, max")
     for name in chosen:
         getattr(importlib.import_module(f"scripts.bench.{BENCHES[name]}"), f"bench_{name}")()
 

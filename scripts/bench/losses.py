@@ -11,7 +11,7 @@ from kdrun.core.registry import lookup
 from kdrun.losses.term import Pair, TermSpec
 from kdrun.models.network import build_network
 from kdrun.models.output import Output
-from scripts.bench.harness import ROUNDS, report, seconds_of
+from scripts.bench.harness import report, rounds, seconds_of
 
 TERMS: dict[str, dict[str, Any]] = {
     **{name: {"name": name} for name in ("ce", "kd", "ttm", "wttm", "dkd", "dist", "nkd", "crd")},
@@ -70,7 +70,7 @@ def bench_losses() -> None:
         seconds_of(call, 5)
     steps: list[float] = []
     shares: dict[str, list[float]] = {name: [] for name in terms}
-    for _ in range(ROUNDS):
+    for _ in range(rounds()):
         steps.append(seconds_of(step, 3))
         for name, call in terms.items():
             shares[name].append(100 * seconds_of(call, 20) / steps[-1])

@@ -9,7 +9,7 @@ from kdrun.config.model import ModelConfig
 from kdrun.methods.method import predictor
 from kdrun.models.network import build_network
 from kdrun.training.evaluator import Evaluator
-from scripts.bench.harness import ROUNDS, report
+from scripts.bench.harness import report, rounds
 
 
 def bench_metrics(images: int = 10_000) -> None:
@@ -33,7 +33,7 @@ def bench_metrics(images: int = 10_000) -> None:
         return middle - started, time.perf_counter() - middle
 
     seconds()
-    pairs = [seconds() for _ in range(ROUNDS)]
+    pairs = [seconds() for _ in range(rounds())]
     report(f"evaluation of resnet20 on {images:,} images: the network", [1e3 * a for a, _ in pairs], "ms")
     report("  its metrics", [1e3 * b for _, b in pairs], "ms")
     report("  metrics / evaluation", [100 * b / (a + b) for a, b in pairs], "%")

@@ -1,48 +1,17 @@
 """Two students at once beside their bare steps."""
 
-import time
 from collections.abc import Callable
 
 import torch
-from torch.nn import functional as F
 
 from kdrun.data.views.view import Samples, View
-from kdrun.losses.logits import kd
 from kdrun.methods.step import Context
-from kdrun.methods.uncertainty import Entropy, entropy_weight
+from kdrun.methods.uncertainty import Entropy
 from kdrun.models.output import Output
-from scripts.bench.harness import ROUNDS, LoopBench, report, report_pairs, seconds_of
+from scripts.bench.by_hand import peers_step
+from scripts.bench.harness import LoopBench, report, report_pairs, rounds, seconds_of
 
 ONE = ("method=uncertainty_distill", "loss=kd_40_40")  # a student without peers
-
-
-def bare_peers(
-    bench: LoopBench, teacher: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, wanted: torch.Tensor
-) -> Callable[[], float]:
-    """Seconds of a step of the students of `bench` and their teacher, on one batch of what networks take."""
-
-    def bare() -> float:
-        students = torch.nn.ModuleList(bench.network(model) for model in bench.config.students)
-        students.to(memory_format=torch.channels_last).train()
-        optimizer = bench.optimizer(students)
-        started = time.perf_counter()
-        for _ in range(bench.steps):
-            with torch.no_grad():
-                taught = teacher(batch)
-                weight = entropy_weight(taught)
-            logits = [student(batch) for student in students]
-            loss = torch.zeros(())
-            for own in logits:
-                loss = loss + 0.4 * F.cross_entropy(own, wanted) + 0.4 * (weight * kd(own, taught, 4.0)).mean()
-                for other in logits:
-                    if other is not own:
-                        loss = loss + 0.2 * kd(own, other.detach(), 4.0).mean()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-        return (time.perf_counter() - started) / bench.steps
-
-    return bare
 
 
 def bench_students() -> None:
@@ -55,15 +24,15 @@ def bench_students() -> None:
     teacher = bench.give_teacher()
     batch, wanted = torch.randn(64, 3, 32, 32).to(memory_format=torch.channels_last), torch.arange(64) % 100
     report_pairs(
-        "peers resnet56 -> resnet20, wrn_16_2, batch 64", bench.seconds, bare_peers(bench, teacher, batch, wanted)
+        "peers resnet56 -> resnet20, wrn_16_2, batch 64", bench.seconds, peers_step(bench, teacher, batch, wanted)
     )
     alone = LoopBench(*ONE, "student=resnet20", "teacher=resnet56", steps=10)
-    step = bare_peers(alone, teacher, batch, wanted)
+    step = peers_step(alone, teacher, batch, wanted)
     entropy = Entropy(Entropy.Config(name="entropy"), bench.teacher)  # type: ignore[arg-type]
     view, seen = View(batch, wanted), Output(torch.randn(64, 100), {})
     ctx = Context(0, 0, 1, torch.device("cpu"))
     step(), seconds_of(lambda: entropy.weight(view, seen, ctx), 200)
-    pairs = [(seconds_of(lambda: entropy.weight(view, seen, ctx), 200), step()) for _ in range(ROUNDS)]
+    pairs = [(seconds_of(lambda: entropy.weight(view, seen, ctx), 200), step()) for _ in range(rounds())]
     report("  the weight by the teacher's entropy", [1e3 * a for a, _ in pairs], "ms")
     report("  of the bare step of resnet20 alone", [100 * a / b for a, b in pairs], "%")
 
@@ -87,8 +56,8 @@ def bench_trio() -> None:
     shown = {"labeled": Samples({"weak": View(pixels, wanted)}, wanted)}
     taught = torch.randn(8, 100)
     timed: dict[str, Callable[[], float]] = {
-        "resnet50 -> resnet18, 224 px, batch 8: bare step": bare_peers(first, teacher, batch, wanted),
-        "  bare step of mobilenetv2_100, without the teacher's pass": bare_peers(
+        "resnet50 -> resnet18, 224 px, batch 8: bare step": peers_step(first, teacher, batch, wanted),
+        "  bare step of mobilenetv2_100, without the teacher's pass": peers_step(
             second, lambda _: taught, batch, wanted
         ),
         "  kdrun's step of resnet18 alone": lambda: first.seconds(shown),
@@ -96,9 +65,9 @@ def bench_trio() -> None:
     }
     for call in timed.values():
         call()
-    rounds = [[call() for call in timed.values()] for _ in range(ROUNDS)]
-    for what, values in zip(timed, zip(*rounds, strict=True), strict=True):
+    found = [[call() for call in timed.values()] for _ in range(rounds())]
+    for what, values in zip(timed, zip(*found, strict=True), strict=True):
         report(what, [1e3 * value for value in values], "ms")
-    report("  kdrun: both / resnet18 alone (paper: 1.63)", [two / one for _, _, one, two in rounds], "")
-    report("  bare: sum / resnet18 alone", [(a + b) / a for a, b, _, _ in rounds], "")
-    report("  kdrun's step of both / sum of the bare steps", [two / (a + b) for a, b, _, two in rounds], "")
+    report("  kdrun: both / resnet18 alone (paper: 1.63)", [two / one for _, _, one, two in found], "")
+    report("  bare: sum / resnet18 alone", [(a + b) / a for a, b, _, _ in found], "")
+    report("  kdrun's step of both / sum of the bare steps", [two / (a + b) for a, b, _, two in found], "")
