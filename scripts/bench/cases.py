@@ -82,13 +82,10 @@ def contrast(given: Given) -> Ran:
     spec = TermSpec(int(labels.max()) + 1, len(labels), {"prelogits": width}, {"prelogits": width}, labels)
     given.extra = term = cls(cls.Config(name="crd"), spec).to(given.device)
 
-    def value(feature: Tensor, teachers: Tensor, target: Tensor, index: Tensor) -> Tensor:
+    def value(feature: Tensor, teachers: Tensor, target: Tensor, index: Tensor) -> tuple[Tensor, Callable[[], None]]:
         seen, taught = (Output(feature, {"prelogits": v}) for v in (feature, teachers))
         pair = Pair(seen, taught, target, index, 0.0, lambda *shape: torch.rand(shape, device=given.device))
-        found: Tensor = 0.8 * term(pair).mean()
-        with torch.no_grad():
-            term.after_step(pair)
-        return found
+        return 0.8 * term(pair).mean(), torch.no_grad()(partial(term.after_step, pair))
 
     made: Contrast = value
     return mdistiller(given, labels_only, contrast=made)

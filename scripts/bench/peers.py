@@ -108,8 +108,8 @@ def logits_and_feature(network: nn.Module, pixels: Tensor) -> tuple[Tensor, Tens
     return timms.get_classifier()(feature), feature
 
 
-Contrast = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(student's features, teacher's, target, index) -> (), of a loss that compares images."""
+Contrast = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Callable[[], None]]]
+"""(student's features, teacher's, target, index) -> (), of a loss that compares images, and what follows the step."""
 
 
 def mdistiller(
@@ -143,9 +143,12 @@ def mdistiller(
                 taught, teachers = logits_and_feature(teacher, pixels)
             value = loss(logits, taught, target)
             if contrast is not None:
-                value = value + contrast(feature, teachers, target, index)
+                compared, remember = contrast(feature, teachers, target, index)
+                value = value + compared
             value.backward()
             optimizer.step()
+            if contrast is not None:
+                remember()
             meters["training_time"].update(time.time() - began)
             # accuracies and the loss go to the host in each step: the device is waited for (engine/trainer.py)
             top1, top5 = top(logits, target)

@@ -277,7 +277,7 @@ def show(found: Measured) -> None:
 
     say(f"{found.case.title}, {found.precision}: loop", "loop", found.loop, "ms", 1e3)
     say("  bare step", "bare", found.bare, "ms", 1e3)
-    say("  by hand", "by hand", found.by_hand, "ms", 1e3)
+    say("  by hand", "by_hand", found.by_hand, "ms", 1e3)
     say(f"  {found.case.whose}'s loop, fp32", "peers", found.peers, "ms", 1e3)
     ratio("loop / bare step", found.loop, found.bare)
     ratio("bare step / by hand", found.bare, found.by_hand)
