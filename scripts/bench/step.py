@@ -95,7 +95,18 @@ class CaseBench(LoopBench):
     def peers(self) -> Callable[[], Ran] | None:
         """The peers' loop on the same networks and images."""
         loop = self.case.peers
-        return None if loop is None else lambda: loop(self._given())
+        if loop is None:
+            return None
+
+        def run() -> Ran:
+            before = torch.backends.cudnn.benchmark
+            torch.backends.cudnn.benchmark = True  # PEERS_KD.md 6.2: cudnn tries its kernels for each shape
+            try:
+                return loop(self._given())
+            finally:
+                torch.backends.cudnn.benchmark = before
+
+        return run
 
     def shares(self) -> dict[str, float]:
         """Of one run of the loop: data, and host, what is neither data nor inside the method's calls, each in [0, 1].

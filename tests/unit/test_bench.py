@@ -8,6 +8,8 @@ from functools import partial
 import pytest
 import torch
 
+from kdrun.cli import publish
+from kdrun.core.errors import KdrunError
 from scripts.bench import metrics
 from scripts.bench.__main__ import BENCHES, asked, main
 from scripts.bench.by_hand import distill, fixmatch, two_heads
@@ -128,6 +130,14 @@ def test_the_command_writes_what_it_measured(tmp_path, capsys, monkeypatch):
     assert list(read["ran"]["minutes"]) == ["metrics"]
     assert {one["bench"] for one in read["figures"]} == {"metrics"}
     assert str(tmp_path) not in json.dumps(read)
+
+
+def test_what_was_measured_is_no_published_table(tmp_path):
+    write(tmp_path / "bench", {}, {"began": 0.0}, [])
+    assert publish.main(["check=true", f"published={tmp_path}"]) == "as their records make them: nothing is published"
+    (tmp_path / "demo").mkdir()  # a table's folder that has lost its files still is one
+    with pytest.raises(KdrunError, match=r"demo/published\.json: is not there"):
+        publish.main(["check=true", f"published={tmp_path}"])
 
 
 def test_all_is_the_default_and_on_cuda_what_can_run_there():
