@@ -126,7 +126,7 @@ CASES = {case.name: case for case in (
          ("method=peer_distill", "students=[resnet20,wrn_16_2]", "teacher=resnet56"), 10, 200, CIFAR_EPOCH, TESTED,
          by_hand=by_hand.students),
     Case("dho", "resnet56 -> resnet20, 32 px, 64 + 64", ("method=dho", *TWO_STREAMS), 10, 200, CIFAR_EPOCH, TESTED,
-         dho_authors, "DHO's authors", by_hand.two_heads),
+         dho_authors, "its authors", by_hand.two_heads),
     Case("sho", "resnet56 -> resnet20, 32 px, 64 + 64", ("method=sho", *TWO_STREAMS), 10, 200, CIFAR_EPOCH, TESTED),
 )}  # fmt: skip
 """All that the issue asks for, by name."""
