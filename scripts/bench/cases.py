@@ -33,8 +33,8 @@ class Case:
     steps: int
     """Of each measured stretch on a CPU."""
     steps_on_cuda: int
-    every: int
-    """Steps between two evaluations, as those who train this way have them."""
+    epoch: int
+    """Labeled images between two evaluations, as those who train this way have them."""
     tested: int
     """Images of such an evaluation."""
     peers: Callable[[Given], Ran] | None = None
@@ -49,7 +49,7 @@ class Case:
         return f"{self.name}, {self.networks}"
 
 
-CIFAR, CIFAR_EPOCH, TESTED = "resnet56 -> resnet20, 32 px, 64", 782, 10_000
+CIFAR, CIFAR_EPOCH, TESTED = "resnet56 -> resnet20, 32 px, 64", 50_000, 10_000
 SMALL = ("student=resnet20", "teacher=resnet56")
 WIDE = ("student=wrn_28_2", "schedule=fixmatch", "schedule.eval_every_steps=null", "views=kekmodel",
         "dataset.num_labels=4000")  # fmt: skip
@@ -113,13 +113,13 @@ CASES = {case.name: case for case in (
     *(_small(name, f"loss={name}", *SMALL, whose=whose, peers=loop) for name, (whose, loop) in TERMS.items()),
     _small("mixup_distill", "method=mixup_distill", *SMALL),
     _small("uncertainty_distill", "method=uncertainty_distill", *SMALL),
-    Case("fixmatch", "wrn_28_2, 32 px, 64 + 448 pairs", ("method=fixmatch", "loss=ce", *WIDE), 2, 30, 1024, TESTED,
+    Case("fixmatch", "wrn_28_2, 32 px, 64 + 448 pairs", ("method=fixmatch", "loss=ce", *WIDE), 2, 30, 65_536, TESTED,
          kekmodel, "kekmodel", by_hand.fixmatch),
-    Case("kd_fixmatch", "wrn_28_2, 32 px, 64 + 448 pairs", ("method=kd_fixmatch", "loss=ce", *WIDE), 2, 30, 1024,
+    Case("kd_fixmatch", "wrn_28_2, 32 px, 64 + 448 pairs", ("method=kd_fixmatch", "loss=ce", *WIDE), 2, 30, 65_536,
          TESTED),
     Case("peer_fixmatch", "two wrn_28_2, 32 px, 64 + 448 pairs",
-         ("method=peer_fixmatch", "students=[wrn_28_2,wrn_28_2]", *WIDE[1:]), 2, 30, 1024, TESTED),
-    Case("kd_224", "resnet50 -> resnet18, 224 px, 8", ("loss=kd", *LARGE), 3, 50, 2502, 50_000,
+         ("method=peer_fixmatch", "students=[wrn_28_2,wrn_28_2]", *WIDE[1:]), 2, 30, 65_536, TESTED),
+    Case("kd_224", "resnet50 -> resnet18, 224 px, 8", ("loss=kd", *LARGE), 3, 50, 1_281_167, 50_000,
          partial(mdistiller, loss=KD, transform=large_images(224), pin=True), MD, by_hand.distill,
          images=400, side=256),
     Case("peer_distill", "resnet56 -> resnet20, wrn_16_2, 32 px, 64",

@@ -250,7 +250,7 @@ def measure(
     seconds = {name: [one[name] for one in found] for name in timed}
     shares = [bench.shares() for _ in range(max(1, times // 2))]
     an_image = [bench.evaluation(200 if case.side <= 32 else 32) for _ in range(max(1, times // 2))]
-    train = sorted(seconds["loop"])[times // 2] * case.every
+    train = sorted(seconds["loop"])[times // 2] * case.epoch / bench.sizes["labeled"]
     if not cuda and memory:
         most = peak_memory(case.name, precision, more)
     return Measured(
@@ -304,7 +304,7 @@ def show(found: Measured) -> None:
     say("  images", "images", [found.images_a_step / one for one in found.loop], "images/s")
     say("  share in data", "data", found.data, "%", 100)
     say("  share on the host", "host", found.host, "%", 100)
-    every = f"{found.case.tested:,} images each {found.case.every:,} steps"
+    every = f"{found.case.tested:,} test images each {found.case.epoch:,}"
     say(f"  share in evaluation, {every}", "evaluation", found.evaluation, "%", 100)
     if found.memory:
         say("  memory at most", "memory", [found.memory], "GB", 1e-9)

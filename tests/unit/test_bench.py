@@ -10,7 +10,7 @@ import torch
 
 from kdrun.cli import publish
 from kdrun.core.errors import KdrunError
-from scripts.bench import metrics
+from scripts.bench import losses, metrics
 from scripts.bench.__main__ import BENCHES, asked, main
 from scripts.bench.by_hand import distill, fixmatch, two_heads
 from scripts.bench.cases import CASES, KD, Case, contrast
@@ -130,6 +130,12 @@ def test_the_command_writes_what_it_measured(tmp_path, capsys, monkeypatch):
     assert list(read["ran"]["minutes"]) == ["metrics"]
     assert {one["bench"] for one in read["figures"]} == {"metrics"}
     assert str(tmp_path) not in json.dumps(read)
+
+
+def test_every_loss_term_is_measured():
+    session.rounds = 1
+    losses.bench_losses(("resnet8", "resnet8"), 8)
+    assert [one["what"].partition(":")[0] for one in session.figures[1:]] == list(losses.TERMS)
 
 
 def test_what_was_measured_is_no_published_table(tmp_path):
