@@ -20,7 +20,7 @@ TERMS: dict[str, dict[str, Any]] = {
 }
 
 
-def bench_losses(names: tuple[str, str] = ("resnet8x4", "resnet32x4"), side: int = 32) -> None:
+def bench_losses(names: tuple[str, str] = ("resnet8x4", "resnet32x4"), side: int = 32, calls: int = 20) -> None:
     """Each loss term, forward and backward, beside a student's step of resnet8x4: 100 classes, 32 px, batch 64.
 
     A term gets the features that it asks for; its share holds its gradient down to logits and features, its metrics and
@@ -67,13 +67,13 @@ def bench_losses(names: tuple[str, str] = ("resnet8x4", "resnet32x4"), side: int
         terms[what] = of(cls(cls.Config(**fields), spec))
     seconds_of(step, 2)
     for call in terms.values():
-        seconds_of(call, 5)
+        seconds_of(call, max(calls // 4, 1))
     steps: list[float] = []
     shares: dict[str, list[float]] = {name: [] for name in terms}
     for _ in range(rounds()):
         steps.append(seconds_of(step, 3))
         for name, call in terms.items():
-            shares[name].append(100 * seconds_of(call, 20) / steps[-1])
+            shares[name].append(100 * seconds_of(call, calls) / steps[-1])
     report(f"student step of {names[0]}, batch 64", [1e3 * value for value in steps], "ms")
     for name, values in shares.items():
         report(f"  {name}: forward, backward, metrics", values, "% of the step")

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from kdrun.cli import publish
+from kdrun.config.compose import Composer
 from kdrun.core.errors import KdrunError
 from scripts.bench import losses, metrics
 from scripts.bench.__main__ import BENCHES, asked, main
 from scripts.bench.by_hand import distill, fixmatch, two_heads
 from scripts.bench.cases import CASES, KD, Case, contrast
-from scripts.bench.harness import LoopBench, Session, session
+from scripts.bench.harness import Session, session
 from scripts.bench.peers import dho_authors, kekmodel, mdistiller, repdistiller
 from scripts.bench.step import CaseBench, measure, show
 from scripts.bench.written import PANELS, write
@@ -87,17 +88,13 @@ def test_loops_of_peers_and_steps_by_hand_train(loop, overrides, by_hand):
     assert by_hand is None or by_hand(bench)() > 0
 
 
-def test_every_case_composes_with_a_teacher_where_its_peers_ask_for_one(monkeypatch):
-    monkeypatch.setattr(LoopBench, "give_teacher", lambda self: None)
-    for case in CASES.values():
-        bench = CaseBench(case_of_few(case), "bf16", "execution.device=cpu")
-        assert bench.config.schedule.precision == "bf16"
-        assert bench.images_a_step == sum(bench.sizes.values()) > 0
-        assert bool(case.peers) == bool(case.whose)
-
-
-def case_of_few(case):
-    return Case(**{**vars(case), "images": 400, "side": min(case.side, 32) if case.side != 256 else 224})
+def test_every_case_composes_and_peers_are_given_the_teacher_that_they_ask_for():
+    with Composer() as composer:
+        for case in CASES.values():
+            config = composer.typed([*case.overrides, "schedule.precision=bf16", "tracker=none"])
+            assert config.method_class.batch_sizes(config)["labeled"] == config.schedule.batch_size
+            assert config.teacher.kind().present == (case.name not in ("supervised", "fixmatch", "kd_fixmatch"))
+            assert bool(case.peers) == bool(case.whose)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +131,7 @@ def test_the_command_writes_what_it_measured(tmp_path, capsys, monkeypatch):
 
 def test_every_loss_term_is_measured():
     session.rounds = 1
-    losses.bench_losses(("resnet8", "resnet8"), 8)
+    losses.bench_losses(("resnet8", "resnet8"), 8, calls=1)
     assert [one["what"].partition(":")[0] for one in session.figures[1:]] == list(losses.TERMS)
 
 
