@@ -23,18 +23,18 @@ Step = Callable[[], Tensor]
 """The loss of one step."""
 
 
-def measured(bench: LoopBench, trained: nn.Module, step: Step, steps: int | None = None) -> float:
+def measured(bench: LoopBench, trained: nn.Module, step: Step) -> float:
     """Seconds of a step of loss, backward pass and optimizer."""
-    optimizer = bench.optimizer(trained)
-    steps = bench.steps if steps is None else steps
-    started = clock(bench.device)
-    for _ in range(steps):
+    optimizer, started = bench.optimizer(trained), 0.0
+    for k in range(bench.steps):
+        if k == bench.first:
+            started = clock(bench.device)
         with autocast(bench.device, bench.config.schedule.precision):
             loss = step()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-    return (clock(bench.device) - started) / steps
+    return (clock(bench.device) - started) / (bench.steps - bench.first)
 
 
 def pixels(bench: LoopBench, count: int, side: int) -> Tensor:

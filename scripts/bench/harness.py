@@ -80,6 +80,9 @@ class LoopBench:
         side: of them, in pixels.
     """
 
+    first = 0
+    """Steps before the clock runs."""
+
     def __init__(
         self, *overrides: str, steps: int, data: Sequence[str] = (), device: torch.device = CPU, images: int = 5000,
         side: int = 32,

@@ -1,16 +1,19 @@
 """A step of every method: kdrun's loop, the bare step, the step by hand and the peers' loop, alternating.
 
-The loop is a run's own, with its data, log and average of weights. The bare step is the same method's on batches that
-are there: `method(batch, ctx)`, backward pass and optimizer, nothing else. By hand, it is written out in plain torch.
-The peers' loop is `scripts.bench.peers`, float32 always: their mixed precision is for CUDA alone (PEERS_SSL.md 4.7).
+Each stretch begins with a step that is not timed: it touches memory and makes kernels for the first time, and workers
+and threads begin. The loop is a run's own, with its data, log and average of weights. The bare step is the same
+method's on batches that are there: `method(batch, ctx)`, backward pass and optimizer, nothing else. By hand, it is
+written out in plain torch. The peers' loop is `scripts.bench.peers`, float32 always: their mixed precision is for CUDA
+alone (PEERS_SSL.md 4.7).
 """
 
 import dataclasses
+import gc
 import multiprocessing
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,10 +28,12 @@ from kdrun.training.assembly import Assembly
 from kdrun.training.loop import Loop
 from kdrun.training.optimizer import make_optimizer
 from scripts.bench.cases import CASES, Case
-from scripts.bench.harness import CPU, LoopBench, clock, report, rounds, session
+from scripts.bench.harness import CPU, LoopBench, Prebuilt, clock, report, rounds, session
 from scripts.bench.peers import Given, Ran
 
 PRECISIONS = ("fp32", "bf16")
+FIRST = 1
+"""Steps of a stretch before the clock runs."""
 PREBUILT = 4
 """Batches that a bare step takes in turn."""
 
@@ -50,7 +55,8 @@ class CaseBench(LoopBench):
         self.case = case
         steps = steps or (case.steps_on_cuda if device.type == "cuda" else case.steps)
         overrides = (*case.overrides, f"schedule.precision={precision}", *more)
-        super().__init__(*overrides, steps=steps, device=device, images=case.images, side=case.side)
+        super().__init__(*overrides, steps=steps + FIRST, device=device, images=case.images, side=case.side)
+        self.timed, self.first = steps, FIRST
         if self.config.teacher.kind().present:
             self.bare_teacher = self.give_teacher()
         self.sizes = self.config.method_class.batch_sizes(self.config)
@@ -70,8 +76,30 @@ class CaseBench(LoopBench):
             run.loader.give({"trusted_label": labels})
         return run
 
-    def loop_seconds(self) -> float:
-        return self.seconds()
+    def loop_seconds(self, prebuilt: Batch | None = None, inside: "_Inside | None" = None) -> float:
+        """Of a step of the run's loop.
+
+        Args:
+            prebuilt: a batch for all steps; None: they are made from the dataset.
+            inside: is shown the loop, and told where the clock begins.
+        """
+        return self._steady(prebuilt, inside)[0]
+
+    def _steady(self, prebuilt: Batch | None, inside: "_Inside | None") -> tuple[float, float]:
+        """Seconds of a step, and of its waiting for data."""
+        run = self.assembled()
+        if prebuilt is not None:
+            run.loader.close()
+        loader = _Timed(run.loader if prebuilt is None else Prebuilt(prebuilt), self.device, inside)
+        run.loader = loader  # type: ignore[assignment]
+        made = self.loop(run)
+        if inside is not None:
+            inside.watch(made)
+        try:
+            made.run()
+            return (clock(self.device) - loader.began) / self.timed, loader.data / self.timed
+        finally:
+            loader.close()
 
     def bare(self) -> float:
         """Seconds of a step of the method alone."""
@@ -79,8 +107,10 @@ class CaseBench(LoopBench):
         batches = self._made(run)
         method, precision = run.method.train(), self.config.schedule.precision
         optimizer = make_optimizer(method)
-        started = clock(self.device)
+        started = 0.0
         for step in range(self.steps):
+            if step == FIRST:
+                started = clock(self.device)
             ctx = Context(self.config.seed, step, self.steps, self.device)
             with autocast(self.device, precision):
                 out = method(batches[step % len(batches)], ctx)
@@ -88,7 +118,7 @@ class CaseBench(LoopBench):
             method.backward(out.losses, _as_it_is)
             optimizer.step()
             method.finish_step()  # memories of loss terms are part of them
-        return (clock(self.device) - started) / self.steps
+        return (clock(self.device) - started) / self.timed
 
     def by_hand(self) -> Callable[[], float] | None:
         return None if self.case.by_hand is None else self.case.by_hand(self)
@@ -115,15 +145,15 @@ class CaseBench(LoopBench):
         On CUDA calls return before the device is done, so there is no host share: see `Measured.host`.
         """
         inside = _Inside()
-        seconds = self.ran(watch=inside.watch)
-        found = {"data": seconds["data"] / seconds["total"]}
+        seconds, data = self._steady(None, inside)
+        found = {"data": data / seconds}
         if self.device.type == "cpu":
-            found["host"] = (seconds["total"] - seconds["data"] - seconds["eval"] - inside.seconds) / seconds["total"]
+            found["host"] = (seconds - data - inside.seconds / self.timed) / seconds
         return found
 
     def prebuilt_seconds(self) -> float:
         """Of a step of the loop on a batch that is there."""
-        return self.seconds(self._made(self.assembled())[0])
+        return self.loop_seconds(self._made(self.assembled())[0])
 
     def evaluation(self, images: int) -> float:
         """Seconds to evaluate one image, networks and metrics."""
@@ -149,7 +179,7 @@ class CaseBench(LoopBench):
             teacher = self.parts.factory.network(self.config.teacher.model, 0).net.to(self.device)  # type: ignore[arg-type]
             teacher = teacher.eval().requires_grad_(False)
         return Given(
-            student, teacher, arrays.train_images, arrays.train_labels, schedule.batch_size, self.steps, self.device,
+            student, teacher, arrays.train_images, arrays.train_labels, schedule.batch_size, self.timed, self.device,
             schedule.lr, schedule.momentum, schedule.weight_decay, self.sizes.get("unlabeled", 0),
         )  # fmt: skip
 
@@ -163,6 +193,32 @@ class CaseBench(LoopBench):
 
 def _as_it_is(loss: Tensor) -> Tensor:
     return loss
+
+
+class _Timed:
+    """A loader that knows when the first steps are done, and how long it was waited for since.
+
+    Args:
+        inside: begins anew then.
+    """
+
+    def __init__(self, loader: Any, device: torch.device, inside: "_Inside | None") -> None:
+        self.loader, self.device, self.inside = loader, device, inside
+        self.began = self.data = 0.0
+
+    def batch(self, step: int) -> Batch:
+        started = time.perf_counter()
+        if step == FIRST:
+            self.began = started = clock(self.device)
+            if self.inside is not None:
+                self.inside.seconds = 0.0
+        batch: Batch = self.loader.batch(step)
+        if step >= FIRST:
+            self.data += time.perf_counter() - started
+        return batch
+
+    def close(self) -> None:
+        self.loader.close()
 
 
 class _Inside:
@@ -246,7 +302,7 @@ def measure(
         call()
         if cuda and name == "loop":
             most = float(torch.cuda.max_memory_allocated(device))
-    found = [{name: call() for name, call in timed.items()} for _ in range(times)]
+    found = [_one_round(timed, k) for k in range(times)]
     seconds = {name: [one[name] for one in found] for name in timed}
     shares = [bench.shares() for _ in range(max(1, times // 2))]
     an_image = [bench.evaluation(200 if case.side <= 32 else 32) for _ in range(max(1, times // 2))]
@@ -260,6 +316,16 @@ def measure(
         else [one["host"] for one in shares],
         [one * case.tested / (one * case.tested + train) for one in an_image], most,
     )  # fmt: skip
+
+
+def _one_round(timed: Mapping[str, Callable[[], float]], k: int) -> dict[str, float]:
+    """Seconds of each; the k-th round begins with the k-th, for what runs after what makes a difference."""
+    names = list(timed)
+    found = {}
+    for name in names[k % len(names) :] + names[: k % len(names)]:
+        gc.collect()  # what is left of the one before
+        found[name] = timed[name]()
+    return found
 
 
 def peak_memory(name: str, precision: str, more: Sequence[str] = ()) -> float:
