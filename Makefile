@@ -15,7 +15,7 @@ help:
 	@echo 'make quick   the tests that take no more than a few seconds each'
 	@echo 'make faults  kill, damage and starve real runs for up to an hour; ARGS="kills --only 17" tries one case'
 	@echo 'make lint    ruff and mypy'
-	@echo 'make bench   measure speed for about an hour and a half, into outputs/published/bench; ARGS="views rounds=3" measures some of it'
+	@echo 'make bench   measure speed for up to two hours, into outputs/published/bench; ARGS="views rounds=3" measures some of it'
 	@echo 'make lock    remake requirements.lock (needs uv); ARGS=--upgrade takes the newest versions'
 	@echo 'make clean   remove $(VENV), caches and build files; outputs/ stays'
 
