@@ -254,6 +254,8 @@ class Measured:
 
     case: Case
     precision: str
+    more: tuple[str, ...]
+    """Overrides after the case's own: what `case.networks` says of batches may not hold."""
     images_a_step: int
     loop: list[float]
     bare: list[float]
@@ -310,7 +312,7 @@ def measure(
     if not cuda and memory:
         most = peak_memory(case.name, precision, more)
     return Measured(
-        case, precision, bench.images_a_step, seconds["loop"], seconds["bare"], seconds.get("by_hand", []),
+        case, precision, more, bench.images_a_step, seconds["loop"], seconds["bare"], seconds.get("by_hand", []),
         seconds.get("peers", []), ran[-1].loss if ran else None, [one["data"] for one in shares],
         [1 - b / p for p, b in zip(seconds["prebuilt"], seconds["bare"], strict=True)] if cuda
         else [one["host"] for one in shares],
@@ -349,6 +351,9 @@ def _peak(name: str, precision: str, more: tuple[str, ...]) -> float:
 def show(found: Measured) -> None:
     """Print and keep a case's figures."""
     told = {"case": found.case.name, "networks": found.case.networks, "precision": found.precision}
+    if found.more:
+        told["overrides"] = " ".join(found.more)
+    title = ", ".join([found.case.title, *found.more, found.precision])
 
     def say(what: str, kind: str, values: Sequence[float], unit: str, factor: float = 1.0) -> None:
         if values:
@@ -357,7 +362,7 @@ def show(found: Measured) -> None:
     def ratio(what: str, one: Sequence[float], other: Sequence[float]) -> None:
         say(f"  {what}", what, [a / b for a, b in zip(one, other, strict=False)], "")
 
-    say(f"{found.case.title}, {found.precision}: loop", "loop", found.loop, "ms", 1e3)
+    say(f"{title}: loop", "loop", found.loop, "ms", 1e3)
     say("  bare step", "bare", found.bare, "ms", 1e3)
     say("  by hand", "by_hand", found.by_hand, "ms", 1e3)
     say(f"  loop of {found.case.whose}, fp32", "peers", found.peers, "ms", 1e3)
