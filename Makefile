@@ -15,7 +15,7 @@ help:
 	@echo 'make quick   the tests that take no more than a few seconds each'
 	@echo 'make faults  kill, damage and starve real runs for up to an hour; ARGS="kills --only 17" tries one case'
 	@echo 'make lint    ruff and mypy'
-	@echo 'make bench   measure speed'
+	@echo 'make bench   measure speed for up to two hours, into outputs/published/bench; ARGS="views rounds=3" measures some of it'
 	@echo 'make lock    remake requirements.lock (needs uv); ARGS=--upgrade takes the newest versions'
 	@echo 'make clean   remove $(VENV), caches and build files; outputs/ stays'
 
@@ -71,7 +71,7 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python -m scripts.bench $(ARGS)
+	$(BIN)/python -m scripts.bench $(if $(ARGS),$(ARGS),write=outputs/published/bench)
 
 # Keeps the versions in the file wherever pyproject.toml allows them.
 lock:

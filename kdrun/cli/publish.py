@@ -135,7 +135,9 @@ def main(arguments: Sequence[str]) -> str:
 
 
 def _folders(published: Path) -> list[Path]:
-    return [path for path in folder(published, "published").iterdir() if path.is_dir()]
+    """Of tables; one with a bench.json holds what `make bench` measured."""
+    found = [path for path in folder(published, "published").iterdir() if path.is_dir()]
+    return [path for path in found if not (path / "bench.json").is_file()]
 
 
 def _new(name: str, place: Path, options: Options) -> Published:

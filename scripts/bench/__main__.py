@@ -1,38 +1,88 @@
 """Speed of the loop beside the bare step, and of the parts around it, measured in one process, alternating.
 
-python -m scripts.bench                 everything
-python -m scripts.bench loop views      some of it
+python -m scripts.bench                                      everything, one after the other
+python -m scripts.bench step views rounds=3                  some of it
+python -m scripts.bench step cases=kd,fixmatch precisions=bf16
+python -m scripts.bench step device=cuda                     what can run there
+python -m scripts.bench write=outputs/published/bench        bench.json and bench.svg too, as `make bench`
+
+Each line has the minimum, the median and the maximum. Nothing else should run on the machine.
 """
 
 import argparse
 import importlib
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])  # also where this is run as `python scripts/bench`
 
 BENCHES = {
-    "start": "start", "views": "views", "loop": "loop", "fixmatch": "loop", "peers": "peers", "losses": "losses",
-    "metrics": "metrics", "memory": "memory", "sweep": "sweep", "data": "data", "dho": "dho", "tables": "tables",
-    "engines": "engines", "scheduler": "engines", "growth": "growth",
+    "start": ("start", 1.5), "step": ("step", 80.0), "views": ("views", 1.5), "students": ("students", 3.0),
+    "losses": ("losses", 0.5), "metrics": ("metrics", 0.5), "memory": ("memory", 1.0), "sweep": ("sweep", 0.5),
+    "data": ("data", 1.0), "dho": ("dho", 1.0), "tables": ("tables", 1.5), "engines": ("engines", 15.0),
+    "scheduler": ("engines", 2.0), "growth": ("growth", 8.0),
 }  # fmt: skip
-"""Name -> the file that has its `bench_<name>`."""
+"""Name -> the file that has its `bench_<name>`, and its minutes on two cores at five rounds."""
+ON_CUDA = ("step",)
+OPTIONS = {"rounds": "5", "device": "cpu", "write": "", "cases": "", "precisions": "fp32,bf16"}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("which", nargs="*", help=f"any of {', '.join(BENCHES)}; default: all")
-    chosen = parser.parse_args().which or list(BENCHES)
+def asked(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Names of benchmarks, and the options with what was given. Exits where a word is neither."""
+    parser = argparse.ArgumentParser(
+        "python -m scripts.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("which", nargs="*", help=f"any of {', '.join(BENCHES)} (default: all), and key=value")
+    words = parser.parse_args(arguments).which
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    chosen = [word for word in words if "=" not in word]
     if unknown := [name for name in chosen if name not in BENCHES]:
         parser.error(f"unknown bench {unknown[0]!r}; allowed: {', '.join(BENCHES)}")
+    if unknown := [key for key in given if key not in OPTIONS]:
+        parser.error(f"unknown option {unknown[0]!r}; allowed: {', '.join(OPTIONS)}")
+    options = {**OPTIONS, **given}
+    if not options["rounds"].isdigit() or not int(options["rounds"]):
+        parser.error(f"rounds: {options['rounds']} is no number above 0")
+    if options["device"].partition(":")[0] not in ("cpu", "cuda"):
+        parser.error(f"device: {options['device']} is neither cpu nor cuda")
+    if options["device"] != "cpu":
+        if elsewhere := [name for name in chosen if name not in ON_CUDA]:
+            parser.error(f"{elsewhere[0]} runs on the CPU only; with device=cuda: {', '.join(ON_CUDA)}")
+        chosen = chosen or list(ON_CUDA)
+    chosen = chosen or list(BENCHES)
+    if "step" not in chosen and (own := {"cases", "precisions"} & set(given)):
+        parser.error(f"{min(own)}: is of step, which is not asked for")
+    return chosen, options
+
+
+def main(arguments: list[str]) -> None:
+    chosen, options = asked(arguments)
     import torch
 
-    from scripts.bench.harness import ROUNDS
+    from kdrun.core.device import device_of
+    from scripts.bench.harness import session
+    from scripts.bench.machine import machine
+    from scripts.bench.written import write
 
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {ROUNDS} rounds; min, median, max")
+    session.rounds, session.device = int(options["rounds"]), device_of(options["device"], "device")
+    described = machine(session.device)  # before anything runs: the load is that of others
+    minutes = sum(BENCHES[name][1] for name in chosen) * (session.rounds + 1) / 6
+    load = ", ".join(f"load {value:.1f}" for value in described["load"][:1])
+    print(f"{described['cpu']}, torch {torch.__version__}, {torch.get_num_threads()} threads, {load}")
+    print(f"{session.rounds} rounds: min, median, max; about {minutes:.0f} minutes on two cores", flush=True)
+    began, spent = time.time(), {}
     for name in chosen:
-        getattr(importlib.import_module(f"scripts.bench.{BENCHES[name]}"), f"bench_{name}")()
+        session.bench, started = name, time.perf_counter()
+        own: dict[str, Any] = {key: options[key] for key in ("cases", "precisions")} if name == "step" else {}
+        getattr(importlib.import_module(f"scripts.bench.{BENCHES[name][0]}"), f"bench_{name}")(**own)
+        spent[name] = (time.perf_counter() - started) / 60
+    if options["write"]:
+        ran = {"began": began, "rounds": session.rounds, "device": str(session.device), "minutes": spent}
+        for path in write(Path(options["write"]), described, ran, session.figures):
+            print(f"wrote {path}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -17,7 +17,7 @@ from kdrun.config.compose import Composer
 from kdrun.config.run import RunConfig
 from kdrun.data.views.view import rows
 from kdrun.training.assembly import Assembly
-from scripts.bench.harness import CPU, ROUNDS, LoopBench, report, report_pairs, seconds_of
+from scripts.bench.harness import CPU, LoopBench, report, report_pairs, rounds, seconds_of
 
 
 def write_photos(folder: Path, count: int) -> None:
@@ -62,7 +62,7 @@ def compare_decoding(packed: RunConfig, streamed: RunConfig, images: int) -> Non
     times = [
         [seconds_of(lambda source=source: [rows(source, at, CPU) for at in order.split(BATCH)], 1)
          for source in sources]
-        for _ in range(ROUNDS)
+        for _ in range(rounds())
     ]  # fmt: skip
     report("decoding 500x375 -> 256 px, all cores", [images / b for _, b in times], "images/s")
     report("  packed, in random order", [images / a for a, _ in times], "images/s")
@@ -84,7 +84,7 @@ def compare_streaming(streamed: RunConfig, tree: Path, images: int) -> None:
         return seconds_a_batch(iter(DataLoader(bare_set, BATCH, sampler=order, num_workers=WORKERS)), lambda: None)
 
     total = 4 * (images // BATCH)
-    pairs = [(ours(total), bare(total)) for _ in range(ROUNDS)]
+    pairs = [(ours(total), bare(total)) for _ in range(rounds())]
     report(f"bare DataLoader, crops of 224 px, {WORKERS} workers", [BATCH / b for _, b in pairs], "images/s")
     report("  streamed", [BATCH / a for a, _ in pairs], "images/s")
     report("  streamed / bare DataLoader, seconds", [a / b for a, b in pairs], "")

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.bench.harness import ROUNDS, LoopBench, report, write_random_images
+from scripts.bench.harness import LoopBench, report, rounds, write_random_images
 
 
 def bench_dho() -> None:
@@ -40,9 +40,9 @@ def compare_heads(what: str, networks: Sequence[str], cache: Sequence[str], data
     }
     for call in timed.values():
         call()
-    rounds = [[call() for call in timed.values()] for _ in range(ROUNDS)]
-    for name, values in zip(timed, zip(*rounds, strict=True), strict=True):
+    found = [[call() for call in timed.values()] for _ in range(rounds())]
+    for name, values in zip(timed, zip(*found, strict=True), strict=True):
         report(name, [1e3 * value for value in values], "ms")
-    report("  two heads / one head (target: 1.03)", [b / a for a, b, _ in rounds], "")
-    report("  two heads, kept / not kept", [c / b for _, b, c in rounds], "")
+    report("  two heads / one head (target: 1.03)", [b / a for a, b, _ in found], "")
+    report("  two heads, kept / not kept", [c / b for _, b, c in found], "")
     report("  passes of the teacher in the steps with kept logits", [len(passes)], "")

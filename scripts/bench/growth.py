@@ -22,7 +22,7 @@ from kdrun.data.images import list_classes
 from kdrun.training.assembly import Assembly
 from kdrun.training.loop import Loop
 from kdrun.training.tracking import Tracker
-from scripts.bench.harness import ROUNDS, report, write_random_images
+from scripts.bench.harness import report, rounds, write_random_images
 
 TINY = ["method=supervised", "loss=ce", "student=resnet8", "student.args.width=4", "schedule.batch_size=16"]
 STEPS = 400
@@ -92,14 +92,14 @@ class Runs:
 def _bench_dataset() -> None:
     few, many = (Runs(steps=STEPS, count=count) for count in (5_000, 50_000))
     few.run(), many.run()
-    pairs = [(statistics.median(few.run()[1]), statistics.median(many.run()[1])) for _ in range(ROUNDS)]
+    pairs = [(statistics.median(few.run()[1]), statistics.median(many.run()[1])) for _ in range(rounds())]
     report("a step with 5,000 images", [1e3 * a for a, _ in pairs], "ms")
     report("  50,000 / 5,000 images", [b / a for a, b in pairs], "")
 
 
 def _bench_length() -> None:
     runs, ratios = Runs(steps=10 * STEPS), []
-    for _ in range(ROUNDS):
+    for _ in range(rounds()):
         steps = runs.run()[1][1:]  # the first one warms up
         ratios.append(statistics.median(steps[-EDGE:]) / statistics.median(steps[:EDGE]))
     report(f"the last / the first {EDGE} of {10 * STEPS} steps", ratios, "")
@@ -113,7 +113,7 @@ def _bench_evaluations() -> None:
         return (seconds["total"] - seconds["eval"]) / STEPS
 
     outside(rare), outside(often)
-    pairs = [(outside(rare), outside(often)) for _ in range(ROUNDS)]
+    pairs = [(outside(rare), outside(often)) for _ in range(rounds())]
     report("a step outside evaluation, 1 evaluation", [1e3 * a for a, _ in pairs], "ms")
     report("  100 / 1 evaluations", [b / a for a, b in pairs], "")
 

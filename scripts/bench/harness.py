@@ -1,5 +1,6 @@
-"""What the benchmarks share: rounds, how figures are printed, and kdrun's loop on data that is made for it."""
+"""What the benchmarks share: rounds, how figures are printed and kept, and kdrun's loop on data made for it."""
 
+import dataclasses
 import pickle
 import statistics
 import tempfile
@@ -19,13 +20,48 @@ from kdrun.training.evaluator import Evaluator
 from kdrun.training.loop import Loop
 from kdrun.training.tracking import Tracker
 
-ROUNDS = 5
 CPU = torch.device("cpu")
 
 
-def report(what: str, values: list[float], unit: str) -> None:
+@dataclasses.dataclass
+class Session:
+    """One call of the command: how often everything is measured, where, and what came out."""
+
+    rounds: int = 5
+    device: torch.device = CPU
+    bench: str = ""
+    """The one that runs."""
+    figures: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """{bench, of, what, unit, values, min, median, max, and what `report` was told beside}."""
+
+
+session = Session()
+
+
+def rounds() -> int:
+    return session.rounds
+
+
+def report(what: str, values: Sequence[float], unit: str, **told: Any) -> None:
+    """Print a figure and keep it.
+
+    Args:
+        what: two spaces before it: it belongs to the last figure without.
+        told: what stands beside it in the file, e.g. case, precision and kind.
+    """
     low, middle, high = min(values), statistics.median(values), max(values)
     print(f"{what:<62} {low:>10,.4g} {middle:>10,.4g} {high:>10,.4g}  {unit}", flush=True)
+    above = [figure["what"] for figure in session.figures if figure["bench"] == session.bench and not figure["of"]]
+    of = above[-1] if what.startswith(" ") and above else None
+    found = {"values": list(values), "min": low, "median": middle, "max": high}
+    session.figures.append({"bench": session.bench, "of": of, "what": what.strip(), "unit": unit, **told, **found})
+
+
+def clock(device: torch.device = CPU) -> float:
+    """Seconds, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def seconds_of(call: Callable[[], Any], times: int) -> float:
@@ -40,33 +76,44 @@ class LoopBench:
 
     Args:
         data: other images: overrides of `dataset`.
+        images: else that many random ones.
+        side: of them, in pixels.
     """
 
-    def __init__(self, *overrides: str, steps: int, data: Sequence[str] = ()) -> None:
+    first = 0
+    """Steps before the clock runs."""
+
+    def __init__(
+        self, *overrides: str, steps: int, data: Sequence[str] = (), device: torch.device = CPU, images: int = 5000,
+        side: int = 32,
+    ) -> None:  # fmt: skip
         self.steps = steps
+        self.device = device
         self._folder = tempfile.TemporaryDirectory()
-        data = data or write_random_images(Path(self._folder.name) / "d.npz", 5000, 32)
+        data = data or write_random_images(Path(self._folder.name) / "d.npz", images, side)
         with Composer() as composer:
             self.config = composer.typed([
                 *data, "tracker=none", f"schedule.steps={steps}", f"execution.outputs={self._folder.name}",
                 "schedule.eval_every_steps=null", "execution.progress=false", "dataset.val_fraction=0", *overrides,
             ])  # fmt: skip
         self.teacher: Teacher | None = None
-        self.parts = Assembly.of(self.config, CPU)
+        self.parts = Assembly.of(self.config, device)
 
     def network(self, model: ModelConfig) -> torch.nn.Module:
         """A new one without its input adapter, for training."""
-        return self.parts.factory.network(model, 0).net.to(memory_format=torch.channels_last).train()  # type: ignore[no-any-return]
+        network = self.parts.factory.network(model, 0).net.to(self.device, memory_format=torch.channels_last)
+        return network.train()  # type: ignore[no-any-return]
 
     def give_teacher(self) -> torch.nn.Module:
         """Let `teacher` of the config be a network that nobody trained. Returns it without its input adapter."""
-        network = self.parts.factory.network(self.config.teacher.model, 0).to(memory_format=torch.channels_last)  # type: ignore[arg-type]
+        network = self.parts.factory.network(self.config.teacher.model, 0)  # type: ignore[arg-type]
+        network = network.to(self.device, memory_format=torch.channels_last)
         self.teacher = Teacher(network)
         return network.net  # type: ignore[no-any-return]
 
     def keep_logits(self) -> None:
         """Compute the teacher's logits of the views of `teacher.cache`, as a run does before it trains."""
-        if self._assembled().keep_logits() is None:
+        if self.assembled().keep_logits() is None:
             raise SystemExit("teacher.cache keeps nothing here")
 
     def seconds(self, prebuilt: Any = None) -> float:
@@ -75,29 +122,55 @@ class LoopBench:
         Args:
             prebuilt: a batch for all steps; None: they are made from the dataset.
         """
-        run = self._assembled()
+        return self.ran(prebuilt)["total"] / self.steps
+
+    def ran(self, prebuilt: Any = None, watch: Callable[[Loop], None] = lambda made: None) -> dict[str, float]:
+        """Seconds of a short run by what they went into: total, train, data and eval.
+
+        Args:
+            watch: is shown the loop before it runs.
+        """
+        run = self.assembled()
         if prebuilt:
             run.loader = Prebuilt(prebuilt)  # type: ignore[assignment]
-        directory = Path(tempfile.mkdtemp(dir=self._folder.name))
-        made = Loop(run.method, run.loader, run.evaluator, run.clock, directory, Tracker(), "bench")
+        made = self.loop(run)
+        watch(made)
         try:
-            return made.run().seconds["total"] / self.steps
+            clock(self.device)
+            seconds = made.run().seconds  # its last act brings numbers of the last step to the host
+            return {**seconds, "total": seconds["total"] + _seconds_left(self.device)}
         finally:
             run.loader.close()
 
+    def loop(self, run: Assembly) -> Loop:
+        directory, hidden = Path(tempfile.mkdtemp(dir=self._folder.name)), run.labels.to(self.device)
+        return Loop(
+            run.method, run.loader, run.evaluator, run.clock, directory, Tracker(), "bench", hidden=hidden
+        )  # fmt: skip
+
     def optimizer(self, network: torch.nn.Module) -> torch.optim.Optimizer:
         schedule = self.config.schedule
+        if schedule.optimizer == "adamw":
+            return torch.optim.AdamW(
+                network.parameters(), schedule.lr, weight_decay=schedule.weight_decay, foreach=True
+            )  # fmt: skip
         return torch.optim.SGD(
             network.parameters(), schedule.lr, momentum=schedule.momentum, nesterov=schedule.nesterov,
             weight_decay=schedule.weight_decay, foreach=True,
         )  # fmt: skip
 
-    def _assembled(self) -> Assembly:
+    def assembled(self) -> Assembly:
         """A fresh method on the same images, which are not evaluated on."""
-        run = Assembly.of(self.config, CPU)
+        run = Assembly.of(self.config, self.device)
         run.arrays, run.split, run.teacher = self.parts.arrays, self.parts.split, self.teacher
         run.evaluator = Evaluator({}, 1000)
         return run
+
+
+def _seconds_left(device: torch.device) -> float:
+    """Until the device has done what it was given."""
+    started = time.perf_counter()
+    return clock(device) - started
 
 
 def write_random_images(path: Path, count: int, side: int) -> list[str]:
@@ -123,7 +196,7 @@ class Prebuilt:
 
 def report_pairs(what: str, loop: Callable[[], float], bare: Callable[[], float]) -> None:
     loop(), bare()
-    pairs = [(loop(), bare()) for _ in range(ROUNDS)]
+    pairs = [(loop(), bare()) for _ in range(rounds())]
     report(f"{what}: bare step", [1e3 * b for _, b in pairs], "ms")
     report("  kdrun's loop", [1e3 * a for a, _ in pairs], "ms")
     report("  loop / bare step", [a / b for a, b in pairs], "")

@@ -11,7 +11,7 @@ from kdrun.core.registry import lookup
 from kdrun.losses.term import Pair, TermSpec
 from kdrun.models.network import build_network
 from kdrun.models.output import Output
-from scripts.bench.harness import ROUNDS, report, seconds_of
+from scripts.bench.harness import report, rounds, seconds_of
 
 TERMS: dict[str, dict[str, Any]] = {
     **{name: {"name": name} for name in ("ce", "kd", "ttm", "wttm", "dkd", "dist", "nkd", "crd")},
@@ -20,7 +20,7 @@ TERMS: dict[str, dict[str, Any]] = {
 }
 
 
-def bench_losses() -> None:
+def bench_losses(names: tuple[str, str] = ("resnet8x4", "resnet32x4"), side: int = 32, calls: int = 20) -> None:
     """Each loss term, forward and backward, beside a student's step of resnet8x4: 100 classes, 32 px, batch 64.
 
     A term gets the features that it asks for; its share holds its gradient down to logits and features, its metrics and
@@ -30,9 +30,9 @@ def bench_losses() -> None:
     plain: dict[str, Any] = {"num_classes": 100, "in_chans": 3, "mean": (0.5,) * 3, "std": (0.25,) * 3}
     student, teacher = (
         build_network(ModelConfig(name=name), seed=0, **plain).to(memory_format=torch.channels_last).train()
-        for name in ("resnet8x4", "resnet32x4")
+        for name in names
     )
-    pixels = torch.rand(64, 3, 32, 32).to(memory_format=torch.channels_last)
+    pixels = torch.rand(64, 3, side, side).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(student.parameters(), 0.05, momentum=0.9, weight_decay=5e-4, foreach=True)
     spec = TermSpec(100, 50_000, student.dims, teacher.dims, torch.arange(50_000) % 100)
 
@@ -43,8 +43,8 @@ def bench_losses() -> None:
 
     def of(term: Any) -> Callable[[], None]:
         with torch.no_grad():
-            seen = student(pixels, term.features)
-            taught = teacher(pixels, term.features if term.teacher_features is None else term.teacher_features)
+            seen = student(pixels, term.needed.features)
+            taught = teacher(pixels, term.needed.of_teacher)
         leaves = [v.clone().requires_grad_() for v in (seen.logits, *seen.features.values())]
         out = Output(leaves[0], dict(zip(seen.features, leaves[1:], strict=True)))
         index = torch.arange(64)
@@ -67,13 +67,13 @@ def bench_losses() -> None:
         terms[what] = of(cls(cls.Config(**fields), spec))
     seconds_of(step, 2)
     for call in terms.values():
-        seconds_of(call, 5)
+        seconds_of(call, max(calls // 4, 1))
     steps: list[float] = []
     shares: dict[str, list[float]] = {name: [] for name in terms}
-    for _ in range(ROUNDS):
+    for _ in range(rounds()):
         steps.append(seconds_of(step, 3))
         for name, call in terms.items():
-            shares[name].append(100 * seconds_of(call, 20) / steps[-1])
-    report("student step of resnet8x4, batch 64", [1e3 * value for value in steps], "ms")
+            shares[name].append(100 * seconds_of(call, calls) / steps[-1])
+    report(f"student step of {names[0]}, batch 64", [1e3 * value for value in steps], "ms")
     for name, values in shares.items():
         report(f"  {name}: forward, backward, metrics", values, "% of the step")

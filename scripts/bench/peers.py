@@ -1,104 +1,344 @@
-"""Two students at once beside their bare steps."""
+"""Training loops as the peers write them, fixed before kdrun is tuned, so that a ratio to them means something.
 
+Networks, losses and optimizers are kdrun's own and the same as on its side; what differs is the loop: how images are
+read and augmented, memory format, optimizer kernels, averages and what is asked of the device in each step. All of it
+is our code, after what was read of theirs: PEERS_KD.md and PEERS_SSL.md by section, and their files by name. Where a
+choice of theirs would be slow on this machine alone (more workers than cores), the better one is taken. Workers are
+started and a first step is done before the clock runs, which the peers pay for in each epoch.
+
+Not here, so no figure: two students (no authors' code), KD-FixMatch (none), mixup distillation (another framework),
+weights by uncertainty (none), one head on labels and teacher (none of its own).
+"""
+
+import copy
+import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision import transforms
+from tqdm import tqdm
 
-from kdrun.data.views.view import Samples, View
 from kdrun.losses.logits import kd
-from kdrun.methods.step import Context
-from kdrun.methods.uncertainty import Entropy, entropy_weight
-from kdrun.models.output import Output
-from scripts.bench.harness import ROUNDS, LoopBench, report, report_pairs, seconds_of
-
-ONE = ("method=uncertainty_distill", "loss=kd_40_40")  # a student without peers
+from scripts.bench.harness import clock
+from scripts.bench.peer_images import MEAN, STD, Pictures, WeakAndStrong, batches, large_images, small_images
 
 
-def bare_peers(
-    bench: LoopBench, teacher: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, wanted: torch.Tensor
-) -> Callable[[], float]:
-    """Seconds of a step of the students of `bench` and their teacher, on one batch of what networks take."""
+@dataclass
+class Given:
+    """What a loop is given of kdrun's side."""
 
-    def bare() -> float:
-        students = torch.nn.ModuleList(bench.network(model) for model in bench.config.students)
-        students.to(memory_format=torch.channels_last).train()
-        optimizer = bench.optimizer(students)
-        started = time.perf_counter()
-        for _ in range(bench.steps):
+    student: nn.Module
+    """Takes normalised float32 pixels; its memory is contiguous (NCHW)."""
+    teacher: nn.Module | None
+    images: np.ndarray
+    """(N, H, W, C) uint8."""
+    labels: np.ndarray
+    """(N,) int64."""
+    batch: int
+    """Labeled images a step."""
+    steps: int
+    """That are timed; one is done before."""
+    device: torch.device
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    unlabeled: int = 0
+    """Unlabeled images a step."""
+    extra: nn.Module | None = None
+    """A loss term with parameters of its own."""
+
+    def pictures(self, transform: Callable[[Any], Any], negatives: int = 0) -> Pictures:
+        return Pictures(self.images, self.labels, transform, negatives)
+
+
+@dataclass
+class Ran:
+    seconds: float
+    """Of one step."""
+    loss: float
+    """Mean over the steps."""
+
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(student's logits, teacher's, target) -> ()."""
+
+
+class Average:
+    """A meter: last value, sum, count and mean, as all peers keep them (PEERS_KD.md 4: `data_time`)."""
+
+    def __init__(self) -> None:
+        self.value: Any = 0.0
+        self.total: Any = 0.0
+        self.count = 0
+        self.mean: Any = 0.0
+
+    def update(self, value: Any, count: int = 1) -> None:
+        self.value = value
+        self.total += value * count
+        self.count += count
+        self.mean = self.total / self.count
+
+
+def top(logits: Tensor, target: Tensor, ks: Sequence[int] = (1, 5)) -> list[Tensor]:
+    """Accuracies in percent, (1,) each, in each training step (mdistiller and RepDistiller, `accuracy`)."""
+    with torch.no_grad():
+        most = min(max(ks), logits.shape[1])
+        found = logits.topk(most, 1, True, True).indices.t()
+        right = found.eq(target.view(1, -1).expand_as(found))
+        return [right[:k].reshape(-1).float().sum(0, keepdim=True) * (100 / len(target)) for k in ks]
+
+
+def default_sgd(given: Given, modules: Sequence[nn.Module], nesterov: bool = False) -> torch.optim.Optimizer:
+    """Kernels as torch picks them on the device: one for each parameter on a CPU (mdistiller, engine/trainer.py)."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    return torch.optim.SGD(
+        parameters, given.lr, momentum=given.momentum, weight_decay=given.weight_decay, nesterov=nesterov
+    )
+
+
+def logits_and_feature(network: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (B, C), and what the classifier is given (B, D): the peers' networks always return their features."""
+    timms: Any = network
+    feature = timms.forward_head(timms.forward_features(pixels), pre_logits=True)
+    return timms.get_classifier()(feature), feature
+
+
+Contrast = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Callable[[], None]]]
+"""(student's features, teacher's, target, index) -> (), of a loss that compares images, and what follows the step."""
+
+
+def mdistiller(
+    given: Given, loss: Loss, transform: Callable[[Any], Any] | None = None, pin: bool = False,
+    contrast: Contrast | None = None, negatives: int = 16384,
+) -> Ran:  # fmt: skip
+    """mdistiller, engine/trainer.py: `train_epoch` and `train_iter`; with `contrast` its CRDTrainer."""
+    teacher = given.teacher
+    if teacher is None:
+        raise ValueError("mdistiller's loop distills")
+    side = given.images.shape[1]
+    dataset = given.pictures(transform or small_images(side), negatives if contrast is not None else 0)
+    drawn = batches(dataset, given.batch, given.steps, 2, pin)  # PEERS_KD.md 4: 2 workers
+    given.student.train()
+    optimizer = default_sgd(given, [given.student, *([given.extra] if given.extra is not None else [])])
+    meters = {name: Average() for name in ("training_time", "data_time", "losses", "top1", "top5")}
+    with open(os.devnull, "w") as nowhere, tqdm(total=given.steps + 1, file=nowhere) as bar:
+        started = 0.0
+        for step in range(given.steps + 1):
+            if step == 1:
+                started = clock(given.device)
+            data = next(drawn)
+            optimizer.zero_grad()
+            began = time.time()
+            pixels, target, index = data[:3]
+            meters["data_time"].update(time.time() - began)  # PEERS_KD.md 4: always about 0
+            pixels = pixels.float().to(given.device, non_blocking=True)
+            target, index = (v.to(given.device, non_blocking=True) for v in (target, index))
+            if contrast is not None:
+                data[3].to(given.device, non_blocking=True)  # the negatives of each image: B * 16385 indices
+            logits, feature = logits_and_feature(given.student, pixels)
             with torch.no_grad():
-                taught = teacher(batch)
-                weight = entropy_weight(taught)
-            logits = [student(batch) for student in students]
-            loss = torch.zeros(())
-            for own in logits:
-                loss = loss + 0.4 * F.cross_entropy(own, wanted) + 0.4 * (weight * kd(own, taught, 4.0)).mean()
-                for other in logits:
-                    if other is not own:
-                        loss = loss + 0.2 * kd(own, other.detach(), 4.0).mean()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+                taught, teachers = logits_and_feature(teacher, pixels)
+            value = loss(logits, taught, target)
+            if contrast is not None:
+                compared, remember = contrast(feature, teachers, target, index)
+                value = value + compared
+            value.backward()
             optimizer.step()
-        return (time.perf_counter() - started) / bench.steps
-
-    return bare
-
-
-def bench_peers() -> None:
-    """Peers resnet56 -> resnet20, wrn_16_2, 32 px, batch 64: kdrun's loop over the same networks on prebuilt tensors.
-
-    Then the weight by the teacher's entropy, timed by itself beside a bare step of resnet20 alone: two steps, one with
-    it and one without, differ by chance more than by what it takes. Then the trio.
-    """
-    bench = LoopBench("method=peer_distill", "students=[resnet20,wrn_16_2]", "teacher=resnet56", steps=10)
-    teacher = bench.give_teacher()
-    batch, wanted = torch.randn(64, 3, 32, 32).to(memory_format=torch.channels_last), torch.arange(64) % 100
-    report_pairs(
-        "peers resnet56 -> resnet20, wrn_16_2, batch 64", bench.seconds, bare_peers(bench, teacher, batch, wanted)
-    )
-    alone = LoopBench(*ONE, "student=resnet20", "teacher=resnet56", steps=10)
-    step = bare_peers(alone, teacher, batch, wanted)
-    entropy = Entropy(Entropy.Config(name="entropy"), bench.teacher)  # type: ignore[arg-type]
-    view, seen = View(batch, wanted), Output(torch.randn(64, 100), {})
-    ctx = Context(0, 0, 1, torch.device("cpu"))
-    step(), seconds_of(lambda: entropy.weight(view, seen, ctx), 200)
-    pairs = [(seconds_of(lambda: entropy.weight(view, seen, ctx), 200), step()) for _ in range(ROUNDS)]
-    report("  the weight by the teacher's entropy", [1e3 * a for a, _ in pairs], "ms")
-    report("  of the bare step of resnet20 alone", [100 * a / b for a, b in pairs], "%")
-
-    bench_trio()
+            if contrast is not None:
+                remember()
+            meters["training_time"].update(time.time() - began)
+            # accuracies and the loss go to the host in each step: the device is waited for (engine/trainer.py)
+            top1, top5 = top(logits, target)
+            meters["losses"].update(value.cpu().detach().numpy().mean(), len(pixels))
+            meters["top1"].update(top1.cpu().numpy()[0], len(pixels))
+            meters["top5"].update(top5.cpu().numpy()[0], len(pixels))
+            # a line is formatted and drawn in each step
+            bar.set_description(" | ".join(f"{name}: {meter.mean:.3f}" for name, meter in meters.items()))
+            bar.update()
+        seconds = (clock(given.device) - started) / given.steps
+    return Ran(seconds, float(meters["losses"].mean))
 
 
-def bench_trio() -> None:
-    """The dual-student paper's networks (arXiv 2511.18826), 224 px, batch 8, prebuilt: what a second student adds.
+def repdistiller(given: Given, loss: Loss) -> Ran:
+    """RepDistiller, helper/loops.py: `train_distill`, without a teacher `train_vanilla`; TTM's and DIST's CIFAR loops
+    are forks of it (PEERS_KD.md 1, zkxufo/TTM)."""
+    drawn = batches(given.pictures(small_images(given.images.shape[1])), given.batch, given.steps, 8)
+    given.student.train()
+    optimizer = default_sgd(given, [given.student])
+    batch_time, data_time, losses, top1, top5 = (Average() for _ in range(5))
+    started = 0.0
+    end = time.time()
+    for step in range(given.steps + 1):
+        if step == 1:
+            started = clock(given.device)
+        pixels, target, index = next(drawn)
+        data_time.update(time.time() - end)
+        pixels, target, index = (v.to(given.device) for v in (pixels.float(), target, index))  # the host waits
+        logits, _ = logits_and_feature(given.student, pixels)
+        taught = logits
+        if given.teacher is not None:
+            with torch.no_grad():
+                taught, _ = logits_and_feature(given.teacher, pixels)
+        value = loss(logits, taught, target)
+        found = top(logits, target)
+        losses.update(value.item(), len(pixels))  # before the backward pass: the device runs dry
+        top1.update(found[0][0], len(pixels))
+        top5.update(found[1][0], len(pixels))
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        batch_time.update(time.time() - end)
+        end = time.time()
+        if step % 100 == 0:
+            " ".join(f"{float(meter.mean):.4f}" for meter in (batch_time, data_time, losses, top1, top5))
+    return Ran((clock(given.device) - started) / given.steps, losses.mean)
 
-    Beside it the sum of bare steps, one of resnet18 with the teacher's pass and one of mobilenetv2_100 without.
-    """
-    common = ("teacher=train", "teacher.model.name=resnet50")
-    both = LoopBench("method=peer_distill", "students=[resnet18,mobilenetv2_100]", *common, steps=3)
-    first, second = (
-        LoopBench(*ONE, f"students=[{name}]", *common, steps=3) for name in ("resnet18", "mobilenetv2_100")
-    )
-    teacher = both.give_teacher()
-    first.teacher = both.teacher
-    pixels = torch.randint(0, 256, (8, 3, 224, 224), dtype=torch.uint8).to(memory_format=torch.channels_last)
-    batch, wanted = torch.randn(8, 3, 224, 224).to(memory_format=torch.channels_last), torch.arange(8)
-    shown = {"labeled": Samples({"weak": View(pixels, wanted)}, wanted)}
-    taught = torch.randn(8, 100)
-    timed: dict[str, Callable[[], float]] = {
-        "resnet50 -> resnet18, 224 px, batch 8: bare step": bare_peers(first, teacher, batch, wanted),
-        "  bare step of mobilenetv2_100, without the teacher's pass": bare_peers(
-            second, lambda _: taught, batch, wanted
-        ),
-        "  kdrun's step of resnet18 alone": lambda: first.seconds(shown),
-        "  kdrun's step of both": lambda: both.seconds(shown),
-    }
-    for call in timed.values():
-        call()
-    rounds = [[call() for call in timed.values()] for _ in range(ROUNDS)]
-    for what, values in zip(timed, zip(*rounds, strict=True), strict=True):
-        report(what, [1e3 * value for value in values], "ms")
-    report("  kdrun: both / resnet18 alone (paper: 1.63)", [two / one for _, _, one, two in rounds], "")
-    report("  bare: sum / resnet18 alone", [(a + b) / a for a, b, _, _ in rounds], "")
-    report("  kdrun's step of both / sum of the bare steps", [two / (a + b) for a, b, _, two in rounds], "")
+
+# ---------------------------------------------------------------------------------------------------------- FixMatch
+
+
+class NamedAverage:
+    """An average of weights over the state dictionaries, name by name (PEERS_SSL.md 1 "EMA impl.", 4.6: 395 ops)."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.decay = decay
+        self.parameters = [name for name, _ in network.named_parameters()]
+        self.buffers = [name for name, _ in network.named_buffers()]
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        live, kept = network.state_dict(), self.network.state_dict()
+        for name in self.parameters:
+            kept[name].copy_(self.decay * kept[name] + (1.0 - self.decay) * live[name].detach())
+        for name in self.buffers:
+            kept[name].copy_(live[name])
+
+
+def shuffled_together(pixels: Tensor, groups: int, back: bool = False) -> Tensor:
+    """Images of all groups in turn, a copy of the batch, so that devices would share them alike; `back` undoes it."""
+    shape = (groups, -1) if back else (-1, groups)
+    return pixels.reshape(*shape, *pixels.shape[1:]).transpose(0, 1).reshape(pixels.shape)
+
+
+def kekmodel(given: Given, threshold: float = 0.95, decay: float = 0.999) -> Ran:
+    """kekmodel/FixMatch-pytorch, train.py: `train`. Four workers for each of two loaders by default; PEERS_SSL.md 4.1
+    measured two and two on two cores."""
+    views = WeakAndStrong(given.images.shape[1])
+    labeled = batches(given.pictures(views.weak), given.batch, given.steps, 4)
+    unlabeled = batches(given.pictures(views), given.unlabeled, given.steps, 4)
+    student = given.student.train()
+    spared = [p for p in student.parameters() if p.ndim <= 1]
+    kernels = [p for p in student.parameters() if p.ndim > 1]
+    optimizer = torch.optim.SGD(
+        [{"params": kernels, "weight_decay": given.weight_decay}, {"params": spared, "weight_decay": 0.0}],
+        given.lr, momentum=given.momentum, nesterov=True,
+    )  # fmt: skip
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: math.cos(math.pi * 7 / 16 * step / 2**20))
+    average = NamedAverage(student, decay)
+    batch_time, data_time, losses, losses_x, losses_u, masks = (Average() for _ in range(6))
+    groups = 2 * given.unlabeled // given.batch + 1
+    with open(os.devnull, "w") as nowhere, tqdm(total=given.steps + 1, file=nowhere) as bar:
+        started = 0.0
+        end = time.time()
+        for step in range(given.steps + 1):
+            if step == 1:
+                started = clock(given.device)
+            pixels, target, _ = next(labeled)
+            (weak, strong), _, _ = next(unlabeled)
+            data_time.update(time.time() - end)
+            joint = shuffled_together(torch.cat((pixels, weak, strong)), groups).to(given.device)
+            target = target.to(given.device)
+            logits = shuffled_together(student(joint), groups, back=True)
+            known = logits[: given.batch]
+            of_weak, of_strong = logits[given.batch :].chunk(2)
+            supervised = F.cross_entropy(known, target)
+            confidence, label = of_weak.detach().softmax(-1).max(-1)
+            mask = confidence.ge(threshold).float()
+            unsupervised = (F.cross_entropy(of_strong, label, reduction="none") * mask).mean()
+            value = supervised + unsupervised
+            value.backward()
+            # PEERS_SSL.md 4.6: four `.item()` a step, for each of which the host waits
+            losses.update(value.item())
+            losses_x.update(supervised.item())
+            losses_u.update(unsupervised.item())
+            optimizer.step()
+            scheduler.step()
+            average.update(student)
+            student.zero_grad()
+            batch_time.update(time.time() - end)
+            end = time.time()
+            masks.update(mask.mean().item())
+            shown = (data_time, batch_time, losses, losses_x, losses_u, masks)
+            rate = scheduler.get_last_lr()[0]
+            bar.set_description(f"lr {rate:.6f} " + " ".join(f"{meter.mean:.4f}" for meter in shown))
+            bar.update()
+        seconds = (clock(given.device) - started) / given.steps
+    return Ran(seconds, losses.mean)
+
+
+# --------------------------------------------------------------------------------------------------------------- DHO
+
+
+class TwoHeads(nn.Module):
+    """A student whose features go to two linear classifiers."""
+
+    def __init__(self, network: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.network = network
+        width = network.get_classifier().in_features  # type: ignore[operator]
+        self.kd_head = nn.Linear(width, classes)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        logits, feature = logits_and_feature(self.network, pixels)
+        return logits, self.kd_head(feature)
+
+
+def dho_authors(given: Given, temperature: float = 2.0) -> Ran:
+    """erjui/DHO, train_others.py: each stream passes the teacher and the student by itself (PAPERS.md 5.4, 12)."""
+    teacher = given.teacher
+    if teacher is None:
+        raise ValueError("DHO distills")
+    # they crop from files of several hundred pixels; here from the images of the case
+    side = given.images.shape[1]
+    crops = large_images(side, (0.5, 1.0), normalise=False)
+    labeled = batches(given.pictures(crops), given.batch, given.steps, 8, pin=True)
+    unlabeled = batches(given.pictures(crops), given.unlabeled, given.steps, 8, pin=True)
+    classes = int(given.labels.max()) + 1
+    student = TwoHeads(given.student, classes).to(given.device).train()
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / 10_000))
+    for_student, for_teacher = transforms.Normalize(MEAN, STD), transforms.Normalize(MEAN, STD)
+    total = 0.0
+    with open(os.devnull, "w") as nowhere, tqdm(total=given.steps + 1, file=nowhere) as bar:
+        started = 0.0
+        for step in range(given.steps + 1):
+            if step == 1:
+                started = clock(given.device)
+            pixels, target, _ = (v.to(given.device) for v in next(labeled))
+            more = next(unlabeled)[0].to(given.device)
+            # each batch is normalised twice, for each network
+            own, own_more = for_student(pixels), for_student(more)
+            others, others_more = for_teacher(pixels), for_teacher(more)
+            with torch.no_grad():
+                taught, taught_more = teacher(others), teacher(others_more)
+            ce_logits, kd_logits = student(own)
+            _, kd_more = student(own_more)
+            value = 0.5 * F.cross_entropy(ce_logits, target) + 0.5 * (
+                kd(kd_logits, taught, temperature).mean() + kd(kd_more, taught_more, temperature).mean()
+            )
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            scheduler.step()
+            total += value.item()  # the host waits
+            bar.update()
+        seconds = (clock(given.device) - started) / given.steps
+    return Ran(seconds, total / (given.steps + 1))

@@ -7,16 +7,16 @@ import time
 from pathlib import Path
 
 from kdrun.runs.layout import RUNS
-from scripts.bench.harness import ROUNDS, report
+from scripts.bench.harness import report, rounds
 
 
 def bench_start() -> None:
     """Answers that must be quick, and the time from a command to its first step beside the imports that it needs."""
     for arguments in (["--help"], ["--cfg", "job"]):
-        times = [_seconds([sys.executable, "-m", "kdrun.train", *arguments]) for _ in range(ROUNDS)]
+        times = [_seconds([sys.executable, "-m", "kdrun.train", *arguments]) for _ in range(rounds())]
         report(f"python -m kdrun.train {' '.join(arguments)}", times, "s")
     imports = "import torch, timm, hydra; torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)"
-    pairs = [(_seconds([sys.executable, "-c", imports]), _first_step()) for _ in range(ROUNDS)]
+    pairs = [(_seconds([sys.executable, "-c", imports]), _first_step()) for _ in range(rounds())]
     report("bare imports (torch, timm, hydra, the first optimizer)", [a for a, _ in pairs], "s")
     report("  command to first step, resnet8 on digits", [b for _, b in pairs], "s")
     report("  difference", [b - a for a, b in pairs], "s")

@@ -7,7 +7,7 @@ from typing import Any
 
 from kdrun.cli import train
 from kdrun.training import loop, runner
-from scripts.bench.harness import ROUNDS, fake_cifar100, report
+from scripts.bench.harness import fake_cifar100, report, rounds
 
 
 def bench_sweep() -> None:
@@ -34,7 +34,7 @@ def bench_sweep() -> None:
                 "-m", "dataset=cifar100", "dataset.verify_md5=false", f"dataset.root={folder}", "loss=kd",
                 "student=resnet8", "teacher=resnet20", "teacher.steps=2", "tracker=none", "schedule=base",
                 "schedule.steps=2", "execution.progress=false", f"execution.outputs={folder}/outputs",
-                f"seed={','.join(map(str, range(ROUNDS + 1)))}",
+                f"seed={','.join(map(str, range(rounds() + 1)))}",
             ])  # fmt: skip
         finally:
             loop.Loop._optimize, runner.write_record = optimize, write  # type: ignore[method-assign]

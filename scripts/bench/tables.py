@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from scripts.bench.harness import ROUNDS, report
+from scripts.bench.harness import report, rounds
 
 TABLE = """
 import sys, time
@@ -63,7 +63,7 @@ def bench_tables(size: int = 20_000) -> None:
             (place / "record.json").write_text(json.dumps(record))
         for what in ("found", "planned"):
             command = [sys.executable, "-c", TABLE, folder, what]
-            done = [subprocess.run(command, check=True, capture_output=True, text=True).stdout for _ in range(ROUNDS)]
+            done = [subprocess.run(command, check=True, capture_output=True, text=True).stdout for _ in range(rounds())]
             seconds, memory = zip(*(map(float, text.split()) for text in done), strict=True)
             report(f"a table of 5,000 records of 20 kB, {what}", list(seconds), "s of CPU")
             report("  most memory of the process", list(memory), "MB")

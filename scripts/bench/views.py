@@ -13,7 +13,7 @@ from torchvision import transforms
 from kdrun.config.views import StrongConfig
 from kdrun.data.views.recipes import Strong, Weak
 from kdrun.data.views.view import Recipe
-from scripts.bench.harness import ROUNDS, report
+from scripts.bench.harness import report, rounds
 
 
 def bench_views() -> None:
@@ -27,9 +27,9 @@ def bench_views() -> None:
         index = torch.randint(0, 50_000, (n,))
         recipe.apply(images, index, recipe.draw(generator, n))
 
-    def rates(batch: Callable[[], None], n: int, rounds: int = ROUNDS) -> list[float]:
+    def rates(batch: Callable[[], None], n: int, times: int = 0) -> list[float]:
         out = []
-        for _ in range(rounds):
+        for _ in range(times or rounds()):
             started = time.process_time()
             for _ in range(max(4096 // n, 1)):
                 batch()
@@ -59,7 +59,7 @@ def bench_views() -> None:
     def pillow() -> None:
         torch.stack([pil(Image.fromarray(images[k].numpy())) for k in np.random.randint(0, len(images), 448)])
 
-    pairs = [(rates(lambda: make(strong, 448), 448, 1)[0], rates(pillow, 448, 1)[0]) for _ in range(ROUNDS)]
+    pairs = [(rates(lambda: make(strong, 448), 448, 1)[0], rates(pillow, 448, 1)[0]) for _ in range(rounds())]
     report("strong views, one image at a time with Pillow and torchvision", [b for _, b in pairs], "images/s")
     report("  kdrun's / these, official", [a / b for a, b in pairs], "")
     torch.set_num_threads(threads)
