@@ -59,10 +59,7 @@ class Loader:
     def drawn(self, step: int) -> dict[str, Drawn]:
         """What the host gives to the batch of a step, for `made`; that of the next one is drawn meanwhile."""
         drawing, self._drawing = self._drawing, None
-        if drawing is not None and drawing[0] == step:
-            found = drawing[1].result()
-        else:
-            found = self._draw(step)
+        found = drawing[1].result() if drawing is not None and drawing[0] == step else self._draw(step)
         if self.total_steps is not None and step + 1 < self.total_steps:
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(1, "views", _one_thread)
@@ -97,7 +94,6 @@ class Loader:
         decoded = {} if self._decoder is None else self._decoder.step(first)
         made = {name: stream.batches(steps, decoded.get(name)) for name, stream in self.streams.items()}
         return {step: {name: made[name][k] for name in made} for k, step in enumerate(steps)}
-
 
     def _draw(self, step: int) -> dict[str, Drawn]:
         decoded = {} if self._decoder is None else self._decoder.step(step)

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 from kdrun.config.parts import TermConfig
 from kdrun.core.registry import register
 from kdrun.losses.labels import full, labels_of
-from kdrun.losses.term import Pair, Term
+from kdrun.losses.term import Pair, Term, risen
 
 
-def evidential(logits: Tensor, target: Tensor, kl_weight: float = 1.0) -> Tensor:
+def evidential(logits: Tensor, target: Tensor, kl_weight: float | Tensor = 1.0) -> Tensor:
     """Expected squared error under a Dirichlet distribution, and a penalty on misleading evidence.
 
     sum_j (y_j - p_j)^2 + p_j (1 - p_j) / (S + 1) + kl_weight KL(Dir(a~) || Dir(1)), a = softplus(z) + 1, S = sum_j a_j,
@@ -58,5 +58,4 @@ class Evidential(Term):
     def forward(self, pair: Pair) -> Tensor:
         # deviates: the paper raises the penalty over 10 epochs, we over a share of the run, because an epoch of 50
         # labels is no measure of time.
-        ramp = min(pair.progress / self.config.annealing, 1.0) if self.config.annealing else 1.0
-        return evidential(pair.student.logits, labels_of(pair, self), ramp)
+        return evidential(pair.student.logits, labels_of(pair, self), risen(pair.progress, self.config.annealing))
