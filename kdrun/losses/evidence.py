@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,7 +27,8 @@ def evidential(logits: Tensor, target: Tensor, kl_weight: float | Tensor = 1.0) 
         (B,).
     """
     alpha = F.softplus(full(logits)) + 1
-    y = target if target.ndim == 2 else F.one_hot(target, logits.shape[1])
+    # not by one_hot, which looks at the numbers
+    y = target if target.ndim == 2 else target[:, None] == torch.arange(logits.shape[1], device=logits.device)
     y = y.to(alpha.dtype)
     total = alpha.sum(1, keepdim=True)
     p = alpha / total
