@@ -5,19 +5,16 @@ With the same fused optimizer it gives the plain path's losses, figures and weig
 
 import pytest
 import torch
-from torch import nn
 
-from kdrun.config.schedule import ScheduleConfig
+from kdrun.config.compose import Composer
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.registry import _REGISTRY, lookup
 from kdrun.data.loader import Loader
 from kdrun.methods.distill import Distill
-from kdrun.training.captured import Buffers, CapturedStep
+from kdrun.training.captured import Buffers
 from kdrun.training.check import check
 from kdrun.training.evaluator import Evaluator
 from kdrun.training.loop import Loop
-from kdrun.training.optimizer import make_optimizer
-from kdrun.training.tape import Tape
 from kdrun.training.tracking import Tracker
 from kdrun.training.waiting import nothing_waits
 from tests.conftest import FAST, TEACHER
@@ -27,6 +24,7 @@ from tests.each import each
 lookup("loss", "ce", "")
 SHORT = ["schedule.steps=5", "schedule.eval_every_steps=null", "execution.log_every_steps=1"]
 MIXES = {"linearity"}  # terms about mixed images
+DROPPING = "students=[{name: resnet8, args: {width: 4}}, {name: wrn_16_1, args: {drop_rate: 0.3}}]"
 TERMS = {
     f"loss.{name}": ("mixup_distill" if name in MIXES else "distill", "loss=ce", *TEACHER,
                      *([f"+loss/term@loss.other={name}"] if name != "ce" else []),
@@ -50,7 +48,7 @@ OTHER = {
     "several draws of two students": (
         "peer_fixmatch", TWO, "loss=wttm_crd", "loss.crd.num_negatives=8", "method.labeler=both", *TEACHER,
     ),
-    "dropout": ("supervised", "+student.args.drop_rate=0.3"),
+    "dropout": ("peer_distill", DROPPING, *TEACHER),
 }  # fmt: skip
 CASES = {**{f"method {name}": (name,) for name in METHODS}, **TERMS, **OTHER}
 
@@ -102,8 +100,8 @@ def test_rounds_the_learning_rate_of_adam_to_float32_and_equals_the_plain_path_b
 
 
 def test_goes_on_from_a_checkpoint_as_if_never_stopped(tmp_path, monkeypatch):
-    case = ("peer_fixmatch", *OTHER["several draws of two students"][1:], "schedule.ema_decay=0.9", "schedule.graph=true",
-            "+student.args.drop_rate=0.3", "execution.checkpoint_every_steps=2")  # fmt: skip
+    case = ("peer_fixmatch", *OTHER["several draws of two students"][1:], DROPPING, "schedule.ema_decay=0.9",
+            "schedule.graph=true", "execution.checkpoint_every_steps=2")  # fmt: skip
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
     whole = trained(tmp_path / "whole", *case)
@@ -177,7 +175,7 @@ def test_numbers_that_move_between_host_and_device_are_refused():
         torch.empty(2, device="meta").copy_(torch.ones(2))
     with nothing_waits(ConfigError):
         torch.ones(2).to(torch.float64)
-        torch.ones(2).repeat_interleave(torch.tensor([1, 2]).clone() if False else torch.ones(2).long(), output_size=2)
+        torch.ones(2).repeat_interleave(torch.ones(2).long(), output_size=2)
 
 
 def test_steps_that_draw_differently_are_refused(tmp_path):
@@ -193,3 +191,85 @@ def test_steps_that_draw_differently_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="method=distill draws other numbers than in its first step"):
         made.run()
     made.loader.close()
+
+
+def test_a_step_that_cannot_be_captured_is_refused_before_anything_is_written(train, outputs, capsys, tmp_path):
+    plugin = tmp_path / "looking.py"
+    plugin.write_text(
+        "from kdrun.registry import register\n"
+        "from kdrun.methods.distill import Distill\n"
+        "@register('method', 'looking')\n"
+        "class Looking(Distill):\n"
+        "    def step(self, batch, ctx):\n"
+        "        out = super().step(batch, ctx)\n"
+        "        return out if ctx.step < 3 else out\n"
+    )
+    line = [*FAST, *TEACHER, f"plugins=[{plugin}]", "method=looking", "loss=kd"]
+    assert train(*line, "schedule.graph=true") == 2
+    assert "schedule.graph: method=looking asks for the number of the step" in capsys.readouterr().err
+    assert not list(outputs.rglob("config.yaml"))
+
+
+@each("refused", {
+    "fp16": (["schedule.precision=fp16"], "schedule.graph: the loss scaling of fp16 waits"),
+    "compile": (["schedule.compile=reduce-overhead"], "schedule.graph: compile=reduce-overhead has graphs of its own"),
+    "rmsprop": (["schedule.optimizer=rmsprop"], "schedule.graph: a step with rmsprop cannot be captured; choose sgd"),
+    "lamb": (["schedule.optimizer=lamb"], "schedule.graph: a step with lamb cannot be captured"),
+    "adagrad": (["schedule.optimizer=Adagrad", "schedule.fused=true"], "schedule.graph: a step with Adagrad cannot be"),
+    "mc_dropout": (
+        ["method=uncertainty_distill", "method/uncertainty=mc_dropout", "teacher=wrn_16_1",
+         "teacher.model.args.drop_rate=0.1", "loss=kd"],
+        "method.uncertainty: mc_dropout draws from a seed of its own in each step",
+    ),
+}.items())  # fmt: skip
+def test_what_does_not_go_together_is_refused(refused):
+    _, (line, message) = refused
+    with Composer() as composer, pytest.raises(ConfigError, match=message) as caught:
+        check(composer.job([*FAST, "schedule.graph=true", *line]))
+    assert len(caught.value.lines) == 1
+
+
+# --------------------------------------------------------------------------------------------------------- memory
+
+
+def test_what_a_captured_step_reads_and_writes_stays_where_it_is(tmp_path):
+    """From the second step on: what it is told, weights, gradients of the next step aside, averages, rates."""
+    places = []
+
+    class Looking(Distill):
+        def step(self, batch, ctx):
+            own = [*self.parameters(), *self.buffers(), *made.ema.shadow]
+            told = [ctx.progress, *ctx.factors.values(), ctx.draw(3), ctx.holds(lambda step: step > 2)]
+            rates = [group["lr"] for group in made.optimizer.param_groups]
+            kept = [value for state in made.optimizer.state.values() for value in state.values()]
+            places.append([tensor.data_ptr() for tensor in (*own, *rates, *told, *kept)])
+            return super().step(batch, ctx)
+
+    made = loop(
+        tmp_path, "distill", "schedule.graph=true", "schedule.ema_decay=0.9", "schedule.eval_every_steps=2",
+        "+ramps.r={key: loss.kd.weight, start: 0, end: 1}", "loss=kd_40_40", *TEACHER, method_class=Looking,
+    )  # fmt: skip
+    images, at = torch.zeros(8, 8, 8, 1, dtype=torch.uint8), torch.arange(8)
+    made.evaluator = Evaluator({"val": (images, at, at)}, 8)
+    made.run()
+    made.loader.close()
+    assert len(places) == 5
+    assert len(places[1]) > len(places[0])  # the optimizer has a state by then
+    assert places[1] == places[2] == places[3] == places[4]
+
+
+def test_memory_is_refilled_with_tensors_of_the_same_shapes_only():
+    tree = {"a": torch.arange(3), "b": [torch.rand(2, 2, dtype=torch.float64), torch.ones(())], "c": torch.zeros(5) > 0,
+            "d": torch.empty(0, 4), "e": None}  # fmt: skip
+    buffers = Buffers(tree, torch.device("cpu"))
+    places = [buffers.tree["a"].data_ptr(), buffers.tree["b"][0].data_ptr()]
+    for factor in (1, 7):
+        given = {**tree, "a": tree["a"] * factor, "b": [tree["b"][0] * factor, torch.tensor(2.0 * factor)]}
+        buffers.fill(given)
+        assert torch.equal(buffers.tree["a"], given["a"])
+        assert torch.equal(buffers.tree["b"][0], given["b"][0])
+        assert buffers.tree["b"][1].item() == 2.0 * factor
+        assert buffers.tree["d"].shape == (0, 4)
+    assert places == [buffers.tree["a"].data_ptr(), buffers.tree["b"][0].data_ptr()]
+    with pytest.raises(KdrunError, match=r"a step has int64 \(4,\) where the first one had int64 \(3,\)"):
+        buffers.fill({**tree, "a": torch.arange(4)})
