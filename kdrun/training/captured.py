@@ -90,7 +90,7 @@ class CapturedStep:
         if self._stream is None or self._done <= self.UNCAPTURED:
             return self._aside(partial(self._take, self._buffers.tree))
         if self._graph is None:
-            self._capture()
+            self._capture(self._buffers.tree)
         if self._graph is None or self._out is None:
             raise KdrunError("a step was to be captured, and is not")
         self._graph.replay()
@@ -118,7 +118,7 @@ class CapturedStep:
             current.wait_stream(self._stream)
             return values.clone()  # in memory of the stream that reads it
 
-    def _capture(self) -> None:
+    def _capture(self, given: Given) -> None:
         graph = torch.cuda.CUDAGraph()
         try:
             # other threads, that of the views say, may do meanwhile what they like
@@ -126,7 +126,7 @@ class CapturedStep:
                 torch.cuda.device(self._device),
                 torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
             ):
-                self._out = self._take(self._buffers.tree if self._buffers else None)  # type: ignore[arg-type]
+                self._out = self._take(given)
         except RuntimeError as error:
             told = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise self._tape.refusal(f"has a step that cannot be captured ({told})") from error
@@ -173,7 +173,7 @@ class Buffers:
             view.copy_(value)
         if sent is not None:
             self._memory.copy_(stage, non_blocking=True)
-            sent.record()
+            sent.record(torch.cuda.current_stream(self._memory.device))
 
     def _views(self, memory: Tensor, like: list[Tensor]) -> list[Tensor]:
         starts = [0, *self._ends][: len(like)]

@@ -3,6 +3,8 @@
 With the same fused optimizer it gives the plain path's losses, figures and weights bit for bit.
 """
 
+import contextlib
+
 import pytest
 import torch
 
@@ -11,14 +13,16 @@ from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.registry import _REGISTRY, lookup
 from kdrun.data.loader import Loader
 from kdrun.methods.distill import Distill
-from kdrun.training.captured import Buffers
+from kdrun.training.assembly import Assembly
+from kdrun.training.captured import Buffers, CapturedStep
 from kdrun.training.check import check
 from kdrun.training.evaluator import Evaluator
 from kdrun.training.loop import Loop
+from kdrun.training.rehearsal import rehearse
 from kdrun.training.tracking import Tracker
 from kdrun.training.waiting import nothing_waits
 from tests.conftest import FAST, TEACHER
-from tests.contract.test_methods import METHODS, TWO, make
+from tests.contract.test_methods import EXTRA, METHODS, TWO, make
 from tests.each import each
 
 lookup("loss", "ce", "")
@@ -66,7 +70,8 @@ def trained(folder, name, *overrides):
     made = loop(folder, name, *overrides)
     made.run()
     made.loader.close()
-    state = {**made.method.state_dict(), **{f"average {k}": v for k, v in enumerate(made.ema.shadow if made.ema else [])}}
+    averages = made.ema.shadow if made.ema else []
+    state = {**made.method.state_dict(), **{f"average {k}": value for k, value in enumerate(averages)}}
     for k, kept in made.optimizer.state_dict()["state"].items():
         state |= {f"optimizer {k} {name}": value for name, value in kept.items()}
     return (folder / "metrics.jsonl").read_text(), state
@@ -193,21 +198,24 @@ def test_steps_that_draw_differently_are_refused(tmp_path):
     made.loader.close()
 
 
-def test_a_step_that_cannot_be_captured_is_refused_before_anything_is_written(train, outputs, capsys, tmp_path):
-    plugin = tmp_path / "looking.py"
-    plugin.write_text(
-        "from kdrun.registry import register\n"
-        "from kdrun.methods.distill import Distill\n"
-        "@register('method', 'looking')\n"
-        "class Looking(Distill):\n"
-        "    def step(self, batch, ctx):\n"
-        "        out = super().step(batch, ctx)\n"
-        "        return out if ctx.step < 3 else out\n"
-    )
-    line = [*FAST, *TEACHER, f"plugins=[{plugin}]", "method=looking", "loss=kd"]
-    assert train(*line, "schedule.graph=true") == 2
-    assert "schedule.graph: method=looking asks for the number of the step" in capsys.readouterr().err
-    assert not list(outputs.rglob("config.yaml"))
+def outline(name):
+    with Composer() as composer:
+        return Assembly.outline(composer.typed([f"method={name}", *FAST, *EXTRA.get(name, []), "schedule.graph=true"]))
+
+
+@each("name", METHODS)
+def test_the_check_before_a_run_passes_every_method(name):
+    rehearse(outline(name))
+
+
+@each("asked", ["the step", "a mask", "Tensor.tolist"])
+def test_the_check_before_a_run_refuses_what_no_step_could(asked):
+    asks, message = ASKS[asked]
+    run = outline("distill")
+    with torch.device("meta"):
+        run.method = type("Asks", (Asking,), {"asks": staticmethod(asks)})(run.config, run.setup)
+    with pytest.raises(ConfigError, match=message):
+        rehearse(run)
 
 
 @each("refused", {
@@ -256,6 +264,49 @@ def test_what_a_captured_step_reads_and_writes_stays_where_it_is(tmp_path):
     assert len(places) == 5
     assert len(places[1]) > len(places[0])  # the optimizer has a state by then
     assert places[1] == places[2] == places[3] == places[4]
+
+
+def test_is_captured_once_after_three_steps_and_replayed_from_then_on(tmp_path, monkeypatch, caplog):
+    """The order of things, with a graph that calls the function again in CUDA's place."""
+    done, made = [], []
+
+    class Stream:
+        def wait_stream(self, other):
+            done.append("waits")
+
+    class Graph:
+        def replay(self):
+            if done[-1] != "captured":  # what is captured on a CPU is done at once
+                made[0]._out.copy_(made[0]._take(made[0]._buffers.tree))
+            done.append("replayed")
+
+    @contextlib.contextmanager
+    def graph(graph, stream, capture_error_mode):
+        assert (stream, capture_error_mode) == (made[0]._stream, "thread_local")
+        yield
+        done.append("captured")
+
+    build = CapturedStep.__init__
+
+    def built(self, *given, **more):
+        build(self, *given, **more)
+        self._stream = Stream()
+        made.append(self)
+
+    case = ("fixmatch", "schedule.ema_decay=0.9", "schedule.nesterov=true", "schedule.steps=7")
+    for kind in ("fused", "graph"):
+        (tmp_path / kind).mkdir()
+    plain = trained(tmp_path / "fused", *case, "schedule.fused=true")
+    monkeypatch.setattr(CapturedStep, "__init__", built)
+    for name, fake in {"CUDAGraph": Graph, "graph": graph, "current_stream": Stream, "device": contextlib.nullcontext,
+                       "stream": contextlib.nullcontext}.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, fake)
+    with caplog.at_level("INFO"):
+        found = trained(tmp_path / "graph", *case, "schedule.graph=true")
+    assert done == [*["waits"] * 6, "captured", *["replayed"] * 4]
+    assert found[0] == plain[0]
+    assert differing(found, plain) == []
+    assert caplog.text.count("schedule.graph: step captured as one CUDA graph") == 1
 
 
 def test_memory_is_refilled_with_tensors_of_the_same_shapes_only():
