@@ -127,6 +127,8 @@ class CapturedStep:
                 torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
             ):
                 self._out = self._take(given)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             told = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise self._tape.refusal(f"has a step that cannot be captured ({told})") from error

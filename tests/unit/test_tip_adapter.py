@@ -78,8 +78,8 @@ def test_its_steps_can_be_captured(folder, tmp_path):
     for kind in ("fused", "graph"):
         parts = Assembly.of(config.replace(schedule=schedule.replace(**{kind: True})), torch.device("cpu"))
         parts.method.train()
-        loop = Loop(parts.method, parts.loader, Evaluator({}, 1000), parts.clock, tmp_path / kind, Tracker(), "key")
         (tmp_path / kind).mkdir()
+        loop = Loop(parts.method, parts.loader, Evaluator({}, 1000), parts.clock, tmp_path / kind, Tracker(), "key")
         loop.run()
         parts.loader.close()
         found.append(parts.method.cache.keys.detach())
