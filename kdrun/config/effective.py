@@ -74,7 +74,8 @@ def _without_training(config: RunConfig) -> RunConfig:
         schedule = ScheduleConfig(steps=1, precision=schedule.precision, channels_last=schedule.channels_last)
     return config.replace(
         losses={}, ramps={}, seed=seed, dataset=dataset, schedule=schedule,
-        views=config.views.replace(mix=MixConfig()), teacher=config.teacher.replace(cache=CacheConfig()),
+        views=config.views.replace(mix=MixConfig()),
+        teacher=config.teacher.replace(cache=CacheConfig(), precision=None),
     )  # fmt: skip
 
 

@@ -44,6 +44,9 @@ class TeacherConfig(Schema):
     """What the frozen teacher's logits are divided by wherever it is asked: above 1 it is less confident, below 1 more,
     as accurate as before. Its own training knows nothing of it; a loss term's temperature comes on top."""
     cache: CacheConfig = Field(default_factory=CacheConfig)
+    precision: Literal["fp32", "bf16"] | None = None
+    """Autocast type of the frozen teacher in training, whatever that of the students is; null: schedule.precision, in
+    which it is evaluated too."""
 
     def kind(self, key: str = "teacher") -> Any:
         """The registered class of `source` around this configuration, a `kdrun.teachers.kind.TeacherKind`.
@@ -103,6 +106,8 @@ class MembersConfig(TeacherConfig):
                 raise ValueError(f"teacher.members.{i}.source: {member.source} is no teacher; choose another")
         if any(member.cache.mode != "off" for member in self.members):
             raise ValueError("teacher.members.*.cache: the ensemble is kept as one; set teacher.cache instead")
+        if any(member.precision is not None for member in self.members):
+            raise ValueError("teacher.members.*.precision: the members are asked as one; set teacher.precision instead")
         return self
 
 

@@ -59,6 +59,11 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
+def exactly(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """As `autocast`, whatever autocast is in force around it."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
 def compile_networks(networks: Iterable[nn.Module], mode: str) -> None:
     """Have torch.compile make the kernels of each network at its first call; names of parameters stay."""
     torch.compiler.reset()  # the graphs of the last job of a sweep count against the same limit

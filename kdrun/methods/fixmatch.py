@@ -32,6 +32,9 @@ class FixMatchConfig(MethodConfig):
     """mu: unlabeled images for each labeled one in a batch."""
     unlabeled_weight: float = Field(1.0, ge=0)
     """lambda_u."""
+    joint_forward: bool = True
+    """Labeled images, weak and strong views in one pass, as the authors do: batch normalisation sees them together, and
+    the weak views cost a backward pass. false: three passes, that of the weak views without gradient."""
 
 
 F = TypeVar("F", bound=FixMatchConfig)
@@ -65,14 +68,18 @@ class FixMatch(Method[F]):
         )
 
     def outputs(self, batch: Batch, k: int = 0) -> list[Output]:
-        """The k-th student on the labeled images and on the weak and the strong views of the unlabeled ones.
-
-        It is one forward pass of all three, so that batch normalisation sees them together.
-        """
+        """The k-th student on the labeled images and on the weak and the strong views of the unlabeled ones."""
         labeled, unlabeled = batch["labeled"].views, batch["unlabeled"].views
         views = [labeled["weak"], unlabeled["weak"], unlabeled["strong"]]
-        out: Output = list(self.students.values())[k](together(views), self.losses(k).needed.features)
-        return out.split([len(v.index) for v in views])
+        student, features = list(self.students.values())[k], self.losses(k).needed.features
+        if self.spec.joint_forward:
+            out: Output = student(together(views), features)
+            return out.split([len(v.index) for v in views])
+        known, weak, strong = views
+        of_known = student(known, features)
+        with torch.no_grad():
+            of_weak = student(weak, features)
+        return [of_known, of_weak, student(strong, features)]
 
     def unlabeled(self, pair: Pair, used: Tensor, ctx: Context, k: int = 0) -> dict[str, Tensor]:
         """The k-th student's terms against labels that were given to strong views.

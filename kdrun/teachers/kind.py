@@ -71,7 +71,9 @@ class TeacherKind(Generic[C]):
 
     def effective(self, config: RunConfig) -> C:
         """`spec` without what has no effect, and with what a default outside of it decides written out."""
-        return self.spec.replace(cache=self.spec.cache.effective())
+        spec = self.spec
+        same = spec.precision == config.schedule.precision
+        return spec.replace(cache=spec.cache.effective(), precision=None if same else spec.precision)
 
     @property
     def draws_labels(self) -> bool:

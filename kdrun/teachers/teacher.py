@@ -1,25 +1,32 @@
 """The handle of a frozen network."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kdrun.core.device import exactly
 from kdrun.core.errors import ConfigError
 from kdrun.data.views.view import View
 from kdrun.models.output import Output
 
 
 class Teacher:
-    """A frozen network. Not an nn.Module, so it cannot be trained, moved or saved along with a method."""
+    """A frozen network. Not an nn.Module, so it cannot be trained, moved or saved along with a method.
 
-    def __init__(self, network: nn.Module) -> None:
+    Args:
+        precision: of its passes in training, see `teacher.precision`; None: that around them.
+    """
+
+    def __init__(self, network: nn.Module, precision: str | None = None) -> None:
         frozen: Any = network.eval().requires_grad_(False)
         self.network = frozen
         """What is asked, without the cache: for who compiles it, or keeps what it says."""
         self.dims: dict[str, int] = frozen.dims
         self.name: str = frozen.name
+        self.precision = precision
         self.kept: Callable[[Tensor, Tensor], Tensor] | None = None
         """(index, replay) -> logits (B, C) of stored views, which the network need not see; see `teacher.cache`."""
 
@@ -31,11 +38,16 @@ class Teacher:
                     f"teacher.cache.mode: only logits are kept, and {features[0]} is asked; set it to off"
                 )
             return Output(self.kept(view.index, view.replay), {})
-        return self.network(view, features)  # type: ignore[no-any-return]
+        with self._precision():
+            out: Output = self.network(view, features)
+        if self.precision is None:
+            return out
+        return Output(out.logits.float(), {name: feature.float() for name, feature in out.features.items()})
 
+    @torch.no_grad()
     def predict(self, view: View) -> dict[str, Tensor]:
         """Its logits as those of the network `teacher`, for evaluation."""
-        return {"teacher": self(view).logits}
+        return {"teacher": self.network(view).logits}
 
     @property
     def class_embeddings(self) -> Tensor | None:
@@ -58,10 +70,14 @@ class Teacher:
             devices = [self._device] if self._device.type == "cuda" else []
             with torch.random.fork_rng(devices=devices):
                 torch.manual_seed(seed)
-                return torch.stack([self.network(view).logits for _ in range(passes)])
+                with self._precision():
+                    return torch.stack([self.network(view).logits for _ in range(passes)])
         finally:
             for module in dropouts:
                 module.training = False
+
+    def _precision(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.precision is None else exactly(self._device, self.precision)
 
     @property
     def _device(self) -> torch.device:

@@ -172,7 +172,9 @@ class Assembly:
     @cached_property
     def teacher(self) -> Teacher | None:
         frozen = make_teacher(self.config.teacher, self.factory, self.required, outputs=self.job.outputs)
-        return None if frozen is None else Teacher(to_device(frozen, self.config, self.device))
+        if frozen is None:
+            return None
+        return Teacher(to_device(frozen, self.config, self.device), self.config.teacher.precision)
 
     @cached_property
     def method(self) -> Method[Any]:
@@ -230,7 +232,7 @@ class Assembly:
         shown = np.unique(np.concatenate([streams[name] for name in config.needs.streams]))
         teacher.kept, figures = keep(
             teacher.network, stored, images, torch.from_numpy(shown), self.arrays.num_classes, self.device,
-            config.execution.eval_batch_size, config.schedule.precision, self.job.outputs,
+            config.execution.eval_batch_size, config.teacher.precision or config.schedule.precision, self.job.outputs,
         )  # fmt: skip
         return figures
 

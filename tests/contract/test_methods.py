@@ -36,7 +36,8 @@ def make(name: str, *overrides: str, device: str = "cpu") -> tuple[RunConfig, Me
         config = composer.typed([f"method={name}", *FAST, *EXTRA.get(name, []), *overrides])
     run = Assembly.of(config, torch.device(device))
     if config.needs_teacher:  # one that nobody trained
-        run.teacher = Teacher(run.factory.network(ModelConfig(name="resnet8"), seed=7).to(device))
+        network = run.factory.network(ModelConfig(name="resnet8"), seed=7).to(device)
+        run.teacher = Teacher(network, config.teacher.precision)
     run.stream_seed = config.seed  # the golden losses of all methods are of the same images
     run.loader.give({key: value.to(device) for key, value in ARTIFACTS.get(name, {}).items()})
     return run.config, run.method.train(), run.loader, run.labels

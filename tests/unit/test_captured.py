@@ -43,6 +43,8 @@ OTHER = {
     "a ramp of a method": ("fixmatch", "+ramps.r={key: method.unlabeled_weight, kind: cosine, start: 0.1, end: 1}"),
     "moving rates": ("supervised", "schedule.warmup_steps=2", "schedule/decay=cosine", "schedule.nesterov=true"),
     "half precision": ("fixmatch", "schedule.precision=bf16"),
+    "a teacher in half precision": ("distill", "teacher.precision=bf16", *TEACHER),
+    "three passes": ("fixmatch", "method.joint_forward=false"),
     "boxes of other images": ("mixup_distill", "views.mix.kind=cutmix"),
     "stored views": ("distill", "teacher.cache.mode=views", "teacher.cache.num_views=2", *TEACHER),
     "two backward passes": ("sho", "method.pcgrad=true"),

@@ -148,3 +148,31 @@ def test_an_outer_network_that_sees_no_difference_is_trusted_with_nothing(select
     (line,) = warnings
     assert "features of all 40 images are the same" in line
     assert "training goes on as FixMatch" in line
+
+
+@pytest.mark.parametrize("name", ["fixmatch", "kd_fixmatch", "peer_fixmatch"])
+def test_three_passes_leave_the_weak_views_without_gradient(name):
+    more = ["students=[{name: resnet8, args: {width: 4}}, {name: resnet14, args: {width: 4}}]"] * (name[0] == "p")
+    _, method, batch = parts(name, "method.joint_forward=false", *more)
+    passes, student = [], next(iter(method.students.values()))
+    student.net.register_forward_hook(lambda _, given, out: passes.append((given[0], out)))
+    known, weak, strong = method.outputs(batch)
+    views = [batch["labeled"].views["weak"], batch["unlabeled"].views["weak"], batch["unlabeled"].views["strong"]]
+    assert [len(given) for given, _ in passes] == [len(view.index) for view in views]
+    for (given, _), view in zip(passes, views, strict=True):
+        assert torch.equal(given, student.adapt(view.pixels))
+    assert [out.logits.requires_grad for out in (known, weak, strong)] == [True, False, True]
+    assert all(torch.equal(out.logits, kept) for out, (_, kept) in zip((known, weak, strong), passes, strict=True))
+
+
+def test_one_pass_and_three_agree_where_no_statistics_of_a_batch_count():
+    _, joint, batch = parts("fixmatch")
+    _, apart, _ = parts("fixmatch", "method.joint_forward=false")
+    for one, other in zip(joint.eval().outputs(batch), apart.eval().outputs(batch), strict=True):
+        torch.testing.assert_close(one.logits, other.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_the_outer_network_is_trained_as_the_inner_one():
+    config, _, _ = parts("kd_fixmatch", "method.joint_forward=false")
+    outer = config.method_class.requires(config)["outer"]
+    assert (outer.method.name, outer.method.joint_forward) == ("fixmatch", False)

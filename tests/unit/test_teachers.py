@@ -17,6 +17,7 @@ from kdrun.config.model import ModelConfig
 from kdrun.config.nodes import dump, from_nodes, teacher_of
 from kdrun.config.teacher import TeacherConfig
 from kdrun.config.weights import WeightsConfig
+from kdrun.core.device import autocast
 from kdrun.core.errors import ConfigError, DataError
 from kdrun.core.registry import registered
 from kdrun.core.schema import build
@@ -211,6 +212,45 @@ def test_a_temperature_changes_how_sure_a_teacher_is_and_not_what_it_says(tmp_pa
     made = make_teacher(teacher_of({"source": "ensemble", "members": members}), SETUP, {}).eval()
     logits = plain(PIXELS).logits
     torch.testing.assert_close(made(PIXELS).logits.softmax(1), (logits.softmax(1) + (logits / 2).softmax(1)) / 2)
+
+
+@pytest.mark.parametrize("around", ["fp32", "bf16"])
+@pytest.mark.parametrize("own", ["fp32", "bf16"])
+def test_a_teacher_has_a_precision_of_its_own_in_training_alone(around, own):
+    cpu = torch.device("cpu")
+    plain = Teacher(network())
+    expected = {}
+    for precision in ("fp32", "bf16"):
+        with autocast(cpu, precision):
+            expected[precision] = plain(PIXELS, ("stage1", "prelogits"))
+    assert not torch.equal(expected["fp32"].logits, expected["bf16"].logits)
+    teacher = Teacher(network(), own)
+    with autocast(cpu, around):
+        out, evaluated = teacher(PIXELS, ("stage1", "prelogits")), teacher.predict(PIXELS)["teacher"]
+        samples = teacher.mc_samples(PIXELS, 1, 0)
+    assert torch.equal(out.logits, expected[own].logits)
+    assert torch.equal(samples[0], expected[own].logits)
+    assert torch.equal(evaluated, expected[around].logits)
+    for name, feature in out.features.items():
+        assert feature.dtype == torch.float32
+        assert torch.equal(feature, expected[own].features[name].float())
+
+
+def test_a_teachers_precision_is_in_the_key_where_it_is_not_the_runs_own():
+    def key(*words):
+        with Composer() as composer:
+            return run_key(composer.typed(["loss=kd", "teacher=resnet20", "student=resnet8", *words]))
+
+    half = "schedule.precision=bf16"
+    assert key("teacher.precision=fp32") == key()
+    assert key("teacher.precision=bf16") not in (key(), key(half))
+    assert key("teacher.precision=bf16", half) == key(half)
+    assert key("teacher.precision=fp32", half) not in (key(), key(half))
+    assert key("method=supervised", "loss=ce", "teacher.precision=bf16") == key("method=supervised", "loss=ce")
+    with pytest.raises(ConfigError, match=r"teacher.members.\*.precision: .* set teacher.precision instead"):
+        teacher_of(
+            {"source": "ensemble", "members": [{"source": "file", "model": MODEL, "path": "x", "precision": "bf16"}]}
+        )
 
 
 @pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan")])
