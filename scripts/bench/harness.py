@@ -108,7 +108,7 @@ class LoopBench:
         """Let `teacher` of the config be a network that nobody trained. Returns it without its input adapter."""
         network = self.parts.factory.network(self.config.teacher.model, 0)  # type: ignore[arg-type]
         network = network.to(self.device, memory_format=torch.channels_last)
-        self.teacher = Teacher(network)
+        self.teacher = Teacher(network, self.config.teacher.precision)
         return network.net  # type: ignore[no-any-return]
 
     def keep_logits(self) -> None:
