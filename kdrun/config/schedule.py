@@ -102,6 +102,8 @@ class ScheduleConfig(Schema):
     """Mode of torch.compile for the networks in training; evaluation stays eager. true means default."""
     fused: bool = False
     """One kernel for the whole optimizer step instead of one for each operation (foreach)."""
+    graph: bool = False
+    """Each step, from the views to the optimizer, as one CUDA graph; brings `fused`; for sgd, adam and adamw."""
 
     @field_validator("compile", mode="before")
     @classmethod
@@ -120,6 +122,10 @@ class ScheduleConfig(Schema):
             raise ValueError(f"schedule.optimizer_args: {min(twice)} belongs to schedule.{min(twice)}")
         if self.nesterov and self.momentum == 0:
             raise ValueError("schedule.nesterov needs schedule.momentum > 0")
+        if self.graph and self.precision == "fp16":
+            raise ValueError("schedule.graph: the loss scaling of fp16 waits for the device; set precision to bf16")
+        if self.graph and self.compile not in (None, "default"):
+            raise ValueError(f"schedule.graph: compile={self.compile} has graphs of its own; set it to default or null")
         return self
 
     @property

@@ -15,7 +15,7 @@ from kdrun.core.errors import ConfigError, allowed
 from kdrun.data.arrays import Arrays
 from kdrun.data.decoder import Decoder
 from kdrun.data.splits import Split
-from kdrun.data.stream import Stream
+from kdrun.data.stream import Drawn, Stream
 from kdrun.data.streamed import ImageFiles
 from kdrun.data.views.mix import Mix
 from kdrun.data.views.stored import StoredViews
@@ -42,6 +42,7 @@ class Loader:
         self._decoder = Decoder(self.streams, files[0].workers, total_steps) if files else None
         self._ahead: Future[dict[int, Batch]] | None = None
         self._thread = ThreadPoolExecutor(1, "views", _one_thread) if on_host and total_steps is not None else None
+        self._drawing: tuple[int, Future[dict[str, Drawn]]] | None = None
 
     def batch(self, step: int) -> Batch:
         """The batch of 0-based `step`; steps are asked for in order, or it takes longer."""
@@ -54,6 +55,20 @@ class Loader:
         if self._thread is not None and self._ahead is None and self._within(step + 1):
             self._ahead = self._thread.submit(self._make, step + 1)
         return batch
+
+    def drawn(self, step: int) -> dict[str, Drawn]:
+        """What the host gives to the batch of a step, for `made`; that of the next one is drawn meanwhile."""
+        drawing, self._drawing = self._drawing, None
+        found = drawing[1].result() if drawing is not None and drawing[0] == step else self._draw(step)
+        if self.total_steps is not None and step + 1 < self.total_steps:
+            if self._thread is None:
+                self._thread = ThreadPoolExecutor(1, "views", _one_thread)
+            self._drawing = step + 1, self._thread.submit(self._draw, step + 1)
+        return found
+
+    def made(self, drawn: Mapping[str, Drawn]) -> Batch:
+        """The batch that was `drawn`, on whatever device that is now."""
+        return {name: stream.made(drawn[name])[0] for name, stream in self.streams.items()}
 
     def give(self, extra: Mapping[str, Tensor]) -> None:
         """Values for `Samples.extra` of all batches from now on: name -> (N, ...) on the training device."""
@@ -79,6 +94,11 @@ class Loader:
         decoded = {} if self._decoder is None else self._decoder.step(first)
         made = {name: stream.batches(steps, decoded.get(name)) for name, stream in self.streams.items()}
         return {step: {name: made[name][k] for name in made} for k, step in enumerate(steps)}
+
+    def _draw(self, step: int) -> dict[str, Drawn]:
+        decoded = {} if self._decoder is None else self._decoder.step(step)
+        steps = range(step, step + 1)
+        return {name: stream.drawn(steps, decoded.get(name), fixed=True) for name, stream in self.streams.items()}
 
 
 def _one_thread() -> None:

@@ -1,6 +1,8 @@
 """Endless batches of one stream, each a pure function of (seed, step)."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +14,10 @@ from kdrun.core.seeding import generator
 from kdrun.data.images import fit
 from kdrun.data.reading import read_rgb
 from kdrun.data.streamed import ImageFiles, refuse
-from kdrun.data.views.mix import Mix
+from kdrun.data.views.mix import Mix, Mixture
 from kdrun.data.views.recipes import FileCrop, Strong
 from kdrun.data.views.stored import StoredViews
-from kdrun.data.views.view import Recipe, Samples, Source, Unmixed, View, join, rows
+from kdrun.data.views.view import Recipe, Samples, Source, Unmixed, View, join, mapped, rows
 
 
 class Stream:
@@ -64,38 +66,59 @@ class Stream:
         Args:
             decoded: of a stream of files and one step: what `decode` gave; None: it is asked now.
         """
-        device = self.device
+        return self.made(self.drawn(steps, decoded))
+
+    def drawn(self, steps: range, decoded: "Decoded | None" = None, fixed: bool = False) -> "Drawn":
+        """What the host has to do with the batches of several steps; nothing here touches an accelerator.
+
+        Args:
+            decoded: as in `batches`.
+            fixed: whether the views are to be made by `Recipe.apply_fixed`.
+        """
         positions = torch.cat([self.positions(step) for step in steps])
-        index = at = send(positions, device)
-        images: Mapping[str, Tensor]  # what each view is made from
+        images, params, replay, mixture = {}, {}, {}, None
         if isinstance(self.images, ImageFiles):
             decoded = self.decode(steps[0]) if decoded is None else decoded
             refuse(decoded.unreadable)
-            sent = {name: send(pixels, device) for name, pixels in decoded.pixels.items()}
-            images = {name: sent[name if name in sent else WHOLE] for name in self.recipes}
-            at = torch.arange(len(positions), device=device)
-        elif self.images.device.type != device.type:
-            images = dict.fromkeys(self.recipes, rows(self.images, positions, device))
-            at = torch.arange(len(positions), device=device)
-        else:
-            images = dict.fromkeys(self.recipes, self.images)
-        parts: dict[str, tuple[Tensor, ...]] = {"index": index.split(self.batch_size)}
-        mixture = None
+            images = decoded.pixels
+        elif self.images.device.type != self.device.type:
+            images = {WHOLE: rows(self.images, positions, HOST)}
         if self.mix is not None:
             generators = [generator(self.seed, "mix", self.name, step) for step in steps]
-            mixture = self.mix.draw_steps(generators, self.batch_size, device)
+            mixture = self.mix.draw_steps(generators, self.batch_size, HOST)
+        for name, recipe in self.recipes.items():
+            if self.stored is not None and name == self.stored.NAME:
+                replay[name] = torch.cat([self.epochs(step) for step in steps]) % self.stored.count
+                params[name] = self.stored.params(positions, replay[name])
+            else:
+                params[name] = join([self._draw(name, recipe, step) for step in steps])
+            if fixed:
+                params[name] = recipe.fixed(params[name])
+        return Drawn(positions, images, params, replay, mixture, fixed)
+
+    def made(self, drawn: "Drawn") -> list[Samples]:
+        """The batches that `drawn` stands for.
+
+        Args:
+            drawn: on the CPU, or on the training device, where the host then takes no part if it is `fixed`.
+        """
+        device, to_device = self.device, partial(send, device=self.device)
+        index = at = send(drawn.positions, device)
+        sent = mapped(to_device, drawn.images)
+        if sent:
+            at = torch.arange(len(index), device=device)
+        parts: dict[str, tuple[Tensor, ...]] = {"index": index.split(self.batch_size)}
+        mixture: Mixture | None = mapped(to_device, drawn.mixture)
         if self.targets is not None:
             target = self.targets[index]
             target = target if mixture is None else mixture.labels(target)
             parts["target"] = target.split(self.batch_size)
         for name, recipe in self.recipes.items():
-            if self.stored is not None and name == self.stored.NAME:
-                which = torch.cat([self.epochs(step) for step in steps]) % self.stored.count
-                parts[f"replay {name}"] = send(which, device).split(self.batch_size)
-                params = self.stored.params(positions, which)
-            else:
-                params = join([self._draw(name, recipe, step) for step in steps])
-            pixels = recipe.apply(images[name], at, params)
+            if name in drawn.replay:
+                parts[f"replay {name}"] = send(drawn.replay[name], device).split(self.batch_size)
+            images: Any = sent[name if name in sent else WHOLE] if sent else self.images
+            apply = recipe.apply_fixed if drawn.fixed else recipe.apply
+            pixels = apply(images, at, drawn.params[name])
             if mixture is not None:
                 parts[f"unmixed {name}"] = pixels.split(self.batch_size)
                 pixels = mixture.images(pixels)
@@ -114,7 +137,7 @@ class Stream:
                 parts["target"][k] if "target" in parts else None,
                 {name: values[k] for name, values in extra.items()},
             )
-            for k in range(len(steps))
+            for k in range(len(parts["index"]))
         ]
 
     def _draw(self, name: str, recipe: Recipe, step: int) -> Any:
@@ -167,7 +190,28 @@ class Stream:
         return self._orders[epoch]
 
 
+HOST = torch.device("cpu")
 WHOLE = ""  # among views: images as they are, for views that are made from those
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What the host gives to some batches of a stream, for `Stream.made`; all their steps after one another.
+
+    The shapes of its tensors depend on the stream and the number of steps alone.
+    """
+
+    positions: Tensor
+    """(n,) int64 positions in the train array."""
+    images: dict[str, Tensor]
+    """View name, or `WHOLE` for all that are not named -> (n, H, W, C) uint8; empty where the device has all images."""
+    params: dict[str, Any]
+    """View name -> what its recipe drew."""
+    replay: dict[str, Tensor]
+    """View name -> (n,) int64, which stored draw it is."""
+    mixture: Mixture | None
+    fixed: bool
+    """Whether `params` are for `Recipe.apply_fixed`."""
 
 
 class Decoded(NamedTuple):

@@ -13,7 +13,7 @@ from torch import Tensor
 from kdrun.core.registry import register
 from kdrun.losses.labels import full, labels_of, over_classes
 from kdrun.losses.logits import LogitConfig, LogitTerm, above_zero, kl, squared_temperature
-from kdrun.losses.term import Pair
+from kdrun.losses.term import Pair, risen
 
 
 def dkd(
@@ -101,9 +101,8 @@ class DKD(LogitTerm):
         c: DKDConfig = self.config
         # deviates: the authors' code raises the weight once an epoch, by 1/20 from the first; we at each step, because
         # an epoch of 50 labels is no measure of time.
-        ramp = min(pair.progress / c.warmup, 1.0) if c.warmup else 1.0
         student, teacher = self.logits(pair)
-        return ramp * over_classes(
+        return risen(pair.progress, c.warmup) * over_classes(
             labels_of(pair, self), lambda y: dkd(student, teacher, y, c.alpha, c.beta, c.temperature)
         )
 

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,10 +10,10 @@ from torch.nn import functional as F
 from kdrun.config.parts import TermConfig
 from kdrun.core.registry import register
 from kdrun.losses.labels import full, labels_of
-from kdrun.losses.term import Pair, Term
+from kdrun.losses.term import Pair, Term, risen
 
 
-def evidential(logits: Tensor, target: Tensor, kl_weight: float = 1.0) -> Tensor:
+def evidential(logits: Tensor, target: Tensor, kl_weight: float | Tensor = 1.0) -> Tensor:
     """Expected squared error under a Dirichlet distribution, and a penalty on misleading evidence.
 
     sum_j (y_j - p_j)^2 + p_j (1 - p_j) / (S + 1) + kl_weight KL(Dir(a~) || Dir(1)), a = softplus(z) + 1, S = sum_j a_j,
@@ -26,7 +27,8 @@ def evidential(logits: Tensor, target: Tensor, kl_weight: float = 1.0) -> Tensor
         (B,).
     """
     alpha = F.softplus(full(logits)) + 1
-    y = target if target.ndim == 2 else F.one_hot(target, logits.shape[1])
+    # not by one_hot, which looks at the numbers
+    y = target if target.ndim == 2 else target[:, None] == torch.arange(logits.shape[1], device=logits.device)
     y = y.to(alpha.dtype)
     total = alpha.sum(1, keepdim=True)
     p = alpha / total
@@ -58,5 +60,4 @@ class Evidential(Term):
     def forward(self, pair: Pair) -> Tensor:
         # deviates: the paper raises the penalty over 10 epochs, we over a share of the run, because an epoch of 50
         # labels is no measure of time.
-        ramp = min(pair.progress / self.config.annealing, 1.0) if self.config.annealing else 1.0
-        return evidential(pair.student.logits, labels_of(pair, self), ramp)
+        return evidential(pair.student.logits, labels_of(pair, self), risen(pair.progress, self.config.annealing))

@@ -13,7 +13,7 @@ from kdrun.config.parts import TermConfig
 from kdrun.core.errors import ConfigError
 from kdrun.core.registry import lookup
 from kdrun.core.seeding import subseed
-from kdrun.losses.term import Pair, Term, TermSpec, width
+from kdrun.losses.term import Pair, Term, TermSpec, factor, width
 
 
 class LossSet(nn.Module):
@@ -25,7 +25,7 @@ class LossSet(nn.Module):
     def __init__(self, configs: Mapping[str, TermConfig], seed: int, spec: TermSpec) -> None:
         super().__init__()
         self.terms = nn.ModuleDict()
-        self._factors: Mapping[str, float] = {}  # on the weights that move, by label; of the step at hand
+        self._factors: Mapping[str, float | Tensor] = {}  # on the weights that move, by label; of the step at hand
         self._seen: dict[str, list[Pair]] = {}
         for label, config in configs.items():
             build = lookup("loss", config.name, f"loss.{label}.name")
@@ -43,7 +43,7 @@ class LossSet(nn.Module):
         self.needed = reduce(or_, (term.needed for _, term in self._terms()), Needs())
         """What the terms ask of their networks together."""
 
-    def begin(self, factors: Mapping[str, float]) -> None:
+    def begin(self, factors: Mapping[str, float | Tensor]) -> None:
         """A new step.
 
         Args:
@@ -103,7 +103,7 @@ class LossSet(nn.Module):
                 if not term.needed.per_sample:
                     raise ConfigError(f"loss.{label}: a statistic of the batch cannot be weighted per sample")
                 value = value * sample_weight
-            out[label] = term.config.weight * self._factors.get(label, 1.0) * value.mean()
+            out[label] = factor(term.config.weight * self._factors.get(label, 1.0)) * value.mean()
         return out
 
 

@@ -34,8 +34,8 @@ class Pair:
     """(B,) int64, or (B, classes) float32: the mixed classes of two images."""
     index: Tensor
     """(B,) int64, position in the train array; of a mixed image, that of the first."""
-    progress: float
-    """Share of the run behind us, in [0, 1)."""
+    progress: float | Tensor
+    """Share of the run behind us, in [0, 1); () float64 in a captured step, see `risen`."""
     draw: Callable[..., Tensor]
     """`draw(B, *shape)`: uniform numbers in [0, 1) that depend on (seed, step) only."""
     unmixed: UnmixedOutputs | None = None
@@ -95,6 +95,19 @@ class Term(nn.Module):
     def remarks(cls, config: Any, ce_weight: float) -> list[str]:
         """What the weight means beside that of cross entropy (0 where there is none), for `kdrun explain`."""
         return []
+
+
+def factor(value: float | Tensor) -> float | Tensor:
+    """A number that multiplies losses: of a captured step's () float64 the float32 that a float counts as there."""
+    return value.float() if isinstance(value, Tensor) else value
+
+
+def risen(progress: float | Tensor, share: float) -> float | Tensor:
+    """min(progress / share, 1): a factor that rises from 0 in this share of the run; 1 where the share is 0."""
+    if not share:
+        return 1.0
+    risen = progress / share
+    return factor(risen.clamp(max=1.0)) if isinstance(risen, Tensor) else min(risen, 1.0)
 
 
 def width(dims: Mapping[str, int], feature: str, role: str) -> int:

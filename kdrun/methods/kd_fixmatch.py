@@ -26,7 +26,7 @@ from kdrun.methods.clustering import ClusteringConfig
 from kdrun.methods.fixmatch import FixMatch, FixMatchConfig
 from kdrun.methods.pool import Required, Start
 from kdrun.methods.requires import head_warmup_runs
-from kdrun.methods.step import Context
+from kdrun.methods.step import Context, chosen
 from kdrun.methods.trusted import Selection, Selector, trusted_labels
 
 
@@ -96,13 +96,13 @@ class KDFixMatch(FixMatch[KDFixMatchConfig]):
         has = trusted >= 0
         label, live = super().targets(unlabeled, confidence, label, ctx)
         merge = self.spec.merge
+        if merge == "heuristic1":
+            return torch.where(live, label, trusted.clamp(min=0)), live | has
+        outer: bool | Tensor = merge == "outer_only"
         if merge.startswith("switch_at:"):
-            merge = "outer_only" if ctx.step < int(merge.partition(":")[2]) else "inner_only"
-        if merge == "outer_only":
-            return trusted.clamp(min=0), has
-        if merge == "inner_only":
-            return label, live
-        return torch.where(live, label, trusted.clamp(min=0)), live | has
+            until = int(merge.partition(":")[2])
+            outer = ctx.holds(lambda step: step < until)
+        return chosen(outer, lambda: trusted.clamp(min=0), lambda: label), chosen(outer, lambda: has, lambda: live)
 
 
 def _same_cadence(outer: Required, schedule: ScheduleConfig) -> None:

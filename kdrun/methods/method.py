@@ -22,7 +22,7 @@ from kdrun.config.run import RunConfig
 from kdrun.core.errors import ConfigError
 from kdrun.data.views.view import Batch, View
 from kdrun.losses.set import LossSet
-from kdrun.losses.term import Pair, TermSpec, UnmixedOutputs
+from kdrun.losses.term import Pair, TermSpec, UnmixedOutputs, factor
 from kdrun.methods.choice import Choice
 from kdrun.methods.pool import Start
 from kdrun.methods.requires import head_warmup_runs, teacher_runs
@@ -150,9 +150,9 @@ class Method(nn.Module, Generic[C]):
         """What it asks of its networks together with all its loss terms."""
         return reduce(or_, (losses.needed for losses in self._loss_sets()), self.needs(self.config))
 
-    def weight(self, name: str, ctx: Context) -> float:
+    def weight(self, name: str, ctx: Context) -> float | Tensor:
         """The weight `method.<name>` in force in this step."""
-        return float(getattr(self.spec, name) * ctx.factors.get(f"method.{name}", 1.0))
+        return factor(float(getattr(self.spec, name)) * ctx.factors.get(f"method.{name}", 1.0))
 
     def pair(self, batch: Batch, ctx: Context, stream: str = "labeled", view: str = "weak", k: int = 0) -> Pair:
         """The k-th student, and the teacher if there is one, on one view of a stream."""

@@ -22,7 +22,7 @@ from kdrun.data.views.view import Batch, together
 from kdrun.losses.term import Pair
 from kdrun.methods.gradients import backward_with_surgery, conflict
 from kdrun.methods.method import Method
-from kdrun.methods.step import Context, Step
+from kdrun.methods.step import Context, Step, chosen
 from kdrun.models.output import Output
 
 FEATURE = "prelogits"
@@ -108,10 +108,12 @@ class SHO(Method[S]):
         self, one: Mapping[str, Tensor], other: Mapping[str, Tensor], root: Output, labeled: int, ctx: Context
     ) -> Tensor:
         """Cosine of the two gradients at the shared features of the labeled images, at steps that are logged."""
-        at = root.features[self.shared]
-        if not at.requires_grad or (ctx.step + 1) % self.config.execution.log_every_steps:
-            return at.new_full((), torch.nan, dtype=torch.float32)
-        return conflict(_sum(one), _sum(other), at, labeled)
+        at, every = root.features[self.shared], self.config.execution.log_every_steps
+        nothing = at.new_full((), torch.nan, dtype=torch.float32)
+        if not at.requires_grad:
+            return nothing
+        logged = ctx.holds(lambda step: (step + 1) % every == 0)
+        return chosen(logged, lambda: conflict(_sum(one), _sum(other), at, labeled), lambda: nothing)
 
     def backward(self, losses: Mapping[str, Tensor], scale: Callable[[Tensor], Tensor]) -> None:
         targets = self.losses().labels_of("target")

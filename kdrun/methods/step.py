@@ -1,7 +1,7 @@
 """What goes into a step and comes out of it: Setup, Context, Step, Guesses."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -37,24 +37,37 @@ class Step:
 
 
 class Context:
-    """Where in the run a step stands, and its random numbers."""
+    """Where in the run a step stands, and its random numbers.
+
+    In a step that is captured (`schedule.graph`) numbers of the host are () tensors that it refills before each step.
+    """
 
     def __init__(
-        self, seed: int, step: int, total_steps: int, device: torch.device, factors: Mapping[str, float] | None = None
-    ) -> None:
+        self, seed: int, step: int, total_steps: int, device: torch.device,
+        factors: Mapping[str, float | Tensor] | None = None,
+    ) -> None:  # fmt: skip
         self.factors = factors or {}
         """Factors on the weights that move (`ramps`), by their keys."""
-        self.step = step
-        self.progress = step / total_steps
+        self._step = step
+        self.progress: float | Tensor = step / total_steps
         self.device = device
         self._seed = seed
         self._generator: Generator | None = None
+
+    @property
+    def step(self) -> int:
+        """0-based; known to the host alone, so a step that asks for it cannot be captured."""
+        return self._step
 
     def again(self) -> "Context":
         """The same step with its numbers unused: what one student draws does not depend on the others."""
         ctx = copy.copy(self)
         ctx._generator = None
         return ctx
+
+    def holds(self, condition: Callable[[int], bool]) -> bool | Tensor:
+        """Whether something is so in this 0-based step; () bool in a captured step, to choose by `chosen`."""
+        return condition(self.step)
 
     def subseed(self, purpose: str) -> int:
         """A seed for one purpose in this step."""
@@ -65,6 +78,13 @@ class Context:
         if self._generator is None:
             self._generator = generator(self._seed, "step", self.step)
         return send(torch.rand(shape, generator=self._generator), self.device)
+
+
+def chosen(where: bool | Tensor, one: Callable[[], Tensor], other: Callable[[], Tensor]) -> Tensor:
+    """`one()` where it holds, else `other()`; in a captured step, which cannot branch, both are computed."""
+    if isinstance(where, Tensor):
+        return torch.where(where, one(), other())
+    return one() if where else other()
 
 
 @dataclass(frozen=True, kw_only=True)

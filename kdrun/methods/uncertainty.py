@@ -164,6 +164,15 @@ class MCDropout(Uncertainty):
                 "teacher=wrn_40_2 teacher.model.args.drop_rate=0.1"
             )
 
+    @classmethod
+    def contradictions(cls, config: RunConfig) -> list[str]:
+        if not config.schedule.graph:
+            return []
+        return [
+            "method.uncertainty: mc_dropout draws from a seed of its own in each step, which a captured step cannot; "
+            "set schedule.graph=false, or choose another uncertainty"
+        ]
+
     def weight(self, view: View, output: Output, ctx: Context) -> Tensor:
         return agreement(self.teacher.mc_samples(view, self.config.passes, ctx.subseed("mc_dropout")))
 

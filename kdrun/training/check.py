@@ -82,6 +82,8 @@ def _check_machine(config: RunConfig) -> None:
     device = device_of(config.execution.device)
     if config.schedule.precision == "fp16" and device.type != "cuda":
         raise ConfigError(f"schedule.precision: fp16 needs cuda, this run is on {device.type}; choose bf16 or fp32")
+    if config.schedule.graph and device.type not in ("cuda", "cpu"):
+        raise ConfigError(f"schedule.graph: needs cuda, this run is on {device.type}; set it to false")
     if config.schedule.compile is not None:
         require_compiler()
 

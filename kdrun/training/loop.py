@@ -7,11 +7,10 @@ pure functions of the step, and a checkpoint holds everything else.
 import contextlib
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from kdrun.data.views.view import Batch
 from kdrun.methods.method import Method
 from kdrun.methods.step import Context, Guesses, Step
 from kdrun.runs.metrics_log import MetricsLog
+from kdrun.training.captured import CapturedStep
 from kdrun.training.checkpoint import Checkpoint, random_state, set_random_state
 from kdrun.training.ema import Ema
 from kdrun.training.evaluator import Evaluator, choice_metrics
@@ -35,42 +35,12 @@ from kdrun.training.finite import REMEDY
 from kdrun.training.optimizer import make_optimizer
 from kdrun.training.rates import LearningRate, Ramps
 from kdrun.training.state import OtherMetrics, Progress, restore, state_of
+from kdrun.training.stopwatch import Stopwatch
+from kdrun.training.tape import Tape
 from kdrun.training.tracking import Tracker
 
 log = logging.getLogger(__name__)
 KNOWN, RIGHT = "guesses_known", "guesses_right"  # kept step by step for the accuracy of a window, not logged
-
-
-class Stopwatch:
-    """What a session spends its time on.
-
-    Args:
-        before: seconds of the sessions before it.
-    """
-
-    def __init__(self, before: Mapping[str, float]) -> None:
-        self.before = dict(before)
-        self.spent = {"data": 0.0, "eval": 0.0}
-        self.began = self.at = time.perf_counter()
-
-    @contextlib.contextmanager
-    def on(self, what: Literal["data", "eval"]) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.spent[what] += time.perf_counter() - started
-
-    def seconds(self) -> dict[str, float]:
-        """Of all sessions: total, and the parts train, data and eval that it is made of."""
-        total = time.perf_counter() - self.began
-        spent = {"total": total, "train": total - sum(self.spent.values()), **self.spent}
-        return {name: self.before[name] + value for name, value in spent.items()}
-
-    def elapsed(self) -> float:
-        """Since the last `mark`."""
-        return time.perf_counter() - self.at
-
-    def mark(self) -> None:
-        self.at = time.perf_counter()
 
 
 class Loop:
@@ -118,16 +88,14 @@ class Loop:
             self._resume()
             self._prepare()
         progress, total_steps = self.progress, self.clock.total_steps
-        clip, watch = self._clip_groups(), Stopwatch(progress.seconds)
+        take, watch = self._steps(), Stopwatch(progress.seconds)
         self._watch = watch
         self.method.train()
         with self._bar() as bar:
             if self.unevaluated:
                 self._evaluate()
             for step in range(progress.step, total_steps):
-                with watch.on("data"):
-                    batch = self.loader.batch(step)
-                self._keep(self._optimize(step, batch, clip))
+                self.window.append(take(step))
                 progress.step = step + 1
                 self._tell(watch)
                 bar.update(self._batch_size)
@@ -204,13 +172,44 @@ class Loop:
         if fresh and self.ema is not None:
             self.ema = Ema(self.method, self.ema.decay)
 
-    def _optimize(self, step: int, batch: Batch, clip: Mapping[str, list[Tensor]]) -> Step:
-        """One optimizer step. Nothing here waits for the device."""
+    def _steps(self) -> Callable[[int], Tensor]:
+        """What takes a step and gives its logged values."""
+        clip, seed, total_steps = self._clip_groups(), self.config.seed, self.clock.total_steps
+
+        def plain(step: int) -> Tensor:
+            with self._watch.on("data"):
+                batch = self.loader.batch(step)
+            return self._values(self._optimize(step, batch, clip))
+
+        if not self.schedule.graph:
+            return plain
+        tape = Tape(seed, total_steps, self.device, self.config.method.name)
+        take = CapturedStep(
+            lambda batch, ctx: self._values(self._update(batch, ctx, clip)), self.loader, self.optimizer, tape,
+            watched=self.schedule.compile is None,
+        )  # fmt: skip
+
+        def captured(step: int) -> Tensor:
+            with self._watch.on("data"):
+                drawn = self.loader.drawn(step)
+            return take(step, drawn, self._rates(step), self.ramps.factors(step / total_steps))
+
+        return captured
+
+    def _rates(self, step: int) -> list[float]:
+        """The learning rate of each group of parameters."""
         factor = self.rate.factor(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
+        return [group["base_lr"] * factor for group in self.optimizer.param_groups]
+
+    def _optimize(self, step: int, batch: Batch, clip: Mapping[str, list[Tensor]]) -> Step:
+        """One optimizer step, with the host's numbers."""
+        for group, rate in zip(self.optimizer.param_groups, self._rates(step), strict=True):
+            group["lr"] = rate
         factors = self.ramps.factors(step / self.clock.total_steps)
-        ctx = Context(self.config.seed, step, self.clock.total_steps, self.device, factors)
+        return self._update(batch, Context(self.config.seed, step, self.clock.total_steps, self.device, factors), clip)
+
+    def _update(self, batch: Batch, ctx: Context, clip: Mapping[str, list[Tensor]]) -> Step:
+        """One optimizer step. Nothing here waits for the device, and no number of the host is used but `ctx`'s."""
         if self.schedule.compile is not None:
             torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave may be overwritten
         with autocast(self.device, self.schedule.precision):
@@ -300,13 +299,14 @@ class Loop:
 
     # ------------------------------------------------------------------------------------------ logged values
 
-    def _keep(self, out: Step) -> None:
+    def _values(self, out: Step) -> Tensor:
+        """What is logged of a step, (n,), under `names`."""
         losses, metrics = out.losses, {**out.metrics, **self._guess_metrics(out.guesses)}
         names = [f"train/loss/{name}" for name in losses] + [f"train/{name}" for name in metrics]
         if self.names and names != self.names:
             raise KdrunError(f"the method's losses and metrics changed their names from {self.names} to {names}")
         self.names = names
-        self.window.append(torch.stack([*losses.values(), *metrics.values()]).detach())
+        return torch.stack([*losses.values(), *metrics.values()]).detach()
 
     def _guess_metrics(self, guesses: Guesses | None) -> dict[str, Tensor]:
         """Shares of the batch: learned from, of those with a known label, and right."""
@@ -344,7 +344,7 @@ class Loop:
             values["train/pseudo_label_accuracy"] = right / known
         factors = self.ramps.factors((self.progress.step - 1) / self.clock.total_steps)
         weights = {f"train/{key}": factor * self.config.weights[key] for key, factor in factors.items()}
-        self._write({**values, "train/lr": self.optimizer.param_groups[0]["lr"], **weights})
+        self._write({**values, "train/lr": self._rates(self.progress.step - 1)[0], **weights})
 
     def _write(self, values: dict[str, float]) -> None:
         self.still_ours()

@@ -8,6 +8,8 @@ import torch
 from kdrun.core.errors import ConfigError, allowed
 from kdrun.methods.method import Method
 
+CAPTURABLE = (torch.optim.SGD, torch.optim.Adam)  # and AdamW: fused, they take a learning rate from the device
+
 
 def parameter_groups(method: Method[Any]) -> list[dict[str, Any]]:
     """One group for each student and kind of parameter, with the student's learning rate.
@@ -55,11 +57,14 @@ def make_optimizer(method: Method[Any]) -> torch.optim.Optimizer:
     plain = torch_own or name == "sgd"  # timm's "sgd" is always Nesterov's
     build: Any = (own if torch_own else torch.optim.SGD) if plain else get_optimizer_class(name, bind_defaults=False)
     accepted = inspect.signature(build).parameters
-    kernels = "fused" if schedule.fused else "foreach"
+    kernels = "fused" if schedule.fused or schedule.graph else "foreach"
+    if schedule.graph and not (isinstance(build, type) and issubclass(build, CAPTURABLE)):
+        raise ConfigError(f"schedule.graph: a step with {name} cannot be captured; choose sgd, adam or adamw")
     if schedule.fused and kernels not in accepted:
         raise ConfigError(f"schedule.fused: {name} has no fused kernel; sgd, adam, adamw and adagrad have one")
     common: dict[str, Any] = {"momentum": schedule.momentum, "nesterov": schedule.nesterov} if plain else {}
-    common = {key: value for key, value in {**common, kernels: True}.items() if key in accepted}
+    common |= {kernels: True, **({"capturable": True} if schedule.graph else {})}  # adam asks for it, though fused
+    common = {key: value for key, value in common.items() if key in accepted}
     common |= schedule.optimizer_args
     try:
         made: object

@@ -13,6 +13,8 @@ from kdrun.data.views.view import Batch, Samples, Unmixed, View
 from kdrun.methods.method import Method
 from kdrun.methods.step import Context, Step
 from kdrun.training.assembly import Assembly
+from kdrun.training.tape import Tape
+from kdrun.training.waiting import nothing_waits
 
 log = logging.getLogger(__name__)
 PAGE = "see docs/extend/method.md"
@@ -35,8 +37,7 @@ def rehearse(outline: Assembly) -> None:
     try:
         batch = _batch(outline, config.method_class.batch_sizes(config))
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            ctx = Context(config.seed, 0, max(outline.clock.total_steps, 1), torch.device("meta"))
-            _refuse_step(method.train()(batch, ctx), name)
+            _refuse_step(_step(outline, batch), name)
             seen = next(iter(batch.values())).views
             with torch.no_grad():
                 _refuse_predictions(method.eval().predict(next(iter(seen.values()))), name, outline.arrays.num_classes)
@@ -46,6 +47,19 @@ def rehearse(outline: Assembly) -> None:
         _explain(error, name, config.schedule.batch_size)
     finally:
         method.train()
+
+
+def _step(outline: Assembly, batch: Batch) -> Step:
+    """A step; one that is to be captured is looked at for what cannot be."""
+    method, config, device = outline.method.train(), outline.config, torch.device("meta")
+    total_steps = max(outline.clock.total_steps, 1)
+    if not config.schedule.graph:
+        out: Step = method(batch, Context(config.seed, 0, total_steps, device))
+        return out
+    tape = Tape(config.seed, total_steps, device, config.method.name)
+    told = tape.told(0, {})
+    with nothing_waits(tape.refusal):
+        return method(batch, tape.context(told, recorded=0))  # type: ignore[no-any-return]
 
 
 def networks_told(outline: Assembly) -> set[str]:

@@ -71,13 +71,56 @@ def test_nothing_waits_for_the_device(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_stopped_and_resumed(train, outputs, tmp_path, name, monkeypatch):
+def test_captured_steps_are_near_the_plain_path_and_are_captured(train, tmp_path, name, caplog):
+    from kdrun.cli.train import main
+
+    found = {}
+    for kind in ("fused", "graph"):
+        folder = tmp_path / kind
+        with caplog.at_level("INFO"):
+            found[kind], _ = losses(
+                lambda *a, folder=folder: main([*a, f"execution.outputs={folder}"]), folder, name,
+                "execution.device=cuda", f"schedule.{kind}=true", "schedule.ema_decay=0.9", "schedule.clip_norm=10",
+            )  # fmt: skip
+    assert "step captured as one CUDA graph" in caplog.text
+    plain = found["fused"]
+    assert found["graph"][:4] == pytest.approx(plain[:4], rel=1e-3)  # uncaptured three times, then captured
+    assert found["graph"] == pytest.approx(plain, abs=0.02 * plain[0])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_captured_step_waits_for_the_device(name, tmp_path):
+    from kdrun.training.evaluator import Evaluator
+    from kdrun.training.loop import Loop
+    from kdrun.training.tracking import Tracker
+    from tests.contract.test_methods import make
+
+    config, method, loader, _ = make(name, "schedule.graph=true", "schedule.optimizer=adamw", device="cuda")
+    made = Loop(method, loader, Evaluator({}, 1000), config.schedule.clock(50), tmp_path, Tracker(), "key")
+    take = made._steps()
+    values = [take(step) for step in range(5)]  # three uncaptured, the capture, a replay
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        values += [take(step) for step in range(5, 10)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        loader.close()
+    assert len({value.data_ptr() for value in values}) == 10
+    assert torch.stack(values)[:, : len(values[0])].isfinite().any(1).all()
+    assert not torch.equal(values[-1], values[-2])  # other images, other numbers
+
+
+@pytest.mark.parametrize("captured", [False, True], ids=["plain", "captured"])
+@pytest.mark.parametrize("name", METHODS)
+def test_stopped_and_resumed(train, outputs, tmp_path, name, captured, monkeypatch):
     from kdrun.cli.train import main
     from kdrun.data.loader import Loader
 
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    plain = Loader.batch
+    asked = "drawn" if captured else "batch"
+    plain = getattr(Loader, asked)
 
     def batch(self, step):
         if step == 13 and not (tmp_path / "went").exists():
@@ -86,13 +129,14 @@ def test_stopped_and_resumed(train, outputs, tmp_path, name, monkeypatch):
         return plain(self, step)
 
     try:
-        expected, _ = losses(train, outputs, name, "execution.device=cuda")
+        graph = f"schedule.graph={captured}"
+        expected, _ = losses(train, outputs, name, "execution.device=cuda", graph)
         elsewhere = tmp_path / "again"
         with monkeypatch.context() as patch:
-            patch.setattr(Loader, "batch", batch)
+            patch.setattr(Loader, asked, batch)
             arguments = [
                 *SHORT, f"method={name}", *EXTRA.get(name, []), "execution.device=cuda",
-                "execution.checkpoint_every_steps=5",
+                "execution.checkpoint_every_steps=5", graph,
             ]  # fmt: skip
             assert main([*arguments, f"execution.outputs={elsewhere}"]) == 1
             assert main([*arguments, f"execution.outputs={elsewhere}"]) == 0

@@ -26,6 +26,7 @@ from kdrun.training.assembly import Assembly
 from tests.conftest import FAST
 from tests.contract.test_methods import ctx, fit, make
 from tests.unit.conftest import CFG, PREPROCESS
+from tests.unit.test_captured import trained
 
 NAMES = ("cat", "dog", "green frog")
 SETUP = Setup(3, 3, (0.3,) * 3, (0.2,) * 3, train_target=torch.zeros(5, dtype=torch.int64), class_names=NAMES)
@@ -288,19 +289,25 @@ TINY = (
 )
 
 
+TINY_CLIP = ["student=digits_clip", f"student.args={TINY}", "schedule=clip", "schedule.batch_size=16"]
+
+
 @pytest.fixture
 def contrastive(monkeypatch):
     """Config, method, loader and labels of a tiny CLIP; the same at each call."""
     plain = [override for override in FAST if not override.startswith("student.args")]
     monkeypatch.setattr("tests.contract.test_methods.FAST", plain)
-    line = [
-        "student=digits_clip",
-        f"student.args={TINY}",
-        "schedule=clip",
-        "schedule.steps=20",
-        "schedule.batch_size=16",
-    ]
-    return lambda: make("contrastive", *line)
+    return lambda *more: make("contrastive", *TINY_CLIP, "schedule.steps=20", *more)
+
+
+def test_contrastive_steps_can_be_captured(contrastive, tmp_path):
+    """As in test_captured.py, by adamw: but for the learning rate's rounding to float32 the same."""
+    found = []
+    for kind in ("fused", "graph"):
+        (tmp_path / kind).mkdir()
+        found.append(trained(tmp_path / kind, "contrastive", *TINY_CLIP, f"schedule.{kind}=true")[1])
+    one, other = ({name: value for name, value in state.items() if value.is_floating_point()} for state in found)
+    torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5)
 
 
 def test_captions_say_the_class_and_never_a_template_of_the_teacher():

@@ -40,6 +40,19 @@ def difference(first, second) -> tuple[int, float]:
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_the_same_operations_on_all_images_are_those_of_an_accelerator(mode):
+    images, index = photos(n=9), torch.tensor([8, 0, 3, 3, 5, 1])
+    crop = Crop((40, 56), 24, (0.3, 1.0), (0.75, 1.33), mode, True)
+    params = CropParams(BOXES, torch.tensor([True, False, True, True, False, True]))
+    got = crop.apply_fixed(images, index, crop.fixed(params)).permute(0, 2, 3, 1)
+    expected = resize_by_matrices(images[index], BOXES, 24, mode)
+    for k, flip in enumerate(params.flip.tolist()):
+        assert torch.equal(got[k], expected[k].flip(1) if flip else expected[k])
+    near = crop.apply(images, index, params).permute(0, 2, 3, 1)
+    assert difference(got, near)[0] <= (1 if mode == "bilinear" else 3)
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("size", [24, 33])
 def test_boxes_are_resized_as_by_torchvision(mode, size):
     images = photos()

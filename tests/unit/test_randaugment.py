@@ -11,7 +11,9 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from sklearn.datasets import load_digits, load_sample_image
 
 from kdrun.core.errors import ConfigError
+from kdrun.data.views.fixed import apply_fixed, fixed
 from kdrun.data.views.randaugment import Op, StrongParams, StrongRecipe, apply_strong, draw_strong
+from kdrun.data.views.view import mapped
 from tests.each import each
 
 RECIPES = {
@@ -473,6 +475,27 @@ def test_cutout_wider_than_the_image_is_refused():
         draw_strong(StrongRecipe(), generator(), 4, (8, 8))
 
 
+@each("kind", [(name, shape) for name in NAMES for shape in [(32, 32, 3), (32, 32, 1), (21, 34, 3)]])
+def test_the_same_operations_on_all_images_give_the_same_bits(kind):
+    name, shape = kind
+    size, recipe, rng = shape[:2], replace(RECIPES[name], num_ops=3), np.random.default_rng(0)
+    drawn = draw_strong(recipe, generator(), 12 * len(Op), size)
+    first = torch.tensor(list(Op)).repeat_interleave(12)  # each operation, at 12 levels
+    value = torch.from_numpy(np.concatenate([some_values(name, op, 12, size, rng) for op in Op]))
+    op, values = drawn.op.clone(), drawn.value.clone()
+    op[:, 0], values[:, 0] = first, value
+    params = StrongParams(op, values, drawn.box)
+    images = torch.from_numpy(np.concatenate([real_images(len(op) - 20, size, shape[2]),
+                                              np.resize(extreme_images(size, shape[2]), (20, *shape))]))  # fmt: skip
+    before = images.clone()
+    got = apply_fixed(images, recipe, fixed(recipe, params, size))
+    assert torch.equal(got, apply_strong(images, recipe, params))
+    assert torch.equal(images, before)
+    none = replace(recipe, num_ops=0)
+    params = draw_strong(none, generator(), len(op), size)
+    assert torch.equal(apply_fixed(images, none, fixed(none, params, size)), apply_strong(images, none, params))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", NAMES)
@@ -485,4 +508,12 @@ def test_cuda_gives_the_same_and_never_waits(name):
         got = apply_strong(on_device, recipe, params)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert torch.equal(got.cpu(), apply_strong(images, recipe, params))
+    expected = apply_strong(images, recipe, params)
+    assert torch.equal(got.cpu(), expected)
+    given = mapped(lambda tensor: tensor.cuda(), fixed(recipe, params, (32, 32)))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = apply_fixed(on_device, recipe, given)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(got.cpu(), expected)

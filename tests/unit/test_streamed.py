@@ -110,6 +110,18 @@ def test_crops_have_the_packed_paths_order_labels_and_random_numbers(tree, compo
         assert view.pixels.shape == (4, 3, 12, 12)
 
 
+def test_what_the_host_draws_is_made_into_the_same_batches_whatever_order_is_asked(tree, composer, outputs):
+    mixed = ["method=mixup_distill", "teacher=resnet8", "views.mix.kind=cutmix"]
+    config = config_of(composer, tree, outputs, *CROPS, *mixed, "dataset.stream=true")
+    expected, loader = batches(loader_of(config, outputs, 0)), loader_of(config, outputs, 2)
+    order = [*range(STEPS), 1, 0]
+    try:
+        got = [loader.made(loader.drawn(step))["labeled"] for step in order]
+    finally:
+        loader.close()
+    assert_same(got, [expected[step] for step in order])
+
+
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 def test_a_box_is_cut_out_of_the_files_own_pixels_as_by_torchvision(tree, mode):
     crop = FileCrop((SIZE, SIZE), 12, (0.3, 1.0), (3 / 4, 4 / 3), mode, True)

@@ -8,7 +8,7 @@ from kdrun.config.views import StrongConfig
 from kdrun.data.arrays import Arrays
 from kdrun.data.loader import Loader, make_loader
 from kdrun.data.splits import Split
-from kdrun.data.stream import Stream
+from kdrun.data.stream import WHOLE, Stream
 from kdrun.data.views.recipes import Strong, Weak
 
 NUM = 40
@@ -51,6 +51,18 @@ def test_batch_is_a_function_of_seed_and_step(size, batch_size):
     for step in [11, 0, 7, 7, 3, 10, 1, 2, 9, 8, 6, 5, 4]:
         assert same(jumping.batch(step), expected[step])
     assert same(make(range(size), batch_size).batch(9), expected[9])
+
+
+def test_images_that_the_device_has_not_go_along_with_what_the_host_draws():
+    images, index = pixels(), torch.arange(7)
+    there = Stream("unlabeled", images, None, index, 4, {"weak": RECIPE}, 0, device=torch.device("meta"))
+    drawn = there.drawn(range(2, 4), fixed=True)
+    assert torch.equal(drawn.images[WHOLE], images[drawn.positions])
+    here = Stream("unlabeled", images, None, index, 4, {"weak": RECIPE}, 0)
+    assert here.drawn(range(2, 4)).images == {}
+    for got, want in zip(here.made(drawn), here.batches(range(2, 4)), strict=True):
+        assert torch.equal(got.views["weak"].pixels, want.views["weak"].pixels)
+        assert torch.equal(got.views["weak"].index, want.views["weak"].index)
 
 
 def test_batches_do_not_depend_on_the_global_generator():

@@ -27,6 +27,9 @@ from kdrun.teachers.teacher import Teacher
 from kdrun.teachers.tip_adapter import AdapterConfig, Cache, TipAdapter, trained
 from kdrun.training.assembly import Assembly
 from kdrun.training.check import check
+from kdrun.training.evaluator import Evaluator
+from kdrun.training.loop import Loop
+from kdrun.training.tracking import Tracker
 from tests.conftest import FAST
 from tests.unit.test_clip import PIXELS, SETUP, spec
 
@@ -66,6 +69,22 @@ def test_logits_are_those_of_the_clip_and_the_votes_of_the_shots(folder):
     assert Teacher(made)(PIXELS).features == {}
     with torch.autocast("cpu", torch.bfloat16):
         assert (made(PIXELS).logits - clip(PIXELS).logits).dtype == torch.float32
+
+
+def test_its_steps_can_be_captured(folder, tmp_path):
+    """As in test_captured.py, by adamw: but for the learning rate's rounding to float32 the same."""
+    config = teacher_runs(composed(*over(folder)), composed(*over(folder)).teacher)["teacher"]
+    schedule, found = config.schedule.replace(steps=5, epochs=None), []
+    for kind in ("fused", "graph"):
+        parts = Assembly.of(config.replace(schedule=schedule.replace(**{kind: True})), torch.device("cpu"))
+        parts.method.train()
+        loop = Loop(parts.method, parts.loader, Evaluator({}, 1000), parts.clock, tmp_path / kind, Tracker(), "key")
+        (tmp_path / kind).mkdir()
+        loop.run()
+        parts.loader.close()
+        found.append(parts.method.cache.keys.detach())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
+    assert not torch.equal(found[0], Assembly.of(config, torch.device("cpu")).method.cache.keys)
 
 
 def test_the_grids_are_the_authors_and_the_search_finds_what_trying_all_finds():

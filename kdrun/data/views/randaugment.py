@@ -176,9 +176,8 @@ def apply_strong(pixels: Tensor, recipe: StrongRecipe, params: StrongParams) -> 
     op, value = params.op.T.gather(1, order), params.value.T.gather(1, order)
     ends = (op[:, None] <= torch.arange(len(Op))[:, None]).sum(-1).tolist()
     moves = send(_moves(order), device)
-    affine = send(_affine(op, value, height, width), device)
-    # The way of a threshold to float32 may cross a whole number, so that comes before.
-    setting = send(torch.where(op == Op.SOLARIZE, value.ceil(), value).float(), device)
+    maps = send(affine(op, value, height, width), device)
+    setting = send(settings(op, value), device)
 
     # Two buffers take turns: fresh memory would cost more than most operations, for the system has to clear it.
     images, spare = (torch.empty_like(pixels, memory_format=torch.contiguous_format) for _ in range(2))
@@ -189,10 +188,10 @@ def apply_strong(pixels: Tensor, recipe: StrongRecipe, params: StrongParams) -> 
     for slot, end in enumerate(ends):
         # Sorted by operation, a group is a slice, which is changed in place.
         group = slice(end[Op.IDENTITY], end[Op.TRANSLATE_Y])
-        source = _source(affine[:, slot, group], height, width)
-        _warp(images[group], source)
+        seen = source(maps[:, slot, group], height, width)
+        warp(images[group], seen)
         if shown is not None:
-            _warp(shown[group], source)
+            warp(shown[group], seen)
             shown[end[Op.SHARPNESS] :] = 255
         for first, last, change in CHANGES:
             group = slice(end[first - 1], end[last])
@@ -201,7 +200,8 @@ def apply_strong(pixels: Tensor, recipe: StrongRecipe, params: StrongParams) -> 
         images, spare = torch.index_select(images, 0, moves[slot + 1], out=spare), images
         if shown is not None:
             shown = shown.index_select(0, moves[slot + 1])
-    _fill(images, spare, shown, params.box, recipe)
+    color = send(row_of(recipe.fill, width, pixels.shape[3]), device)
+    fill(images, spare, shown, send(params.box.short(), device), color)
     return images
 
 
@@ -212,8 +212,16 @@ def _moves(order: Tensor) -> Tensor:
     return now.argsort(1).gather(1, then)
 
 
-def _affine(op: Tensor, value: Tensor, height: int, width: int) -> Tensor:
+def settings(op: Tensor, value: Tensor) -> Tensor:
+    """(num_ops, B) float32: what operations take that move nothing."""
+    # The way of a threshold to float32 may cross a whole number, so that comes before.
+    return torch.where(op == Op.SOLARIZE, value.ceil(), value).float()
+
+
+def affine(op: Tensor, value: Tensor, height: int, width: int) -> Tensor:
     """(6, num_ops, B) int32: offset and steps along x and y of the source's x, then of its y.
+
+    Operations that move nothing have the map of the identity.
 
     Pillow maps coordinates in 16.16 fixed-point numbers, but shifts alone in floating point.
     """
@@ -233,41 +241,53 @@ def _affine(op: Tensor, value: Tensor, height: int, width: int) -> Tensor:
     return (matrix * 65536 + 0.5).floor().int()
 
 
-def _source(affine: Tensor, height: int, width: int) -> Tensor:
-    """(k * H * W,) int32: which pixel each output pixel shows, of k images with a border of one pixel around them."""
-    x0, xx, xy, y0, yx, yy = affine[:, :, None, None].unbind()
-    x = torch.arange(width, dtype=torch.int32, device=affine.device)
-    y = torch.arange(height, dtype=torch.int32, device=affine.device)[:, None]
+def source(maps: Tensor, height: int, width: int) -> Tensor:
+    """(k * H * W,) int32: which pixel each output pixel shows, of k images with a border of one pixel around them.
+
+    Args:
+        maps: (6, k), of `affine`.
+    """
+    x0, xx, xy, y0, yx, yy = maps[:, :, None, None].unbind()
+    x = torch.arange(width, dtype=torch.int32, device=maps.device)
+    y = torch.arange(height, dtype=torch.int32, device=maps.device)[:, None]
     from_x = ((x0 + xy * y) + xx * x).bitwise_right_shift_(16).clamp_(-1, width)  # (k, H, W)
     from_y = ((y0 + yy * y) + yx * x).bitwise_right_shift_(16).clamp_(-1, height)
-    image = torch.arange(affine.shape[1], dtype=torch.int32, device=affine.device)[:, None, None]
+    image = torch.arange(maps.shape[1], dtype=torch.int32, device=maps.device)[:, None, None]
     first = (image * (height + 2) + 1) * (width + 2) + 1
     return from_y.mul_(width + 2).add_(from_x).add_(first).view(-1)
 
 
-def _warp(images: Tensor, source: Tensor) -> None:
-    """Replace each pixel by the one that `source` names, in place; 0 from outside."""
+def warp(images: Tensor, seen: Tensor) -> None:
+    """Replace each pixel by the one that `seen` names, of `source`, in place; 0 from outside."""
     padded = torch.nn.functional.pad(images, (0, 0, 1, 1, 1, 1))
     channels = images.shape[-1]
-    torch.index_select(padded.view(-1, channels), 0, source, out=images.view(-1, channels))
+    torch.index_select(padded.view(-1, channels), 0, seen, out=images.view(-1, channels))
 
 
 def _blend(images: Tensor, factor: Tensor, ends: list[int]) -> None:
     """Brightness, contrast, color, sharpness: between a degenerate image and this one, or beyond it."""
     black, even, gray = ends[Op.BRIGHTNESS], ends[Op.CONTRAST], ends[Op.COLOR]
     base = torch.zeros(images.shape, device=images.device)
-    luma = _luma(images[black:gray])
-    flat = luma[: even - black].flatten(1)
-    mean = (2 * flat.sum(1) + flat.shape[1]) // (2 * flat.shape[1])  # int(mean + 0.5)
-    base[black:even] = mean[:, None, None, None]
+    luma = grays(images[black:gray])
+    base[black:even] = means(luma[: even - black])[:, None, None, None]
     base[even:gray] = luma[even - black :, ..., None]
-    _smooth(images[gray:], base[gray:])
+    smooth(images[gray:], base[gray:])
+    images.copy_(between(base, images, factor))
+
+
+def between(base: Tensor, images: Tensor, factor: Tensor) -> Tensor:
+    """base + factor (images - base), (k, H, W, C) int16 from 0 to 255; factor (k,)."""
     # Product and sum stay two steps, as in Pillow, and the fraction is cut off; by way of int16, which is faster.
-    mixed = images.float().sub_(base).mul_(factor[:, None, None, None]).add_(base)
-    images.copy_(mixed.clamp_(0, 255).short())
+    return images.float().sub_(base).mul_(factor[:, None, None, None]).add_(base).clamp_(0, 255).short()
 
 
-def _luma(images: Tensor) -> Tensor:
+def means(luma: Tensor) -> Tensor:
+    """(k, H, W) int32 -> (k,) int64, int(mean + 0.5)."""
+    flat = luma.flatten(1)
+    return (2 * flat.sum(1) + flat.shape[1]) // (2 * flat.shape[1])
+
+
+def grays(images: Tensor) -> Tensor:
     """(k, H, W) int32, Pillow's gray image."""
     wide = images.int()
     if images.shape[-1] == 1:
@@ -276,7 +296,7 @@ def _luma(images: Tensor) -> Tensor:
     return (red * LUMA[0] + green * LUMA[1] + blue * LUMA[2] + 0x8000) >> 16
 
 
-def _smooth(images: Tensor, out: Tensor) -> None:
+def smooth(images: Tensor, out: Tensor) -> None:
     """Pillow's SMOOTH filter into float32 `out`: 3x3, the middle five times as heavy, the border copied."""
     wide = images.short()
     rows = wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]
@@ -286,38 +306,51 @@ def _smooth(images: Tensor, out: Tensor) -> None:
     out[:, 1:-1, 1:-1] = total.float().div_(13).add_(0.5).floor_()
 
 
-def _posterize(images: Tensor, bits: Tensor, ends: list[int]) -> None:
+def posterize(images: Tensor, bits: Tensor, ends: list[int]) -> None:
     images &= (256 - (1 << (8 - bits.int()))).to(torch.uint8)[:, None, None, None]
 
 
-def _solarize(images: Tensor, threshold: Tensor, ends: list[int]) -> None:
+def solarize(images: Tensor, threshold: Tensor, ends: list[int]) -> None:
     # int16, for the threshold may be 256
     images ^= (images >= threshold.short()[:, None, None, None]).to(torch.uint8).mul_(255)
 
 
 def _retone(images: Tensor, unused: Tensor, ends: list[int]) -> None:
     """Autocontrast and equalize: a table of 256 values per image and channel, made from its histogram."""
+    bins, histogram = histograms(images)
+    split, pixels = ends[Op.AUTOCONTRAST] * images.shape[3], images.shape[1] * images.shape[2]
+    tables = torch.cat([stretched(histogram[:split]), equalized(histogram[split:], pixels)])
+    torch.index_select(tables.view(-1), 0, bins, out=images.view(-1))
+
+
+def histograms(images: Tensor) -> tuple[Tensor, Tensor]:
+    """(k, H, W, C) -> the place of each pixel among all bins, (k H W C,) int64, and the counts, (k C, 256) int64."""
     k, height, width, channels = images.shape
-    tables, split = k * channels, ends[Op.AUTOCONTRAST] * channels
+    tables = k * channels
     start = torch.arange(0, tables * 256, 256, device=images.device).view(k, 1, channels).repeat(1, 1, width)
     bins = images.view(k, height, -1).long().add_(start).view(-1)
     histogram = torch.zeros(tables * 256, dtype=torch.int64, device=images.device)
-    histogram = histogram.scatter_add_(0, bins, torch.ones_like(bins[:1]).expand_as(bins)).view(tables, 256)
+    return bins, histogram.scatter_add_(0, bins, torch.ones_like(bins[:1]).expand_as(bins)).view(tables, 256)
 
-    tone = torch.arange(256, device=images.device)
-    low = torch.where(histogram > 0, tone, 255).amin(1, keepdim=True)
-    high = torch.where(histogram > 0, tone, 0).amax(1, keepdim=True)
+
+def stretched(histogram: Tensor) -> Tensor:
+    """Autocontrast: (m, 256) int64 counts -> (m, 256) uint8, what each value becomes."""
+    tone = torch.arange(256, device=histogram.device)
     # In float64 and step by step as in Pillow: a value just below a whole number must stay below.
-    lowest, highest = low[:split].double(), high[:split].double()
+    lowest = torch.where(histogram > 0, tone, 255).amin(1, keepdim=True).double()
+    highest = torch.where(histogram > 0, tone, 0).amax(1, keepdim=True).double()
     scale = torch.div(torch.full_like(lowest, 255), highest - lowest)
-    stretched = (tone * scale).add_(-lowest * scale).clamp_(0, 255)
-    stretched = torch.where(highest > lowest, stretched, tone.double()).to(torch.uint8)
+    table = (tone * scale).add_(-lowest * scale).clamp_(0, 255)
+    return torch.where(highest > lowest, table, tone.double()).to(torch.uint8)
 
-    counts = histogram[split:]
-    step = (height * width - counts.gather(1, high[split:])) // 255
-    before = counts.cumsum(1).sub_(counts).add_(step // 2)
-    equal = torch.where(step > 0, (before // step.clamp(min=1)).clamp_(max=255), tone).to(torch.uint8)
-    torch.index_select(torch.cat([stretched, equal]).view(-1), 0, bins, out=images.view(-1))
+
+def equalized(histogram: Tensor, pixels: int) -> Tensor:
+    """Equalize, as `stretched`; the counts of each table add up to `pixels`."""
+    tone = torch.arange(256, device=histogram.device)
+    high = torch.where(histogram > 0, tone, 0).amax(1, keepdim=True)
+    step = (pixels - histogram.gather(1, high)) // 255
+    before = histogram.cumsum(1).sub_(histogram).add_(step // 2)
+    return torch.where(step > 0, (before // step.clamp(min=1)).clamp_(max=255), tone).to(torch.uint8)
 
 
 Change = Callable[[Tensor, Tensor, list[int]], None]
@@ -325,20 +358,29 @@ Change = Callable[[Tensor, Tensor, list[int]], None]
 # (k, H, W, C), the settings (k,) and where each operation ends among them.
 CHANGES: tuple[tuple[Op, Op, Change], ...] = (
     (Op.BRIGHTNESS, Op.SHARPNESS, _blend),
-    (Op.POSTERIZE, Op.POSTERIZE, _posterize),
-    (Op.SOLARIZE, Op.SOLARIZE, _solarize),
+    (Op.POSTERIZE, Op.POSTERIZE, posterize),
+    (Op.SOLARIZE, Op.SOLARIZE, solarize),
     (Op.AUTOCONTRAST, Op.EQUALIZE, _retone),
 )
 
 
-def _fill(images: Tensor, spare: Tensor, shown: Tensor | None, box: Tensor, recipe: StrongRecipe) -> None:
-    """Color the cutout and what is not shown, in place. With bits: a select by a mask takes three times as long."""
+def row_of(color: tuple[int, ...], width: int, channels: int) -> Tensor:
+    """(W * C,) uint8: a row of pixels of one color."""
+    if channels == 1 and len(color) == 3:
+        color = ((sum(weight * value for weight, value in zip(LUMA, color, strict=True)) + 0x8000) >> 16,)
+    return torch.tensor(color, dtype=torch.uint8).repeat(width * channels // len(color))
+
+
+def fill(images: Tensor, spare: Tensor, shown: Tensor | None, box: Tensor, color: Tensor) -> None:
+    """Color the cutout and what is not shown, in place. With bits: a select by a mask takes three times as long.
+
+    Args:
+        spare: as large as the images; what is in it is lost.
+        box: (B, 4) int16, as in `StrongParams`, and
+        color: of `row_of`, both on the device of the images.
+    """
     height, width, channels = images.shape[1:]
-    fill = recipe.fill
-    if channels == 1 and len(fill) == 3:
-        fill = ((sum(weight * value for weight, value in zip(LUMA, fill, strict=True)) + 0x8000) >> 16,)
-    color = send(torch.tensor(fill, dtype=torch.uint8).repeat(width * channels // len(fill)), images.device)
-    top, bottom, left, right = send(box.short(), images.device)[:, :, None].unbind(1)
+    top, bottom, left, right = box[:, :, None].unbind(1)
     y = torch.arange(height, dtype=torch.int16, device=images.device)
     x = torch.arange(width, dtype=torch.int16, device=images.device)[:, None].expand(-1, channels).flatten()
     rows = ((y < top) | (y >= bottom)).to(torch.uint8).neg_()  # 255: beside the box, 0: not

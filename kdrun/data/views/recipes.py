@@ -16,6 +16,7 @@ from kdrun.config.views import StrongConfig, ViewsConfig, WeakConfig
 from kdrun.core.device import send
 from kdrun.core.errors import ConfigError
 from kdrun.data.types import Images
+from kdrun.data.views.fixed import FixedStrong, apply_fixed, fixed
 from kdrun.data.views.randaugment import StrongParams, StrongRecipe, apply_strong, draw_strong
 from kdrun.data.views.resample import resize_boxes
 
@@ -70,6 +71,11 @@ class Weak:
         if not self.reflect and self.pad:
             out *= (row_ok[:, :, None] & column_ok[:, None, :])[..., None]
         return out
+
+    def fixed(self, params: WeakParams) -> WeakParams:
+        return params
+
+    gather_fixed, apply_fixed = gather, apply  # they do the same whatever was drawn
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,17 @@ class Crop:
         out = resize_boxes(images.index_select(0, index), params.box, self.size, self.mode)
         return mirrored(out, params.flip)
 
+    def fixed(self, params: Any) -> Any:
+        return params
+
+    def apply_fixed(self, images: Tensor, index: Tensor, params: Any) -> Tensor:
+        return self.gather_fixed(images, index, params).permute(0, 3, 1, 2)
+
+    def gather_fixed(self, images: Tensor, index: Tensor, params: Any) -> Tensor:
+        """As `gather`; on a CPU the values are those of an accelerator."""
+        out = resize_boxes(images.index_select(0, index), params.box, self.size, self.mode, alike=True)
+        return mirrored_fixed(out, params.flip)
+
 
 @dataclass(frozen=True)
 class FileCropParams:
@@ -182,6 +199,9 @@ class FileCrop(Crop):
         """As `apply`, but (B, size, size, C), of images that have been cut."""
         return mirrored(images.index_select(0, index), params.flip)
 
+    def gather_fixed(self, images: Tensor, index: Tensor, params: Any) -> Tensor:
+        return mirrored_fixed(images.index_select(0, index), params.flip)
+
 
 def mirrored(images: Tensor, flip: Tensor) -> Tensor:
     """(B, H, W, C), of which those that `flip` (B,) bool tells are changed in place."""
@@ -190,12 +210,17 @@ def mirrored(images: Tensor, flip: Tensor) -> Tensor:
     return images
 
 
+def mirrored_fixed(images: Tensor, flip: Tensor) -> Tensor:
+    """As `mirrored`, for all images alike: `flip` is on their device."""
+    return torch.where(flip[:, None, None, None], images.flip(2), images)
+
+
 @dataclass(frozen=True)
 class StrongViewParams:
     """Drawn numbers of strong views."""
 
     weak: WeakParams | CropParams | FileCropParams
-    strong: StrongParams
+    strong: StrongParams | FixedStrong
 
 
 @dataclass(frozen=True)
@@ -218,7 +243,15 @@ class Strong:
 
     def apply(self, images: Tensor, index: Tensor, params: StrongViewParams) -> Tensor:
         pixels = self.weak.gather(images, index, params.weak)  # type: ignore[arg-type]  # its own
-        return apply_strong(pixels, self.strong, params.strong).permute(0, 3, 1, 2)
+        return apply_strong(pixels, self.strong, params.strong).permute(0, 3, 1, 2)  # type: ignore[arg-type]
+
+    def fixed(self, params: StrongViewParams) -> StrongViewParams:
+        weak, strong = self.weak.fixed(params.weak), params.strong  # type: ignore[arg-type]
+        return StrongViewParams(weak, fixed(self.strong, strong, self.size))  # type: ignore[arg-type]
+
+    def apply_fixed(self, images: Tensor, index: Tensor, params: StrongViewParams) -> Tensor:
+        pixels = self.weak.gather_fixed(images, index, params.weak)  # type: ignore[arg-type]
+        return apply_fixed(pixels, self.strong, params.strong).permute(0, 3, 1, 2)  # type: ignore[arg-type]
 
 
 def _source(position: Tensor, shift: Tensor, size: int, reflect: bool) -> tuple[Tensor, Tensor]:

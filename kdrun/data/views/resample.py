@@ -15,14 +15,15 @@ from kdrun.core.device import send
 CHUNK = 256  # images at once on an accelerator: their pixels as float32 take 200 MB at 256x256
 
 
-def resize_boxes(images: Tensor, box: Tensor, size: int, mode: str) -> Tensor:
+def resize_boxes(images: Tensor, box: Tensor, size: int, mode: str, alike: bool = False) -> Tensor:
     """(B, H, W, C) uint8 -> (B, size, size, C) uint8.
 
     Args:
-        box: (B, 4) int64 on the CPU: top, left, height and width.
+        box: (B, 4) int64 on the CPU, or on the device of the images: top, left, height and width.
         mode: bilinear or bicubic.
+        alike: on a CPU too as on an accelerator, where the host does not look at the boxes.
     """
-    if images.device.type == "cpu":
+    if images.device.type == "cpu" and not alike:
         out = images.new_empty((len(images), size, size, images.shape[3]))
         for row, image, (top, left, height, width) in zip(out, images, box.tolist(), strict=True):
             row.copy_(resize(image[None, top : top + height, left : left + width], size, mode)[0])

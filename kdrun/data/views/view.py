@@ -1,7 +1,7 @@
 """Views: batches of raw pixels, what makes them, and images as an evaluation sees them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -70,6 +70,16 @@ class Recipe(Protocol):
             (B, C, H, W) uint8 in channels_last memory.
         """
 
+    def fixed(self, params: Any) -> Any:
+        """What `draw` gave, for `apply_fixed`: tensors whose shapes depend on `n` alone, on the CPU."""
+
+    def apply_fixed(self, images: Tensor, index: Tensor, params: Any) -> Tensor:
+        """As `apply`, the same operations whatever was drawn, and no look at it by the host: for a captured step.
+
+        Args:
+            params: what `fixed` gave, on the device of the images.
+        """
+
 
 def together(views: Sequence[View]) -> View:
     """Several views as one batch."""
@@ -95,9 +105,20 @@ def take(params: Any, rows: Tensor) -> Any:
     Args:
         rows: (B,) int64.
     """
-    if isinstance(params, Tensor):
-        return params[rows]
-    return type(params)(**{f.name: take(getattr(params, f.name), rows) for f in fields(params)})
+    return mapped(lambda tensor: tensor[rows], params)
+
+
+def mapped(change: Callable[[Tensor], Tensor], drawn: Any) -> Any:
+    """What was drawn, in dicts, lists and dataclasses, with each of its tensors changed."""
+    if isinstance(drawn, Tensor):
+        return change(drawn)
+    if isinstance(drawn, dict):
+        return {name: mapped(change, value) for name, value in drawn.items()}
+    if isinstance(drawn, list):
+        return [mapped(change, value) for value in drawn]
+    if is_dataclass(drawn) and not isinstance(drawn, type):
+        return replace(drawn, **{f.name: mapped(change, getattr(drawn, f.name)) for f in fields(drawn)})
+    return drawn
 
 
 def rows(images: Source, index: Tensor, device: torch.device) -> Tensor:
