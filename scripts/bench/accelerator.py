@@ -1,7 +1,7 @@
 """What to measure where an accelerator is at hand, within so many minutes: one command, most telling first.
 
 python -m scripts.bench.accelerator minutes=8 device=cuda out=FOLDER data=FOLDER
-python -m scripts.bench.accelerator minutes=1 device=cpu out=FOLDER               tiny networks: the figures mean nothing
+python -m scripts.bench.accelerator minutes=1 device=cpu out=FOLDER               tiny networks: figures mean nothing
 python -m scripts.bench.accelerator minutes=3 out=FOLDER only=plain,graph         some of it
 
 Each item is a process of its own with a cap in seconds, its share of what is left of the minutes: a crash, a hang or an
@@ -207,10 +207,8 @@ class Work:
             ran.state = "stopped at its cap" if ran.figures else "failed"
             ran.why = during.strip() if ran.figures else f"it measured nothing before its cap{during}"
         elif code not in (DONE, OVER):
-            ran.state, ran.why = (
-                "failed",
-                ran.why or f"exit code {code}{during}: {' | '.join(last) or 'nothing printed'}",
-            )
+            told = f"exit code {code}{during}; it had printed: {' | '.join(last) or 'nothing'}"
+            ran.state, ran.why = "failed", ran.why or told
         return ran
 
     def table(self) -> list[str]:
@@ -252,17 +250,17 @@ def shown(ran: Ran) -> list[str]:
     took = f", {ran.seconds:.1f} s of {ran.cap:.0f}" if ran.seconds else ""
     lines = [f"{ran.item.name} ({ran.item.what}): {ran.state}{took}" + (f": {ran.why}" if ran.why else "")]
     for figure in ran.figures:
-        values = ", ".join(value_text(name, value) for name, value in figure["figures"].items())
+        values = ", ".join(value_text(name, value, k == 0) for k, (name, value) in enumerate(figure["figures"].items()))
         beside = ", ".join(f"{key} {value}" for key, value in figure["told"].items())
         lines.append(f"  {figure['what']}: {values} [{beside}{'; ' if beside else ''}{figure['seconds']:.1f} s]")
     lines += [f"  {note}" for note in ran.notes]
     return lines + ([f"  not reached: {', '.join(ran.missed)}"] if ran.missed else [])
 
 
-def value_text(name: str, value: dict[str, Any]) -> str:
-    """`loop 8.1 ms (8.05 to 8.3)`."""
+def value_text(name: str, value: dict[str, Any], whole: bool) -> str:
+    """`loop 8.1 ms (8.05 to 8.3)`, or the median alone."""
     low, middle, high = (f"{value[key]:,.4g}" for key in ("min", "median", "max"))
-    spread = f" ({low} to {high})" if len(value["values"]) > 1 else ""
+    spread = f" ({low} to {high})" if whole and len(value["values"]) > 1 else ""
     return f"{name} {middle}{' ' + value['unit'] if value['unit'] else ''}{spread}"
 
 

@@ -34,8 +34,8 @@ PUBLISHED = {"cifar-100-python": ("cifar100", 100, 50_000), "cifar-10-batches-py
 
 def cell(given: Given) -> None:
     words, classes, images, result = dataset(given)
-    rates = {**GUESS, **measured(given)}
-    at_once = max(rates, key=lambda count: rates[count]) if not given.tiny else 2
+    rates = measured(given) or GUESS
+    at_once = max(rates, key=lambda count: rates[count])
     left = max(1.0, given.left - START - END)
     plan = fixmatch if classes == 10 else ttm
     more, runs, told = plan(given, at_once, images, rates, left)
@@ -46,7 +46,7 @@ def cell(given: Given) -> None:
         *(["schedule.graph=true"] if captured and not given.tiny else []),
     ]  # fmt: skip
     print("kdrun sweep", *words, flush=True)
-    given.note(f"kdrun sweep {' '.join(word for word in words if '/' not in word)}")
+    given.note(f"kdrun sweep {' '.join(word for word in words if '=/' not in word)}")
     given.note(result)
     given.begin("sweep")
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
@@ -95,15 +95,15 @@ Plan = tuple[list[str], int, dict[str, object]]
 
 def ttm(given: Given, at_once: int, images: int, rates: dict[int, float], left: float) -> Plan:
     """resnet32x4 -> resnet8x4; words, runs, and what stands beside the figures."""
-    seeds = max(1, at_once // len(ROWS))
+    seeds = 1 if given.tiny else max(1, at_once // len(ROWS))
     students = epochs(left * SHARES["students"] * rates[at_once], len(ROWS) * seeds * images)
-    teacher = epochs(left * SHARES["teacher"] * rates[1] / SLOW, images)
+    teacher = epochs(left * SHARES["teacher"] * rates[min(rates)] / SLOW, images)
     words = ["experiment=ttm/resnet32x4_resnet8x4", f"loss={','.join(ROWS)}",
              f"seed={','.join(map(str, range(seeds)))}", "schedule=demo", "schedule.eval_every_steps=null"]  # fmt: skip
     if given.tiny:
         small = ["student=resnet8", "student.args.width=4", "teacher=resnet14", "teacher.model.args.width=4"]
-        words += [*small, "loss=ce,kd", "seed=0", "schedule.steps=3", "schedule.batch_size=8", "dataset.val_fraction=0"]
-        return [word for word in words if word != f"loss={','.join(ROWS)}"], 3, {"steps": 3, "precision": "fp32"}
+        words += [*small, "schedule.steps=3", "schedule.batch_size=8"]
+        return words, len(ROWS) * seeds + seeds, {"steps": 3, "precision": "fp32"}
     words += ["schedule.steps=null", f"schedule.epochs={students}", f"teacher.epochs={teacher}",
               "schedule.precision=bf16"]  # fmt: skip
     told = {"epochs": students, "teacher's": teacher, "precision": "bf16", "seeds": seeds, "at once": at_once}
@@ -144,6 +144,6 @@ def results(given: Given, told: dict[str, object]) -> int:
 
 
 def row_of(record: dict[str, Any]) -> str:
-    """`distill, kd, resnet8x4`."""
-    terms = [name for name in record["config"].get("loss", {}) if name != "ce"]
-    return ", ".join([record["method"], *terms, record["nets"][record["headline"]]["model"]])
+    """`distill: kd, resnet8x4`."""
+    terms = [name for name in record["config"].get("loss", {}) if name != "ce"] or ["ce"]
+    return f"{record['method']}: {' + '.join(terms)}, {record['nets'][record['headline']]['model']}"

@@ -47,6 +47,7 @@ class Watcher:
     def pytest_collection_finish(self, session: Any) -> None:
         self.all = max(self.all, len(session.items))
 
+    @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
         self.all = len(ids)
 

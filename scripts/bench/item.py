@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from tqdm import tqdm
 
 from kdrun.core.signals import ENDING
 
@@ -122,6 +125,7 @@ def begin(work: str, given: Given, printed: str, environment: dict[str, str]) ->
     for stream in (1, 2):
         os.dup2(file, stream)
     os.environ.update(environment)
+    tqdm.set_lock(threading.RLock())  # its own would be a semaphore, which an item that is killed leaves behind
     tempfile.tempdir = given.folder  # nothing is left of an item that is killed
     given.began = time.time()
     signal.signal(signal.SIGALRM, _over)

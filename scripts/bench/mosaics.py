@@ -4,8 +4,8 @@ python -m scripts.bench.mosaics pack OUT dataset=cifar100 dataset.root=data     
 python -m scripts.bench.mosaics unpack FOLDER[,FOLDER] OUT.npz                  what dataset=npz reads
 
 10,000 images of CIFAR are 17 MB. A folder has train_00.webp and so on, of `per_mosaic` images, `cols` in a row;
-index.npz with train_labels, test_labels and classes; meta.json with the SHA-256 of all pixels of a split. Mosaics may be
-spread over several folders. Where some are missing, those that are there are unpacked, and it is said.
+index.npz with train_labels, test_labels and classes; meta.json with the SHA-256 of all pixels of a split. Mosaics may
+be spread over several folders. Where some are missing, those that are there are unpacked, and it is said.
 """
 
 import hashlib
