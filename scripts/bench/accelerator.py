@@ -41,6 +41,10 @@ from scripts.bench.mps import daemon
 KEYS = {"minutes": "8", "device": "cuda", "out": "", "data": "", "only": ""}
 RESERVE = 0.03
 """Of all the time, at the end: archives, table."""
+SOONER, PART = 2.0, 0.1
+"""Seconds before its cap at which an item is asked to stop, but for no more than that part of it."""
+LOOK = 60.0
+"""Seconds at most to look at the machine, imports and the start of CUDA included."""
 TOLD = 3  # last lines of an item that did not end well
 
 
@@ -64,12 +68,12 @@ ITEMS = (
     Item("correctness", 90, "scripts.bench.checks:check", "tests/gpu: each method beside the CPU, five systems first"),
     Item("plain", 40, "scripts.bench.on_device:plain", "loop beside bare step"),
     Item("graph", 40, "scripts.bench.on_device:graph", "the same with schedule.graph"),
-    Item("side", 25, "scripts.bench.side:side", "KD runs side by side"),
-    Item("side_mps", 25, "scripts.bench.side:side", "the same under CUDA MPS", "CUDA MPS is for NVIDIA's GPUs", True),
+    Item("side", 35, "scripts.bench.side:side", "KD runs side by side"),
+    Item("side_mps", 35, "scripts.bench.side:side", "the same under CUDA MPS", "CUDA MPS is for NVIDIA's GPUs", True),
     Item("tuned", 20, "scripts.bench.on_device:tuned", "the loop with cudnn.benchmark", "cudnn is CUDA's"),
     Item("compile", 40, "scripts.bench.on_device:compiled", "the loop with schedule.compile",
          "on a CPU tests/unit tries schedule.compile"),
-    Item("cell", 200, "scripts.bench.cell:cell", "a table's cell: teacher, then students side by side"),
+    Item("cell", 180, "scripts.bench.cell:cell", "a table's cell: teacher, then students side by side"),
 )  # fmt: skip
 """Most telling first; the last one has what time is left."""
 
@@ -140,8 +144,9 @@ class Work:
     def run(self) -> None:
         path = self.folder / "machine.jsonl"
         print("looks at the machine", flush=True)
-        found = self._child(Item("machine", 0, "scripts.bench.item:describe", ""), self._left(), path)
-        self.machine = next((line["machine"] for line in lines_of(path) if "machine" in line), {"unknown": found.why})
+        found = self._child(Item("machine", 0, "scripts.bench.item:describe", ""), min(LOOK, self._left()), path)
+        told = [line["machine"] for line in lines_of(path) if "machine" in line]
+        self.machine = told[0] if told else {"unknown": found.why or found.state}
         for number, item in enumerate(self.items):
             left = self._left()
             cap = left * item.seconds / sum(other.seconds for other in self.items[number:])
@@ -173,7 +178,9 @@ class Work:
         """An item in a process of its own, killed with all that it has started."""
         printed, ends = self.folder / f"{item.name}.txt", time.time() + cap
         before = [figure for ran in self.ran for figure in ran.figures]
-        given = Given(self.device, ends, self.data, str(self.folder), str(path), before)
+        given = Given(
+            self.device, ends - min(SOONER, PART * cap), self.data, str(self.folder), str(path), before
+        )  # fmt: skip
         process = server().Process(
             target=begin, args=(item.work, given, str(printed), environment or {}), name=item.name, daemon=False
         )

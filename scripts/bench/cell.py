@@ -39,11 +39,10 @@ def cell(given: Given) -> None:
     left = max(1.0, given.left - START - END)
     plan = fixmatch if classes == 10 else ttm
     more, runs, told = plan(given, at_once, images, rates, left)
-    captured = any("schedule.graph=true" in figure["what"] for figure in given.before)
     words = [
         *more, *words, "tracker=none", f"execution.outputs={given.folder}/outputs", "execution.progress=false",
         f"execution.device={given.device}", f"engine.runs_per_device={at_once}", "engine.retries=0",
-        *(["schedule.graph=true"] if captured and not given.tiny else []),
+        *(["schedule.graph=true"] if captured(given) else []),
     ]  # fmt: skip
     print("kdrun sweep", *words, flush=True)
     given.note(f"kdrun sweep {' '.join(word for word in words if '=/' not in word)}")
@@ -88,6 +87,15 @@ def measured(given: Given) -> dict[int, float]:
         int(figure["told"]["seeds"]): figure["figures"]["images"]["median"]
         for figure in given.before if figure["item"] == "side"
     }  # fmt: skip
+
+
+def captured(given: Given) -> bool:
+    """Whether a captured step was found to be faster than the plain one, of KD in bf16."""
+    plain, graph = (
+        [figure["figures"]["rate"]["median"] for figure in given.before if figure["what"] == f"kd, bf16, {kind}"]
+        for kind in ("plain", "schedule.graph=true")
+    )
+    return not given.tiny and max(graph, default=0.0) > max(plain, default=0.0)
 
 
 Plan = tuple[list[str], int, dict[str, object]]

@@ -91,6 +91,7 @@ def check(given: Given) -> None:
     """Without CUDA all tests are skipped, and it is said."""
     os.chdir(ROOT)
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # each worker would start as many as there are cores
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as deterministic algorithms need it from the start on
     several = not given.tiny and importlib.util.find_spec("xdist") is not None
     # not on the command line, where workers would be given them, too
     words = ["tests/gpu", "-p", "scripts.bench.checks", "-p", "no:cacheprovider", "-q", "--tb=short", "-m", "gpu",

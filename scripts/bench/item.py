@@ -22,8 +22,6 @@ from kdrun.core.signals import ENDING
 
 DONE, FAILED, OVER = 0, 1, 3
 """Exit codes of an item; OVER: it stopped at its cap."""
-SOONER = 2.0
-"""Seconds before its cap at which an item is asked to stop."""
 
 
 class Over(KeyboardInterrupt):
@@ -35,8 +33,8 @@ class Given:
     """What an item is given, and how it tells what it finds: at once, for it may be killed."""
 
     device: str
-    ends: float
-    """When it is killed, as of `time.time`."""
+    stops: float
+    """When it is asked to stop, as of `time.time`; soon after it is killed."""
     data: str
     """A folder of images, or "" for random ones."""
     folder: str
@@ -55,7 +53,7 @@ class Given:
     @property
     def left(self) -> float:
         """Seconds until it is asked to stop."""
-        return self.ends - SOONER - time.time()
+        return self.stops - time.time()
 
     def tell(self, what: str, figures: dict[str, tuple[Sequence[float], str]], of: str = "", **told: Any) -> None:
         """Something measured.

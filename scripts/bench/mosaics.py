@@ -85,6 +85,8 @@ def unpack(folders: Sequence[Path], out: Path) -> list[str]:
             number = int(Path(name).stem.rpartition("_")[2])
             chosen = labels[number * per : (number + 1) * per]
             parts.append(_apart(path, cols, side)[: len(chosen)])
+            if len(parts[-1]) < len(chosen):
+                raise DataError(f"data: {path}: {len(parts[-1])} images, {len(chosen)} were packed")
             taken.append(chosen)
         pixels, found = np.concatenate(parts), np.concatenate(taken)
         if len(found) < len(labels):

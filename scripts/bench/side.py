@@ -14,7 +14,7 @@ from scripts.bench.on_device import cases
 from scripts.bench.step import CaseBench
 
 COUNTS, TINY_COUNTS = (1, 2, 4, 8), (1, 2)
-STEPS, TINY_STEPS = 150, 4
+STEPS, TINY_STEPS = 60, 4
 PATIENCE = 60.0  # seconds that runs wait for each other
 
 
