@@ -185,9 +185,12 @@ class Work:
             target=begin, args=(item.work, given, str(printed), environment or {}), name=item.name, daemon=False
         )
         process.start()
-        process.join(max(0.0, ends - time.time()))
-        late = process.exitcode is None
-        kill(process)
+        late = True
+        try:
+            process.join(max(0.0, ends - time.time()))
+            late = process.exitcode is None
+        finally:
+            kill(process)
         return self._told(Ran(item, "done"), process.exitcode, late, path, printed)
 
     def _told(self, ran: Ran, code: int | None, late: bool, path: Path, printed: Path) -> Ran:
@@ -220,16 +223,7 @@ class Work:
 
     def table(self) -> list[str]:
         """Every figure, how each item went, and what was not reached."""
-        found = self.machine
-        chip = found.get("accelerator", {})
-        flags = ", ".join(f"{name} {value}" for name, value in chip.get("flags", {}).items())
-        lines = [
-            f"{chip.get('name', found.get('cpu', self.device))}"
-            + (f", {chip['memory_gb']} GB, driver {chip['driver']}, CUDA {chip['cuda']}, cudnn {chip['cudnn']}" if chip
-               else f", {found.get('usable_cores')} cores; tiny networks: the figures mean nothing"),
-            f"torch {found.get('torch')}, Python {found.get('python')}, commit {str(found.get('commit'))[:12]}"
-            + (f", {flags}" if flags else "") + f"; {time.monotonic() - self.began:.0f} s in all",
-        ]  # fmt: skip
+        lines = [*described(self.machine), f"{time.monotonic() - self.began:.0f} of {self.seconds:.0f} s"]
         for ran in self.ran:
             lines += ["", *shown(ran)]
         return lines
@@ -252,10 +246,26 @@ class Work:
         write_text(self.out / "printed.txt", printed[-15 * 2**20 :])
 
 
+def described(found: dict[str, Any]) -> list[str]:
+    """The machine as lines of the table."""
+    if "torch" not in found:
+        return [f"the machine could not be looked at: {found.get('unknown')}"]
+    chip = found.get("accelerator")
+    flags = ", ".join(f"{name}: {'yes' if value else 'no'}" for name, value in chip["flags"].items()) if chip else ""
+    commit = f", commit {found['commit'][:12]}" if found["commit"] else ""
+    return [
+        f"{chip['name']}, {chip['memory_gb']} GB, driver {chip['driver']}, CUDA {chip['cuda']}, cudnn {chip['cudnn']}; "
+        f"{found['usable_cores']} cores; float32 with {flags}" if chip
+        else f"{found['cpu']}, {found['usable_cores']} cores; tiny networks: the figures mean nothing",
+        f"torch {found['torch']}, Python {found['python']}{commit}",
+    ]  # fmt: skip
+
+
 def shown(ran: Ran) -> list[str]:
     """An item as lines of the table."""
     took = f", {ran.seconds:.1f} s of {ran.cap:.0f}" if ran.seconds else ""
-    lines = [f"{ran.item.name} ({ran.item.what}): {ran.state}{took}" + (f": {ran.why}" if ran.why else "")]
+    why = f": {ran.why}" if ran.why and f"failed: {ran.why}" not in ran.notes else ""
+    lines = [f"{ran.item.name} ({ran.item.what}): {ran.state}{took}{why}"]
     for figure in ran.figures:
         values = ", ".join(value_text(name, value, k == 0) for k, (name, value) in enumerate(figure["figures"].items()))
         beside = ", ".join(f"{key} {value}" for key, value in figure["told"].items())

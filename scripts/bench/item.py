@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait as first_of
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -125,6 +127,9 @@ def begin(work: str, given: Given, printed: str, environment: dict[str, str]) ->
     os.environ.update(environment)
     tqdm.set_lock(threading.RLock())  # its own would be a semaphore, which an item that is killed leaves behind
     tempfile.tempdir = given.folder  # nothing is left of an item that is killed
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     given.began = time.time()
     signal.signal(signal.SIGALRM, _over)
     signal.setitimer(signal.ITIMER_REAL, max(0.1, given.left))
@@ -142,6 +147,12 @@ def begin(work: str, given: Given, printed: str, environment: dict[str, str]) ->
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # what an item left running is killed; nothing may wait for it
+
+
+def _end_with(sentinel: int) -> None:
+    """Who started the item is gone, and with it the cap: it ends with all that it has started."""
+    first_of([sentinel])
+    os.killpg(0, signal.SIGKILL)
 
 
 def _over(*_: object) -> None:

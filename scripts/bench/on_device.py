@@ -60,6 +60,7 @@ def _measure(given: Given, precisions: Sequence[str], *more: str, times: int = 2
     """Each case at each precision; those that fail are told, and the next one is tried."""
     session.bench = "step"
     kind = " ".join((*more, beside)).strip() or "plain"
+    precisions = SHORT if given.tiny else precisions
     planned = [(case, precision) for precision in precisions for case in cases(given)]
     given.plan([f"{case.name}, {precision}, {kind}" for case, precision in planned])
     for case, precision in planned:

@@ -15,7 +15,7 @@ import pytest
 from kdrun.config.compose import Composer
 from kdrun.core.errors import DataError
 from scripts.bench import archive, cell, checks, mosaics, mps, on_device, side
-from scripts.bench.accelerator import ITEMS, Item, asked, main
+from scripts.bench.accelerator import ITEMS, Item, asked, described, main
 from scripts.bench.harness import write_random_images
 from scripts.bench.item import Given, lines_of
 
@@ -145,7 +145,7 @@ def test_every_item_runs_in_its_tiny_form_or_says_why_not(tmp_path):
     assert all(item["why"] for item in written["items"] if item["state"] == "skipped")
     assert "skipped" in figures["correctness"]["test_near_the_cpu"]["figures"]
     for name, kind in (("plain", "plain"), ("graph", "schedule.graph=true")):
-        expected = {f"{case}, {precision}, {kind}" for case in ("kd", "fixmatch") for precision in ("bf16", "fp32")}
+        expected = {f"{case}, bf16, {kind}" for case in ("kd", "fixmatch")}
         assert set(figures[name]) == expected
         for one in figures[name].values():
             assert {"loop", "bare", "loop / bare step", "images", "data", "rate"} <= one["figures"].keys()
@@ -392,3 +392,17 @@ def test_wheels_are_asked_for_by_the_hashes_of_the_lock(tmp_path):
     assert done.stdout.count("--hash=sha256:") > 8
     done = subprocess.run([*command, "nothing-like-it"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "error: nothing-like-it is not in requirements.lock\n")
+
+
+def test_the_device_is_described_with_every_figure():
+    chip = {
+        "name": "NVIDIA H200", "memory_gb": 150.8, "driver": "580.1", "cuda": "13.0", "cudnn": 91002,
+        "flags": {"tf32 in convolutions": True, "tf32 in products": False},
+    }  # fmt: skip
+    found = {"accelerator": chip, "cpu": "x", "usable_cores": 16, "torch": "2.11.0", "python": "3.12.3", "commit": None}
+    assert described(found) == [
+        "NVIDIA H200, 150.8 GB, driver 580.1, CUDA 13.0, cudnn 91002; 16 cores; "
+        "float32 with tf32 in convolutions: yes, tf32 in products: no",
+        "torch 2.11.0, Python 3.12.3",
+    ]
+    assert described({"unknown": "no CUDA"}) == ["the machine could not be looked at: no CUDA"]
