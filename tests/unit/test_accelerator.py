@@ -7,6 +7,7 @@ import signal
 import subprocess
 import tarfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,8 @@ def alive(pid):
 
 def test_an_item_that_hangs_crashes_or_fails_costs_itself_alone(tmp_path, capsys, monkeypatch):
     here, told = "tests.unit.test_accelerator:", tmp_path / "pids"
-    monkeypatch.setattr("scripts.bench.accelerator.tempfile.TemporaryDirectory", lambda **_: kept(told))
+    told.mkdir()
+    monkeypatch.setattr("scripts.bench.accelerator.tempfile.TemporaryDirectory", lambda **_: nullcontext(str(told)))
     items = [
         Item(name, seconds, here + name, f"{name} of all")
         for name, seconds in (
@@ -116,18 +118,6 @@ def test_an_item_that_hangs_crashes_or_fails_costs_itself_alone(tmp_path, capsys
     assert "first: loop 2 ms (1 to 4) [precision bf16; " in table
     assert table in capsys.readouterr().out
     assert {"torch", "python", "commit", "cpu"} <= written["machine"].keys()
-
-
-class kept:  # a folder that stays
-    def __init__(self, path):
-        self.path = path
-        path.mkdir()
-
-    def __enter__(self):
-        return str(self.path)
-
-    def __exit__(self, *_):
-        pass
 
 
 # ------------------------------------------------------------------------------------------------- the real items
