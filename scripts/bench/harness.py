@@ -14,6 +14,7 @@ import torch
 
 from kdrun.config.compose import Composer
 from kdrun.config.model import ModelConfig
+from kdrun.data.views.view import Batch
 from kdrun.teachers.teacher import Teacher
 from kdrun.training.assembly import Assembly
 from kdrun.training.evaluator import Evaluator
@@ -192,6 +193,69 @@ class Prebuilt:
 
     def close(self) -> None:
         pass
+
+
+class Timed:
+    """A loader that knows when the first steps are done, and how long it was waited for since.
+
+    Args:
+        first: how many they are.
+        inside: begins anew then.
+    """
+
+    def __init__(self, loader: Any, first: int, device: torch.device, inside: "Inside | None") -> None:
+        self.loader, self.first, self.device, self.inside = loader, first, device, inside
+        self.began = self.data = 0.0
+
+    def batch(self, step: int) -> Batch:
+        batch: Batch = self._waited(step, self.loader.batch)
+        return batch
+
+    def drawn(self, step: int) -> Any:
+        """What a captured step is given."""
+        return self._waited(step, self.loader.drawn)
+
+    def made(self, drawn: Any) -> Batch:
+        made: Batch = self.loader.made(drawn)
+        return made
+
+    def _waited(self, step: int, call: Callable[[int], Any]) -> Any:
+        started = time.perf_counter()
+        if step == self.first:
+            self.began = started = clock(self.device)
+            if self.inside is not None:
+                self.inside.seconds = 0.0
+        given = call(step)
+        if step >= self.first:
+            self.data += time.perf_counter() - started
+        return given
+
+    def close(self) -> None:
+        self.loader.close()
+
+
+class Inside:
+    """Seconds inside the calls that a bare step has too, of a loop on the CPU."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def watch(self, made: Loop) -> None:
+        method: Any = made.method
+        optimizer: Any = made.optimizer
+        for owner, names in ((method, ("forward", "backward", "finish_step")), (optimizer, ("zero_grad", "step"))):
+            for name in names:
+                setattr(owner, name, self._timed(getattr(owner, name)))
+
+    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.seconds += time.perf_counter() - started
+
+        return timed
 
 
 def report_pairs(what: str, loop: Callable[[], float], bare: Callable[[], float]) -> None:

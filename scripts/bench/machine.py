@@ -51,7 +51,7 @@ def machine(device: torch.device | None = None) -> dict[str, Any]:
         found = torch.cuda.get_device_properties(device)
         out["accelerator"] = {
             "name": found.name, "memory_gb": round(found.total_memory / 1e9, 1), "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
+            "cudnn": torch.backends.cudnn.version(), "driver": _driver(),
         }  # fmt: skip
     return out
 
@@ -64,3 +64,13 @@ def _git(*words: str) -> str | None:
     """None outside a repository."""
     done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _driver() -> str | None:
+    """Version of NVIDIA's driver; None where nothing says it."""
+    try:
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.split()[0] if done.returncode == 0 and done.stdout.split() else None

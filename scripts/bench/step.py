@@ -12,11 +12,9 @@ import gc
 import multiprocessing
 import resource
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +23,17 @@ from kdrun.core.device import autocast
 from kdrun.data.views.view import Batch
 from kdrun.methods.step import Context
 from kdrun.training.assembly import Assembly
-from kdrun.training.loop import Loop
+from kdrun.training.captured import CapturedStep
 from kdrun.training.optimizer import make_optimizer
 from scripts.bench.cases import CASES, Case
-from scripts.bench.harness import CPU, LoopBench, Prebuilt, clock, report, rounds, session
+from scripts.bench.harness import CPU, Inside, LoopBench, Prebuilt, Timed, clock, report, rounds, session
 from scripts.bench.peers import Given, Ran
 
 PRECISIONS = ("fp32", "bf16")
 FIRST = 1
 """Steps of a stretch before the clock runs."""
+FIRST_CAPTURED = CapturedStep.UNCAPTURED + 2
+"""The same with schedule.graph: those that are not captured, the capture, and a replay."""
 PREBUILT = 4
 """Batches that a bare step takes in turn."""
 
@@ -55,8 +55,11 @@ class CaseBench(LoopBench):
         self.case = case
         steps = steps or (case.steps_on_cuda if device.type == "cuda" else case.steps)
         overrides = (*case.overrides, f"schedule.precision={precision}", *more)
-        super().__init__(*overrides, steps=steps + FIRST, device=device, images=case.images, side=case.side)
-        self.timed, self.first = steps, FIRST
+        first = FIRST_CAPTURED if "schedule.graph=true" in overrides else FIRST
+        super().__init__(*overrides, steps=steps + first, device=device, images=case.images, side=case.side)
+        self.timed, self.first = steps, first
+        self.waits: list[float] = []
+        """Of each run of the loop on the dataset, the share of its time in data."""
         if self.config.teacher.kind().present:
             self.bare_teacher = self.give_teacher()
         self.sizes = self.config.method_class.batch_sizes(self.config)
@@ -76,7 +79,7 @@ class CaseBench(LoopBench):
             run.loader.give({"trusted_label": labels})
         return run
 
-    def loop_seconds(self, prebuilt: Batch | None = None, inside: "_Inside | None" = None) -> float:
+    def loop_seconds(self, prebuilt: Batch | None = None, inside: Inside | None = None) -> float:
         """Of a step of the run's loop.
 
         Args:
@@ -85,19 +88,22 @@ class CaseBench(LoopBench):
         """
         return self._steady(prebuilt, inside)[0]
 
-    def _steady(self, prebuilt: Batch | None, inside: "_Inside | None") -> tuple[float, float]:
+    def _steady(self, prebuilt: Batch | None, inside: Inside | None) -> tuple[float, float]:
         """Seconds of a step, and of its waiting for data."""
         run = self.assembled()
         if prebuilt is not None:
             run.loader.close()
-        loader = _Timed(run.loader if prebuilt is None else Prebuilt(prebuilt), self.device, inside)
+        loader = Timed(run.loader if prebuilt is None else Prebuilt(prebuilt), self.first, self.device, inside)
         run.loader = loader  # type: ignore[assignment]
         made = self.loop(run)
         if inside is not None:
             inside.watch(made)
         try:
             made.run()
-            return (clock(self.device) - loader.began) / self.timed, loader.data / self.timed
+            seconds = clock(self.device) - loader.began
+            if prebuilt is None:
+                self.waits.append(loader.data / seconds)
+            return seconds / self.timed, loader.data / self.timed
         finally:
             loader.close()
 
@@ -109,7 +115,7 @@ class CaseBench(LoopBench):
         optimizer = make_optimizer(method)
         started = 0.0
         for step in range(self.steps):
-            if step == FIRST:
+            if step == self.first:
                 started = clock(self.device)
             ctx = Context(self.config.seed, step, self.steps, self.device)
             with autocast(self.device, precision):
@@ -144,7 +150,7 @@ class CaseBench(LoopBench):
 
         On CUDA calls return before the device is done, so there is no host share: see `Measured.host`.
         """
-        inside = _Inside()
+        inside = Inside()
         seconds, data = self._steady(None, inside)
         found = {"data": data / seconds}
         if self.device.type == "cpu":
@@ -195,56 +201,6 @@ def _as_it_is(loss: Tensor) -> Tensor:
     return loss
 
 
-class _Timed:
-    """A loader that knows when the first steps are done, and how long it was waited for since.
-
-    Args:
-        inside: begins anew then.
-    """
-
-    def __init__(self, loader: Any, device: torch.device, inside: "_Inside | None") -> None:
-        self.loader, self.device, self.inside = loader, device, inside
-        self.began = self.data = 0.0
-
-    def batch(self, step: int) -> Batch:
-        started = time.perf_counter()
-        if step == FIRST:
-            self.began = started = clock(self.device)
-            if self.inside is not None:
-                self.inside.seconds = 0.0
-        batch: Batch = self.loader.batch(step)
-        if step >= FIRST:
-            self.data += time.perf_counter() - started
-        return batch
-
-    def close(self) -> None:
-        self.loader.close()
-
-
-class _Inside:
-    """Seconds inside the calls that a bare step has too, of a loop on the CPU."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def watch(self, made: Loop) -> None:
-        method: Any = made.method
-        optimizer: Any = made.optimizer
-        for owner, names in ((method, ("forward", "backward", "finish_step")), (optimizer, ("zero_grad", "step"))):
-            for name in names:
-                setattr(owner, name, self._timed(getattr(owner, name)))
-
-    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
-            try:
-                return call(*args, **kwargs)
-            finally:
-                self.seconds += time.perf_counter() - started
-
-        return timed
-
-
 # ------------------------------------------------------------------------------------------------------- measuring
 
 
@@ -275,7 +231,7 @@ class Measured:
 
 def measure(
     case: Case, precision: str = "fp32", *more: str, device: torch.device = CPU, times: int | None = None,
-    steps: int | None = None, peers: bool = True, memory: bool = True,
+    steps: int | None = None, peers: bool = True, memory: bool = True, brief: bool = False,
 ) -> Measured:  # fmt: skip
     """All of a case, once around before anything counts.
 
@@ -284,10 +240,11 @@ def measure(
         times: rounds; None: those of the session.
         peers: whether to run the peers' loop.
         memory: whether to measure it, on a CPU in a process of its own.
+        brief: the loop and the bare step alone, with the share in data of the loops that are timed.
     """
     times = rounds() if times is None else times
     bench = CaseBench(case, precision, *more, device=device, steps=steps)
-    hand, theirs = bench.by_hand(), bench.peers() if peers else None
+    hand, theirs = None if brief else bench.by_hand(), bench.peers() if peers and not brief else None
     ran: list[Ran] = []
     timed: dict[str, Callable[[], float]] = {"loop": bench.loop_seconds, "bare": bench.bare}
     if hand is not None:
@@ -295,27 +252,29 @@ def measure(
     if theirs is not None:
         timed["peers"] = lambda: (ran.append(theirs()), ran[-1].seconds)[1]
     cuda = device.type == "cuda"
-    if cuda:
+    if cuda and not brief:
         timed["prebuilt"] = bench.prebuilt_seconds
     most = 0.0
     for name, call in timed.items():
         if cuda and name == "loop":
+            clock(device)  # CUDA has begun then
             torch.cuda.reset_peak_memory_stats(device)
         call()
         if cuda and name == "loop":
             most = float(torch.cuda.max_memory_allocated(device))
     found = [_one_round(timed, k) for k in range(times)]
     seconds = {name: [one[name] for one in found] for name in timed}
-    shares = [bench.shares() for _ in range(max(1, times // 2))]
-    an_image = [bench.evaluation(200 if case.side <= 32 else 32) for _ in range(max(1, times // 2))]
+    again = 0 if brief else max(1, times // 2)
+    shares = [{"data": one} for one in bench.waits[-times:]] if brief else [bench.shares() for _ in range(again)]
+    an_image = [bench.evaluation(200 if case.side <= 32 else 32) for _ in range(again)]
     train = sorted(seconds["loop"])[times // 2] * case.epoch / bench.sizes["labeled"]
     if not cuda and memory:
         most = peak_memory(case.name, precision, more)
     return Measured(
         case, precision, more, bench.images_a_step, seconds["loop"], seconds["bare"], seconds.get("by_hand", []),
         seconds.get("peers", []), ran[-1].loss if ran else None, [one["data"] for one in shares],
-        [1 - b / p for p, b in zip(seconds["prebuilt"], seconds["bare"], strict=True)] if cuda
-        else [one["host"] for one in shares],
+        [1 - b / p for p, b in zip(seconds.get("prebuilt", []), seconds["bare"], strict=False)] if cuda
+        else [one["host"] for one in shares if not brief],
         [one * case.tested / (one * case.tested + train) for one in an_image], most,
     )  # fmt: skip
 
