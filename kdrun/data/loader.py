@@ -59,7 +59,8 @@ class Loader:
     def drawn(self, step: int) -> dict[str, Drawn]:
         """What the host gives to the batch of a step, for `made`; that of the next one is drawn meanwhile."""
         drawing, self._drawing = self._drawing, None
-        found = drawing[1].result() if drawing is not None and drawing[0] == step else self._draw(step)
+        ready = {} if drawing is None else {drawing[0]: drawing[1].result()}  # or two would decode at once
+        found = ready[step] if step in ready else self._draw(step)
         if self.total_steps is not None and step + 1 < self.total_steps:
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(1, "views", _one_thread)
