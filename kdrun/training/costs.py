@@ -19,7 +19,7 @@ GRAIN = 1e9  # operations of a step for each thread: with fewer, a second one ga
 
 @dataclass(frozen=True)
 class Operations:
-    """Of the networks of a run; None: they cannot be counted."""
+    """Of the networks of a run; None: they cannot be counted, or nothing is trained."""
 
     students: int | None
     """Of a forward pass of all of them over one image."""
@@ -32,6 +32,8 @@ class Operations:
     @classmethod
     def of(cls, assembly: Assembly) -> Self:
         config = assembly.config
+        if not config.needs.trains:
+            return cls(None, None, None)
         counted = [flops_of(network, assembly.size) for network in assembly.method.networks().values()]
         students = None if None in counted else sum(flops for flops in counted if flops is not None)
         teacher = _teacher(assembly)
@@ -46,7 +48,7 @@ class Operations:
 def fitting_threads(assembly: Assembly, most: int, operations: Operations) -> int:
     """Threads of torch on the CPU that a run gains by, of `most` that its slot has. All of them where it trains on
     another device, trains nothing, or where operations cannot be counted."""
-    if assembly.device.type != "cpu" or not assembly.config.needs.trains or operations.step is None:
+    if assembly.device.type != "cpu" or operations.step is None:
         return most
     return max(1, min(most, int(operations.step / GRAIN)))
 
@@ -59,7 +61,7 @@ def evaluation_cost(assembly: Assembly, operations: Operations) -> str | None:
     """
     config, clock = assembly.config, assembly.clock
     one, teacher, step = operations.students, operations.teacher, operations.step
-    if not config.needs.trains or one is None or teacher is None or step is None:
+    if one is None or teacher is None or step is None:
         return None
     counts = {split: len(index) for split, (_, index, _) in assembly.evaluator.splits.items()}
     times, passes = config.schedule.evaluations(clock), 1 if config.schedule.ema_decay is None else 2

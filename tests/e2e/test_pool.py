@@ -81,7 +81,7 @@ def test_ctrl_c_stops_all_slots_and_the_same_command_goes_on(outputs):
     assert len(stopped) == 2
     assert all((outputs / place / "checkpoint").is_dir() for place in stopped)
     assert not list(outputs.rglob("*.lock"))
-    assert not (outputs / ".cache").exists()
+    assert not (outputs / ".cache" / "sweeps").exists()
     again = Forked(sweep, *words)
     assert again.wait(300) == 0, again.text
     assert "3 of 3 runs done" in again.text
@@ -130,4 +130,4 @@ def test_two_kills_lose_nothing_and_make_nothing_twice(outputs):
         told = [(line["step"], tuple(sorted(line))) for line in map(json.loads, lines)]
         assert len(told) == len(set(told)), place
     assert not list(outputs.rglob("*.lock"))
-    assert not (outputs / ".cache").exists()
+    assert not (outputs / ".cache" / "sweeps").exists()

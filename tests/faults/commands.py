@@ -175,7 +175,10 @@ COMMANDS: list[tuple[str, str]] = [
         "evaluate run={run} execution.device=cpu dataset=digits execution.device=tpu",
         "execution.device: 'tpu' is not a device; allowed: auto, cpu, cuda, cuda:<n>, mps",
     ),
-    ("evaluate run={run} execution.threads=0 dataset=digits", "execution.threads: must be greater than 0, got 0"),
+    (
+        "evaluate run={run} execution.threads=0 dataset=digits",
+        "execution.threads: must be greater than 0; or 0 is not allowed (allowed: auto), got 0",
+    ),
     ("evaluate run={run} method.", "method.: unknown key"),
     ("evaluate run={run} dataset", "dataset: not understood; write key=value, +key=value to add, ~key to remove"),
     ("evaluate run={run} dataset=", "dataset=: no such option"),

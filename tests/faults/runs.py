@@ -45,6 +45,7 @@ RUNS = {
 }  # fmt: skip
 """Name -> words of the command line. Outputs are below the working directory."""
 NOTES = "artifacts/contents/"
+REMEMBERED = ".cache"
 TIMES = ("seconds", "checksum")
 """In records, of what no two runs have in common."""
 
@@ -120,9 +121,11 @@ def _command(words: list[str], operations: Operations | None, stub: Stub | None)
 def left(outputs: Path) -> dict[str, str]:
     """Name below the outputs -> what is in it: the hash of a file, but for times; "" of logs; "folder".
 
-    Notes of hashes are named after times of the data, which another program may touch: here after what they hold.
+    Notes of hashes are named after times of the data, which another program may touch: here after what they hold. What
+    is remembered to be faster the next time may be there or not.
     """
-    found = {path.relative_to(outputs).as_posix(): content(path) for path in sorted(outputs.rglob("*"))}
+    names = {path: path.relative_to(outputs).as_posix() for path in sorted(outputs.rglob("*"))}
+    found = {name: content(path) for path, name in names.items() if name.partition("/")[0] != REMEMBERED}
     return {f"{NOTES}{what}" if name.startswith(NOTES) else name: what for name, what in found.items()}
 
 

@@ -93,7 +93,9 @@ def test_every_case_composes_and_peers_are_given_the_teacher_that_they_ask_for()
         for case in CASES.values():
             config = composer.typed([*case.overrides, "schedule.precision=bf16", "tracker=none"])
             assert config.method_class.batch_sizes(config)["labeled"] == config.schedule.batch_size
-            assert config.teacher.kind().present == (case.name not in ("supervised", "fixmatch", "kd_fixmatch"))
+            assert config.teacher.kind().present == (
+                case.name not in ("supervised", "fixmatch", "fixmatch_in_three", "kd_fixmatch")
+            )
             assert bool(case.peers) == bool(case.whose)
 
 
