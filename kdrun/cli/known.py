@@ -23,7 +23,7 @@ from kdrun.runs.done import done_record
 from kdrun.runs.layout import lock_path
 from kdrun.runs.record import Record, summary
 
-OUTPUTS = "execution.outputs="
+OUTPUTS, KEEP = "execution.outputs=", "execution.keep_command="
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Command:
         """None: more may follow from it than what is kept tells, as of other configs, plug-ins, or Hydra's own keys."""
         if any(word.startswith(("-", "hydra")) and word not in ("-m", "--multirun") for word in arguments):
             return None
-        if any("plugins" in word or "${" in word for word in arguments):
+        if any("plugins" in word or "${" in word or KEEP in word for word in arguments):
             return None
         given = [word.removeprefix(OUTPUTS) for word in arguments if word.startswith(OUTPUTS)]
         return cls(arguments, Path(given[-1] if given else "outputs").expanduser())
@@ -114,6 +114,8 @@ def keep_command(arguments: Sequence[str], jobs: Sequence[Job], sweep: bool, use
     for job in jobs:
         config, measured = job.config, job.config.evaluate
         if config.plugins or config.written or measured.corruptions is not None or measured.sets:
+            return
+        if not config.execution.keep_command:
             return
         if Path(config.execution.outputs).expanduser() != command.outputs:
             return

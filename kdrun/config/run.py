@@ -69,6 +69,10 @@ class ExecutionConfig(Schema):
     """Compute a teacher's logits of the validation and test images once, for all its students
     (outputs/artifacts/teacher_evaluation); false: each run asks it anew. The figures are the same in either case."""
 
+    keep_command: bool = True
+    """Keep what a command line came to, so that it is told at once where its runs are all done (`kdrun.cli.known`);
+    false: it is planned each time."""
+
     @field_validator("device")
     @classmethod
     def is_device(cls, value: str) -> str:

@@ -111,7 +111,14 @@ def test_whatever_is_not_as_it_was_is_planned(outputs, planned, own, capsys, tmp
 
 @pytest.mark.parametrize(
     "word",
-    ["plugins=[x]", "--config-dir=elsewhere", "hydra.verbose=true", "execution.device=${oc.env:DEVICE}", "-cn=mine"],
+    [
+        "plugins=[x]",
+        "--config-dir=elsewhere",
+        "hydra.verbose=true",
+        "execution.device=${oc.env:DEVICE}",
+        "-cn=mine",
+        "execution.keep_command=false",
+    ],
 )
 def test_what_follows_from_more_than_conf_is_not_kept(word):
     assert known.Command.of(["method=supervised", word]) is None
