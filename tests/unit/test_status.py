@@ -271,5 +271,6 @@ def test_curves_are_published_with_the_points_that_are_shown(planned, tmp_path, 
 def test_published_tables_and_the_readme_are_what_their_records_make(monkeypatch):
     monkeypatch.chdir(ROOT)
     told = publishing.main(["check=true"]).removeprefix("as their records make them: ").split(", ")
-    assert told == sorted(path.name for path in (ROOT / "outputs" / "published").iterdir())
+    tables = [path for path in (ROOT / "outputs" / "published").iterdir() if not (path / "bench.json").exists()]
+    assert told == sorted(path.name for path in tables)
     assert publishing.main(["table=demo", "check=true", "compose=true"]) == "as their records make them: demo"
