@@ -17,7 +17,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from kdrun.cli.help import show_help
-from kdrun.cli.known import all_done, keep_command
 from kdrun.cli.plan import plan, require_possible
 from kdrun.cli.useless import without_effect
 from kdrun.config.compose import basic, flags_first
@@ -36,11 +35,13 @@ from kdrun.runs.whole import require_whole
 
 if TYPE_CHECKING:
     from kdrun.cli.carrying import carry_out
+    from kdrun.cli.known import all_done, keep_command
     from kdrun.runs.place import settled
     from kdrun.training.objective import Objective
     from kdrun.training.runner import run
 else:
     carry_out = later("kdrun.cli.carrying", "carry_out")
+    all_done, keep_command = later("kdrun.cli.known", "all_done", "keep_command")
     settled = later("kdrun.runs.place", "settled")
     Objective = later("kdrun.training.objective", "Objective")
     run = later("kdrun.training.runner", "run")
