@@ -89,8 +89,10 @@ class Command:
 def all_done(arguments: Sequence[str]) -> Done | None:
     """None: a run is missing, or what the command comes to is not known."""
     command = Command.of(arguments)
-    plan = None if command is None else plan_in(command.path, command.digest, CommandPlan)
-    if command is None or plan is None:
+    if command is None or not command.path.exists():  # before the digest, which reads conf/ and the code
+        return None
+    plan = plan_in(command.path, command.digest, CommandPlan)
+    if plan is None:
         return None
     try:
         (cell,) = on_present_data(plan, command.outputs, most=math.inf).cells

@@ -12,6 +12,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from kdrun.config.dataset import FilesConfig, facts_of
 from kdrun.core.registry import load, lookup, registered
@@ -61,20 +62,23 @@ def _image(dataset: str) -> tuple[int | None, int | None]:
     return facts.channels, facts.size
 
 
-@lru_cache(maxsize=256)
-def _counted(spec: str, size: tuple[int, int]) -> int | None:
+def operations(network: nn.Module, pixels: Tensor) -> int:
+    """Of a forward pass over these pixels (B, C, H, W), which the network is shown, with whatever it raises."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(pixels)
+    return int(counter.get_total_flops())
+
+
+@lru_cache(maxsize=256)
+def _counted(spec: str, size: tuple[int, int]) -> int | None:
     load("model")
 
     told = NetworkSpec(**json.loads(spec))
-    counter = FlopCounterMode(display=False)
     try:
-        with torch.device("meta"), torch.no_grad():
-            network = outline(told).eval()
-            with counter:
-                network(torch.empty((1, told.in_chans, *size), dtype=torch.uint8))
+        with torch.device("meta"):
+            return operations(outline(told).eval(), torch.empty((1, told.in_chans, *size), dtype=torch.uint8))
     except Exception as error:  # networks of others raise many kinds
         log.info("%s: its operations cannot be counted (%s)", told.model.get("name"), error)
         return None
-    return int(counter.get_total_flops())

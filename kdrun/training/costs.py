@@ -8,7 +8,7 @@ from typing import Self
 import torch
 
 from kdrun.core.device import eager
-from kdrun.models.flops import flops_of
+from kdrun.models.flops import flops_of, operations
 from kdrun.training.assembly import Assembly
 
 log = logging.getLogger(__name__)
@@ -85,16 +85,13 @@ def _remedy(assembly: Assembly, times: int) -> str:
 
 def _teacher(assembly: Assembly) -> int | None:
     """Of a forward pass over one image, which the network is shown; 0: there is no teacher. None: it cannot be said."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     if assembly.teacher is None:
         return 0
     shape = (1, assembly.factory.in_chans, *assembly.size)
-    counter = FlopCounterMode(display=False)
+    pixels = torch.zeros(shape, dtype=torch.uint8, device=assembly.device)
     try:
-        with eager() if assembly.config.schedule.compile is not None else nullcontext(), torch.no_grad(), counter:
-            assembly.teacher.network(torch.zeros(shape, dtype=torch.uint8, device=assembly.device))
+        with eager() if assembly.config.schedule.compile is not None else nullcontext():
+            return operations(assembly.teacher.network, pixels)
     except Exception as error:  # networks of others raise many kinds
         log.debug("%s: its operations cannot be counted (%s)", assembly.teacher.name, error)
         return None
-    return int(counter.get_total_flops())
