@@ -89,7 +89,7 @@ class Command:
 def all_done(arguments: Sequence[str]) -> Done | None:
     """None: a run is missing, or what the command comes to is not known."""
     command = Command.of(arguments)
-    if command is None or not command.path.exists():  # before the digest, which reads conf/ and the code
+    if command is None or not os.path.exists(command.path):  # before the digest, which reads conf/ and the code
         return None
     plan = plan_in(command.path, command.digest, CommandPlan)
     if plan is None:
