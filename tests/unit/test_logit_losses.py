@@ -143,12 +143,18 @@ def test_dist_is_not_blind_to_affine_logits():
 @settings(max_examples=50, deadline=None)
 @given(seeds, st.integers(3, 30), st.floats(0.1, 50), st.floats(-50, 50))
 @pytest.mark.parametrize("mode", ["std", "zscore"])
-def test_standardised_kd_does_not_see_positive_affine_maps_of_a_samples_logits(mode, seed, classes, scale, shift):
+def test_standardised_kd_sees_positive_affine_maps_of_a_samples_logits_through_its_1e_7_alone(
+    mode, seed, classes, scale, shift
+):
+    """(a z + b) / (a std z + 1e-7) = z / (std z + 1e-7 / a) + a constant, which softmax does not see."""
     s, t = logits(seed, classes)
     scales = torch.linspace(1, scale, 6, dtype=torch.float64)[:, None]  # another map for each sample
-    one = kd(standardize(s, mode), standardize(t, mode), 2.0)
-    other = kd(standardize(scales * s + shift, mode), standardize(t / scales - shift, mode), 2.0)
-    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)  # the 1e-7 beside the standard deviation
+    mapped = kd(standardize(scales * s + shift, mode), standardize(t / scales - shift, mode), 2.0)
+    student, teacher = (
+        z / (z.std(1, correction=int(mode == "zscore"), keepdim=True) + 1e-7 / a)
+        for z, a in ((s, scales), (t, 1 / scales))
+    )
+    torch.testing.assert_close(mapped, kd(student, teacher, 2.0), rtol=1e-6, atol=1e-9)
 
 
 @settings(max_examples=50, deadline=None)
