@@ -87,6 +87,8 @@ class ReviewKD(StagesTerm):
     )
     source = "Chen et al. 2021, arXiv 2104.09044"
     # deviates: the authors raise the weight once an epoch, by 1/20 from the first; we at each step, as for dkd.
+    # deviates: the authors' targets are the teacher's maps before the last ReLU of a stage (of wide ResNets behind the
+    # next batch normalization); ours are the stages as networks give them, behind that ReLU (of wide ResNets the sums).
 
     class Config(StagesTerm.Config):
         middle: int = Field(512, gt=0)

@@ -58,6 +58,8 @@ class SRRL(FeatureTerm):
         "the student's feature, r learned, t the teacher's input of its classifier h_t"
     )
     source = "Yang et al. 2021, OpenReview ZzwDy_wiWv (ICLR)"
+    # deviates: where layers follow a student's last stage (wide ResNets, mobilenetv2_half, shufflenetv2), its map comes
+    # from before them. The authors' pairs have none; feature=prelogits is from behind them.
 
     class Config(TermConfig):
         feature: Place | None = None
