@@ -41,8 +41,8 @@ def dkd(
         (B,).
     """
     above_zero("temperature", temperature)
-    s, s_rest = _apart(full(student_logits) / temperature, target)
-    t, t_rest = _apart(full(teacher_logits.detach()) / temperature, target)
+    s, s_rest = apart(full(student_logits) / temperature, target)
+    t, t_rest = apart(full(teacher_logits.detach()) / temperature, target)
     return temperature**2 * (alpha * kl(t, s) + beta * kl(t_rest, s_rest))
 
 
@@ -52,14 +52,14 @@ def nkd(student_logits: Tensor, teacher_logits: Tensor, target: Tensor, gamma: f
     Normalised knowledge distillation (Yang et al. 2023, arXiv 2303.13005). Shapes as in `dkd`.
     """
     above_zero("temperature", temperature)
-    s, s_rest = _apart(full(student_logits), target)
-    t, t_rest = _apart(full(teacher_logits.detach()), target)
+    s, s_rest = apart(full(student_logits), target)
+    t, t_rest = apart(full(teacher_logits.detach()), target)
     known = t.softmax(1)[:, 0] * s.log_softmax(1)[:, 0]
     others = ((t_rest / temperature).softmax(1) * (s_rest / temperature).log_softmax(1)).sum(1)
     return -known - gamma * temperature**2 * others
 
 
-def _apart(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def apart(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """(B, 2), of which softmax is (p_y, 1 - p_y), and the (B, C - 1) logits of the other classes."""
     if target.ndim != 1:
         raise ValueError(f"target must be class indices (B,), got {tuple(target.shape)}")

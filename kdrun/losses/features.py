@@ -157,7 +157,8 @@ class FeatureTerm(Term):
 
     def forward(self, pair: Pair) -> Tensor:
         student, teacher = self.given(pair)
-        with torch.autocast(student[0].device.type, enabled=False):  # it would multiply matrices in half precision
+        kind = "cpu" if student[0].is_meta else student[0].device.type
+        with torch.autocast(kind, enabled=False):  # it would multiply matrices in half precision
             return self.value(student, teacher)
 
     def value(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:

@@ -54,6 +54,11 @@ class TermSpec:
     teacher_dims: Mapping[str, int]
     train_target: Tensor
     """(N,) int64, -1 where the label is hidden from the run."""
+    teacher_classifier: Callable[[Tensor], Tensor] | None = None
+    """The teacher's frozen linear layer, `prelogits` (B, D) -> logits (B, C), to send a gradient through; None: no such
+    layer. A function, so that a term that keeps it neither trains nor saves it."""
+    teacher_source: str = "none"
+    """`teacher.source`, for messages."""
 
 
 class Term(nn.Module):

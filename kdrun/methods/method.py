@@ -190,7 +190,9 @@ class Method(nn.Module, Generic[C]):
 
     def _loss_set(self, student_dims: Mapping[str, int], teacher_dims: Mapping[str, int]) -> LossSet:
         target = self.setup.train_target
-        spec = TermSpec(self.setup.num_classes, len(target), student_dims, teacher_dims, target)
+        classifier = self.teacher.classifier if self.teacher else None
+        source = self.config.teacher.source
+        spec = TermSpec(self.setup.num_classes, len(target), student_dims, teacher_dims, target, classifier, source)
         return LossSet({} if self.setup.restoring else self.config.losses, self.config.seed, spec)
 
     def _loss_sets(self) -> list[LossSet]:

@@ -3,7 +3,7 @@
 import copy
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -113,6 +113,12 @@ class Network(nn.Module):
         head = self._net.get_classifier()
         classifier = head[-1] if isinstance(head, nn.Sequential) else head
         return classifier if isinstance(classifier, nn.Linear) else None
+
+    @property
+    def linear_classifier(self) -> Callable[[Tensor], Tensor] | None:
+        """The last linear layer, `prelogits` (B, D) -> logits (B, classes); None: there is no such layer."""
+        classifier = self._classifier()
+        return None if classifier is None else classifier.forward
 
     @property
     def num_heads(self) -> int:

@@ -56,6 +56,12 @@ class Teacher:
         return found
 
     @property
+    def classifier(self) -> Callable[[Tensor], Tensor] | None:
+        """`prelogits` (B, D) -> its logits (B, C), one linear layer; None where such a layer does not make them."""
+        found: Callable[[Tensor], Tensor] | None = getattr(self.network, "linear_classifier", None)
+        return found
+
+    @property
     def has_dropout(self) -> bool:
         return bool(self._dropouts())
 

@@ -1,6 +1,6 @@
 """Networks around networks: several as one, and one at a temperature."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,12 @@ class Tempered(nn.Module):
         """The network's own, of a CLIP."""
         found: Tensor | None = getattr(self.network, "class_embeddings", None)
         return found
+
+    @property
+    def linear_classifier(self) -> Callable[[Tensor], Tensor] | None:
+        """The network's own, at the temperature."""
+        found: Callable[[Tensor], Tensor] | None = getattr(self.network, "linear_classifier", None)
+        return None if found is None else lambda prelogits: found(prelogits) / self.temperature
 
     def forward(self, view: View | Tensor, features: Sequence[str] = ()) -> Output:
         out: Output = self.network(view, features)

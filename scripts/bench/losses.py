@@ -16,6 +16,7 @@ from scripts.bench.harness import report, rounds, seconds_of
 TERMS: dict[str, dict[str, Any]] = {
     **{name: {"name": name} for name in ("ce", "kd", "ttm", "wttm", "dkd", "dist", "nkd", "crd")},
     **{name: {"name": name} for name in ("itrd", "fitnet", "at", "rkd", "pkt", "vid")},
+    **{name: {"name": name} for name in ("srrl", "reviewkd", "ctkd", "rld")},
     "kd, zscore": {"name": "kd", "standardize": "zscore"},
 }
 
@@ -34,7 +35,8 @@ def bench_losses(names: tuple[str, str] = ("resnet8x4", "resnet32x4"), side: int
     )
     pixels = torch.rand(64, 3, side, side).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(student.parameters(), 0.05, momentum=0.9, weight_decay=5e-4, foreach=True)
-    spec = TermSpec(100, 50_000, student.dims, teacher.dims, torch.arange(50_000) % 100)
+    every = torch.arange(50_000) % 100
+    spec = TermSpec(100, 50_000, student.dims, teacher.dims, every, teacher.linear_classifier)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

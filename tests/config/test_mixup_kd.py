@@ -35,8 +35,9 @@ def test_every_experiment_composes(composer, tmp_path, name):
     assert (config.method.name, config.views.mix.kind) == ("mixup_distill", "mixup")
     assert (config.views.mix.alpha, config.views.mix.per, config.views.mix.share) == (1, "sample", 1)
     if name != "cifar10_short":
-        assert set(config.losses) == {"kd"}
-        assert (config.losses["kd"].weight, config.losses["kd"].temperature) == (1, 2)
+        weights = {label: loss.weight for label, loss in config.losses.items()}
+        assert weights == ({"ce": 0.2, "kd": 0.8} if name == "cifar100_scratch" else {"kd": 1})
+        assert config.losses["kd"].temperature == 2
     plain = composer.typed([f"experiment=mixup_kd/{name}", *path, "method=distill"])
     assert plain.views.mix.kind == "none"
     assert plain.replace(method=config.method, views=config.views) == config
@@ -145,6 +146,40 @@ def test_temperatures(composer):
     kept = [composer.typed(["experiment=mixup_kd/digits", *row]).losses["kd"] for row in spec["rows"].values()]
     assert [(kd.temperature, kd.standardize) for kd in kept[:5]] == [(t, "none") for t in (1, 2, 4, 8, 20)]
     assert (kept[5].temperature, kept[5].standardize) == (1, "std")
+
+
+SCRATCH = {
+    "mixup": ([], "mixup_distill", {"ce": {"weight": 0.2}, "kd": {"weight": 0.8, "temperature": 2}}),
+    "LSKD": (
+        ["method=distill", "loss=kd_zscore", "loss.kd.standardize=std"], "distill",
+        {"ce": {"weight": 0.1}, "kd": {"weight": 9, "temperature": 2, "standardize": "std"}},
+    ),
+    "RLD": (
+        ["method=distill", "loss=rld"], "distill",
+        {"ce": {"weight": 1},
+         "rld": {"weight": 1, "alpha": 1, "beta": 4, "temperature": 2, "alpha_temperature": None, "warmup": 0}},
+    ),
+}  # fmt: skip
+
+
+def test_the_later_benchmark_from_scratch(composer):
+    for overrides, method, losses in SCRATCH.values():
+        config = composer.typed(["experiment=mixup_kd/cifar100_scratch", *overrides])
+        assert config.method.name == method
+        found = {label: {key: getattr(config.losses[label], key) for key in wanted} for label, wanted in losses.items()}
+        assert (set(config.losses), found) == (set(losses), losses)
+        [student] = config.students
+        assert (student.name, student.head, student.pretrained, student.size) == ("resnet50", "mlp", False, 224)
+        assert set(required(config)) == {"teacher"}  # no warm-up of the head alone
+        schedule = config.schedule
+        assert (schedule.epochs, schedule.batch_size, schedule.optimizer) == (300, 200, "adamw")
+        assert (schedule.weight_decay, schedule.weight_decay_on) == (1e-4, "all")
+    rate = LearningRate(schedule, schedule.clock(50_000))
+    for epoch, lr in ((0, 0), (5, 1.5e-4), (10, 3e-4), (155, (3e-4 + 1e-5) / 2)):
+        assert schedule.lr * rate.factor(epoch * 250) == pytest.approx(lr), epoch
+    assert schedule.lr * rate.factor(300 * 250 - 1) == pytest.approx(1e-5, rel=1e-3)
+    [teacher] = {run_key(required(composer.typed([e]))["teacher"]) for e in (CIFAR, f"{CIFAR}_scratch")}
+    assert teacher  # one teacher for both
 
 
 # --------------------------------------------------------------------------------------------- the paper's numbers

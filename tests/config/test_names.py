@@ -58,7 +58,7 @@ def test_a_term_stands_beside_cross_entropy_or_does_its_work(composer, name):
     found = weights(composer, f"loss={name}", *mixed)
     alone = name in {"evidential", "gce", "mae", "nce", "sce"}
     assert set(found) == ({name} if alone else {"ce", name})
-    assert found.get("ce", 1.0) == 1.0
+    assert found.get("ce", 1.0) == (0.1 if name == "ctkd" else 1.0)  # its authors', as for kd
 
 
 def test_terms_are_added_and_taken_away(composer):
@@ -94,7 +94,7 @@ def test_a_sweep_goes_over_names(composer):
         ("teacher=ensembl", "teacher.model.name: timm knows no network 'ensembl'; nearest: ensemble"),
         ("student=digits_clp", "student.name: timm knows no network 'digits_clp'; nearest: digits_clip"),
         ("students=[resnet8x]", "student.name: timm knows no network 'resnet8x'; nearest: resnet8x4"),
-        ("loss=wtm", "loss=wtm: no such option; nearest: wttm (allowed: at, ce, crd, dho, "),
+        ("loss=wtm", "loss=wtm: no such option; nearest: wttm (allowed: at, ce, crd, ctkd, dho, "),
         ("loss=kd_nce", "loss=kd_nce: no such option; nearest: kd_noce (allowed: "),
         ("+loss/term@loss.x=dkdd", "loss/term=dkdd: no such option; nearest: dkd (allowed: "),
         ("loss=null", "loss=null: not an option of the group (allowed: at, ce, "),

@@ -14,11 +14,12 @@ from tests.contract.test_methods import METHODS, fit, make
 # With pseudo labels rounding grows a thousandfold faster; small steps keep it down.
 CALM = {name: ["schedule.lr=0.001"] for name in ("fixmatch", "kd_fixmatch", "peer_fixmatch")}
 FILE = Path(__file__).parent / "losses.json"
-LOSSES = ["kd", "ttm", "dkd", "dist", "nkd", "kd_zscore", "wttm_noce"]  # beside wttm, which is distill's own here
+# beside wttm, which is distill's own here
+LOSSES = ["kd", "ttm", "dkd", "dist", "nkd", "kd_zscore", "wttm_noce", "ctkd", "rld"]
 PEERS = {
     "peer_distill loss=wttm": ["peer_distill", "loss=wttm", "method.peer_target=sum", "method.normalize_weights=true"]
 }
-FEATURE_LOSSES = ["fitnet", "at", "rkd", "pkt", "vid", "crd", "itrd", "wttm_crd", "wttm_itrd"]
+FEATURE_LOSSES = ["fitnet", "at", "rkd", "pkt", "vid", "crd", "itrd", "wttm_crd", "wttm_itrd", "srrl", "reviewkd"]
 CASES = {
     **{name: [name, *CALM.get(name, [])] for name in METHODS},
     **{f"distill loss={loss}": ["distill", f"loss={loss}"] for loss in LOSSES},

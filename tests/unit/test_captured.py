@@ -12,6 +12,7 @@ from kdrun.config.compose import Composer
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.registry import _REGISTRY, lookup
 from kdrun.data.loader import Loader
+from kdrun.losses.features import FeatureTerm
 from kdrun.methods.distill import Distill
 from kdrun.training.assembly import Assembly
 from kdrun.training.captured import Buffers, CapturedStep
@@ -208,6 +209,22 @@ def outline(name):
 @each("name", METHODS)
 def test_the_check_before_a_run_passes_every_method(name):
     rehearse(outline(name))
+
+
+def test_the_check_before_a_run_takes_terms_between_features_through_a_step():
+    """All but crd, which looks at its numbers."""
+    names = [name for name, term in _REGISTRY["loss"].items() if issubclass(term, FeatureTerm) and name != "crd"]
+    assert len(names) >= 8
+    with Composer() as composer:
+        terms = [f"+loss/term@loss.{name}={name}" for name in names]
+        run = Assembly.outline(
+            composer.typed(["method=distill", "loss=ce", *terms, *FAST, *TEACHER, "schedule.graph=true"])
+        )
+    done = []
+    for label, term in run.method.losses().terms.items():
+        term.register_forward_hook(lambda *_, label=label: done.append(label))
+    rehearse(run)
+    assert set(done) == {"ce", *names}
 
 
 @each("asked", ["the step", "a mask", "Tensor.tolist"])

@@ -20,7 +20,7 @@ from kdrun.models.output import Output
 from tests.each import each
 
 lookup("loss", "kd", "")
-LOGIT_TERMS = [name for name in ("kd", "ttm", "wttm", "dkd", "dist", "nkd") if name in _REGISTRY["loss"]]
+LOGIT_TERMS = [name for name in ("kd", "ttm", "wttm", "dkd", "dist", "nkd", "ctkd", "rld") if name in _REGISTRY["loss"]]
 T = torch.tensor([[3.0, 1.0, 0.0, -1.0]], dtype=torch.float64)
 S = torch.tensor([[1.0, 0.5, -0.5, 0.0]], dtype=torch.float64)
 classes, seeds, scales = st.integers(2, 30), st.integers(0, 10_000), st.floats(0.05, 10)
@@ -301,13 +301,13 @@ class TestEveryLogitTerm:
             term(name, standardize=mode)(pair(S, None, torch.tensor([0])))
 
 
-@pytest.mark.parametrize("name", ["dkd", "nkd"])
+@pytest.mark.parametrize("name", ["dkd", "nkd", "rld"])
 def test_terms_that_set_the_target_apart_say_what_they_need(name):
     with pytest.raises(KdrunError, match=rf"loss\.{name} needs labels, and this stream has none"):
         term(name)(pair(S, T, None))
 
 
-@pytest.mark.parametrize("name", ["dkd", "nkd"])
+@pytest.mark.parametrize("name", ["dkd", "nkd", "rld"])
 def test_of_mixed_labels_each_of_the_two_classes_counts_by_its_share(name):
     s, t = logits(4, 10)
     made, y, other = term(name), labels(6, 10), labels(6, 10).roll(1)
