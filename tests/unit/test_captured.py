@@ -22,7 +22,7 @@ from kdrun.training.rehearsal import rehearse
 from kdrun.training.tracking import Tracker
 from kdrun.training.waiting import nothing_waits
 from tests.conftest import FAST, TEACHER
-from tests.contract.test_methods import EXTRA, METHODS, TWO, make
+from tests.contract.test_methods import EXTRA, METHODS, TWO, VITS, make
 from tests.each import each
 
 lookup("loss", "ce", "")
@@ -30,7 +30,7 @@ SHORT = ["schedule.steps=5", "schedule.eval_every_steps=null", "execution.log_ev
 MIXES = {"linearity"}  # terms about mixed images
 DROPPING = "students=[{name: resnet8, args: {width: 4}}, {name: wrn_16_1, args: {drop_rate: 0.3}}]"
 TERMS = {
-    f"loss.{name}": ("mixup_distill" if name in MIXES else "distill", "loss=ce", *TEACHER,
+    f"loss.{name}": ("mixup_distill" if name in MIXES else "distill", "loss=ce", *TEACHER, *(VITS if name == "vitkd" else []),
                      *([f"+loss/term@loss.other={name}"] if name != "ce" else []),
                      *(["loss.other.num_negatives=8"] if name == "crd" else []))
     for name in sorted(_REGISTRY["loss"])
