@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdrun.config.parts import TermConfig
+from kdrun.core.device import full_precision
 from kdrun.core.errors import ConfigError
 from kdrun.core.registry import register
 from kdrun.losses.classes import class_means, count_of
@@ -29,9 +30,8 @@ def nd(student: Tensor, teacher: Tensor, directions: Tensor) -> Tensor:
         (B,).
     """
     student, teacher = full(student), full(teacher.detach())
-    longer = student.norm(dim=1).maximum(teacher.norm(dim=1)).clamp(min=TINY)
-    along: Tensor = (student * directions.detach().to(student.dtype)).sum(1)
-    return 1 - along / longer
+    longer: Tensor = student.norm(dim=1).maximum(teacher.norm(dim=1)).clamp(min=TINY)
+    return 1 - (student * directions.detach().to(student.dtype)).sum(1) / longer
 
 
 @register("loss", "nd")
@@ -71,7 +71,7 @@ class ND(PenultimateTerm):
 
     def forward(self, pair: Pair) -> Tensor:
         (student,), (teacher,) = self.given(pair)
-        with torch.autocast(student.device.type, enabled=False):
+        with full_precision(student):
             embedded = self._adapted(student, pair) if self.adapts else student
             return over_classes(labels_of(pair, self), lambda y: nd(embedded, teacher, self.directions[y]))
 

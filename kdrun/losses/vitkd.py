@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdrun.config.needs import Needs
 from kdrun.config.parts import TermConfig
+from kdrun.core.device import full_precision
 from kdrun.core.errors import ConfigError
 from kdrun.core.registry import register
 from kdrun.losses.features import FeatureTerm
@@ -84,7 +85,7 @@ class ViTKD(FeatureTerm):
                     f"loss.vitkd: the student has {' tokens, the teacher '.join(grids)}; give both as many patches, "
                     "see student.size and teacher.model.size"
                 )
-        with torch.autocast(student[0].device.type, enabled=False):
+        with full_precision(student[0]):
             (*low_s, high_s), (*low_t, high_t) = student, teacher
             low = [
                 mimicking(_over_channels(align, s), t) for align, s, t in zip(self.align_low, low_s, low_t, strict=True)

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from kdrun.core.device import full_precision
 from kdrun.core.errors import ConfigError
 from kdrun.core.registry import register
 from kdrun.losses.classes import FEWEST, count_of, similarity_by_label, similarity_by_teacher
@@ -117,7 +118,7 @@ class WKDLogit(LogitTerm):
 
     def forward(self, pair: Pair) -> Tensor:
         c, (student, teacher) = self.config, self.logits(pair)
-        with torch.autocast(student.device.type, enabled=False):  # it would multiply matrices in half precision
+        with full_precision(student):
             return over_classes(
                 labels_of(pair, self),
                 lambda y: wkd_logit(student, teacher, y, self.cost, c.temperature, c.regularizer, c.iterations),

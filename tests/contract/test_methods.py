@@ -28,7 +28,8 @@ VIT = {"img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 3, "num_heads":
 # Behind TEACHER: timm leaves out what is null.
 VITS = [
     f"students=[{{name: vit_tiny_patch16_224, args: {str(VIT).translate({39: None})}}}]", "teacher.model.name=vit_tiny_patch16_224",
-    "teacher.model.args.width=null", *(f"+teacher.model.args.{k}={v}" for k, v in ({**VIT, "embed_dim": 24}).items()),
+    "teacher.model.args.width=null", "teacher.model.args.shortcut=null",
+    *(f"+teacher.model.args.{k}={v}" for k, v in ({**VIT, "embed_dim": 24}).items()),
 ]  # fmt: skip
 EXTRA: dict[str, list[str]] = {
     "distill": ["loss=wttm", *TEACHER], "uncertainty_distill": TEACHER, "peer_distill": [TWO, *TEACHER],
