@@ -1,8 +1,12 @@
 """What the teacher says of train images before the first step: by hand, once, and only where a term asks."""
 
+import shutil
+
 import pytest
 import torch
 
+from kdrun.config.compose import Composer
+from kdrun.config.model import ModelConfig
 from kdrun.core.errors import ConfigError
 from kdrun.core.files import remove
 from kdrun.data.loader import Loader
@@ -12,10 +16,12 @@ from kdrun.losses.term import TermSpec
 from kdrun.losses.wkd_logit import WKDLogit
 from kdrun.runs.finished import FinishedRun
 from kdrun.runs.record import find_records
+from kdrun.teachers.teacher import Teacher
 from kdrun.training.assembly import Assembly
 from kdrun.training.statistics import AskedTeacher
 from tests.conftest import FAST, TEACHER
 from tests.contract.test_methods import ctx, make
+from tests.unit.test_published import write_image, write_tree
 
 # ----------------------------------------------------------------------------------------------------- by hand
 
@@ -213,3 +219,31 @@ def test_too_few_labels_are_refused_in_one_line(cls, left, message):
     assert line.startswith(message)
     if cls is WKDLogit:
         cls(config.replace(classes="teacher"), spec(method, target))
+
+
+@pytest.mark.parametrize("how", ["dataset.pack.size=8", "dataset.stream=true"])
+def test_images_in_files_are_asked_about_and_named_by_their_content(tmp_path, monkeypatch, how):
+    write_tree(tmp_path / "data")
+    shutil.copytree(tmp_path / "data", tmp_path / "copy")
+    calls, plain = [], AskedTeacher._computed
+    monkeypatch.setattr(AskedTeacher, "_computed", lambda self, *given: calls.append(given) or plain(self, *given))
+
+    def means(root):
+        with Composer() as composer:
+            config = composer.typed([
+                *FAST, *TEACHER, "dataset=imagefolder", f"dataset.path={root}", "dataset.size=8", how, "loss=kd",
+                f"execution.outputs={tmp_path / 'outputs'}", "dataset.num_labels=null", "dataset.val_fraction=0",
+            ])  # fmt: skip
+        run = Assembly.of(config, torch.device("cpu"))
+        run.teacher = Teacher(run.factory.network(ModelConfig(name="resnet8"), seed=7))
+        found = AskedTeacher(run)(class_means, "prelogits")
+        assert found.shape == (run.arrays.num_classes, run.teacher.dims["prelogits"])
+        assert found.isfinite().all()
+        return found
+
+    first = means(tmp_path / "data")
+    assert torch.equal(means(tmp_path / "copy"), first)
+    assert len(calls) == 1
+    write_image(next((tmp_path / "copy" / "train").glob("*/*.png")), color=(1, 2, 3))
+    assert not torch.equal(means(tmp_path / "copy"), first)
+    assert len(calls) == 2
