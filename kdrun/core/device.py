@@ -64,6 +64,12 @@ def exactly(device: torch.device, precision: str) -> AbstractContextManager[obje
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
+def full_precision(tensor: Tensor) -> AbstractContextManager[object]:
+    """No autocast on the device of a tensor, which would multiply matrices in half precision; on meta, too, where torch
+    knows of none."""
+    return torch.autocast("cpu" if tensor.is_meta else tensor.device.type, enabled=False)
+
+
 def compile_networks(networks: Iterable[nn.Module], mode: str) -> None:
     """Have torch.compile make the kernels of each network at its first call; names of parameters stay."""
     torch.compiler.reset()  # the graphs of the last job of a sweep count against the same limit

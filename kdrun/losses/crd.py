@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from kdrun.config.needs import Needs
 from kdrun.config.parts import TermConfig
+from kdrun.core.device import full_precision
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.registry import register
 from kdrun.losses.features import PenultimateTerm
@@ -101,8 +102,9 @@ class CRD(PenultimateTerm):
             raise ConfigError("crd draws negatives from other classes, and the labeled images have fewer than two")
         self.num_data = int(count.sum())
         by_class = target.where(target >= 0, spec.num_classes).argsort(stable=True)
-        self.register_buffer("row", by_class.argsort(), persistent=False)
-        self.register_buffer("count", count, persistent=False)
+        device = torch.get_default_device()  # meta where a run is checked
+        self.register_buffer("row", by_class.argsort().to(device), persistent=False)
+        self.register_buffer("count", count.to(device), persistent=False)
         self.register_buffer("log_z", torch.full((2,), -math.inf))
         for role in ("student", "teacher"):
             start = F.normalize(torch.randn(len(target), config.embedding_dim))
@@ -119,7 +121,7 @@ class CRD(PenultimateTerm):
         if target.ndim != 1:
             raise KdrunError("loss.crd needs one class for each sample, this stream's labels are probabilities")
         (student,), (teacher,) = self.given(pair)
-        with torch.autocast(student.device.type, enabled=False):
+        with full_precision(student):
             u = F.normalize(self.student_embedding(student))
             v = F.normalize(self.teacher_embedding(teacher))
             pair.memo.update(student=u.detach(), teacher=v.detach())

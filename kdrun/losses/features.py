@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from kdrun.config.needs import Needs
 from kdrun.config.parts import TermConfig
+from kdrun.core.device import full_precision
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.registry import register
 from kdrun.losses.labels import full
@@ -157,8 +158,7 @@ class FeatureTerm(Term):
 
     def forward(self, pair: Pair) -> Tensor:
         student, teacher = self.given(pair)
-        kind = "cpu" if student[0].is_meta else student[0].device.type
-        with torch.autocast(kind, enabled=False):  # it would multiply matrices in half precision
+        with full_precision(student[0]):
             return self.value(student, teacher)
 
     def value(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:

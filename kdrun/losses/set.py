@@ -13,7 +13,7 @@ from kdrun.config.parts import TermConfig
 from kdrun.core.errors import ConfigError
 from kdrun.core.registry import lookup
 from kdrun.core.seeding import subseed
-from kdrun.losses.term import Pair, Term, TermSpec, factor, width
+from kdrun.losses.term import Pair, TeacherStatistics, Term, TermSpec, factor, width
 
 
 class LossSet(nn.Module):
@@ -42,6 +42,15 @@ class LossSet(nn.Module):
             self.terms[label] = term
         self.needed = reduce(or_, (term.needed for _, term in self._terms()), Needs())
         """What the terms ask of their networks together."""
+
+    @torch.no_grad()
+    def before(self, teacher: TeacherStatistics) -> None:
+        """Before the first step of a run: terms fill their buffers. Raises ConfigError with the term's label."""
+        for label, term in self._terms():
+            try:
+                term.before(teacher)
+            except ConfigError as error:
+                raise ConfigError(*(f"loss.{label}: {line}" for line in error.lines)) from None
 
     def begin(self, factors: Mapping[str, float | Tensor]) -> None:
         """A new step.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -61,6 +61,23 @@ class TermSpec:
     """`teacher.source`, for messages."""
 
 
+Statistic = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(features (M, D), logits (M, C), target (M,) int64, -1 where the label is hidden) -> a tensor; on the CPU. A function
+of a module: its name is part of what the artifact is called by."""
+
+
+class TeacherStatistics(Protocol):
+    """What the frozen teacher says of the train images as an evaluation shows them, made once for all runs."""
+
+    def __call__(self, statistic: Statistic, feature: str | None = None, everything: bool = False) -> Tensor:
+        """`statistic` of the labeled images in the order of the train array.
+
+        Args:
+            feature: of the teacher, (M, D); None: its logits.
+            everything: of the unlabeled images, too.
+        """
+
+
 class Term(nn.Module):
     """One loss term. A subclass has a `Config` and `forward`; it may own parameters and buffers."""
 
@@ -84,6 +101,9 @@ class Term(nn.Module):
     def needs(cls, config: Any) -> Needs:
         """What the term asks of the run, as far as its configuration tells."""
         return Needs()
+
+    def before(self, teacher: TeacherStatistics) -> None:
+        """Called once before the first step of a run with a teacher, to fill buffers; a checkpoint has them."""
 
     def forward(self, pair: Pair) -> Tensor:
         """(B,), or () of a statistic of the batch; without the weight."""

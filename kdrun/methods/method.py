@@ -22,7 +22,7 @@ from kdrun.config.run import RunConfig
 from kdrun.core.errors import ConfigError
 from kdrun.data.views.view import Batch, View
 from kdrun.losses.set import LossSet
-from kdrun.losses.term import Pair, TermSpec, UnmixedOutputs, factor
+from kdrun.losses.term import Pair, TeacherStatistics, TermSpec, UnmixedOutputs, factor
 from kdrun.methods.choice import Choice
 from kdrun.methods.pool import Start
 from kdrun.methods.requires import head_warmup_runs, teacher_runs
@@ -182,6 +182,11 @@ class Method(nn.Module, Generic[C]):
             prefix = "" if len(self.loss_sets) == 1 else f"{name}/"
             told |= {f"{prefix}{key}": value for key, value in losses.metrics().items()}
         return dataclasses.replace(out, metrics={**out.metrics, **told})
+
+    def before_terms(self, teacher: TeacherStatistics) -> None:
+        """Before the first step of a run with a teacher: what its loss terms make of it."""
+        for losses in self._loss_sets():
+            losses.before(teacher)
 
     def finish_step(self) -> None:
         """After the optimizer step: each term sees its pairs once more, to update a memory."""

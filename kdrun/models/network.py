@@ -29,6 +29,7 @@ from kdrun.models.output import Output
 from kdrun.models.weights import check_state, missing_weights, no_weights, offline_where_there_is_no_network
 
 USUAL = (TypeError, ValueError, RuntimeError, AssertionError)  # by which networks refuse their arguments
+TOKENS = "tokens"
 log = logging.getLogger(__name__)
 
 
@@ -48,7 +49,8 @@ class Network(nn.Module):
 
     Call it with a `View`, or with pixels (B, C, H, W): uint8, or float in [0, 1]. `dims[name]` is the number of
     channels of the feature `name`: `prelogits` (B, D), the input of the last linear layer, `stage1` and so on,
-    (B, C, H, W), and where the head is not linear `pooled` (B, D), the input of the head.
+    (B, C, H, W), of a transformer `tokens`, the last of them behind the final norm, and where the head is not linear
+    `pooled` (B, D), the input of the head.
     """
 
     mean: Tensor
@@ -66,6 +68,8 @@ class Network(nn.Module):
         self._put_head(model)
         self.dims = stage_channels(self.net, model.name)
         self._stages = list(self.dims)
+        if self._stages and hasattr(self.net, "num_prefix_tokens"):
+            self.dims[TOKENS] = self.dims[self._stages[-1]]
         self._whole = whole_pass(self.net)
         classifier = self._classifier()
         self._seen: dict[str, Tensor] | None = None  # where a forward pass that was asked for prelogits keeps them
@@ -156,10 +160,13 @@ class Network(nn.Module):
         out: dict[str, Tensor] = {}
         stages = [name for name in self._stages if name in features]
         self._seen = out if {"prelogits", "pooled"} & set(features) else None
-        if stages:
-            places = [self._stages.index(name) for name in stages]
+        if stages or TOKENS in features:
+            asked = stages if TOKENS not in features else list(dict.fromkeys((*stages, self._stages[-1])))
+            places = [self._stages.index(name) for name in asked]
             final, maps = self._net.forward_intermediates(x, indices=places, **self._whole)
-            out.update(zip(stages, maps, strict=True))
+            out.update(zip(asked, maps, strict=True))
+            if TOKENS in features:  # timm puts class tokens first
+                out[TOKENS] = final[:, -maps[-1].shape[2:].numel() :].mT.reshape(maps[-1].shape)
             logits = self._logits(self._net.forward_head(final))
         else:
             logits = self._logits(self.net(x))

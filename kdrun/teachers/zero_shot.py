@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kdrun.config.prompts import templates
 from kdrun.config.run import RunConfig
 from kdrun.config.teacher import TeacherConfig
+from kdrun.core.device import full_precision
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.data.views.view import View
 from kdrun.models.class_texts import class_words, text_features
@@ -107,8 +108,7 @@ class ZeroShot(nn.Module):
             raise ConfigError(f"{self.name} has no feature {unknown[0]!r}; it has prelogits")
         x = self.adapt(view.pixels if isinstance(view, View) else view)
         image = self.clip.encode_image(x)
-        kind = "cpu" if image.is_meta else image.device.type
-        with torch.autocast(kind, enabled=False):  # in bfloat16 a cosine times 100 is off by 0.4
+        with full_precision(image):  # in bfloat16 a cosine times 100 is off by 0.4
             image = F.normalize(image.float(), dim=1)
             logits = self.scale * image @ self.class_embeddings.T
         return Output(logits, {"prelogits": image} if features else {})

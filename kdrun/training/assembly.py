@@ -265,19 +265,20 @@ class Assembly:
             "val": (train, val.to(device), self.labels[val].to(device)),
             "test": (test, everything, target.to(device)),
         }
-        return Evaluator(splits, **self.evaluation, compiled=config.schedule.compile is not None, named=self._named)
+        return Evaluator(
+            splits, **self.evaluation, compiled=config.schedule.compile is not None, named=self.named("val", "test")
+        )
 
-    @property
-    def _named(self) -> dict[str, str]:
-        """What names the images where they are many, with the array that positions are in."""
-        arrays, splits = self.arrays, ("val", "test")
+    def named(self, *splits: str) -> dict[str, str]:
+        """What names the images of splits where they are many, with the array that positions are in."""
+        arrays = self.arrays
         if arrays.packed is not None:
             told = f"{arrays.packed} {len(arrays.train_images)}"
             return {split: f"{told} {split}" for split in splits}
         content = None if arrays.files is None else content_of(self.config.dataset, self.job.outputs)
         if content is None or arrays.files is None:
             return {}
-        return {split: files.named(f"{content} {split}") for split, files in zip(splits, arrays.files, strict=True)}
+        return {split: arrays.files[split == "test"].named(f"{content} {split}") for split in splits}
 
     @cached_property
     def teacher_logits(self) -> Callable[[Evaluator], tuple[Logits, dict[str, Any] | None]]:

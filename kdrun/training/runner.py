@@ -42,6 +42,7 @@ from kdrun.training.loop import Loop
 from kdrun.training.measure import with_corruptions, with_sets
 from kdrun.training.remarks import remarks
 from kdrun.training.state import Progress
+from kdrun.training.statistics import AskedTeacher
 from kdrun.training.tracking import make_tracker
 
 log = logging.getLogger(__name__)
@@ -226,6 +227,10 @@ def _before(assembly: Assembly, record: Record, fresh: bool) -> None:
     )  # fmt: skip
     made = assembly.method.before(start)
     record["artifacts"] |= {name: figures for name, (_, figures) in made.items()}
+    if fresh and assembly.teacher is not None:
+        asked = AskedTeacher(assembly)
+        assembly.method.before_terms(asked)
+        record["artifacts"] |= asked.figures
     loader.give({name: values.to(assembly.device) for name, (values, _) in made.items()})
 
 
@@ -347,7 +352,7 @@ def _new_record(job: Job) -> Record:
         "overview": [],
         "split": old.get("split") or {},
         "requires": {},
-        "artifacts": {},
+        "artifacts": (old.get("artifacts") or {}) if (job.directory / "checkpoint").exists() else {},
         "nets": {},
         "headline": None,
         "metrics": {},

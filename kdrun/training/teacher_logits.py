@@ -57,7 +57,7 @@ class TeacherLogits:
         if images is None:
             log.info("the teacher's logits of the test images are not kept: nobody has read the files for their hash")
             return evaluator.logits(self.teacher.predict), None
-        artifact = Artifact.of(self.outputs, KIND, {**self._spec, "evaluation": images})
+        artifact = Artifact.of(self.outputs, KIND, {**self.spec, "evaluation": images})
         sizes = {split: len(index) for split, (_, index, _) in evaluator.splits.items()}
 
         def build(folder: Path) -> dict[str, Any]:
@@ -75,7 +75,8 @@ class TeacherLogits:
         return artifact.value(build, read), {"key": artifact.key, "images": sum(sizes.values())}
 
     @cached_property
-    def _spec(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, Any]:
+        """What decides the bits of its logits beside the images, as JSON."""
         network = self.teacher.network
         versions = package_versions()
         return {

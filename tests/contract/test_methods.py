@@ -16,6 +16,7 @@ from kdrun.methods.step import Context, Step
 from kdrun.teachers.teacher import Teacher
 from kdrun.training.assembly import Assembly
 from kdrun.training.optimizer import make_optimizer
+from kdrun.training.statistics import AskedTeacher
 from tests.conftest import FAST, TEACHER
 
 lookup("method", "supervised", "")
@@ -23,6 +24,13 @@ ONE = torch.ones(())
 # contrastive in tests/unit/test_clip.py, the other two in test_tip_adapter.py: importing open_clip takes ten seconds
 METHODS = sorted(set(_REGISTRY["method"]) - {"contrastive", "tip_adapter", "zero_shot"})
 TWO = "students=[{name: resnet8, args: {width: 4}}, {name: resnet14, args: {width: 4}}]"
+VIT = {"img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 3, "num_heads": 2}
+# Behind TEACHER: timm leaves out what is null.
+VITS = [
+    f"students=[{{name: vit_tiny_patch16_224, args: {str(VIT).translate({39: None})}}}]", "teacher.model.name=vit_tiny_patch16_224",
+    "teacher.model.args.width=null", "teacher.model.args.shortcut=null",
+    *(f"+teacher.model.args.{k}={v}" for k, v in ({**VIT, "embed_dim": 24}).items()),
+]  # fmt: skip
 EXTRA: dict[str, list[str]] = {
     "distill": ["loss=wttm", *TEACHER], "uncertainty_distill": TEACHER, "peer_distill": [TWO, *TEACHER],
     "mixup_distill": ["loss=kd_mixup", *TEACHER], "peer_fixmatch": [TWO, *TEACHER],
@@ -36,8 +44,11 @@ def make(name: str, *overrides: str, device: str = "cpu") -> tuple[RunConfig, Me
         config = composer.typed([f"method={name}", *FAST, *EXTRA.get(name, []), *overrides])
     run = Assembly.of(config, torch.device(device))
     if config.needs_teacher:  # one that nobody trained
-        network = run.factory.network(ModelConfig(name="resnet8"), seed=7).to(device)
+        asked = getattr(config.teacher, "model", None)
+        kind = asked if asked is not None and asked.name.startswith("vit") else ModelConfig(name="resnet8")
+        network = run.factory.network(kind, seed=7).to(device)
         run.teacher = Teacher(network, config.teacher.precision)
+        run.method.before_terms(AskedTeacher(run, keep=False))
     run.stream_seed = config.seed  # the golden losses of all methods are of the same images
     run.loader.give({key: value.to(device) for key, value in ARTIFACTS.get(name, {}).items()})
     return run.config, run.method.train(), run.loader, run.labels

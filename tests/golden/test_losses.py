@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.test_methods import METHODS, fit, make
+from tests.contract.test_methods import METHODS, VITS, fit, make
 
 # With pseudo labels rounding grows a thousandfold faster; small steps keep it down.
 CALM = {name: ["schedule.lr=0.001"] for name in ("fixmatch", "kd_fixmatch", "peer_fixmatch")}
@@ -19,11 +19,14 @@ LOSSES = ["kd", "ttm", "dkd", "dist", "nkd", "kd_zscore", "wttm_noce", "ctkd", "
 PEERS = {
     "peer_distill loss=wttm": ["peer_distill", "loss=wttm", "method.peer_target=sum", "method.normalize_weights=true"]
 }
-FEATURE_LOSSES = ["fitnet", "at", "rkd", "pkt", "vid", "crd", "itrd", "wttm_crd", "wttm_itrd", "srrl", "reviewkd"]
+FEATURE_LOSSES = [
+    "fitnet", "at", "rkd", "pkt", "vid", "crd", "itrd", "wttm_crd", "wttm_itrd", "srrl", "reviewkd", "nd", "wkd",
+]  # fmt: skip
 CASES = {
     **{name: [name, *CALM.get(name, [])] for name in METHODS},
     **{f"distill loss={loss}": ["distill", f"loss={loss}"] for loss in LOSSES},
     **{f"distill loss={loss}": ["distill", f"loss={loss}", "schedule.lr=0.001"] for loss in FEATURE_LOSSES},
+    "distill loss=vitkd": ["distill", "loss=vitkd", *VITS, "schedule.lr=0.001"],
     **PEERS,
     "supervised loss=evidential": ["supervised", "loss=evidential"],
     "mixup_distill views.mix.kind=cutmix": ["mixup_distill", "views.mix.kind=cutmix", "views.mix.per=batch"],

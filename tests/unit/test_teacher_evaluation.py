@@ -109,7 +109,7 @@ NETWORKS = {
 
 
 def identity(net):
-    spec = TeacherLogits(Teacher(net), CPU, True, None)._spec
+    spec = TeacherLogits(Teacher(net), CPU, True, None).spec
     return json.dumps(spec)
 
 
@@ -142,7 +142,7 @@ def test_other_images_and_ways_to_show_them_have_other_names(tmp_path):
 
 
 def test_another_machine_or_memory_format_has_another_name(monkeypatch):
-    names = {identity(network()), json.dumps(TeacherLogits(Teacher(network()), CPU, False, None)._spec)}
+    names = {identity(network()), json.dumps(TeacherLogits(Teacher(network()), CPU, False, None).spec)}
     with monkeypatch.context() as patch:
         patch.setattr(teacher_logits, "_device", lambda _: "NVIDIA H200")
         names.add(identity(network()))
