@@ -94,7 +94,9 @@ class Assembly:
     def split(self) -> Split:
         """Which images are labeled, unlabeled and for validation."""
         arrays = self.arrays
-        return make_split(self.job.config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels), arrays.val)
+        return make_split(
+            self.job.config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels), arrays.val, arrays.folds
+        )
 
     @cached_property
     def config(self) -> RunConfig:
