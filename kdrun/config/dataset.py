@@ -113,7 +113,7 @@ class DatasetConfig(Schema):
 
     @property
     def joins_pool(self) -> bool:
-        """Whether images without labels are beside the training images in the unlabeled pool; false: instead of them."""
+        """Whether images without labels join the training images in the unlabeled pool; false: they replace them."""
         return False
 
     def offline(self) -> Self:

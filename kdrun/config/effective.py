@@ -44,6 +44,7 @@ def effective(config: RunConfig) -> RunConfig:
         config = config.replace(views=config.views.replace(weak=config.views.weak.replace(flip=True)))  # no effect
     if not any("strong" in views for views in needs.streams.values()):
         config = config.replace(views=config.views.replace(strong=StrongConfig()))
+    config = config.replace(views=config.views.replace(strong=config.views.strong.effective()))
     dataset = config.dataset
     if "unlabeled" not in needs.streams:
         dataset = dataset.replace(unlabeled=None)

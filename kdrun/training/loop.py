@@ -225,7 +225,17 @@ class Loop:
         if self.ema is not None:
             self.ema.update()
         self.method.finish_step()
+        if self.method.probes:
+            self._probe(batch)
         return out
+
+    @torch.no_grad()
+    def _probe(self, batch: Batch) -> None:
+        averaged = contextlib.nullcontext() if self.ema is None else self.ema.applied()
+        self.method.eval()
+        with averaged, autocast(self.device, self.schedule.precision):
+            self.method.probe(batch)
+        self.method.train()
 
     def _clip_groups(self) -> dict[str, list[Tensor]]:
         """The parameters whose gradient norm is limited, by student."""

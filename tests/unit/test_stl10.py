@@ -13,7 +13,7 @@ from kdrun.data.load import load_dataset
 from kdrun.data.splits import make_split
 
 RNG = np.random.default_rng(0)
-NAMES = "airplane bird car cat deer dog horse monkey ship truck".split()
+NAMES = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
 TRAIN, UNLABELED, TEST, FOLD = 40, 7, 10, 20
 
 
@@ -103,7 +103,14 @@ def test_another_pool_takes_the_place_of_the_dataset_s_own(composer, place):
 def test_the_experiment_s_seed_is_the_fold_and_a_teacher_sees_all_labels(composer):
     config = composer.typed(["experiment=fixmatch/stl10", "seed=3"])
     assert (config.dataset.fold, config.dataset.num_labels) == (3, 1000)
-    words = ["dataset=stl10", "dataset.num_labels=1000", "dataset.fold=3", "method=distill", "loss=kd", "teacher=wrn_37_2"]
+    words = [
+        "dataset=stl10",
+        "dataset.num_labels=1000",
+        "dataset.fold=3",
+        "method=distill",
+        "loss=kd",
+        "teacher=wrn_37_2",
+    ]
     config = composer.typed(words)
     teacher = config.method_class.requires(config)["teacher"].dataset
     assert (teacher.fold, teacher.num_labels) == (None, None)

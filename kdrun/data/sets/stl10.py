@@ -53,7 +53,8 @@ class Stl10:
                 raise ValueError(f"fold: {self.fold} names 1,000 labeled images; give num_labels=1000")
             for name, without in (("split_file", None), ("val_fraction", 0.0), ("upstream", 0.0)):
                 if getattr(self, name) != without:
-                    raise ValueError(f"fold: {self.fold} leaves nothing for {name}; set it to {'null' if without is None else 0}")
+                    off = "null" if without is None else 0
+                    raise ValueError(f"fold: {self.fold} leaves nothing for {name}; set it to {off}")
             return self
 
     facts = Facts(
