@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from kdrun.core.device import send
 from kdrun.data.views.ctaugment import fresh_rates, learned
 from kdrun.data.views.view import Batch, Samples, View
 
@@ -49,5 +50,5 @@ class Augment(nn.Module):
         shown = replace(view, pixels=policy.applied(view.pixels, levels), policy=None)
         right = [net(shown).logits.float().softmax(1).gather(1, target[:, None])[:, 0] for net in networks]
         # 1 - |p - onehot| / 2 is the probability of the label
-        op = policy.params.op.to(self.rates.device)
+        op = send(policy.params.op, self.rates.device)
         self.rates.copy_(learned(self.rates, op, levels, torch.stack(right).mean(0), self.decay))

@@ -11,6 +11,7 @@ from kdrun.config.compose import Composer
 from kdrun.config.key import run_key
 from kdrun.config.needs import Needs
 from kdrun.core.errors import ConfigError
+from kdrun.data.loader import Loader
 from kdrun.data.views import ctaugment
 from kdrun.data.views.ctaugment import Cta, Policy, draw_cta, fresh_rates, learned, shares
 from kdrun.data.views.randaugment import StrongRecipe
@@ -18,6 +19,7 @@ from kdrun.methods.augment import Augment
 from kdrun.methods.fixmatch import FixMatch
 from tests.contract.test_methods import ctx, make
 from tests.each import each
+from tests.unit.test_captured import differing, loop, trained
 
 CTA = "views=ctaugment"
 FILTERS = [Image.LANCZOS, Image.BICUBIC, Image.BILINEAR, Image.BOX, Image.HAMMING, Image.NEAREST]
@@ -251,3 +253,46 @@ def test_augment_leaves_a_batch_without_policies_alone():
     batch = make("fixmatch")[2].batch(0)
     same = Augment(0.8, 0.99).augmented(batch)
     assert all(same[s].views[v] is view for s, samples in batch.items() for v, view in samples.views.items())
+
+
+@each("graph", ["false", "true"])
+def test_goes_on_from_a_checkpoint_as_if_never_stopped(tmp_path, monkeypatch, graph):
+    case = ("fixmatch", CTA, "schedule.ema_decay=0.9", "execution.checkpoint_every_steps=2", f"schedule.graph={graph}")
+    folders = [tmp_path / graph / name for name in ("whole", "parts")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    whole = trained(folders[0], *case)
+    ask = "drawn" if graph == "true" else "batch"
+    given = getattr(Loader, ask)
+
+    def stopped(self, step):
+        if step == 3:
+            raise KeyboardInterrupt
+        return given(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loader, ask, stopped)
+        with pytest.raises(KeyboardInterrupt):
+            trained(folders[1], *case)
+    parts = trained(folders[1], *case)
+    assert parts[0] == whole[0]
+    assert differing(parts, whole) == []
+    assert not torch.equal(whole[1]["augment.rates"], fresh_rates())
+
+
+def test_it_is_the_averaged_network_that_predicts_and_training_sees_nothing_of_it(tmp_path, monkeypatch):
+    seen = []
+
+    def probe(self, batch):
+        net = self.students["student"]
+        seen.append((net.training, next(net.parameters()).detach().clone(), torch.is_grad_enabled()))
+
+    monkeypatch.setattr(FixMatch, "probe", probe)
+    made = loop(tmp_path, "fixmatch", CTA, "schedule.ema_decay=0.5")
+    made.run()
+    made.loader.close()
+    assert [entry[0] for entry in seen] == [False] * 5
+    assert not any(entry[2] for entry in seen)
+    assert torch.equal(seen[-1][1], made.ema.shadow[0])
+    assert not torch.equal(seen[-1][1], made.ema.live[0])
+    assert made.method.training

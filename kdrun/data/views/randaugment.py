@@ -366,9 +366,14 @@ CHANGES: tuple[tuple[Op, Op, Change], ...] = (
 
 def row_of(color: tuple[int, ...], width: int, channels: int) -> Tensor:
     """(W * C,) uint8: a row of pixels of one color."""
+    return torch.tensor(shade(color, channels), dtype=torch.uint8).repeat(width)
+
+
+def shade(color: tuple[int, ...], channels: int) -> tuple[int, ...]:
+    """One value or three as a value for each channel."""
     if channels == 1 and len(color) == 3:
-        color = ((sum(weight * value for weight, value in zip(LUMA, color, strict=True)) + 0x8000) >> 16,)
-    return torch.tensor(color, dtype=torch.uint8).repeat(width * channels // len(color))
+        return ((sum(weight * value for weight, value in zip(LUMA, color, strict=True)) + 0x8000) >> 16,)
+    return color * (channels // len(color))
 
 
 def fill(images: Tensor, spare: Tensor, shown: Tensor | None, box: Tensor, color: Tensor) -> None:
