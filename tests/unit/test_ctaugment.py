@@ -1,6 +1,6 @@
 """CTAugment: its operations are Pillow's, its bins follow the rates, and the rates follow the predictions."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from kdrun.config.needs import Needs
 from kdrun.core.errors import ConfigError
 from kdrun.data.loader import Loader
 from kdrun.data.views import ctaugment
-from kdrun.data.views.ctaugment import Cta, Policy, draw_cta, fresh_rates, learned, shares
+from kdrun.data.views.ctaugment import Cta, CtaParams, Policy, draw_cta, fresh_rates, learned, shares
 from kdrun.data.views.randaugment import StrongRecipe
 from kdrun.methods.augment import Augment
 from kdrun.methods.fixmatch import FixMatch
@@ -296,3 +296,18 @@ def test_it_is_the_averaged_network_that_predicts_and_training_sees_nothing_of_i
     assert torch.equal(seen[-1][1], made.ema.shadow[0])
     assert not torch.equal(seen[-1][1], made.ema.live[0])
     assert made.method.training
+
+
+def test_views_made_several_steps_ahead_wait_for_the_same():
+    loader = make("fixmatch", CTA)[2]
+    for stream in loader.streams.values():
+        for step, samples in enumerate(stream.batches(range(3))):
+            alone = stream.batch(step)
+            for name, view in samples.views.items():
+                assert torch.equal(view.pixels, alone.views[name].pixels)
+                policies = view.policy, alone.views[name].policy
+                if policies[0] is None or policies[1] is None:
+                    assert policies == (None, None)
+                    continue
+                for field in fields(CtaParams):
+                    assert torch.equal(*(getattr(policy.params, field.name) for policy in policies))
