@@ -60,8 +60,9 @@ class StrongConfig(Schema):
     """Operations on each image, drawn with replacement from the 14."""
     p_op: float = Field(0.5, ge=0, le=1)
     """Probability that a drawn operation is applied."""
-    levels: Literal["official", "kekmodel", "usb"] = "official"
-    """Whose ranges of the operations: google-research/fixmatch, kekmodel/FixMatch-pytorch or USB."""
+    levels: Literal["official", "imagenet", "kekmodel", "usb"] = "official"
+    """Whose operations and ranges: google-research/fixmatch (imagenet: of its part for ImageNet, with 16 operations),
+    kekmodel/FixMatch-pytorch or USB."""
     cutout: float | None = Field(None, ge=0)
     """Side of the filled square in pixels; below 1: drawn up to that share of the width; null: half the image side."""
     fill: list[Annotated[int, Field(ge=0, le=255)]] = Field(default_factory=lambda: [127], min_length=1, max_length=3)
