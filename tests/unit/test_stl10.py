@@ -10,6 +10,7 @@ from kdrun.config.effective import effective
 from kdrun.core.errors import ConfigError, DataError, KdrunError
 from kdrun.core.registry import lookup
 from kdrun.data.load import load_dataset
+from kdrun.data.sets import stl10
 from kdrun.data.splits import make_split
 
 RNG = np.random.default_rng(0)
@@ -57,8 +58,9 @@ def split_of(config):
     return arrays, split
 
 
-def test_images_and_labels_and_the_pool(composer, place):
+def test_images_and_labels_and_the_pool(composer, place, monkeypatch):
     root, written = place
+    monkeypatch.setattr(stl10, "CHUNK", 16)
     arrays, split = split_of(typed(composer, root, "method=fixmatch", "dataset.num_labels=10"))
     np.testing.assert_array_equal(arrays.train_images, np.concatenate([written["train"], written["unlabeled"]]))
     np.testing.assert_array_equal(arrays.test_images, written["test"])
