@@ -130,7 +130,7 @@ def _images(path: Path) -> Images:
 
 
 def _joined(parts: list[Images]) -> Images:
-    """Into memory once, straight into the final layout; by some images and by channels, which is three times as fast."""
+    """Into memory once, in the final layout; by some images and by channels, which is three times as fast."""
     out = np.empty((sum(map(len, parts)), SIDE, SIDE, 3), np.uint8)
     at = 0
     for part in parts:

@@ -137,7 +137,6 @@ class Policy:
             fill(images, torch.empty_like(images), None, send(params.box, device), self._color(images))
         return images.permute(0, 3, 1, 2)
 
-
     def _color(self, images: Tensor) -> Tensor:
         """As `row_of`, filled on the device: a captured step takes no constant from the host."""
         width, channels = images.shape[2:]
@@ -314,7 +313,8 @@ def _rescaled(images: Tensor, level: Tensor, place: Tensor) -> Tensor:
         first = (level[:, 0] * 0.25 * length).round()
         size = (length * (1 - level[:, 0] * 0.25)).round() - first
         matrix = _weights(first.float(), size.float(), length, kind)
-        out = torch.einsum("kow,khwc->khoc" if dim == 2 else "koh,khwc->kowc", matrix, out).add(0.5).floor().clamp(0, 255)
+        out = torch.einsum("kow,khwc->khoc" if dim == 2 else "koh,khwc->kowc", matrix, out)
+        out = (out + 0.5).floor().clamp(0, 255)
     return out.to(torch.uint8)
 
 
@@ -360,4 +360,4 @@ CHANGES: dict[int, Change] = {
     Cta.SMOOTH: _blended(_smooth),
     Cta.SOLARIZE: _solarized,
 }
-"""What is not there leaves an image as it is: the authors' shifts are of 0.3 pixels at most, which Pillow rounds to 0."""
+"""Others leave an image as it is: the authors' shifts are of 0.3 pixels at most, which Pillow rounds to 0."""

@@ -27,7 +27,6 @@ from kdrun.core.device import send
 from kdrun.core.errors import ConfigError, allowed
 from kdrun.data.views.levels import COUNTS, OUTSIDE, Op, discrete_values, usb_ranges
 
-
 LUMA = (19595, 38470, 7471)  # Pillow's weights of red, green and blue, in 1/65536
 
 
@@ -101,7 +100,7 @@ def _boxes(recipe: StrongRecipe, uniform: Tensor, height: int, width: int) -> Te
     side = uniform[:, 2] * recipe.cutout * width if recipe.cutout < 1 else torch.full_like(uniform[:, 2], recipe.cutout)
     edges = []
     for u, length in ((uniform[:, 0], height), (uniform[:, 1], width)):
-        if recipe.levels in ("official", "imagenet"):  # around a pixel, cut off at the border; an odd side loses a pixel
+        if recipe.levels in ("official", "imagenet"):  # around a pixel, cut off at the border; odd sides lose one
             center, half = (u * length).floor(), (side / 2).floor()
             edges += [(center - half).clamp(min=0), (center + half).clamp(max=length)]
         else:
