@@ -111,6 +111,11 @@ class DatasetConfig(Schema):
     """Whether the images are kept on the training device, or fetched from the host's memory (packed ones: from their
     file, through the page cache) batch by batch; auto: on the device where they fit."""
 
+    @property
+    def joins_pool(self) -> bool:
+        """Whether images without labels join the training images in the unlabeled pool; false: they replace them."""
+        return False
+
     def offline(self) -> Self:
         """The same, of what lies here: nothing is downloaded."""
         return self.replace(download=False) if hasattr(self, "download") else self

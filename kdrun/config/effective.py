@@ -44,6 +44,7 @@ def effective(config: RunConfig) -> RunConfig:
         config = config.replace(views=config.views.replace(weak=config.views.weak.replace(flip=True)))  # no effect
     if not any("strong" in views for views in needs.streams.values()):
         config = config.replace(views=config.views.replace(strong=StrongConfig()))
+    config = config.replace(views=config.views.replace(strong=config.views.strong.effective()))
     dataset = config.dataset
     if "unlabeled" not in needs.streams:
         dataset = dataset.replace(unlabeled=None)
@@ -52,7 +53,8 @@ def effective(config: RunConfig) -> RunConfig:
     named = any(model.name == "open_clip" for model in config.students)  # its text encoder may be asked
     if not (named or config.teacher.reads_names or needs.class_names):
         dataset = dataset.replace(class_names=None)
-    if (dataset.num_labels is None or dataset.split_file is not None) and dataset.split_seed is not None:
+    listed = dataset.split_file is not None or getattr(dataset, "fold", None) is not None
+    if (dataset.num_labels is None or listed) and dataset.split_seed is not None:
         dataset = dataset.replace(split_seed=None)  # nothing is drawn
     if isinstance(dataset, FilesConfig):
         dataset = dataset.replace(size=dataset.pixels)

@@ -26,6 +26,12 @@ def _of_views(config: RunConfig) -> list[str]:
             f"views.mix.kind: method={config.method.name} does not take mixed images, got {mix.kind}; set it to none, "
             "or choose method=mixup_distill"
         )
+    asked = {view for views in config.needs.streams.values() for view in views}
+    if config.views.strong.learns and "strong" in asked and "probe" not in asked:
+        errors.append(
+            f"views.strong.policy: ctaugment learns from a view `probe` of labeled images, which "
+            f"method={config.method.name} does not ask for; choose randaugment, or a method of FixMatch's kind"
+        )
     if config.views.weak.scale is None:
         errors += [
             f"views.{name}: goes with crops at random scales; give views.weak.scale, e.g. views=imagenet"

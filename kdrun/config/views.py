@@ -52,18 +52,35 @@ class WeakConfig(Schema):
 
 
 class StrongConfig(Schema):
-    """Strong views: a weak view of their own, then random operations (RandAugment) and a cutout."""
+    """Strong views: a weak view of their own, then random operations (RandAugment or CTAugment) and a cutout."""
 
+    policy: Literal["randaugment", "ctaugment"] = "randaugment"
+    """ctaugment: the network in training says how far its 19 operations may go, for methods of FixMatch's kind."""
     num_ops: int = Field(2, ge=0)
     """Operations on each image, drawn with replacement from the 14."""
     p_op: float = Field(0.5, ge=0, le=1)
     """Probability that a drawn operation is applied."""
-    levels: Literal["official", "kekmodel", "usb"] = "official"
-    """Whose ranges of the operations: google-research/fixmatch, kekmodel/FixMatch-pytorch or USB."""
+    levels: Literal["official", "imagenet", "kekmodel", "usb"] = "official"
+    """Whose operations and ranges: google-research/fixmatch (imagenet: of its part for ImageNet, with 16 operations),
+    kekmodel/FixMatch-pytorch or USB."""
     cutout: float | None = Field(None, ge=0)
     """Side of the filled square in pixels; below 1: drawn up to that share of the width; null: half the image side."""
     fill: list[Annotated[int, Field(ge=0, le=255)]] = Field(default_factory=lambda: [127], min_length=1, max_length=3)
     """Gray value or color of the cutout."""
+    rate_threshold: float = Field(0.8, ge=0, le=1)
+    """Of ctaugment: magnitudes whose rate is below this share of the best are not drawn."""
+    rate_decay: float = Field(0.99, ge=0, lt=1)
+    """Of ctaugment: how much of a rate stays after each prediction on a labeled image of that magnitude."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether its magnitudes follow the network in training."""
+        return self.policy == "ctaugment"
+
+    def effective(self) -> "StrongConfig":
+        """Without what has no effect."""
+        unused = {"p_op", "levels"} if self.learns else {"rate_threshold", "rate_decay"}
+        return StrongConfig(**{name: value for name, value in self if name not in unused})
 
 
 class ViewsConfig(Schema):

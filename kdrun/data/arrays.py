@@ -27,6 +27,8 @@ class Arrays:
     """What to blame for what is wrong with them: the key and the file or folder."""
     val: Labels | None = None
     """(V,) positions in `train_images` of the official validation images; None: a part is drawn."""
+    folds: tuple[Labels, ...] = ()
+    """Positions in `train_images` of the labeled images that `dataset.fold` chooses; empty: the dataset names none."""
     warnings: tuple[str, ...] = ()
     """What the record should say about them."""
     named: bool = True

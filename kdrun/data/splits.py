@@ -4,7 +4,7 @@ The unlabeled pool holds the labeled images too, without their labels (as FixMat
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -55,16 +55,29 @@ class Split:
 
 
 def make_split(
-    config: RunConfig, labels: Labels, num_classes: int, num_test: int, official: Index | None = None
-) -> Split:
+    config: RunConfig, labels: Labels, num_classes: int, num_test: int, official: Index | None = None,
+    folds: Sequence[Index] = (),
+) -> Split:  # fmt: skip
     """The split that `config.dataset` asks for. Raises ConfigError where it is impossible.
 
     Args:
         official: positions of the dataset's own validation images, instead of a draw.
+        folds: positions of labeled images that `dataset.fold` chooses.
     """
-    others = np.flatnonzero(labels < 0)  # images of dataset.unlabeled, behind all others
+    others = np.flatnonzero(labels < 0)  # images without labels, behind all others
     labels = labels[: len(labels) - len(others)]
-    split = _chosen(config, labels, num_classes, num_test, official)
+    fold = getattr(config.dataset, "fold", None)
+    if fold is None:
+        split = _chosen(config, labels, num_classes, num_test, official)
+    else:
+        split = Split(folds[fold], np.arange(len(labels)), np.empty(0, np.int64), num_test)
+        if config.dataset.num_labels != len(split.labeled):
+            raise ConfigError(
+                f"dataset.num_labels: {config.dataset.num_labels}, but fold {fold} names {len(split.labeled)} labeled "
+                "images"
+            )
+    if config.dataset.joins_pool:
+        return replace(split, unlabeled=np.concatenate([split.unlabeled, others]))
     return replace(split, unlabeled=others) if len(others) else split
 
 

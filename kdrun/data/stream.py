@@ -14,8 +14,9 @@ from kdrun.core.seeding import generator
 from kdrun.data.images import fit
 from kdrun.data.reading import read_rgb
 from kdrun.data.streamed import ImageFiles, refuse
+from kdrun.data.views.ctaugment import Policy
 from kdrun.data.views.mix import Mix, Mixture
-from kdrun.data.views.recipes import FileCrop, Strong
+from kdrun.data.views.recipes import CtaView, FileCrop, Strong
 from kdrun.data.views.stored import StoredViews
 from kdrun.data.views.view import Recipe, Samples, Source, Unmixed, View, join, mapped, rows
 
@@ -108,6 +109,7 @@ class Stream:
         if sent:
             at = torch.arange(len(index), device=device)
         parts: dict[str, tuple[Tensor, ...]] = {"index": index.split(self.batch_size)}
+        policies: dict[str, list[Policy]] = {}
         mixture: Mixture | None = mapped(to_device, drawn.mixture)
         if self.targets is not None:
             target = self.targets[index]
@@ -123,13 +125,17 @@ class Stream:
                 parts[f"unmixed {name}"] = pixels.split(self.batch_size)
                 pixels = mixture.images(pixels)
             parts[f"view {name}"] = pixels.split(self.batch_size)
+            if isinstance(recipe, CtaView):
+                policies[name] = recipe.policy(drawn.params[name], drawn.fixed).split(self.batch_size)
         extra = {name: values[index].split(self.batch_size) for name, values in self.extra.items()}
         mixtures = None if mixture is None else mixture.split(self.batch_size)
 
         def view(name: str, k: int) -> View:
             unmixed = None if mixtures is None else Unmixed(parts[f"unmixed {name}"][k], *mixtures[k])
             replay = parts.get(f"replay {name}")
-            return View(parts[f"view {name}"][k], parts["index"][k], None if replay is None else replay[k], unmixed)
+            policy = policies[name][k] if name in policies else None
+            told = None if replay is None else replay[k]
+            return View(parts[f"view {name}"][k], parts["index"][k], told, unmixed, policy)
 
         return [
             Samples(
@@ -150,10 +156,10 @@ class Stream:
             return Decoded({}, [])
         crops: dict[str, tuple[FileCrop, Any]] = {}
         for name, recipe in self.recipes.items():
-            crop = recipe.weak if isinstance(recipe, Strong) else recipe
+            crop = recipe.weak if isinstance(recipe, Strong | CtaView) else recipe
             if isinstance(crop, FileCrop):
                 params = self._draw(name, recipe, step)
-                crops[name] = crop, params.weak if isinstance(recipe, Strong) else params
+                crops[name] = crop, params if recipe is crop else params.weak
         sizes = {name: crop.size for name, (crop, _) in crops.items()}
         if len(crops) < len(self.recipes):
             sizes[WHOLE] = files.size

@@ -18,8 +18,9 @@ from kdrun.core.registry import register
 from kdrun.data.views.view import Batch, Samples, together
 from kdrun.losses.labels import cross_entropy
 from kdrun.losses.term import Pair
+from kdrun.methods.augment import Augment
 from kdrun.methods.method import Method
-from kdrun.methods.step import Context, Guesses, Step
+from kdrun.methods.step import Context, Guesses, Setup, Step
 from kdrun.models.output import Output
 
 BINS = 10
@@ -46,12 +47,29 @@ class FixMatch(Method[F]):
 
     @classmethod
     def needs(cls, config: RunConfig) -> Needs:
-        return Needs(streams={"labeled": ("weak",), "unlabeled": ("weak", "strong")})
+        labeled = ("weak", "probe") if config.views.strong.learns else ("weak",)
+        return Needs(streams={"labeled": labeled, "unlabeled": ("weak", "strong")})
 
     @classmethod
     def batch_sizes(cls, config: RunConfig) -> dict[str, int]:
         size = config.schedule.batch_size
         return {"labeled": size, "unlabeled": size * cls.spec_of(config).unlabeled_ratio}
+
+    def __init__(self, config: RunConfig, setup: Setup) -> None:
+        super().__init__(config, setup)
+        strong = config.views.strong
+        self.augment = Augment(strong.rate_threshold, strong.rate_decay) if strong.learns else None
+
+    def forward(self, batch: Batch, ctx: Context) -> Step:
+        return super().forward(batch if self.augment is None else self.augment.augmented(batch), ctx)
+
+    @property
+    def probes(self) -> bool:
+        return self.augment is not None
+
+    def probe(self, batch: Batch) -> None:
+        if self.augment is not None:
+            self.augment.learn(batch["labeled"], self.students.values())
 
     def step(self, batch: Batch, ctx: Context) -> Step:
         labeled, unlabeled = batch["labeled"], batch["unlabeled"]

@@ -117,6 +117,15 @@ class Method(nn.Module, Generic[C]):
         """
         scale(torch.stack(list(losses.values())).sum()).backward()
 
+    @property
+    def probes(self) -> bool:
+        """Whether `probe` is to be called."""
+        return False
+
+    def probe(self, batch: Batch) -> None:
+        """After an optimizer step, without gradient, in evaluation mode and with the averaged weights where there are:
+        what is learned from the networks' own predictions. As `step`, without a look at data by the host."""
+
     def choice(self) -> Choice | None:
         """What is chosen on the validation images, at each evaluation; None: nothing."""
         return None

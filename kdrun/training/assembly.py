@@ -23,7 +23,7 @@ from kdrun.data.loader import Loader, make_loader
 from kdrun.data.residency import place
 from kdrun.data.splits import Split, make_split
 from kdrun.data.views.center import Center
-from kdrun.data.views.recipes import Crop, FileCrop, Strong, Weak
+from kdrun.data.views.recipes import Crop, CtaView, FileCrop, Strong, Weak
 from kdrun.data.views.stored import StoredViews
 from kdrun.data.views.view import Recipe, Source, View
 from kdrun.methods.method import Method
@@ -94,7 +94,9 @@ class Assembly:
     def split(self) -> Split:
         """Which images are labeled, unlabeled and for validation."""
         arrays = self.arrays
-        return make_split(self.job.config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels), arrays.val)
+        return make_split(
+            self.job.config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels), arrays.val, arrays.folds
+        )
 
     @cached_property
     def config(self) -> RunConfig:
@@ -140,7 +142,11 @@ class Assembly:
         weak: Weak | Crop = Weak.of(config.views.weak, size, config.dataset.mirror)
         if config.views.weak.scale is not None:
             weak = (Crop if self.arrays.files is None else FileCrop).of(config.views, size, config.dataset.mirror)
-        return {"weak": weak, "strong": Strong.of(config.views.strong, weak, self.size)}
+        strong = config.views.strong
+        if strong.learns:
+            views = {name: CtaView.of(strong, weak, self.size, name == "probe") for name in ("strong", "probe")}
+            return {"weak": weak, **views}
+        return {"weak": weak, "strong": Strong.of(strong, weak, self.size)}
 
     @cached_property
     def stored(self) -> StoredViews | None:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from kdrun.config.run import RunConfig
 from kdrun.config.schedule import Clock, ScheduleConfig
 from kdrun.core import signals
-from kdrun.core.device import autocast
+from kdrun.core.device import autocast, eager
 from kdrun.core.errors import KdrunError, NonFiniteLoss
 from kdrun.core.files import remove, write_bytes
 from kdrun.data.loader import Loader
@@ -225,7 +225,18 @@ class Loop:
         if self.ema is not None:
             self.ema.update()
         self.method.finish_step()
+        if self.method.probes:
+            self._probe(batch)
         return out
+
+    @torch.no_grad()
+    def _probe(self, batch: Batch) -> None:
+        averaged = contextlib.nullcontext() if self.ema is None else self.ema.applied()
+        uncompiled = contextlib.nullcontext() if self.schedule.compile is None else eager()
+        self.method.eval()
+        with averaged, uncompiled, autocast(self.device, self.schedule.precision):
+            self.method.probe(batch)
+        self.method.train()
 
     def _clip_groups(self) -> dict[str, list[Tensor]]:
         """The parameters whose gradient norm is limited, by student."""

@@ -28,6 +28,7 @@ from kdrun.training.check import check
 from kdrun.training.runner import run
 from tests.unit import test_readers as readers
 from tests.unit.test_published import write_image, write_svhn
+from tests.unit.test_stl10 import write_stl10
 
 pytestmark = pytest.mark.slow
 
@@ -41,6 +42,7 @@ DATASETS = {
     "cifar10",
     "cifar100",
     "svhn",
+    "stl10",
     "food101",
     "imagenet",
     "imagenet100",
@@ -126,6 +128,7 @@ def place(tmp_path_factory):
     (root / "data").mkdir()
     write_cifar(root / "data")
     write_svhn(root / "data")
+    write_stl10(root / "data")
     write_files(root / "data")
     return root
 

@@ -45,6 +45,10 @@ OTHER = {
     "half precision": ("fixmatch", "schedule.precision=bf16"),
     "a teacher in half precision": ("distill", "teacher.precision=bf16", *TEACHER),
     "three passes": ("fixmatch", "method.joint_forward=false"),
+    "views by their rates": ("fixmatch", "views=ctaugment", "schedule.ema_decay=0.9"),
+    "views by their rates, in half precision": (
+        "peer_fixmatch", "views=ctaugment", "schedule.precision=bf16", *TEACHER,
+    ),
     "boxes of other images": ("mixup_distill", "views.mix.kind=cutmix"),
     "stored views": ("distill", "teacher.cache.mode=views", "teacher.cache.num_views=2", *TEACHER),
     "two backward passes": ("sho", "method.pcgrad=true"),

@@ -29,6 +29,7 @@ NETWORKS = {
     "wrn_40_2": (2_255_156, (32, 64, 128), (32, 16, 8)),
     "wrn_28_2": (1_479_220, (32, 64, 128), (32, 16, 8)),
     "wrn_28_8": (23_401_012, (128, 256, 512), (32, 16, 8)),
+    "wrn_37_2": (5_952_564, (32, 64, 128, 256), (32, 16, 8, 4)),
     "vgg8_cifar": (3_965_028, (64, 128, 256, 512, 512), (32, 16, 8, 4, 4)),
     "vgg11_cifar": (9_277_284, (64, 128, 256, 512, 512), (32, 16, 8, 4, 4)),
     "vgg13_cifar": (9_462_180, (64, 128, 256, 512, 512), (32, 16, 8, 4, 4)),
@@ -40,7 +41,7 @@ NETWORKS = {
 }
 SMALL = ("resnet8x4", "wrn_16_1", "wrn_28_2", "vgg8_cifar", "mobilenetv2_half", "shufflenetv1", "shufflenetv2")
 PRELOGITS = {"mobilenetv2_half": 1280, "shufflenetv2": 1024}
-FIXMATCH = ("wrn_28_2", "wrn_28_8")
+FIXMATCH = ("wrn_28_2", "wrn_28_8", "wrn_37_2")
 each_network = each("name", NETWORKS)
 
 
@@ -75,7 +76,10 @@ def test_parameter_count_is_the_literature_s(name):
 
 
 def test_parameter_count_of_fixmatch_at_10_classes():
+    """16 fewer than USB's 1,467,626 and 5,929,450: its first convolution has a bias."""
     assert sum(p.numel() for p in bare("wrn_28_2").parameters()) == 1_467_610
+    assert sum(p.numel() for p in bare("wrn_37_2").parameters()) == 5_929_434
+    assert sum(isinstance(module, nn.Conv2d) for module in bare("wrn_37_2").modules()) == 37
 
 
 @each_network

@@ -140,6 +140,7 @@ def test_a_folder_in_place_of_a_batch(tmp_path, verify_md5):
         ("cifar10", "the content of cifar-10-python.tar.gz"),
         ("cifar100", "the content of cifar-100-python.tar.gz"),
         ("svhn", "train_32x32.mat"),
+        ("stl10", "the content of stl10_binary.tar.gz"),
         ("food101", "the content of food-101.tar.gz"),
     ],
 )
@@ -205,7 +206,7 @@ def test_the_home_of_nobody(name):
 
 def write_svhn(root: Path) -> dict[str, np.ndarray]:
     out = {}
-    for split, n in (("train", 20), ("test", 10)):
+    for split, n in (("train", 20), ("test", 10), ("extra", 13)):
         images = RNG.integers(0, 256, (32, 32, 3, n), dtype=np.uint8)
         scipy.io.savemat(
             root / f"{split}_32x32.mat", {"X": images, "y": (np.arange(n) % 10 + 1)[:, None].astype(np.uint8)}
@@ -224,6 +225,27 @@ def test_svhn_calls_class_10_the_digit_0_and_is_never_mirrored(tmp_path):
     part = lookup("dataset", "svhn", "")
     with pytest.raises(DataError, match=r"test_32x32\.mat: not a readable SVHN file"):
         part.load(part.Config(name="svhn", root=str(tmp_path), verify_md5=False))
+
+
+def test_svhn_s_extra_images_are_training_images_behind_the_others(tmp_path, monkeypatch):
+    images = write_svhn(tmp_path)
+    plain, got = (load("svhn", root=str(tmp_path), verify_md5=False, extra=extra) for extra in (False, True))
+    assert (len(plain.train_images), len(got.train_images), len(got.test_images)) == (20, 33, 10)
+    np.testing.assert_array_equal(got.train_images[:20], plain.train_images)
+    np.testing.assert_array_equal(got.train_images[20:], images["extra"].transpose(3, 0, 1, 2))
+    np.testing.assert_array_equal(got.train_labels[20:], [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3])
+    assert got.train_images.flags.c_contiguous
+    part = lookup("dataset", "svhn", "")
+    configs = [part.Config(name="svhn", root=str(tmp_path), extra=extra) for extra in (False, True)]
+    assert [path.name for path in part.sources(configs[1])] == ["train_32x32.mat", "test_32x32.mat", "extra_32x32.mat"]
+    (tmp_path / "extra_32x32.mat").unlink()
+    part.load(configs[0].replace(verify_md5=False))
+    with pytest.raises(DataError, match=r"extra_32x32\.mat is not there; put extra_32x32\.mat below"):
+        part.load(configs[1].replace(verify_md5=False, download=False))
+    write_svhn(tmp_path)
+    monkeypatch.setattr("torchvision.datasets.utils.check_integrity", lambda path, md5: md5[:4] != "a93c")
+    with pytest.raises(DataError, match=r"extra_32x32\.mat is damaged or not the published file"):
+        part.load(configs[1])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from sklearn.datasets import load_digits, load_sample_image
 
 from kdrun.core.errors import ConfigError
 from kdrun.data.views.fixed import apply_fixed, fixed
-from kdrun.data.views.randaugment import Op, StrongParams, StrongRecipe, apply_strong, draw_strong
+from kdrun.data.views.levels import COUNTS, Op
+from kdrun.data.views.randaugment import StrongParams, StrongRecipe, apply_strong, draw_strong
 from kdrun.data.views.view import mapped
 from tests.each import each
 
@@ -25,6 +26,7 @@ NAMES = list(RECIPES)
 SIGNED = (Op.ROTATE, Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y)
 ENHANCE = (Op.BRIGHTNESS, Op.CONTRAST, Op.COLOR, Op.SHARPNESS)
 DROPS_ALPHA = (Op.AUTOCONTRAST, Op.EQUALIZE, Op.POSTERIZE, Op.SOLARIZE)
+OPS = list(Op)[:14]  # of all but the rules for ImageNet
 PLAIN = StrongRecipe(num_ops=1, p_op=1.0, cutout=0)
 
 
@@ -192,7 +194,7 @@ def assert_as_pillow(images, op, values):
 # ---- operations ----
 
 
-@each("op", list(Op))
+@each("op", OPS)
 @each("levels", NAMES)
 def test_operation_is_pillows_bit_for_bit(op, levels):
     rng = np.random.default_rng([int(op), NAMES.index(levels)])
@@ -205,7 +207,7 @@ def test_operation_is_pillows_bit_for_bit(op, levels):
     [(32, 32, 1), (8, 8, 3), (8, 8, 1), (17, 23, 3), (30, 9, 1), (64, 64, 3), (225, 224, 3), (2, 5, 3)],
     ids=str,
 )
-@each("op", list(Op))
+@each("op", OPS)
 def test_operation_at_other_sizes(op, shape):
     rng = np.random.default_rng([int(op), *shape])
     size, channels = shape[:2], shape[2]
@@ -258,7 +260,7 @@ def rows(params):
     return zip(params.op.tolist(), params.value.tolist(), params.box.tolist(), strict=True)
 
 
-@pytest.mark.parametrize("second", list(Op), ids=lambda op: op.name.lower())
+@pytest.mark.parametrize("second", OPS, ids=lambda op: op.name.lower())
 def test_official_outside_is_gray_unless_transparency_is_dropped(second):
     recipe = replace(RECIPES["official"], fill=(200,), cutout=0)
     images = torch.full((2, 8, 8, 3), 60, dtype=torch.uint8)
@@ -368,7 +370,7 @@ def test_operations_are_equally_likely_and_applied_with_p_op(p_op):
 @pytest.mark.parametrize("size", [(32, 32), (24, 50)], ids=str)
 def test_drawn_values_are_the_public_levels(name, size):
     params = draw_strong(replace(RECIPES[name], num_ops=1, p_op=1.0), generator(), 60_000, size)
-    for op in Op:
+    for op in OPS:
         value = params.value[params.op == op]
         allowed = Counter(public_value(name, op, level, size) for level in range(1, 10))
         drawn = Counter(abs(v) if op in SIGNED else v for v in value.tolist())
@@ -382,7 +384,7 @@ def test_drawn_values_are_the_public_levels(name, size):
 @pytest.mark.parametrize("size", [(32, 32), (24, 50)], ids=str)
 def test_drawn_values_of_usb_fill_their_ranges(size):
     params = draw_strong(replace(RECIPES["usb"], num_ops=1), generator(), 60_000, size)
-    for op in Op:
+    for op in OPS:
         value = params.value[params.op == op]
         low, high = usb_range(op, size)
         if op == Op.POSTERIZE:
@@ -479,9 +481,9 @@ def test_cutout_wider_than_the_image_is_refused():
 def test_the_same_operations_on_all_images_give_the_same_bits(kind):
     name, shape = kind
     size, recipe, rng = shape[:2], replace(RECIPES[name], num_ops=3), np.random.default_rng(0)
-    drawn = draw_strong(recipe, generator(), 12 * len(Op), size)
-    first = torch.tensor(list(Op)).repeat_interleave(12)  # each operation, at 12 levels
-    value = torch.from_numpy(np.concatenate([some_values(name, op, 12, size, rng) for op in Op]))
+    drawn = draw_strong(recipe, generator(), 12 * len(OPS), size)
+    first = torch.tensor(OPS).repeat_interleave(12)  # each operation, at 12 levels
+    value = torch.from_numpy(np.concatenate([some_values(name, op, 12, size, rng) for op in OPS]))
     op, values = drawn.op.clone(), drawn.value.clone()
     op[:, 0], values[:, 0] = first, value
     params = StrongParams(op, values, drawn.box)
@@ -494,6 +496,62 @@ def test_the_same_operations_on_all_images_give_the_same_bits(kind):
     none = replace(recipe, num_ops=0)
     params = draw_strong(none, generator(), len(op), size)
     assert torch.equal(apply_fixed(images, none, fixed(none, params, size)), apply_strong(images, none, params))
+
+
+IMAGENET = StrongRecipe(num_ops=1, p_op=1.0, levels="imagenet", cutout=0)
+
+
+def imagenet_value(op, level):
+    """As in imagenet/augment/rand_augment.py, at a level of 0 to 1."""
+    if op in ENHANCE:
+        return level * 1.8 + 0.1
+    shear, shift = level * 0.3, level * 100
+    return {
+        Op.ROTATE: level * 30, Op.SHEAR_X: shear, Op.SHEAR_Y: shear, Op.TRANSLATE_X: shift, Op.TRANSLATE_Y: shift,
+        Op.POSTERIZE: max(int(level * 4), 1), Op.SOLARIZE: min(int(level * 256), 255),
+        Op.SOLARIZE_ADD: int(level * 110),
+    }.get(op, 0)  # fmt: skip
+
+
+def test_imagenet_has_sixteen_operations_at_eleven_levels():
+    params = draw_strong(IMAGENET, generator(), 50_000, (224, 224))
+    assert COUNTS["imagenet"] == len(Op) == 16
+    for op in Op:
+        value = params.value[params.op == op]
+        assert abs(len(value) / 50_000 - 1 / 16) < 0.006
+        allowed = {imagenet_value(op, level / 10) for level in range(11)}
+        assert {abs(v) if op in SIGNED else v for v in value.tolist()} == allowed, op
+    params = draw_strong(replace(IMAGENET, num_ops=2, p_op=0.5), generator(), 50_000, (224, 224))
+    assert abs((params.op == Op.INVERT).float().mean().item() - 1 / 32) < 0.004
+
+
+def test_imagenet_s_own_operations_and_its_outside():
+    images = torch.from_numpy(np.concatenate([real_images(20), extreme_images()]))
+    n, dark = len(images), images < 128
+
+    def shown(op, value):
+        params = StrongParams(
+            torch.full((n, 1), int(op)), torch.full((n, 1), float(value), dtype=torch.float64), torch.zeros(n, 4).long()
+        )
+        return apply_strong(images, IMAGENET, params)
+
+    assert torch.equal(shown(Op.INVERT, 0), 255 - images)
+    for added in (0, 55, 110):
+        want = torch.where(dark, (images.int() + added).clamp(max=255), images.int())
+        assert torch.equal(shown(Op.SOLARIZE_ADD, added).int(), want)
+    assert (shown(Op.TRANSLATE_X, 20)[:, :, -20:] == 128).all()
+    assert torch.equal(shown(Op.TRANSLATE_X, 20)[:, :, :-20], images[:, :, 20:])
+    assert (shown(Op.TRANSLATE_X, 100) == 128).all()
+    assert torch.equal(shown(Op.POSTERIZE, 1), images & 128)
+    assert torch.equal(shown(Op.SOLARIZE, 0), 255 - images)
+
+
+def test_imagenet_on_all_images_alike_gives_the_same_bits():
+    recipe, size = replace(IMAGENET, num_ops=3), (32, 32)
+    images = torch.from_numpy(real_images(400))
+    params = draw_strong(recipe, generator(), len(images), size)
+    assert len(params.op.unique()) == 16
+    assert torch.equal(apply_fixed(images, recipe, fixed(recipe, params, size)), apply_strong(images, recipe, params))
 
 
 @pytest.mark.gpu

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kdrun.data.views.levels import OUTSIDE, Op
 from kdrun.data.views.randaugment import (
-    Op,
     StrongParams,
     StrongRecipe,
     affine,
@@ -25,6 +25,7 @@ from kdrun.data.views.randaugment import (
     settings,
     smooth,
     solarize,
+    solarize_add,
     source,
     stretched,
     warp,
@@ -63,7 +64,7 @@ def apply_fixed(pixels: Tensor, recipe: StrongRecipe, params: FixedStrong) -> Te
     shown = torch.full_like(images, 255) if recipe.levels == "official" else None
     for op, maps, setting in zip(params.op, params.maps.unbind(1), params.setting, strict=True):
         seen = source(maps, height, width)
-        warp(images, seen)
+        warp(images, seen, OUTSIDE[recipe.levels])
         if shown is not None:
             warp(shown, seen)
             shown.masked_fill_(_wide(op > Op.SHARPNESS), 255)
@@ -71,6 +72,9 @@ def apply_fixed(pixels: Tensor, recipe: StrongRecipe, params: FixedStrong) -> Te
         posterize(images, torch.where(op == Op.POSTERIZE, setting, 8), [])
         solarize(images, torch.where(op == Op.SOLARIZE, setting, 256), [])
         _retone(images, op)
+        if recipe.levels == "imagenet":
+            images = torch.where(_wide(op == Op.INVERT), 255 - images, images)
+            solarize_add(images, torch.where(op == Op.SOLARIZE_ADD, setting, 0), [])
     fill(images, torch.empty_like(images), shown, params.box, params.gray if channels == 1 else params.color)
     return images
 

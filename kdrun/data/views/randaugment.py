@@ -4,54 +4,29 @@ Cubuk et al., RandAugment, 2020, arXiv 1909.13719; Sohn et al., FixMatch, 2020, 
 
 `draw_strong` makes all random numbers on the CPU; `apply_strong` is deterministic, on the device of the pixels, and
 never makes the host wait for it: which images an operation meets is known from the drawn numbers. Images are grouped by
-operation, and each group goes through a few tensor operations. The 14 operations return Pillow's values bit for bit.
+operation, and each group goes through a few tensor operations. The operations return Pillow's values bit for bit.
 
-Three public programs disagree about this step of FixMatch; `levels` names the one whose rules are followed:
+The public programs disagree about this step of FixMatch; `levels` names the one whose rules are followed:
 
     official   google-research/fixmatch, libml/augment.py and third_party/auto_augment/augmentations.py, augment=d.d.rac
+    imagenet   google-research/fixmatch, imagenet/augment/rand_augment.py: 16 operations, of which Pillow lacks one
     kekmodel   kekmodel/FixMatch-pytorch, dataset/randaugment.py, RandAugmentMC(n=2, m=10) and TransformFixMatch
     usb        microsoft/Semi-supervised-learning, semilearn/datasets/augmentation/randaugment.py, RandAugment(3, 5)
 
-Not followed: `official` goes through float32 and back, which lowers some pixels by 1, and its gray is 127.5.
+Not followed: `official` goes through float32 and back, which lowers some pixels by 1, and its gray is 127.5; `imagenet`
+computes in TensorFlow what others leave to Pillow, which cuts off fractions of Sharpness that Pillow rounds.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
-from functools import cache
 
 import torch
 from torch import Generator, Tensor
 
 from kdrun.core.device import send
 from kdrun.core.errors import ConfigError, allowed
+from kdrun.data.views.levels import COUNTS, OUTSIDE, Op, discrete_values, usb_ranges
 
-
-class Op(IntEnum):
-    """The operations, ordered so that those computed together are neighbors. In brackets: what `value` means."""
-
-    IDENTITY = 0
-    ROTATE = 1  # [degrees, counterclockwise]
-    SHEAR_X = 2  # [pixels per row]
-    SHEAR_Y = 3
-    TRANSLATE_X = 4  # [pixels]
-    TRANSLATE_Y = 5
-    BRIGHTNESS = 6  # [factor, 1 leaves the image as it is; also of the next three]
-    CONTRAST = 7
-    COLOR = 8
-    SHARPNESS = 9
-    POSTERIZE = 10  # [bits kept]
-    SOLARIZE = 11  # [pixels from this value on are inverted]
-    AUTOCONTRAST = 12  # [unused]
-    EQUALIZE = 13
-
-
-RULES = ("official", "kekmodel", "usb")
-USB_RANGES = {
-    Op.ROTATE: (-30, 30), Op.SHEAR_X: (-0.3, 0.3), Op.SHEAR_Y: (-0.3, 0.3), Op.TRANSLATE_X: (-0.3, 0.3),
-    Op.TRANSLATE_Y: (-0.3, 0.3), Op.BRIGHTNESS: (0.05, 0.95), Op.CONTRAST: (0.05, 0.95), Op.COLOR: (0.05, 0.95),
-    Op.SHARPNESS: (0.05, 0.95), Op.POSTERIZE: (4, 8), Op.SOLARIZE: (0, 256),
-}  # fmt: skip
 LUMA = (19595, 38470, 7471)  # Pillow's weights of red, green and blue, in 1/65536
 
 
@@ -64,7 +39,7 @@ class StrongRecipe:
     p_op: float = 0.5
     """Probability that a drawn operation is applied."""
     levels: str = "official"
-    """official, kekmodel or usb: ranges of the operations and position of the cutout."""
+    """official, imagenet, kekmodel or usb: the operations, their ranges, and the position of the cutout."""
     cutout: float = 16
     """Side in pixels; below 1: uniform between 0 and this share of the width; 0: none."""
     fill: tuple[int, ...] = (127,)
@@ -75,8 +50,8 @@ class StrongRecipe:
             raise ConfigError(f"views.strong.num_ops: {self.num_ops} must be at least 0")
         if not 0 <= self.p_op <= 1:
             raise ConfigError(f"views.strong.p_op: {self.p_op} must be between 0 and 1")
-        if self.levels not in RULES:
-            raise ConfigError(f"views.strong.levels: unknown {self.levels!r}{allowed(self.levels, RULES)}")
+        if self.levels not in COUNTS:
+            raise ConfigError(f"views.strong.levels: unknown {self.levels!r}{allowed(self.levels, COUNTS)}")
         if not (0 <= self.cutout < 1 or self.cutout in range(1, 1 << 15)):
             raise ConfigError(
                 f"views.strong.cutout: {self.cutout} must be whole pixels, or a share of the width below 1"
@@ -107,40 +82,17 @@ def draw_strong(recipe: StrongRecipe, generator: Generator, n: int, size: tuple[
         raise ConfigError(f"views.strong.cutout: {recipe.cutout:g} is too wide for images of {height}x{width} pixels")
     uniform = torch.rand(n, 4 * recipe.num_ops + 3, generator=generator, dtype=torch.float64)
     which, coin, level, sign = uniform[:, :-3].view(n, recipe.num_ops, 4).unbind(-1)
-    op = (which * len(Op)).long()
+    op = (which * COUNTS[recipe.levels]).long()
     if recipe.levels == "usb":
-        low, high = _usb_ranges(*size)
+        low, high = usb_ranges(*size)
         value = low[op] + (high - low)[op] * level
         value = torch.where(op == Op.POSTERIZE, value.floor(), value)
     else:
-        value = _discrete_values(recipe.levels, *size)[op, (level * 9).long()]
+        values = discrete_values(recipe.levels, *size)
+        value = values[op, (level * values.shape[1]).long()]
         value = torch.where((op <= Op.TRANSLATE_Y) & (sign < 0.5), -value, value)
     op = torch.where(coin < recipe.p_op, op, int(Op.IDENTITY))
     return StrongParams(op, value, _boxes(recipe, uniform[:, -3:], *size))
-
-
-@cache
-def _discrete_values(levels: str, height: int, width: int) -> Tensor:
-    """(14, 9) float64: the value of each operation at levels 1 to 9, without its sign."""
-    official, columns = levels == "official", []
-    for level in range(1, 10):
-        share = level * 0.3 / 10
-        factor = level * 1.8 / 10 + 0.1 if official else level * 0.9 / 10 + 0.05
-        shift = (level, level) if official else (int(share * width), int(share * height))
-        bits = 4 - level * 4 // 10 if official else 4 + level * 4 // 10
-        # in the order of Op
-        geometry, enhance = [level * 30 // 10, share, share, *shift], [factor] * 4
-        columns.append([0, *geometry, *enhance, bits, 256 - level * 256 // 10, 0, 0])
-    return torch.tensor(columns, dtype=torch.float64).T
-
-
-@cache
-def _usb_ranges(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The lowest and the highest value of each operation, (14,) float64 each."""
-    low, high = torch.tensor([USB_RANGES.get(op, (0, 0)) for op in Op], dtype=torch.float64).unbind(1)
-    pixels = torch.ones(len(Op), dtype=torch.float64)
-    pixels[Op.TRANSLATE_X], pixels[Op.TRANSLATE_Y] = width, height
-    return low * pixels, high * pixels
 
 
 def _boxes(recipe: StrongRecipe, uniform: Tensor, height: int, width: int) -> Tensor:
@@ -148,7 +100,7 @@ def _boxes(recipe: StrongRecipe, uniform: Tensor, height: int, width: int) -> Te
     side = uniform[:, 2] * recipe.cutout * width if recipe.cutout < 1 else torch.full_like(uniform[:, 2], recipe.cutout)
     edges = []
     for u, length in ((uniform[:, 0], height), (uniform[:, 1], width)):
-        if recipe.levels == "official":  # around a pixel, cut off at the border; an odd side loses a pixel
+        if recipe.levels in ("official", "imagenet"):  # around a pixel, cut off at the border; odd sides lose one
             center, half = (u * length).floor(), (side / 2).floor()
             edges += [(center - half).clamp(min=0), (center + half).clamp(max=length)]
         else:
@@ -189,7 +141,7 @@ def apply_strong(pixels: Tensor, recipe: StrongRecipe, params: StrongParams) -> 
         # Sorted by operation, a group is a slice, which is changed in place.
         group = slice(end[Op.IDENTITY], end[Op.TRANSLATE_Y])
         seen = source(maps[:, slot, group], height, width)
-        warp(images[group], seen)
+        warp(images[group], seen, OUTSIDE[recipe.levels])
         if shown is not None:
             warp(shown[group], seen)
             shown[end[Op.SHARPNESS] :] = 255
@@ -257,9 +209,9 @@ def source(maps: Tensor, height: int, width: int) -> Tensor:
     return from_y.mul_(width + 2).add_(from_x).add_(first).view(-1)
 
 
-def warp(images: Tensor, seen: Tensor) -> None:
-    """Replace each pixel by the one that `seen` names, of `source`, in place; 0 from outside."""
-    padded = torch.nn.functional.pad(images, (0, 0, 1, 1, 1, 1))
+def warp(images: Tensor, seen: Tensor, outside: int = 0) -> None:
+    """Replace each pixel by the one that `seen` names, of `source`, in place; `outside` from outside."""
+    padded = torch.nn.functional.pad(images, (0, 0, 1, 1, 1, 1), value=outside)
     channels = images.shape[-1]
     torch.index_select(padded.view(-1, channels), 0, seen, out=images.view(-1, channels))
 
@@ -315,6 +267,16 @@ def solarize(images: Tensor, threshold: Tensor, ends: list[int]) -> None:
     images ^= (images >= threshold.short()[:, None, None, None]).to(torch.uint8).mul_(255)
 
 
+def invert(images: Tensor, unused: Tensor, ends: list[int]) -> None:
+    images ^= 255
+
+
+def solarize_add(images: Tensor, added: Tensor, ends: list[int]) -> None:
+    """Dark pixels become brighter."""
+    brighter = (images.short() + added.short()[:, None, None, None]).clamp_(max=255)
+    images.copy_(torch.where(images < 128, brighter, images))
+
+
 def _retone(images: Tensor, unused: Tensor, ends: list[int]) -> None:
     """Autocontrast and equalize: a table of 256 values per image and channel, made from its histogram."""
     bins, histogram = histograms(images)
@@ -361,14 +323,21 @@ CHANGES: tuple[tuple[Op, Op, Change], ...] = (
     (Op.POSTERIZE, Op.POSTERIZE, posterize),
     (Op.SOLARIZE, Op.SOLARIZE, solarize),
     (Op.AUTOCONTRAST, Op.EQUALIZE, _retone),
+    (Op.INVERT, Op.INVERT, invert),
+    (Op.SOLARIZE_ADD, Op.SOLARIZE_ADD, solarize_add),
 )
 
 
 def row_of(color: tuple[int, ...], width: int, channels: int) -> Tensor:
     """(W * C,) uint8: a row of pixels of one color."""
+    return torch.tensor(shade(color, channels), dtype=torch.uint8).repeat(width)
+
+
+def shade(color: tuple[int, ...], channels: int) -> tuple[int, ...]:
+    """One value or three as a value for each channel."""
     if channels == 1 and len(color) == 3:
-        color = ((sum(weight * value for weight, value in zip(LUMA, color, strict=True)) + 0x8000) >> 16,)
-    return torch.tensor(color, dtype=torch.uint8).repeat(width * channels // len(color))
+        return ((sum(weight * value for weight, value in zip(LUMA, color, strict=True)) + 0x8000) >> 16,)
+    return color * (channels // len(color))
 
 
 def fill(images: Tensor, spare: Tensor, shown: Tensor | None, box: Tensor, color: Tensor) -> None:

@@ -16,6 +16,7 @@ from kdrun.config.views import StrongConfig, ViewsConfig, WeakConfig
 from kdrun.core.device import send
 from kdrun.core.errors import ConfigError
 from kdrun.data.types import Images
+from kdrun.data.views.ctaugment import CtaParams, Policy, draw_cta
 from kdrun.data.views.fixed import FixedStrong, apply_fixed, fixed
 from kdrun.data.views.randaugment import StrongParams, StrongRecipe, apply_strong, draw_strong
 from kdrun.data.views.resample import resize_boxes
@@ -252,6 +253,43 @@ class Strong:
     def apply_fixed(self, images: Tensor, index: Tensor, params: StrongViewParams) -> Tensor:
         pixels = self.weak.gather_fixed(images, index, params.weak)  # type: ignore[arg-type]
         return apply_fixed(pixels, self.strong, params.strong).permute(0, 3, 1, 2)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class CtaViewParams:
+    """Drawn numbers of views by CTAugment."""
+
+    weak: WeakParams | CropParams | FileCropParams
+    policy: CtaParams
+
+
+@dataclass(frozen=True)
+class CtaView:
+    """Recipe of a view by CTAugment: a weak view of its own, and what is to be done to it when a step is taken."""
+
+    weak: Weak | Crop
+    strong: StrongRecipe
+    size: tuple[int, int]
+    probe: bool
+
+    @classmethod
+    def of(cls, config: StrongConfig, weak: Weak | Crop, size: tuple[int, int], probe: bool) -> "CtaView":
+        return cls(weak, Strong.of(config, weak, size).strong, size, probe)
+
+    def draw(self, generator: Generator, n: int) -> CtaViewParams:
+        return CtaViewParams(self.weak.draw(generator, n), draw_cta(self.strong, generator, n, self.size))
+
+    def policy(self, params: CtaViewParams, fixed: bool) -> Policy:
+        return Policy(params.policy, self.probe, fixed, self.strong.fill)
+
+    def apply(self, images: Tensor, index: Tensor, params: CtaViewParams) -> Tensor:
+        return self.weak.apply(images, index, params.weak)  # type: ignore[arg-type]  # its own
+
+    def fixed(self, params: CtaViewParams) -> CtaViewParams:
+        return CtaViewParams(self.weak.fixed(params.weak), params.policy)  # type: ignore[arg-type]
+
+    def apply_fixed(self, images: Tensor, index: Tensor, params: CtaViewParams) -> Tensor:
+        return self.weak.apply_fixed(images, index, params.weak)  # type: ignore[arg-type]
 
 
 def _source(position: Tensor, shift: Tensor, size: int, reflect: bool) -> tuple[Tensor, Tensor]:

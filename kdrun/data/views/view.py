@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from kdrun.core.device import send
 from kdrun.data.streamed import ImageFiles
 from kdrun.data.views.center import Center
+from kdrun.data.views.ctaugment import Policy
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class View:
     """(B,) int64, which stored draw this is; None: fresh."""
     unmixed: Unmixed | None = None
     """None: the images are not mixed."""
+    policy: Policy | None = None
+    """What is still to be done to the pixels, by what the run has learned; None: nothing."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Wide ResNets for 32 px images: of the distillation literature, and of FixMatch.
+"""Wide ResNets for small images: of the distillation literature, and of FixMatch.
 
 wrn_16_*, wrn_40_*: Zagoruyko & Komodakis 2016, arXiv 1605.07146. wrn_28_2, wrn_28_8: Sohn et al. 2020 (FixMatch),
-arXiv 2001.07685, which differs in slope, batch normalization, shortcuts and the classifier's initialization.
+arXiv 2001.07685, which differs in slope, batch normalization, shortcuts and the classifier's initialization; wrn_37_2:
+wrn_28_2 with a fourth stage, for the 96 px of STL-10. FixMatch counts the convolutions of shortcuts, one a stage.
 """
 
 import torch.nn.functional as F
@@ -55,8 +56,8 @@ class WideResNet(CifarNetwork):
     """Wide ResNet of depth 6n + 4. A shortcut with a convolution starts from the activated input.
 
     Args:
-        depth: 16, 22, 28, 40, ...
-        widen: factor on the widths 16, 32 and 64 of the three stages.
+        depth: 16, 22, 28, 40, ...; of another number of stages: stages (2n + 1) + 1.
+        widen: factor on the widths 16, 32, 64, ... of the stages.
         drop_rate: dropout between the convolutions of a block.
     """
 
@@ -64,17 +65,19 @@ class WideResNet(CifarNetwork):
     slope = 0.0
 
     def __init__(
-        self, depth: int, widen: int, num_classes: int = 10, in_chans: int = 3, drop_rate: float = 0.0
-    ) -> None:
+        self, depth: int, widen: int, num_classes: int = 10, in_chans: int = 3, drop_rate: float = 0.0,
+        stages: int = 3,
+    ) -> None:  # fmt: skip
         super().__init__(num_classes)
-        if (depth - 4) % 6 or depth < 10:
-            raise ValueError(f"depth must be 6n + 4, got {depth}")
+        units, left = divmod(depth - 1 - stages, 2 * stages)
+        if left or units < 1:
+            raise ValueError(f"depth must be {2 * stages}n + {stages + 1}, got {depth}")
         self.conv1 = nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False)
         inputs = 16
-        for i in range(3):
+        for i in range(stages):
             outputs = 16 * widen * 2**i
             blocks = []
-            for j in range((depth - 4) // 6):
+            for j in range(units):
                 stride = 2 if i > 0 and j == 0 else 1
                 activate_first = self.activates_first(i, j, inputs, outputs)
                 blocks.append(PreactBlock(inputs, outputs, stride, activate_first, self.norm, self.slope, drop_rate))
@@ -124,3 +127,4 @@ for _depth, _widen in ((16, 1), (16, 2), (40, 1), (40, 2)):
     register(__name__, f"wrn_{_depth}_{_widen}", WideResNet, depth=_depth, widen=_widen)
 for _widen in (2, 8):
     register(__name__, f"wrn_28_{_widen}", FixMatchWideResNet, depth=28, widen=_widen)
+register(__name__, "wrn_37_2", FixMatchWideResNet, depth=37, widen=2, stages=4)
