@@ -127,7 +127,7 @@ class Table:
             lines += [f"{kind}{f' ({at})' if at else ''}: {text}" for kind, text, at, _ in self.footnotes()]
             for why, rows in groups_of_rows(self.published).items():
                 told = f": {why}" if why else ""
-                lines.append(f"published only{'' if why else ', in no table beside this paper'}: {', '.join(rows)}{told}")
+                lines.append(f"published only{'' if why else ', in no table beside this paper'}: {'; '.join(rows)}{told}")
         return [*lines, *self.notes, *(f"claim {verdict.text()}" for verdict in self.claims)]
 
     def footnotes(self) -> list[tuple[str, str, str, list[Place]]]:
