@@ -12,8 +12,8 @@ def spread_out(node: Mapping[str, Any]) -> dict[str, Any]:
     """The content of conf/table/<name>.yaml with each column that its `grid` stands for, and an empty grid.
 
     `<dataset> <k>-shot: [experiment=dho/<dataset>, dataset.num_labels=<k>/class]` is a column for each pair. A column
-    that is written out wins over the one of this name that the grid gives. Aggregates are spread by their names, and what
-    they average by what is left. What has no such form is left to the schema.
+    that is written out wins over the one of this name that the grid gives. Aggregates are spread by their names, and
+    what they average by what is left. What has no such form is left to the schema.
 
     Raises:
         ValueError: a name of the grid is used nowhere, or in a column's words alone; a value is there twice.
@@ -24,8 +24,8 @@ def spread_out(node: Mapping[str, Any]) -> dict[str, Any]:
     if not (grid and _is_grid(grid) and _is_lists(columns) and _is_lists(aggregates)):
         return dict(node)
     for name, values in grid.items():
-        if len(set(map(str, values))) < len(values):
-            raise ValueError(f"grid: {name}: a value is there twice")
+        if not values or len(set(map(str, values))) < len(values):
+            raise ValueError(f"grid: {name}: {'a value is there twice' if values else 'give it a value or more'}")
         if not any(f"<{name}>" in column for column in columns):
             raise ValueError(f"grid: {name}: no column has <{name}> in its name")
     given: dict[str, list[str]] = {}
@@ -33,7 +33,7 @@ def spread_out(node: Mapping[str, Any]) -> dict[str, Any]:
         if _used(column, grid):
             if missing := [name for name in _used(" ".join(words), grid) if name not in _used(column, grid)]:
                 raise ValueError(f"columns: {column}: has <{missing[0]}> in its words, but not in its name")
-            given |= {name: filled for name, filled in _each(column, words, grid)}
+            given |= dict(_each(column, words, grid))
     given |= {column: words for column, words in columns.items() if not _used(column, grid)}
     means = {
         name: [part for text in parts for part, _ in _each(text, [], grid)]
@@ -63,8 +63,7 @@ def _used(text: str, grid: Values) -> list[str]:
 
 def _is_grid(grid: Any) -> bool:
     return isinstance(grid, Mapping) and all(
-        isinstance(values, list) and values and all(isinstance(value, str | int) for value in values)
-        for values in grid.values()
+        isinstance(values, list) and all(isinstance(value, str | int) for value in values) for values in grid.values()
     )
 
 

@@ -221,7 +221,9 @@ def _curves(table: Table, outputs: Path) -> str:
         bands = {}
         for row in table.rows:
             cell = table.cell(row, column)
-            found = [_quietly(curve_of, outputs / run.place, table.metric_of(row, column)) for run in cell.runs.values()]
+            found = [
+                _quietly(curve_of, outputs / run.place, table.metric_of(row, column)) for run in cell.runs.values()
+            ]
             logged = [curve for curve in found if curve]
             if logged:
                 bands[row] = curves.band(logged, "range")

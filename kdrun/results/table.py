@@ -67,7 +67,11 @@ class Table:
         lines = [["", *self.columns, *extras]]
         for row in self.rows:
             shown = [self._text(row, column, self.cell(row, column)) for column in self.columns]
-            more = [extra(self.cell(row, column), name, self.metric_of(row, column)) for column in own for name in self.extras]
+            more = [
+                extra(self.cell(row, column), name, self.metric_of(row, column))
+                for column in own
+                for name in self.extras
+            ]
             lines.append([row, *shown, *more])
         for row in self.published:
             printed = [self.theirs(row, column) for column in self.columns]
@@ -127,7 +131,9 @@ class Table:
             lines += [f"{kind}{f' ({at})' if at else ''}: {text}" for kind, text, at, _ in self.footnotes()]
             for why, rows in groups_of_rows(self.published).items():
                 told = f": {why}" if why else ""
-                lines.append(f"published only{'' if why else ', in no table beside this paper'}: {'; '.join(rows)}{told}")
+                lines.append(
+                    f"published only{'' if why else ', in no table beside this paper'}: {'; '.join(rows)}{told}"
+                )
         return [*lines, *self.notes, *(f"claim {verdict.text()}" for verdict in self.claims)]
 
     def footnotes(self) -> list[tuple[str, str, str, list[Place]]]:
@@ -150,7 +156,7 @@ class Table:
         lines = []
         for column in self.columns:
             theirs = self.paper.teacher(column)
-            teachers = {k: v for row in self.rows for k, v in self.cells[row, column].teachers.items()}
+            teachers = {k: v for row in self.rows for k, v in self.cell(row, column).teachers.items()}
             for name, value in sorted(teachers.items()):
                 if theirs is not None and round(abs(100 * value - theirs), 2) > TEACHER_TOLERANCE:
                     ours = f"teacher {name} has {100 * value:.2f}, the paper's {theirs:.2f}"

@@ -19,7 +19,7 @@ def test_every_number_is_beside_a_row_that_is_run_or_says_why_not(path):
     assert faults(path, beside(path.stem)) == []
 
 
-FIRST = '  - {table: abstract, row: KD, column: r18, mean: 81.8, std: null, n: null, protocol: unknown, tag: digest}'
+FIRST = "  - {table: abstract, row: KD, column: r18, mean: 81.8, std: null, n: null, protocol: unknown, tag: digest}"
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,13 @@ def test_no_shipped_reason_is_longer_than_a_line():
 
 @pytest.mark.parametrize(
     ("student", "alone", "with_head"),  # in millions, with a thousand classes: tables 4 and 9 of arXiv 2505.07675
-    [("resnet18", 11.69, 12.20), ("resnet50", 25.56, 27.61), ("mobilenetv2_100", 3.50, 4.79)],
+    [
+        ("resnet18", 11.69, 12.20),
+        ("resnet50", 25.56, 27.61),
+        ("mobilenetv2_100", 3.50, 4.79),
+        ("vit_base_patch16_224", 86.57, 87.34),
+        ("vit_large_patch16_224", 304.33, 305.35),  # printed for L/14: it is the L/16 with a classifier that has these
+    ],  # fmt: skip
 )
 def test_dho_s_parameters_are_the_published_ones(composer, student, alone, with_head):
     names = [f"student.name={student}", "student.pretrained=false", "student.file=null", "method.combination=fixed"]

@@ -38,10 +38,10 @@ def test_a_grid_is_a_column_for_each_of_its_values_and_what_is_written_out_wins(
         ({"grid": {"d": ["a", "b"], "k": [1, 1]}}, "grid: k: a value is there twice"),
         ({"grid": {**GRID["grid"], "e": [1]}}, "grid: e: no column has <e> in its name"),
         ({"columns": {"<d>": ["n=<k>"], "<k>": []}}, "columns: <d>: has <k> in its words, but not in its name"),
-        ({"grid": {"d": ["a", "b"], "k": []}}, "<d> <k>-shot: no such column"),
-        ({"grid": {"d": "a"}}, "grid.d: expected a list"),
+        ({"grid": {"d": ["a", "b"], "k": []}}, "grid: k: give it a value or more"),
+        ({"grid": {"d": "a"}}, "grid.d: must be a valid list, got 'a'"),
         ({"grid": {"d": [None]}}, "grid.d.0"),
-        ({"aggregates": {"<k>-shot": ["<d> 3-shot"]}}, "1-shot: a 3-shot: no such column; nearest: a 1-shot"),
+        ({"aggregates": {"<k>-shot": ["<d> 3-shot"]}}, "1-shot: a 3-shot: no such column; nearest: a 2-shot"),
     ],
 )
 def test_a_grid_with_a_mistake_is_refused(changes, message):
