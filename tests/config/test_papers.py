@@ -71,7 +71,7 @@ def test_no_shipped_reason_is_longer_than_a_line():
         ("mobilenetv2_100", 3.50, 4.79),
         ("vit_base_patch16_224", 86.57, 87.34),
         ("vit_large_patch16_224", 304.33, 305.35),  # printed for L/14: it is the L/16 with a classifier that has these
-    ],  # fmt: skip
+    ],
 )
 def test_dho_s_parameters_are_the_published_ones(composer, student, alone, with_head):
     names = [f"student.name={student}", "student.pretrained=false", "student.file=null", "method.combination=fixed"]
