@@ -56,7 +56,7 @@ def table_of(
     cells: dict[Place, Cell] = {}
     candidates, tuned = _best_candidates(spec, plan, read)
     for planned in candidates:
-        own = spec.metric_of(planned.column, metric)
+        own = spec.metric_of(planned.row, planned.column, metric)
         cells[planned.row, planned.column] = _cell(planned, own, protocol, read, outputs)
     if not any(cell.values for cell in cells.values()):  # then it is no figure of another row's method
         for cell in cells.values():
@@ -66,18 +66,39 @@ def table_of(
     for column, parts in spec.aggregates.items():
         for row in spec.rows:
             cells[row, column] = Cell.mean_of({part: cells[row, part] for part in parts})
-    paper = None if spec.paper is None else read_paper(spec.paper).only(spec.paper_tables)
-    table = Table(name, metric, list(spec.rows), [*spec.columns, *spec.aggregates], cells, paper, protocol)
-    if paper is not None and (printed := printed_name(metric)) is not None:
-        others = [row for row in paper.rows_of(table.columns, printed) if row not in table.rows]
-        table.published = [row for row in others if row not in rows_with(spec.paper)]
-    table.notes += [f"no run is done yet: whether they will have {metric} is not known"] if unsure else []
-    table.notes += [f"{column}: {split} in place of test" for column, split in spec.splits.items()]
-    table.notes += [f"{name}: the mean of {', '.join(parts)}, seed by seed" for name, parts in spec.aggregates.items()]
+    table = empty_table(name, spec, metric, protocol)
+    table.cells = cells
+    table.notes[:0] = [f"no run is done yet: whether they will have {metric} is not known"] if unsure else []
     table.notes += tuned
-    claimed = read_paper(spec.claims) if spec.claims else paper
+    claimed = read_paper(spec.claims) if spec.claims else table.paper
     table.claims = _verdicts(claimed, spec, table, read)
     return table
+
+
+def empty_table(name: str, spec: TableConfig, metric: str, protocol: str) -> Table:
+    """Rows, columns and the paper's numbers of conf/table/<name>.yaml, no run."""
+    paper = None if spec.paper is None else read_paper(spec.paper).only(spec.paper_tables)
+    table = Table(name, metric, list(spec.rows), [*spec.columns, *spec.aggregates], {}, paper, protocol)
+    if paper is not None and printed_name(metric) is not None:
+        shown = {column: Metric.parse(spec.metric_of("", column, metric)).name for column in spec.columns}
+        shown |= {column: Metric.parse(metric).name for column in spec.aggregates}
+        others = {row: why for row, why in paper.rows_of(shown).items() if row not in table.rows}
+        table.published = {row: why for row, why in others.items() if why or row not in rows_with(spec.paper)}
+    for row in (*table.rows, *table.published):
+        for column in spec.columns:
+            if (own := spec.metric_of(row, column, metric)) != metric:
+                table.metrics[row, column] = own
+    table.notes += [f"{name}: {_in_place(shown, spec.metric)}" for name, shown in spec.shows.items()]
+    table.notes += [f"{name}: the mean of {', '.join(parts)}, seed by seed" for name, parts in spec.aggregates.items()]
+    return table
+
+
+def _in_place(shown: str, usual: str) -> str:
+    """`imagenet_v2 in place of test`."""
+    own, other = Metric.parse(shown), Metric.parse(usual)
+    pairs = ((own.split, other.split), (own.net, other.net), (own.name, other.name))
+    told = [f"{new or 'the headline'} in place of {old or 'the headline'}" for new, old in pairs if new != old]
+    return ", ".join(told) or shown
 
 
 def _best_candidates(spec: TableConfig, plan: TablePlan, read: Reader) -> tuple[list[PlannedCell], list[str]]:
@@ -104,7 +125,7 @@ def _verdicts(paper: Paper | None, spec: TableConfig, table: Table, read: Reader
         if metric == "cost":
             costs = {seed: _cost(run, read) for seed, run in cell.runs.items() if seed in cell.records}
             return {} if len(cell.origins.get("device", ())) > 1 else {k: v for k, v in costs.items() if v is not None}
-        key = spec.metric_of(column, metric)
+        key = spec.metric_of(row.removeprefix(f"{TEACHER} of "), column, metric)
         if row.startswith(f"{TEACHER} of "):
             key = str(Metric.parse(key).of("teacher"))
         found: dict[int, float] = {}

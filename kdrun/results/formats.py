@@ -74,7 +74,7 @@ def cells_of(table: Table) -> list[dict[str, Any]]:
         interval = None if against is None else against.interval
         out.append(
             {
-                "row": row, "column": column, "metric": table.metric, "protocol": table.protocol,
+                "row": row, "column": column, "metric": table.metric_of(row, column), "protocol": table.protocol,
                 "percent": table.percent, "n": len(values), "planned": cell.planned,
                 "mean": statistics.mean(values) if values else None,
                 "std": statistics.stdev(values) if len(values) > 1 else None,

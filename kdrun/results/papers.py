@@ -1,6 +1,6 @@
 """Published numbers and claims, as conf/paper/<name>.yaml holds them, printed beside ours, never mixed with them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -20,7 +20,7 @@ class PaperCell(Schema):
     table: str
     row: str
     column: str
-    metric: Literal["top1", "ece", "confidence", "confidence_gap"] = "top1"
+    metric: Literal["top1", "top5", "ece", "confidence", "confidence_gap"] = "top1"
     """By our name for it."""
     mean: float | None
     """null: the paper prints n/a."""
@@ -35,6 +35,22 @@ class PaperCell(Schema):
     def printed(self) -> str:
         """`71.92 ± 0.40`."""
         return f"{self.mean:.2f}" + ("" if self.std is None else f" ± {self.std:.2f}")
+
+
+class PublishedOnly(Schema):
+    """Numbers beside which no run of ours can stand, and why."""
+
+    table: str | None = None
+    """null: of any table."""
+    rows: list[str] = Field(default_factory=list)
+    """None: all rows."""
+    columns: list[str] = Field(default_factory=list)
+    """None: all columns."""
+    why: str = Field(min_length=10)
+
+    def covers(self, cell: PaperCell) -> bool:
+        named = (self.table is None or cell.table == self.table) and (not self.rows or cell.row in self.rows)
+        return named and (not self.columns or cell.column in self.columns)
 
 
 class Claim(Schema):
@@ -70,6 +86,8 @@ class Paper(Schema):
     source: str
     unit: Literal["percent"]
     cells: list[PaperCell] = Field(min_length=1)
+    published_only: list[PublishedOnly] = Field(default_factory=list)
+    """Of what no table of conf/table runs."""
     claims: list[Claim] = Field(default_factory=list)
 
     @model_validator(mode="after")
@@ -82,6 +100,15 @@ class Paper(Schema):
             seen.add(place)
             if cell.mean is None and (cell.std, cell.n) != (None, None):
                 raise ValueError(f"cells: {', '.join(place)} has no mean, but std or n")
+        for entry in self.published_only:
+            rows = {cell.row for cell in self.cells if entry.table in (None, cell.table)}
+            columns = {cell.column for cell in self.cells if entry.table in (None, cell.table)}
+            named = [*((row, rows) for row in entry.rows), *((column, columns) for column in entry.columns)]
+            for name, known in named:
+                if name not in known:
+                    raise ValueError(f"published_only: {name}: no such number{allowed(name, known)}")
+            if not any(entry.covers(cell) for cell in self.cells):
+                raise ValueError(f"published_only: {entry.why[:60]}: names no number")
         names = [claim.name for claim in self.claims]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"claims: {twice[0]} is there twice")
@@ -93,17 +120,34 @@ class Paper(Schema):
         for name in tables:
             if name not in known:
                 raise ConfigError(f"paper_tables: {name}: no table of {self.source}{allowed(name, known)}")
-        return self.replace(cells=[cell for cell in self.cells if cell.table in tables]) if tables else self
+        if not tables:
+            return self
+        cells = [cell for cell in self.cells if cell.table in tables]
+        rows = {cell.row for cell in cells}
+        kept = [
+            entry.replace(rows=[row for row in entry.rows if row in rows])
+            for entry in self.published_only
+            if any(entry.covers(cell) for cell in cells)
+        ]
+        return self.replace(cells=cells, published_only=kept)
 
     def cell(self, row: str, column: str, metric: str) -> PaperCell | None:
         """The number of a place in our tables; None where the paper has none, or several tables with different ones."""
         found = [c for c in self.cells if (c.row, c.column, c.metric) == (row, column, metric)]
         return found[0] if len({(c.mean, c.std, c.n) for c in found}) == 1 else None
 
-    def rows_of(self, columns: Sequence[str], metric: str) -> list[str]:
-        """The rows that have a number in one of these columns, teachers aside."""
-        found = {c.row: None for c in self.cells if c.column in columns and c.metric == metric and c.mean is not None}
-        return [row for row in found if not row.startswith(TEACHER)]
+    def rows_of(self, columns: Mapping[str, str]) -> dict[str, str]:
+        """The rows that have a number in one of these columns, by column -> metric, teachers aside; and why they have
+        that alone, "" where nothing says so."""
+        found: dict[str, str] = {}
+        for cell in self.cells:
+            if columns.get(cell.column) == cell.metric and cell.mean is not None and not cell.row.startswith(TEACHER):
+                found[cell.row] = found.get(cell.row) or self.why(cell)
+        return found
+
+    def why(self, cell: PaperCell) -> str:
+        """Why no run of ours stands beside a number; "": nothing says so."""
+        return next((entry.why for entry in self.published_only if entry.covers(cell)), "")
 
     def teacher(self, column: str) -> float | None:
         """The accuracy of the teacher behind a column, in percent."""

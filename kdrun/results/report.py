@@ -64,7 +64,7 @@ def _main(table: Table) -> str:
     rows = []
     for k, line in enumerate(lines):
         published = k >= len(table.rows)
-        name = table.published[k - len(table.rows)] if published else line[0]
+        name = list(table.published)[k - len(table.rows)] if published else line[0]
         tag = " <small>(published only)</small>" if published else ""
         shown = [f'<th scope="row">{escape(name)}{tag}</th>']
         for i, text in enumerate(line[1:]):
@@ -221,7 +221,9 @@ def _curves(table: Table, outputs: Path) -> str:
         bands = {}
         for row in table.rows:
             cell = table.cell(row, column)
-            found = [_quietly(curve_of, outputs / run.place, table.metric) for run in cell.runs.values()]
+            found = [
+                _quietly(curve_of, outputs / run.place, table.metric_of(row, column)) for run in cell.runs.values()
+            ]
             logged = [curve for curve in found if curve]
             if logged:
                 bands[row] = curves.band(logged, "range")

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from functools import lru_cache
 from itertools import takewhile
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -12,7 +12,8 @@ from kdrun.config.space import Dimension, parsed, spread
 from kdrun.core.errors import ConfigError, allowed
 from kdrun.core.paths import CONF_DIR
 from kdrun.core.schema import Schema
-from kdrun.runs.metric import Metric
+from kdrun.results.grid import spread_out
+from kdrun.runs.metric import Metric, is_percent
 
 Protocol = Literal["last", "best_on_val", "median20"]
 
@@ -40,25 +41,39 @@ class TableConfig(Schema):
     seeds: list[int] = Field(min_length=1)
     rows: dict[str, list[str]] = Field(min_length=1)
     columns: dict[str, list[str]] = Field(min_length=1)
+    """Overrides of each. With names of the grid, such as `<k>`, it stands for a column of each of their values."""
+    grid: dict[str, list[str | int]] = Field(default_factory=dict)
+    """`dataset: [dtd, eurosat]` and `k: [1, 2]`, for a column `<dataset> <k>-shot`; none once it is spread out."""
     paper: str | None = None
     """A file of conf/paper whose numbers belong to rows and columns of the same names."""
     paper_tables: list[str] = Field(default_factory=list)
     """Only the numbers of these tables of the paper; none: of all."""
     claims: str | None = None
     """A file of conf/paper whose claims are tested though its numbers are of other columns; null: those of `paper`."""
-    splits: dict[str, str] = Field(default_factory=dict)
-    """Column -> what it shows in place of `test`, such as imagenet_v2 of `evaluate.sets`; its runs may be another's."""
+    shows: dict[str, str] = Field(default_factory=dict)
+    """Row or column -> the metric that it shows in place of `metric`, such as imagenet_v2/top1 of `evaluate.sets` or
+    test/student_2/top1; its runs may be another's. Of another metric that is asked for, the part that is its own."""
     aggregates: dict[str, list[str]] = Field(default_factory=dict)
     """A further column -> those whose figures it averages, seed by seed."""
     tune: dict[str, Candidates] = Field(default_factory=dict)
     """Row -> candidates, further overrides of it; each column shows the one that does best on validation images."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def spread(cls, node: Any) -> Any:
+        return spread_out(node) if isinstance(node, dict) else node
+
     @model_validator(mode="after")
     def consistent(self) -> Self:
-        for name, columns in (*self.aggregates.items(), *((name, [name]) for name in self.splits)):
+        for name, columns in self.aggregates.items():
             for column in columns:
                 if column not in self.columns:
                     raise ValueError(f"{name}: {column}: no such column{allowed(column, self.columns)}")
+        for name, metric in self.shows.items():
+            if name not in self.columns and name not in self.rows:
+                raise ValueError(f"shows: {name}: no such row or column{allowed(name, [*self.rows, *self.columns])}")
+            if "/" not in metric or is_percent(metric) != is_percent(self.metric):
+                raise ValueError(f"shows: {name}: {metric}: write <images>/<figure> in the unit of {self.metric}")
         for name, columns in self.aggregates.items():
             if name in self.columns:
                 raise ValueError(f"aggregates: {name}: is a column already; give it another name")
@@ -90,10 +105,14 @@ class TableConfig(Schema):
         except ConfigError as error:
             raise ValueError(f"tune: {row}: {error}") from None
 
-    def metric_of(self, column: str, metric: str) -> str:
-        """What a column shows where the table shows `metric`."""
-        asked = Metric.parse(metric)
-        return str(replace(asked, split=self.splits.get(column, "test"))) if asked.split == "test" else metric
+    def metric_of(self, row: str, column: str, metric: str) -> str:
+        """What a cell shows where the table shows `metric`."""
+        asked, usual = Metric.parse(metric), Metric.parse(self.metric)
+        for name in (column, row):
+            own = Metric.parse(self.shows.get(name, self.metric))
+            parts = [part for part in ("split", "net", "name") if getattr(asked, part) == getattr(usual, part)]
+            asked = replace(asked, **{part: getattr(own, part) for part in parts})
+        return str(asked)
 
 
 def table_spec(name: str) -> TableConfig:

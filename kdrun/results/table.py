@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from kdrun.results.cell import Cell, Place, groups_of, scaled, where
 from kdrun.results.claims import Verdict
 from kdrun.results.intervals import paired_interval
 from kdrun.results.papers import Paper, PaperCell, printed_name
-from kdrun.runs.metric import is_percent
+from kdrun.runs.metric import Metric, is_percent
 from kdrun.runs.record import Record
 
 if TYPE_CHECKING:
@@ -41,8 +41,10 @@ class Table:
     """Whether cells show the least and the greatest value."""
     extras: list[str] = field(default_factory=list)
     """Further columns: of `EXTRAS`, or other metrics."""
-    published: list[str] = field(default_factory=list)
-    """Rows that are the paper's alone: no table beside its numbers runs them."""
+    published: dict[str, str] = field(default_factory=dict)
+    """Rows that are the paper's alone -> why; "": no table beside its numbers runs them."""
+    metrics: dict[Place, str] = field(default_factory=dict)
+    """Cell -> what it shows in place of `metric`."""
     about: str = ""
     """What the table is, in a sentence."""
     claims: list[Verdict] = field(default_factory=list)
@@ -65,7 +67,11 @@ class Table:
         lines = [["", *self.columns, *extras]]
         for row in self.rows:
             shown = [self._text(row, column, self.cell(row, column)) for column in self.columns]
-            more = [extra(self.cell(row, column), name, self.metric) for column in own for name in self.extras]
+            more = [
+                extra(self.cell(row, column), name, self.metric_of(row, column))
+                for column in own
+                for name in self.extras
+            ]
             lines.append([row, *shown, *more])
         for row in self.published:
             printed = [self.theirs(row, column) for column in self.columns]
@@ -76,10 +82,15 @@ class Table:
     def cell(self, row: str, column: str) -> Cell:
         return self.cells.get((row, column)) or Cell()
 
+    def metric_of(self, row: str, column: str) -> str:
+        """What a cell shows."""
+        return self.metrics.get((row, column), self.metric)
+
     def theirs(self, row: str, column: str) -> PaperCell | None:
         """The paper's number of a cell."""
-        name = printed_name(self.metric)
-        return None if self.paper is None or name is None else self.paper.cell(row, column, name)
+        if self.paper is None or printed_name(self.metric) is None:
+            return None
+        return self.paper.cell(row, column, Metric.parse(self.metric_of(row, column)).name)
 
     def _text(self, row: str, column: str, cell: Cell) -> str:
         text, theirs = cell.text(self.percent, self.minmax), self.theirs(row, column)
@@ -118,8 +129,11 @@ class Table:
         lines += self._mixed()
         if self.paper is not None:
             lines += [f"{kind}{f' ({at})' if at else ''}: {text}" for kind, text, at, _ in self.footnotes()]
-            if self.published:
-                lines.append(f"published only, in no table beside this paper: {', '.join(self.published)}")
+            for why, rows in groups_of_rows(self.published).items():
+                told = f": {why}" if why else ""
+                lines.append(
+                    f"published only{'' if why else ', in no table beside this paper'}: {'; '.join(rows)}{told}"
+                )
         return [*lines, *self.notes, *(f"claim {verdict.text()}" for verdict in self.claims)]
 
     def footnotes(self) -> list[tuple[str, str, str, list[Place]]]:
@@ -142,7 +156,7 @@ class Table:
         lines = []
         for column in self.columns:
             theirs = self.paper.teacher(column)
-            teachers = {k: v for row in self.rows for k, v in self.cells[row, column].teachers.items()}
+            teachers = {k: v for row in self.rows for k, v in self.cell(row, column).teachers.items()}
             for name, value in sorted(teachers.items()):
                 if theirs is not None and round(abs(100 * value - theirs), 2) > TEACHER_TOLERANCE:
                     ours = f"teacher {name} has {100 * value:.2f}, the paper's {theirs:.2f}"
@@ -192,6 +206,14 @@ class Table:
         return "\n".join([f"**{self.title}**", "", *lines, "", *(f"{line}  " for line in self.footer())])
 
 
+def groups_of_rows(published: Mapping[str, str]) -> dict[str, list[str]]:
+    """Reason -> rows."""
+    out: dict[str, list[str]] = {}
+    for row, why in published.items():
+        out.setdefault(why, []).append(row)
+    return out
+
+
 def _gap(columns: Sequence[str] | None) -> str:
     return f" (not in {', '.join(columns)})" if columns else ""
 
@@ -209,7 +231,7 @@ def extra(cell: Cell, name: str, metric: str) -> str:
                 other.add(seed, record, name, "last")
         return other.text(is_percent(name))
     done = [record for record in cell.records.values() if record["status"] == "done"]
-    values = [value for record in done if (value := figure(record, name)) is not None]
+    values = [value for record in done if (value := figure(record, name, Metric.parse(metric).net)) is not None]
     if not values:
         return ""
     if name == "flops":
@@ -229,19 +251,21 @@ def refuse_empty_extras(table: Table) -> None:
             raise ConfigError(f"columns: {name}: {other.without[0]}")
 
 
-def figure(record: Record, name: str) -> float | None:
-    """params, flops, steps, seconds or images_per_second (of labeled batches) of a done record.
+def figure(record: Record, name: str, net: str | None = None) -> float | None:
+    """params, flops, steps, seconds or images_per_second (labeled images that training took) of a done record.
 
-    The first two are of the headline's network; where it is no network alone (two heads, an ensemble), of all of them
-    together, without a method's own parts.
+    Args:
+        net: whose params and flops; None, or no network of the run: the headline's. Where that is no network alone (two
+            heads, an ensemble), of all of them together, without a method's own parts.
     """
     seconds = record.get("seconds") or {}
     if name in ("params", "flops"):
-        nets, headline = record.get("nets") or {}, record.get("headline")
+        nets = record.get("nets") or {}
+        headline = net if net in nets else record.get("headline")
         chosen = [nets[headline]] if headline in nets else list(nets.values())
         values = [net.get("num_params" if name == "params" else "flops") for net in chosen]
         if name == "flops" and headline in nets and "flops" not in nets[headline]:  # an older record
-            return flops_of_record(record)
+            return flops_of_record({**record, "headline": headline})
         return None if None in values or not values else sum(values)
     if name == "images_per_second":
         batch = ((record.get("config") or {}).get("schedule") or {}).get("batch_size")

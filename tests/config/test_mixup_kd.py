@@ -210,7 +210,7 @@ def test_the_paper_s_cells_are_all_there():
     ("column", "teacher", "student"),
     [
         ("cifar100 ConvNeXt-Large", 92.17, 87.85),
-        ("cifar100 ViT-B/16", 91.51, 87.44),
+        ("cifar100 ViT-B/16", 91.50, 87.44),
         ("cifar100 ResNet152V2", 82.57, 85.20),
         ("cifar100 ConvNeXt-Tiny", 81.96, 81.86),
     ],

@@ -136,7 +136,7 @@ def test_coefficients_of_combinations(composer, pair):
 def test_every_row_of_the_table_can_be_built(composer, images):
     """Of the pair with the most unlike networks; and the check that says so is one that can refuse."""
     pair, refused = "experiment=ttm/resnet50_cifar_mobilenetv2_half", {}
-    for loss in sorted({row[0] for row in table("ttm_different")["rows"].values()}):
+    for loss in sorted({row[0] for name, row in table("ttm_different")["rows"].items() if name != "Teacher"}):
         config = composer.typed([pair, loss])
         assert set(loss.removeprefix("loss=").split("_")) <= set(config.losses), loss
         try:

@@ -114,10 +114,12 @@ for table in options("table"):
 @pytest.mark.slow
 @pytest.mark.parametrize("names", TABLES.values(), ids=TABLES.keys())
 def test_tables_type_and_their_cells_compose(composer, names):
-    found = []
+    found, seen = [], set()
     for name in names:
         spec = build(TableConfig, yaml.safe_load((CONF_DIR / "table" / f"{name}.yaml").read_text()), name)
         rows, columns = list(spec.rows.values()), list(spec.columns.values())
+        columns = [words for words in columns if tuple(words) not in seen] or columns[:1]  # each of a paper's once
+        seen |= set(map(tuple, columns))
         count = max(len(rows), len(columns))  # each row and each column once
         cells = [[*columns[i % len(columns)], *rows[i % len(rows)]] for i in range(count)]
         typed, lines = refused(composer, cells)

@@ -108,7 +108,7 @@ def test_the_text_that_was_checked_by_hand(outputs):
 
 def test_aggregates_are_means_seed_by_seed_and_say_what_they_lack(outputs, monkeypatch):
     """KD: r56 70, 71, 72 and, of ImageNet-V2, 20% 52, failed, damaged: 61 of seed 0. a|b: r56 72, -, 75 with 62, -, 61."""
-    spec = {**SPEC, "aggregates": {"both": ["r56", "20%"]}, "splits": {"20%": "imagenet_v2"}, "paper_tables": ["2"]}
+    spec = {**SPEC, "aggregates": {"both": ["r56", "20%"]}, "shows": {"20%": "imagenet_v2/top1"}, "paper_tables": ["2"]}
     monkeypatch.setattr(tables, "table_spec", lambda name: build(TableConfig, spec, name))
     for cell in PLAN.cells:
         for run in cell.runs:
@@ -136,7 +136,9 @@ def test_aggregates_are_means_seed_by_seed_and_say_what_they_lack(outputs, monke
         ({"aggregates": {"both": ["r56", "r57"]}}, "both: r57: no such column; nearest: r56"),
         ({"aggregates": {"r56": ["r56", "20%"]}}, "aggregates: r56: is a column already"),
         ({"aggregates": {"both": ["r56"]}}, "aggregates: both: name two columns or more"),
-        ({"splits": {"30%": "val"}}, "30%: 30%: no such column; nearest: 20%"),
+        ({"shows": {"30%": "val/top1"}}, "shows: 30%: no such row or column; nearest: 20%"),
+        ({"shows": {"20%": "val/nll"}}, "shows: 20%: val/nll: write <images>/<figure> in the unit of test/top1"),
+        ({"shows": {"KD": "top5"}}, "shows: KD: top5: write <images>/<figure> in the unit of test/top1"),
     ):
         with pytest.raises(ConfigError, match=message):
             build(TableConfig, {**SPEC, **changes}, "table it")
