@@ -41,8 +41,10 @@ def main(arguments: Sequence[str]) -> str:
         parts = [_term(label, term, ce, origins) for label, term in config.losses.items()]
         # but for the cross entropy of a term that stands alone, which nobody asked for
         asked = {str(label) for label, term in composed.loss.items_ex(resolve=False) if "${beside:" not in str(term)}
-        idle = sorted(asked - config.losses.keys())
-    return "\n\n".join([*parts, "\n".join([_ratio(config.losses), *(f"weight 0, not built: {name}" for name in idle)])])
+        needed = {label for run in config.method_class.requires(config).values() for label in run.losses}
+    idle = sorted(asked - config.losses.keys())
+    lines = [f"{'of the run that it needs' if name in needed else 'weight 0, not built'}: {name}" for name in idle]
+    return "\n\n".join([*parts, "\n".join([_ratio(config.losses), *lines])])
 
 
 def _term(label: str, term: TermConfig, ce_weight: float, origins: "_Origins") -> str:

@@ -8,35 +8,36 @@ from hydra.errors import HydraException
 
 from kdrun.config.job import Job
 from kdrun.config.nodes import dump
+from kdrun.config.run import RunConfig
 
 SECTIONS = ("dataset.", "views.", "teacher.", "student.", "schedule.", "loss.")
 ABSENT = object()
 
 
 def without_effect(jobs: Sequence[Job]) -> list[str]:
-    """The overrides that change none of these jobs, one line each; only what is sure is told."""
+    """The overrides that change none of these jobs and of what they need, one line each; only what is sure is told."""
     told: dict[str, bool] = {}
     for job in jobs:
-        useless = set(_of(job))
+        useless = set.intersection(*(_of(job.overrides, one.config) for one in (job, *job.requires.values())))
         for override in job.overrides:
             told[override] = told.get(override, True) and override in useless
     return [f"{override}: has no effect in what this runs" for override, none in told.items() if none]
 
 
-def _of(job: Job) -> list[str]:
+def _of(overrides: Sequence[str], config: RunConfig) -> set[str]:
     try:
-        parsed = OverridesParser.create().parse_overrides(list(job.overrides))
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException:
-        return []
-    node, out = dump(job.config), []
-    for text, override in zip(job.overrides, parsed, strict=True):
+        return set()
+    node, out = dump(config), set()
+    for text, override in zip(overrides, parsed, strict=True):
         key, given = override.key_or_group, override.value()
         if not key.startswith(SECTIONS) or override.package is not None or override.is_delete() or not given:
             continue  # a group; null, false and 0 ask for nothing
         found = _at(node, key)
         follows = "${" in f"{found}{given}"  # another key, or the environment
         if found is ABSENT or (not follows and (found is None or (_alike(found, given) and found != given))):
-            out.append(text)
+            out.add(text)
     return out
 
 

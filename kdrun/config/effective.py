@@ -17,6 +17,7 @@ from kdrun.core.hashing import file_hash
 
 def effective(config: RunConfig) -> RunConfig:
     """Drop what cannot have an effect, and refuse combinations that cannot run."""
+    config = config.method_class.settled(config)
     losses = {label: term for label, term in sorted(config.losses.items()) if term.weight > 0}
     needs = config.method_class.needs(config)
     if not losses and needs.trains:

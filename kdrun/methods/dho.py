@@ -6,31 +6,26 @@ Inference: p = alpha softmax(h_CE) + (1 - alpha) softmax(h_KD / beta), alpha and
 validation images; of several, those of the lowest NLL (ours: that is not in the paper).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdrun.config.model import ModelConfig
 from kdrun.config.needs import Needs
-from kdrun.config.prompts import templates
 from kdrun.config.run import RunConfig
-from kdrun.core.errors import ConfigError
 from kdrun.core.registry import register
-from kdrun.core.seeding import subseed
 from kdrun.data.views.view import View
-from kdrun.losses.term import width
 from kdrun.methods.choice import Choice, Inputs
-from kdrun.methods.sho import FEATURE, SHO, SHOConfig
-from kdrun.methods.step import Setup
-from kdrun.models.class_texts import class_words, student_texts
+from kdrun.methods.names import start_from_names
+from kdrun.methods.sho import SHOConfig
+from kdrun.methods.step import Context, Setup
+from kdrun.methods.two_heads import TwoHeads
 from kdrun.models.heads import make_head
 from kdrun.models.output import Output
 
@@ -39,15 +34,12 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class DHOConfig(SHOConfig):
+    both: ClassVar[bool] = True
+
     kd_head: Literal["linear", "mlp", "cosine"] = "linear"
     """cosine: cos(z, w_c) / zeta, the paper's aligned head; mlp: one hidden layer as wide as the features."""
     zeta: Positive = 0.01
     """Temperature of the cosine head."""
-    language_aware_init: Literal["none", "ce", "both"] = "none"
-    """Which heads start from embeddings of the class names, of length 1 (Eq. 10; the authors' code leaves them as long
-    as they are), biases 0."""
-    text_encoder: Literal["auto", "teacher", "student"] = "auto"
-    """Whose embeddings: the student's own where it is a CLIP, else the teacher's (auto)."""
     combination: Literal["search", "fixed", "entropy"] = "search"
     """search: alpha and beta are chosen on the validation images, at each evaluation; fixed: they are those below;
     entropy: alpha = e^-H(p_CE) / (e^-H(p_CE) + e^-H(p_KD)), image by image, and beta is that below."""
@@ -70,7 +62,7 @@ class DHOConfig(SHOConfig):
 
 
 @register("method", "dho")
-class DHO(SHO[DHOConfig]):
+class DHO(TwoHeads[DHOConfig]):
     Config = DHOConfig
     alone = MappingProxyType({"ce_head": "student"})
 
@@ -82,13 +74,8 @@ class DHO(SHO[DHOConfig]):
     def __init__(self, config: RunConfig, setup: Setup) -> None:
         super().__init__(config, setup)
         spec = self.spec
-        dim = width(self.networks()["student"].dims, self.shared, "student")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(subseed(config.seed, "init", "kd_head", spec.kd_head))
-            self.kd_head = make_head(spec.kd_head, dim, setup.num_classes, spec.zeta)
-        if spec.language_aware_init != "none" and not setup.restoring:
-            classifier: Any = self.networks()["student"].net.get_classifier()
-            self._start_from_names(dim, [classifier, *([self.kd_head] if spec.language_aware_init == "both" else [])])
+        if spec.language_aware_init == "both":
+            start_from_names([self.kd_head], config, setup)
         chosen = spec.combination == "search"  # else a finished run has those of its configuration, not of its file
         self.register_buffer("ce_share", torch.tensor(spec.ce_share), persistent=chosen)
         self.register_buffer("kd_head_temperature", torch.tensor(spec.kd_head_temperature), persistent=chosen)
@@ -98,43 +85,15 @@ class DHO(SHO[DHOConfig]):
         searches = cls.spec_of(config).combination == "search"
         return replace(super().needs(config), validation="method.combination: search needs" if searches else None)
 
-    @classmethod
-    def contradictions(cls, config: RunConfig) -> list[str]:
-        errors = super().contradictions(config)
-        if "target" not in config.sides:
-            errors.append("loss: method=dho needs a term against the labels; add one, or choose method=sho")
-        spec = cls.spec_of(config)
-        if spec.language_aware_init == "none" or len(config.students) != 1:
-            return errors
-        student = config.students[0]
-        if student.head != "linear":
-            errors.append(
-                f"method.language_aware_init: an {student.head} head has no weight for each class; set it to none, or "
-                "student.head to linear"
-            )
-        if spec.text_encoder == "student" and student.name != "open_clip":
-            errors.append(
-                f"method.text_encoder: student, but {student.name} has none; take student=open_clip, or set it to auto"
-            )
-        if _own_texts(spec, student) and not student.pretrained:
-            errors.append(
-                "method.text_encoder: the student's has learned nothing; set student.pretrained=true, or it to teacher"
-            )
-        return errors
-
     @property
     def headline(self) -> str:
         return "combined"
 
-    @property
-    def shared(self) -> str:
-        """What both heads read: the student's features before its classifier, of whatever layers that is made."""
-        return "pooled" if "pooled" in self.networks()["student"].dims else FEATURE
+    def second_head(self, dim: int) -> tuple[str, Callable[[], nn.Module]]:
+        spec, classes = self.spec, self.setup.num_classes
+        return spec.kd_head, lambda: make_head(spec.kd_head, dim, classes, spec.zeta)
 
-    def parts(self, student: str) -> list[nn.Module]:
-        return [*super().parts(student), self.kd_head]
-
-    def heads(self, out: Output) -> tuple[Tensor, Tensor]:
+    def heads(self, out: Output, ctx: Context | None = None) -> tuple[Tensor, Tensor]:
         return out.logits, self.kd_head(out.features[self.shared]).float()
 
     def predict(self, view: View) -> dict[str, Tensor]:
@@ -163,35 +122,6 @@ class DHO(SHO[DHOConfig]):
         for share, temperature in product(self.spec.ce_shares, self.spec.kd_head_temperatures):
             yield (share, temperature), combine(ce, kd, ce.new_tensor(share), ce.new_tensor(temperature))
 
-    @torch.no_grad()
-    def _start_from_names(self, dim: int, heads: Iterable[Any]) -> None:
-        """Give heads the embeddings of the class names as weights."""
-        key, setup, student = "method.language_aware_init", self.setup, self.config.students[0]
-        if _own_texts(self.spec, student):
-            words = class_words(setup)
-            if not student.pretrained:  # built to be checked, or to be given weights
-                return
-            prompts = next((kind.prompts for kind in self.config.teacher.kinds if kind.prompts is not None), None)
-            outputs = Path(self.config.execution.outputs).expanduser()
-            embeddings: Tensor | None = student_texts(
-                student, words, templates(prompts, self.config.dataset.name), outputs
-            )
-        else:
-            embeddings = setup.teacher.class_embeddings if setup.teacher is not None else None
-        if embeddings is None:
-            raise ConfigError(
-                f"{key}: the teacher has no text encoder for the class names; set it to none, or take a CLIP"
-            )
-        if embeddings.shape[1] != dim:
-            raise ConfigError(
-                f"{key}: the teacher's embeddings have {embeddings.shape[1]} dimensions, the student's features {dim}; "
-                "set it to none, or take a student as wide, or a CLIP"
-            )
-        for head in heads:
-            head.weight.copy_(embeddings)
-            if getattr(head, "bias", None) is not None:
-                head.bias.zero_()
-
 
 def combine(ce_logits: Tensor, kd_logits: Tensor, share: Tensor | None, temperature: Tensor) -> Tensor:
     """log(alpha softmax(h_CE) + (1 - alpha) softmax(h_KD / beta)).
@@ -210,8 +140,3 @@ def combine(ce_logits: Tensor, kd_logits: Tensor, share: Tensor | None, temperat
         odds = (ce.exp() * ce - kd.exp() * kd).sum(1, keepdim=True)  # H(p_KD) - H(p_CE)
         return torch.logaddexp(F.logsigmoid(odds) + ce, F.logsigmoid(-odds) + kd)
     return torch.logaddexp(share.log() + ce, torch.log1p(-share) + kd)
-
-
-def _own_texts(spec: DHOConfig, student: ModelConfig) -> bool:
-    """Whether heads start from the student's own embeddings of the class names."""
-    return student.name == "open_clip" and spec.text_encoder != "teacher"

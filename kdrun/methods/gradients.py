@@ -1,10 +1,13 @@
 """Two losses that pull at the same parameters: how far apart they pull, and gradients without what cancels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+Gradients = Sequence[Tensor | None]
+Surgery = Callable[[Gradients, Gradients], list[Tensor | None]]
 
 
 def conflict(first: Tensor, second: Tensor, at: Tensor, rows: int) -> Tensor:
@@ -29,7 +32,7 @@ def conflict(first: Tensor, second: Tensor, at: Tensor, rows: int) -> Tensor:
     return F.cosine_similarity(one, other, dim=0, eps=torch.finfo(torch.float32).tiny)
 
 
-def pcgrad(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> list[Tensor | None]:
+def pcgrad(first: Gradients, second: Gradients) -> list[Tensor | None]:
     """Sum of two gradients, each without its part against the other (PCGrad: Yu et al. 2020, arXiv 2001.06782).
 
     g_1 - min(g_1.g_2, 0) / |g_2|^2 g_2 + g_2 - min(g_1.g_2, 0) / |g_1|^2 g_1, products over all parameters that both
@@ -50,9 +53,32 @@ def pcgrad(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> l
     ]
 
 
-def backward_with_surgery(first: Tensor, second: Tensor, parameters: Sequence[torch.nn.Parameter]) -> None:
-    """Fill the gradients of `parameters` with `pcgrad` of two () losses. Takes two backward passes."""
+def aligned(first: Gradients, second: Gradients) -> list[Tensor | None]:
+    """Sum of two gradients, the second without its part against the first (DHKD: Yang et al. 2024, arXiv 2411.08937).
+
+    g_1 + g_2 - min(g_1.g_2, 0) / |g_1|^2 g_1, each gradient one vector over all parameters, 0 where it is None: so what
+    is taken from the second also goes onto parameters that only the first has, as in the authors' code.
+    """
+    nothing = next((a.new_zeros((), dtype=torch.float32) for a in (*first, *second) if a is not None), torch.zeros(()))
+    both = [
+        (a.float() * b.float()).sum() for a, b in zip(first, second, strict=True) if a is not None and b is not None
+    ]
+    own = [a.float().square().sum() for a in first if a is not None]
+    against = torch.stack([nothing, *both]).sum().clamp(max=0)
+    of_first = 1 - against / torch.stack([nothing, *own]).sum().clamp(min=torch.finfo(torch.float32).tiny)
+    scaled = [None if a is None else of_first.to(a) * a for a in first]
+    return [a if b is None else b if a is None else a + b for a, b in zip(scaled, second, strict=True)]
+
+
+SURGERIES: dict[str, Surgery] = {"pcgrad": pcgrad, "gradient_alignment": aligned}
+"""By the key of a method that asks for it."""
+
+
+def backward_with_surgery(
+    first: Tensor, second: Tensor, parameters: Sequence[torch.nn.Parameter], surgery: Surgery = pcgrad
+) -> None:
+    """Fill the gradients of `parameters` with those of two () losses, put together. Takes two backward passes."""
     one = torch.autograd.grad(first, parameters, retain_graph=True, allow_unused=True)
     other = torch.autograd.grad(second, parameters, allow_unused=True)
-    for parameter, gradient in zip(parameters, pcgrad(one, other), strict=True):
+    for parameter, gradient in zip(parameters, surgery(one, other), strict=True):
         parameter.grad = gradient

@@ -91,6 +91,11 @@ class Method(nn.Module, Generic[C]):
         return []
 
     @classmethod
+    def settled(cls, config: RunConfig) -> RunConfig:
+        """What is run, where `config` describes something more; once it is typed, and again where it is read."""
+        return config
+
+    @classmethod
     def batch_sizes(cls, config: RunConfig) -> dict[str, int]:
         """Images a step, by stream."""
         return dict.fromkeys(cls.needs(config).streams, config.schedule.batch_size)

@@ -16,6 +16,31 @@ class CosineHead(nn.Module):
         return F.linear(F.normalize(features), F.normalize(self.weight)) / self.zeta
 
 
+class NarrowHead(nn.Module):
+    """Linear 200, dropout 0.1, batch normalisation, ReLU, Linear: the nonlinear auxiliary head of DHKD's code."""
+
+    WIDTH = 200
+    DROPPED = 0.1
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(dim, self.WIDTH)
+        self.norm = nn.BatchNorm1d(self.WIDTH)
+        self.last = nn.Linear(self.WIDTH, classes)
+
+    def forward(self, features: Tensor, noise: Tensor | None = None) -> Tensor:
+        """(B, dim) -> (B, classes).
+
+        Args:
+            noise: (B, WIDTH) uniform in [0, 1), what is dropped; None: nothing.
+        """
+        hidden = self.first(features)
+        if noise is not None:
+            hidden = hidden * (noise >= self.DROPPED) / (1 - self.DROPPED)
+        out: Tensor = self.last(F.relu(self.norm(hidden)))
+        return out
+
+
 def hidden_head(dim: int, classes: int) -> nn.Sequential:
     """One hidden layer as wide as the features."""
     return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, classes))

@@ -120,6 +120,11 @@ def test_heads_start_from_the_student_s_own_text_encoder(net, folder, tmp_path):
     assert not classifier.bias.any()
     assert not [name for name in method.state_dict() if "text" in name or "token" in name]
     assert len(list((tmp_path / "artifacts" / "text_features").glob("*/spec.json"))) == 1
+    for name in ("supervised", "sho"):
+        one_head = built(composed(*line(folder, f"method={name}", "method.language_aware_init=ce", outputs)))
+        classifier = one_head.students["student"].net.get_classifier()
+        torch.testing.assert_close(classifier.weight.detach(), wanted)
+        assert not classifier.bias.any()
 
     prompts = ["method.text_encoder=student", "teacher=open_clip", "teacher.model=null", "teacher.pretrained=null"]
     prompts += [f"teacher.path={folder}", "teacher.prompts=['the {}']"]
