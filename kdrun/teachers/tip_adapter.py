@@ -184,9 +184,9 @@ class TipAdapterTeacher(MembersKind[TipAdapterConfig]):
         """
         spec = self.spec
         length: dict[str, Any] = {"steps": spec.steps} if spec.steps is not None else {"epochs": spec.epochs or 20.0}
-        # A batch holds no image twice; the authors' last batch of an epoch is as small.
+        # As the authors' loader counts: an epoch is whole batches, the last of which has what is left.
         schedule = spec.schedule or ScheduleConfig(
-            **length, batch_size=256, repeat_labeled=False, optimizer="adamw", lr=1e-3, weight_decay=0.01,
+            **length, batch_size=256, epoch="ceil", last_batch="small", optimizer="adamw", lr=1e-3, weight_decay=0.01,
             optimizer_args={"eps": 1e-4}, decay=lookup("decay", "cosine", "teacher").Config(name="cosine"),
         )  # fmt: skip
         method = lookup("method", "tip_adapter", "teacher").Config(name="tip_adapter", **dict(spec.adapter))
