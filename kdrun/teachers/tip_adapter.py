@@ -58,6 +58,21 @@ class AdapterConfig(Schema):
         )
         return one, other
 
+    @property
+    def remarks(self) -> list[str]:
+        """One line for each value of training that its grid does not reach: the search can only move away from it.
+
+        Not refused, because that is so of the authors' own grid for UCF-101, which ends at 2.855 where they train with 3.
+        """
+        if not self.search:
+            return []
+        return [
+            f"search_scale: {name} is searched from {grid[0]:g} to {grid[-1]:.4g}, which leaves out {value:g}, with "
+            "which the cache is trained; give a larger end of that grid"
+            for name, grid in zip(("sharpness", "residual_ratio"), self.grids, strict=True)
+            if not grid[0] <= (value := getattr(self, name)) <= grid[-1]
+        ]
+
 
 class Cache(nn.Module):
     """F, V, a and b.
