@@ -88,8 +88,9 @@ class ScheduleConfig(Schema):
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(5e-4, ge=0)
-    weight_decay_on: Literal["kernels", "all"] = "all"
-    """kernels: not on biases and normalisation parameters."""
+    weight_decay_on: Literal["kernels", "timm", "all"] = "all"
+    """kernels: not on biases and normalisation parameters; timm: nor on what a network's own `no_weight_decay()` names,
+    such as the position embedding of a transformer."""
     decay: SerializeAsAny[DecayConfig] = Field(default_factory=lambda: ConstantConfig(name="constant"))
     warmup_steps: int | None = Field(None, ge=0)
     warmup_epochs: float | None = Field(None, ge=0)

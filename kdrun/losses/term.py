@@ -54,6 +54,9 @@ class TermSpec:
     teacher_dims: Mapping[str, int]
     train_target: Tensor
     """(N,) int64, -1 where the label is hidden from the run."""
+    student_reductions: Mapping[str, int] = field(default_factory=dict)
+    """Stage -> side of the image over that of its map; without stages where that is not known."""
+    teacher_reductions: Mapping[str, int] = field(default_factory=dict)
 
 
 class Term(nn.Module):

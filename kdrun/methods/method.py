@@ -59,7 +59,7 @@ class Method(nn.Module, Generic[C]):
             twin = _twin(config.students, k)
             network = setup.network(model, config.seed, f"{init}{twin + 1 if twin else ''}")
             self.students[name] = network
-            self.loss_sets[name] = self._loss_set(network.dims, setup.teacher.dims if setup.teacher else {})
+            self.loss_sets[name] = self._loss_set(network.dims, setup.teacher.dims if setup.teacher else {}, network)
 
     # -- what an algorithm writes
 
@@ -188,9 +188,12 @@ class Method(nn.Module, Generic[C]):
         for losses in self._loss_sets():
             losses.after_step()
 
-    def _loss_set(self, student_dims: Mapping[str, int], teacher_dims: Mapping[str, int]) -> LossSet:
-        target = self.setup.train_target
-        spec = TermSpec(self.setup.num_classes, len(target), student_dims, teacher_dims, target)
+    def _loss_set(
+        self, student_dims: Mapping[str, int], teacher_dims: Mapping[str, int], student: nn.Module | None = None
+    ) -> LossSet:
+        target, teacher = self.setup.train_target, self.setup.teacher and self.setup.teacher.network
+        reductions = [getattr(network, "reductions", {}) for network in (student, teacher)]
+        spec = TermSpec(self.setup.num_classes, len(target), student_dims, teacher_dims, target, *reductions)
         return LossSet({} if self.setup.restoring else self.config.losses, self.config.seed, spec)
 
     def _loss_sets(self) -> list[LossSet]:

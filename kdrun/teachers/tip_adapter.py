@@ -62,7 +62,7 @@ class AdapterConfig(Schema):
     def remarks(self) -> list[str]:
         """One line for each value of training that its grid does not reach: the search can only move away from it.
 
-        Not refused, because that is so of the authors' own grid for UCF-101, which ends at 2.855 where they train with 3.
+        Not refused, because that is so of the authors' own grid for UCF-101: it ends at 2.855, and they train with 3.
         """
         if not self.search:
             return []
