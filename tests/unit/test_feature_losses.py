@@ -706,9 +706,9 @@ def test_the_regressor_of_the_literature_brings_a_map_to_the_teacher_s_size(stud
 def test_a_network_tells_how_much_smaller_its_maps_are():
     told = {"resnet8": (1, 2, 4), "shufflenetv2": (2, 4, 8), "wrn_40_2": (1, 2, 4), "vgg8_cifar": (1, 2, 4, 8, 8)}
     for name, reductions in told.items():
-        spec = NetworkSpec({"name": name}, 10, 3, (0.5,), (0.5,))
+        spec = NetworkSpec({"name": name}, 10, 3, (0.5,) * 3, (0.5,) * 3)
         assert tuple(outline(spec).reductions.values()) == reductions
-    sized = NetworkSpec({"name": "resnet8", "size": 64}, 10, 3, (0.5,), (0.5,))
+    sized = NetworkSpec({"name": "resnet8", "size": 64}, 10, 3, (0.5,) * 3, (0.5,) * 3)
     assert outline(sized).reductions == {}  # maps of the resized image, which the teacher does not see
 
 
