@@ -107,12 +107,16 @@ class _Origins:
     def of(self, keys: Keys) -> str:
         """Such as `conf/loss/kd.yaml`, `the command line` or `coefficients.kd in conf/experiment/demo.yaml`."""
         value, name = self._last(keys)
-        match = re.fullmatch(r"\$\{coefficient:([^,}]+)(,.*)?\}", str(value))
+        match = re.fullmatch(r"\$\{(coefficient|setting):([^,}]+)(,.*)?\}", str(value))
         if match is None:
             return name or "default of the schema"
-        terms = set_of_terms(self.composed)
-        _, table = self._last(("coefficients", terms, match[1].strip()))
-        return f"coefficients.{terms} {_place(table)}" if table else f"default of {name}"
+        key, place = match[2].strip(), f"coefficients.{set_of_terms(self.composed)}"
+        given: Keys = (*place.split("."), key)
+        if match[1] == "setting":
+            place = f"settings.{key.partition('.')[0]}"
+            given = ("settings", *key.split("."))
+        _, table = self._last(given)
+        return f"{place} {_place(table)}" if table else f"default of {name}"
 
     def _last(self, keys: Keys) -> tuple[Any, str | None]:
         for package, content, name in reversed(self.nodes):

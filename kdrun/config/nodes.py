@@ -260,17 +260,20 @@ def check_coefficients(coefficients: Any) -> None:
 
 
 def check_settings(settings: Any) -> None:
-    """Each key of `settings` must be one that conf/method/<name>.yaml reads there."""
+    """Each key of `settings` must be one that the YAML of a method, teacher or loss term of that name reads there."""
     if not isinstance(settings, Mapping) or not all(isinstance(values, Mapping) for values in settings.values()):
         raise ConfigError(f"settings: expected a mapping such as {{dho: {{ce_share: 0.5}}}}, got {settings!r}")
-    for method, values in settings.items():
-        lookup("method", method, f"settings.{method}")
-        path = CONF_DIR / "method" / f"{method}.yaml"
-        read = re.findall(rf"\$\{{setting:{method}\.(\w+),", text_of(path, "")) if path.is_file() else []
+    for name, values in settings.items():
+        paths = [CONF_DIR / kind / f"{name}.yaml" for kind in ("method", "teacher", "loss/term")]
+        paths = [path for path in paths if path.is_file()]
+        if not paths:
+            lookup("method", name, f"settings.{name}")
+        text = "".join(text_of(path, "") for path in paths)
+        read = list(dict.fromkeys(re.findall(rf"\$\{{setting:{name}\.(\w+),", text)))
         for key in values:
             if key not in read:
-                where = f"conf/method/{method}.yaml"
-                raise ConfigError(f"settings.{method}.{key}: {where} does not read it{allowed(key, read)}")
+                where = paths[0].relative_to(CONF_DIR.parent) if paths else f"conf/method/{name}.yaml"
+                raise ConfigError(f"settings.{name}.{key}: {where} does not read it{allowed(key, read)}")
 
 
 def dump(config: RunConfig) -> dict[str, Any]:

@@ -69,8 +69,15 @@ class ScheduleConfig(Schema):
     """Length in passes over the labeled set."""
     batch_size: int = Field(64, gt=0)
     """Labeled images a step."""
+    epoch: Literal["exact", "ceil"] = "exact"
+    """Steps in a pass over the labeled set: exact: N/B, which may be a fraction; ceil: rounded up to whole batches, as
+    a loader of PyTorch counts that drops none."""
+    last_batch: Literal["full", "small"] = "full"
+    """The last labeled batch of a pass: full: filled up from the next pass; small: what is left of the set, so that
+    each `epoch` of ceil is a pass. Unlabeled batches stay whole."""
     repeat_labeled: bool = True
-    """Whether a labeled set smaller than a batch is repeated to fill it; false: batches are as small as it then."""
+    """Whether a labeled set smaller than a batch is repeated to fill it; false: batches, those of unlabeled images too,
+    are as small as it then. With last_batch=small it is not repeated in either case."""
     optimizer: str = "sgd"
     """sgd (with `momentum` and `nesterov`), or any optimizer name of timm."""
     optimizer_args: dict[str, Any] = Field(default_factory=dict)
@@ -81,8 +88,9 @@ class ScheduleConfig(Schema):
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(5e-4, ge=0)
-    weight_decay_on: Literal["kernels", "all"] = "all"
-    """kernels: not on biases and normalisation parameters."""
+    weight_decay_on: Literal["kernels", "timm", "all"] = "all"
+    """kernels: not on biases and normalisation parameters; timm: nor on what a network's own `no_weight_decay()` names,
+    such as the position embedding of a transformer."""
     decay: SerializeAsAny[DecayConfig] = Field(default_factory=lambda: ConstantConfig(name="constant"))
     warmup_steps: int | None = Field(None, ge=0)
     warmup_epochs: float | None = Field(None, ge=0)
@@ -122,6 +130,8 @@ class ScheduleConfig(Schema):
             raise ValueError(f"schedule.optimizer_args: {min(twice)} belongs to schedule.{min(twice)}")
         if self.nesterov and self.momentum == 0:
             raise ValueError("schedule.nesterov needs schedule.momentum > 0")
+        if self.last_batch == "small" and self.epoch == "exact":
+            raise ValueError("schedule.last_batch: small batches end a pass of whole steps; set schedule.epoch to ceil")
         if self.graph and self.precision == "fp16":
             raise ValueError("schedule.graph: the loss scaling of fp16 waits for the device; set precision to bf16")
         if self.graph and self.compile not in (None, "default"):
@@ -151,9 +161,22 @@ class ScheduleConfig(Schema):
             return math.floor((total - 0.5) / period) + 1
         return 1 if every is None else -(-total // every)
 
+    def labeled_sizes(self, num_labeled: int, batch_size: int) -> list[int]:
+        """The sizes of labeled batches that a run on `num_labeled` images meets, the usual one first.
+
+        Args:
+            batch_size: of whole ones.
+        """
+        if self.last_batch == "full":
+            return [batch_size]
+        rest = num_labeled % batch_size
+        return [batch_size] * (num_labeled >= batch_size) + [rest] * (rest > 0)
+
     def clock(self, num_labeled: int) -> Clock:
         """The clock of a run on `num_labeled` images."""
         steps_per_epoch = num_labeled / self.batch_size
+        if self.epoch == "ceil":
+            steps_per_epoch = float(math.ceil(steps_per_epoch))
         steps = self.steps if self.steps is not None else round((self.epochs or 0) * steps_per_epoch)
         if steps > MOST_STEPS:
             raise ConfigError(

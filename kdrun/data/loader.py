@@ -1,6 +1,7 @@
 """Infinite streams of batches: a batch is a pure function of (seed, step), so resuming needs no state.
 
-Every batch is full; an epoch is N/B steps, which may be a fraction. Images are uint8, resident on the training device,
+Every batch is full and an epoch N/B steps, which may be a fraction, unless the schedule says otherwise (epoch,
+last_batch). Images are uint8, resident on the training device,
 or on the host, from which those of a batch are fetched, or they are files, which worker processes decode ahead.
 """
 
@@ -124,7 +125,7 @@ def make_loader(
     wanted: Mapping[str, tuple[str, ...]], arrays: Arrays, split: Split, images: Source, batch_sizes: Mapping[str, int],
     recipes: Mapping[str, Recipe], seed: int, total_steps: int | None = None,
     mix: MixConfig | None = None, device: torch.device | None = None, size: tuple[int, int] | None = None,
-    stored: StoredViews | None = None,
+    stored: StoredViews | None = None, small_last: bool = False,
 ) -> Loader:  # fmt: skip
     """Build the streams that a method declares. Only the labeled stream has targets, and only of labeled images.
 
@@ -132,6 +133,7 @@ def make_loader(
         device: the training device; None: that of the images.
         size: of the views; None: that of the images.
         stored: where the weak views come from; None: they are drawn afresh.
+        small_last: whether the last labeled batch of an epoch has what is left of the labeled images.
     """
     streams = {}
     device = images.device if device is None else device
@@ -147,6 +149,7 @@ def make_loader(
             targets = targets.to(device)
         chosen = {view: recipes[view] for view in views}
         streams[name] = Stream(
-            name, images, targets, index, batch_sizes[name], chosen, seed, mix=mixed, device=device, stored=stored
-        )
+            name, images, targets, index, batch_sizes[name], chosen, seed, mix=mixed, device=device, stored=stored,
+            small_last=small_last and name == "labeled",
+        )  # fmt: skip
     return Loader(streams, total_steps)

@@ -33,12 +33,14 @@ class Stream:
         mix: how the images of a batch are mixed, all views alike; None: they are not.
         device: the training device; None: that of the images.
         stored: where the weak views come from, one after the other epoch by epoch; None: they are drawn afresh.
+        small_last: whether the last batch of an epoch has what is left of the images; else the next epoch fills it up.
     """
 
     def __init__(
         self, name: str, images: Source, targets: Tensor | None, index: Tensor, batch_size: int,
         recipes: Mapping[str, Recipe], seed: int, extra: Mapping[str, Tensor] | None = None,
         mix: Mix | None = None, device: torch.device | None = None, stored: StoredViews | None = None,
+        small_last: bool = False,
     ) -> None:  # fmt: skip
         self.name = name
         self.device = images.device if device is None else device
@@ -51,11 +53,15 @@ class Stream:
         self.extra = dict(extra or {})
         self.mix = mix
         self.stored = stored
+        self.small_last = small_last
         self._orders: dict[int, Tensor] = {}
 
     def for_workers(self) -> "Stream":
         """A stream that decodes the same, without what is on the training device."""
-        return Stream(self.name, self.images, None, self.index, self.batch_size, self.recipes, self.seed)
+        return Stream(
+            self.name, self.images, None, self.index, self.batch_size, self.recipes, self.seed,
+            small_last=self.small_last,
+        )  # fmt: skip
 
     def batch(self, step: int) -> Samples:
         """The samples of 0-based `step`, views drawn afresh."""
@@ -76,7 +82,8 @@ class Stream:
             decoded: as in `batches`.
             fixed: whether the views are to be made by `Recipe.apply_fixed`.
         """
-        positions = torch.cat([self.positions(step) for step in steps])
+        by_step = [self.positions(step) for step in steps]
+        positions, sizes = torch.cat(by_step), [len(part) for part in by_step]
         images, params, replay, mixture = {}, {}, {}, None
         if isinstance(self.images, ImageFiles):
             decoded = self.decode(steps[0]) if decoded is None else decoded
@@ -86,16 +93,16 @@ class Stream:
             images = {WHOLE: rows(self.images, positions, HOST)}
         if self.mix is not None:
             generators = [generator(self.seed, "mix", self.name, step) for step in steps]
-            mixture = self.mix.draw_steps(generators, self.batch_size, HOST)
+            mixture = self.mix.draw_steps(generators, sizes, HOST)
         for name, recipe in self.recipes.items():
             if self.stored is not None and name == self.stored.NAME:
                 replay[name] = torch.cat([self.epochs(step) for step in steps]) % self.stored.count
                 params[name] = self.stored.params(positions, replay[name])
             else:
-                params[name] = join([self._draw(name, recipe, step) for step in steps])
+                params[name] = join([self._draw(name, recipe, *part) for part in zip(steps, sizes, strict=True)])
             if fixed:
                 params[name] = recipe.fixed(params[name])
-        return Drawn(positions, images, params, replay, mixture, fixed)
+        return Drawn(positions, images, params, replay, mixture, fixed, tuple(sizes))
 
     def made(self, drawn: "Drawn") -> list[Samples]:
         """The batches that `drawn` stands for.
@@ -103,32 +110,32 @@ class Stream:
         Args:
             drawn: on the CPU, or on the training device, where the host then takes no part if it is `fixed`.
         """
-        device, to_device = self.device, partial(send, device=self.device)
+        device, to_device, sizes = self.device, partial(send, device=self.device), list(drawn.sizes)
         index = at = send(drawn.positions, device)
         sent = mapped(to_device, drawn.images)
         if sent:
             at = torch.arange(len(index), device=device)
-        parts: dict[str, tuple[Tensor, ...]] = {"index": index.split(self.batch_size)}
+        parts: dict[str, tuple[Tensor, ...]] = {"index": index.split(sizes)}
         policies: dict[str, list[Policy]] = {}
         mixture: Mixture | None = mapped(to_device, drawn.mixture)
         if self.targets is not None:
             target = self.targets[index]
             target = target if mixture is None else mixture.labels(target)
-            parts["target"] = target.split(self.batch_size)
+            parts["target"] = target.split(sizes)
         for name, recipe in self.recipes.items():
             if name in drawn.replay:
-                parts[f"replay {name}"] = send(drawn.replay[name], device).split(self.batch_size)
+                parts[f"replay {name}"] = send(drawn.replay[name], device).split(sizes)
             images: Any = sent[name if name in sent else WHOLE] if sent else self.images
             apply = recipe.apply_fixed if drawn.fixed else recipe.apply
             pixels = apply(images, at, drawn.params[name])
             if mixture is not None:
-                parts[f"unmixed {name}"] = pixels.split(self.batch_size)
+                parts[f"unmixed {name}"] = pixels.split(sizes)
                 pixels = mixture.images(pixels)
-            parts[f"view {name}"] = pixels.split(self.batch_size)
+            parts[f"view {name}"] = pixels.split(sizes)
             if isinstance(recipe, CtaView):
-                policies[name] = recipe.policy(drawn.params[name], drawn.fixed).split(self.batch_size)
-        extra = {name: values[index].split(self.batch_size) for name, values in self.extra.items()}
-        mixtures = None if mixture is None else mixture.split(self.batch_size)
+                policies[name] = recipe.policy(drawn.params[name], drawn.fixed).split(sizes)
+        extra = {name: values[index].split(sizes) for name, values in self.extra.items()}
+        mixtures = None if mixture is None else mixture.split(sizes)
 
         def view(name: str, k: int) -> View:
             unmixed = None if mixtures is None else Unmixed(parts[f"unmixed {name}"][k], *mixtures[k])
@@ -146,8 +153,8 @@ class Stream:
             for k in range(len(parts["index"]))
         ]
 
-    def _draw(self, name: str, recipe: Recipe, step: int) -> Any:
-        return recipe.draw(generator(self.seed, "views", self.name, name, step), self.batch_size)
+    def _draw(self, name: str, recipe: Recipe, step: int, size: int) -> Any:
+        return recipe.draw(generator(self.seed, "views", self.name, name, step), size)
 
     def decode(self, step: int) -> "Decoded":
         """Of a stream of files: the pixels that the views of a step are made from, each file read once."""
@@ -155,17 +162,18 @@ class Stream:
         if not isinstance(files, ImageFiles):
             return Decoded({}, [])
         crops: dict[str, tuple[FileCrop, Any]] = {}
+        positions = self.positions(step).tolist()
         for name, recipe in self.recipes.items():
             crop = recipe.weak if isinstance(recipe, Strong | CtaView) else recipe
             if isinstance(crop, FileCrop):
-                params = self._draw(name, recipe, step)
+                params = self._draw(name, recipe, step, len(positions))
                 crops[name] = crop, params if recipe is crop else params.weak
         sizes = {name: crop.size for name, (crop, _) in crops.items()}
         if len(crops) < len(self.recipes):
             sizes[WHOLE] = files.size
-        out = {name: np.empty((self.batch_size, size, size, 3), np.uint8) for name, size in sizes.items()}
+        out = {name: np.empty((len(positions), size, size, 3), np.uint8) for name, size in sizes.items()}
         unreadable = []
-        for k, position in enumerate(self.positions(step).tolist()):
+        for k, position in enumerate(positions):
             image = read_rgb(files.path(position), files.how)
             if isinstance(image, str):
                 unreadable.append(image)
@@ -179,6 +187,9 @@ class Stream:
     def positions(self, step: int) -> Tensor:
         """(B,) int64 positions in the train array; each epoch is a new permutation of the stream's images."""
         size = len(self.index)
+        if self.small_last:
+            epoch, k = divmod(step, -(-size // self.batch_size))
+            return self._order(epoch)[k * self.batch_size : (k + 1) * self.batch_size]
         ticket = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
         first, last = step * self.batch_size // size, ((step + 1) * self.batch_size - 1) // size
         parts = [self._order(epoch)[ticket[ticket // size == epoch] % size] for epoch in range(first, last + 1)]
@@ -186,6 +197,8 @@ class Stream:
 
     def epochs(self, step: int) -> Tensor:
         """(B,) int64: the how-manieth pass over the stream's images each of the step is in."""
+        if self.small_last:
+            return torch.full_like(self.positions(step), step // -(-len(self.index) // self.batch_size))
         return torch.arange(step * self.batch_size, (step + 1) * self.batch_size) // len(self.index)
 
     def _order(self, epoch: int) -> Tensor:
@@ -218,6 +231,8 @@ class Drawn:
     mixture: Mixture | None
     fixed: bool
     """Whether `params` are for `Recipe.apply_fixed`."""
+    sizes: tuple[int, ...]
+    """Images of each step."""
 
 
 class Decoded(NamedTuple):

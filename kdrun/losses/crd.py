@@ -7,7 +7,7 @@ training image.
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -60,6 +60,13 @@ def of_other_classes(uniform: Tensor, target: Tensor, count: Tensor) -> Tensor:
     return drawn + own * (drawn >= first)
 
 
+def _first(kind: str, count: int, dim: int) -> Tensor:
+    """(N, D) embeddings of images that no step has met."""
+    if kind == "uniform":
+        return (2 * torch.rand(count, dim) - 1) * math.sqrt(3 / dim)
+    return F.normalize(torch.randn(count, dim))
+
+
 @register("loss", "crd")
 class CRD(PenultimateTerm):
     """`nce` of the student against the memory of the teacher, and of the teacher against that of the student.
@@ -91,6 +98,9 @@ class CRD(PenultimateTerm):
         temperature: float = Field(0.07, gt=0)
         momentum: float = Field(0.5, ge=0, lt=1)
         """Share of the old embedding that stays in the memory."""
+        init: Literal["unit", "uniform"] = "unit"
+        """What the memories hold before an image is met: unit: random vectors of length 1, as later; uniform: the
+        authors' code, numbers in +-sqrt(3 / embedding_dim)."""
 
     def __init__(self, config: Any, spec: TermSpec) -> None:
         super().__init__(config, spec)
@@ -107,8 +117,7 @@ class CRD(PenultimateTerm):
         self.register_buffer("count", count.to(device), persistent=False)
         self.register_buffer("log_z", torch.full((2,), -math.inf))
         for role in ("student", "teacher"):
-            start = F.normalize(torch.randn(len(target), config.embedding_dim))
-            self.register_buffer(f"{role}_memory", start)
+            self.register_buffer(f"{role}_memory", _first(config.init, len(target), config.embedding_dim))
         self._has_z = False  # whether this process has seen log_z set: asking the device would wait for it
 
     @classmethod

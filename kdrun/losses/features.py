@@ -8,7 +8,7 @@ two maps the larger one is average-pooled to the smaller. Constants are those of
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -213,16 +213,17 @@ def stages(dims: Mapping[str, int], role: str) -> list[str]:
 
 @register("loss", "fitnet")
 class FitNet(FeatureTerm):
-    """`fitnet` of one stage; the student's map goes through a 1x1 convolution, batch normalization and ReLU."""
+    """`fitnet` of one stage; the student's map goes through a convolution, batch normalization and ReLU."""
 
     equation = (
         "mean (r(f_s) - f_t)^2, f_s the student's map at feature, f_t the teacher's at teacher_feature, r learned"
     )
     source = "Romero et al. 2015, arXiv 1412.6550; weight: Tian et al. 2020, arXiv 1910.10699"
-    # deviates: the literature's regressor has a strided or a transposed convolution where the maps differ in size, we
-    # pool the larger map, because that fits any two sizes.
 
     class Config(TermConfig):
+        regressor: Literal["pool", "conv"] = "pool"
+        """Where the maps differ in size: pool: the larger one is pooled, which fits any two; conv: the literature's, a
+        3x3 convolution of stride 2, or a transposed 4x4 one, where one map is twice as large as the other."""
         feature: Stage | None = None
         """The student's stage; null: the middle one. That is hint layer 2 of the literature in all its pairs."""
         teacher_feature: Stage | None = None
@@ -234,15 +235,37 @@ class FitNet(FeatureTerm):
         teacher = config.teacher_feature or config.feature or _middle(spec.teacher_dims, "teacher")
         self.needed = replace(self.needed, features=(student,), teacher_features=(teacher,))
         inputs, outputs = width(spec.student_dims, student, "student"), width(spec.teacher_dims, teacher, "teacher")
-        self.regressor = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
-        )
+        convolution: nn.Module = nn.Conv2d(inputs, outputs, 1, bias=False)
+        if config.regressor == "conv":
+            sides = spec.student_reductions.get(student), spec.teacher_reductions.get(teacher)
+            convolution = _between(*sides, inputs, outputs)
+        self.regressor = nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
 
     def value(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-        mine, other = same_size(student[0], teacher[0])
+        mine, other = student[0], teacher[0]
+        if self.config.regressor == "pool":
+            mine, other = same_size(mine, other)
         return fitnet(self.regressor(mine), other)
+
+
+def _between(student: int | None, teacher: int | None, inputs: int, outputs: int) -> nn.Module:
+    """The convolution from the student's map to the size of the teacher's, as in the code of arXiv 1910.10699.
+
+    Args:
+        student: side of the image over that of the student's map; None: not known.
+        teacher: likewise.
+    """
+    if student is None or teacher is None or max(student, teacher) > 2 * min(student, teacher):
+        known = "not known" if student is None or teacher is None else f"1/{student} and 1/{teacher} of the image"
+        raise ConfigError(
+            f"regressor: conv is for maps of which one is at most twice as large, and their sides are {known}; set it "
+            "to pool"
+        )
+    if student < teacher:
+        return nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False)
+    if student > teacher:
+        return nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False)
+    return nn.Conv2d(inputs, outputs, 1, bias=False)
 
 
 def _middle(dims: Mapping[str, int], role: str) -> str:

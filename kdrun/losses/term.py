@@ -59,6 +59,9 @@ class TermSpec:
     layer. A function, so that a term that keeps it neither trains nor saves it."""
     teacher_source: str = "none"
     """`teacher.source`, for messages."""
+    student_reductions: Mapping[str, int] = field(default_factory=dict)
+    """Stage -> side of the image over that of its map; without stages where that is not known."""
+    teacher_reductions: Mapping[str, int] = field(default_factory=dict)
 
 
 Statistic = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -59,7 +59,7 @@ class Method(nn.Module, Generic[C]):
             twin = _twin(config.students, k)
             network = setup.network(model, config.seed, f"{init}{twin + 1 if twin else ''}")
             self.students[name] = network
-            self.loss_sets[name] = self._loss_set(network.dims, setup.teacher.dims if setup.teacher else {})
+            self.loss_sets[name] = self._loss_set(network.dims, setup.teacher.dims if setup.teacher else {}, network)
 
     # -- what an algorithm writes
 
@@ -207,11 +207,16 @@ class Method(nn.Module, Generic[C]):
         for losses in self._loss_sets():
             losses.after_step()
 
-    def _loss_set(self, student_dims: Mapping[str, int], teacher_dims: Mapping[str, int]) -> LossSet:
-        target = self.setup.train_target
-        classifier = self.teacher.classifier if self.teacher else None
-        source = self.config.teacher.source
-        spec = TermSpec(self.setup.num_classes, len(target), student_dims, teacher_dims, target, classifier, source)
+    def _loss_set(
+        self, student_dims: Mapping[str, int], teacher_dims: Mapping[str, int], student: nn.Module | None = None
+    ) -> LossSet:
+        target, teacher = self.setup.train_target, self.teacher
+        own, others = (getattr(net, "reductions", {}) for net in (student, teacher and teacher.network))
+        spec = TermSpec(
+            self.setup.num_classes, len(target), student_dims, teacher_dims, target,
+            teacher_classifier=teacher.classifier if teacher else None, teacher_source=self.config.teacher.source,
+            student_reductions=own, teacher_reductions=others,
+        )  # fmt: skip
         return LossSet({} if self.setup.restoring else self.config.losses, self.config.seed, spec)
 
     def _loss_sets(self) -> list[LossSet]:

@@ -28,7 +28,8 @@ def head_warmup_runs(config: RunConfig) -> dict[str, RunConfig]:
         given = config.schedule
         schedule = ScheduleConfig(
             epochs=warmup.epochs, lr=warmup.lr, optimizer=warmup.optimizer,
-            batch_size=given.batch_size, weight_decay=given.weight_decay, weight_decay_on=given.weight_decay_on,
+            batch_size=given.batch_size, epoch=given.epoch, last_batch=given.last_batch,
+            weight_decay=given.weight_decay, weight_decay_on=given.weight_decay_on,
             channels_last=given.channels_last, precision=given.precision, compile=given.compile, fused=given.fused,
         )  # fmt: skip
         head = model.replace(trainable="head", head_warmup=None, lr_scale=1.0)

@@ -85,11 +85,14 @@ class TipAdapterF(Method[TipAdapterConfig]):
         if not start.fresh:
             return {}
         count, size = len(self.cache.target), self.batch_sizes(self.config)["labeled"]
-        period = count // math.gcd(count, size)  # steps after which an epoch begins with a batch
-        first = -(-start.first // period) * period
         sums, left = torch.zeros_like(self.cache.keys), self.spec.passes * count
+        period, steps = count // math.gcd(count, size), -(-left // size)  # an epoch begins with a batch every `period`
+        if self.config.schedule.last_batch == "small":
+            period = -(-count // size)
+            steps = self.spec.passes * period
+        first = -(-start.first // period) * period
         with autocast(start.pool.device, start.pool.precision):
-            for step in range(first, first - (-left // size)):
+            for step in range(first, first + steps):
                 view = start.batches(step)["labeled"].views["weak"]
                 image = self.clip(view, (FEATURE,)).features[FEATURE].float()[:left]
                 sums.index_add_(0, self.row.to(view.index.device)[view.index[:left]], image)

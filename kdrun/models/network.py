@@ -125,6 +125,14 @@ class Network(nn.Module):
         return None if classifier is None else classifier.forward
 
     @property
+    def reductions(self) -> dict[str, int]:
+        """Side of the image over that of each stage's map, where the network tells; none where it resizes the image."""
+        if self.size is not None:
+            return {}
+        told = {f"stage{i + 1}": entry.get("reduction") for i, entry in enumerate(self._net.feature_info or ())}
+        return {stage: reduction for stage, reduction in told.items() if isinstance(reduction, int)}
+
+    @property
     def num_heads(self) -> int:
         """Its classifiers: two of a DeiT that was made to be distilled, of which it gives the mean."""
         found = self._net.get_classifier()

@@ -58,6 +58,21 @@ class AdapterConfig(Schema):
         )
         return one, other
 
+    @property
+    def remarks(self) -> list[str]:
+        """One line for each value of training that its grid does not reach: the search can only move away from it.
+
+        Not refused, because that is so of the authors' own grid for UCF-101: it ends at 2.855, and they train with 3.
+        """
+        if not self.search:
+            return []
+        return [
+            f"search_scale: {name} is searched from {grid[0]:g} to {grid[-1]:.4g}, which leaves out {value:g}, with "
+            "which the cache is trained; give a larger end of that grid"
+            for name, grid in zip(("sharpness", "residual_ratio"), self.grids, strict=True)
+            if not grid[0] <= (value := getattr(self, name)) <= grid[-1]
+        ]
+
 
 class Cache(nn.Module):
     """F, V, a and b.
@@ -184,9 +199,9 @@ class TipAdapterTeacher(MembersKind[TipAdapterConfig]):
         """
         spec = self.spec
         length: dict[str, Any] = {"steps": spec.steps} if spec.steps is not None else {"epochs": spec.epochs or 20.0}
-        # A batch holds no image twice; the authors' last batch of an epoch is as small.
+        # As the authors' loader counts: an epoch is whole batches, the last of which has what is left.
         schedule = spec.schedule or ScheduleConfig(
-            **length, batch_size=256, repeat_labeled=False, optimizer="adamw", lr=1e-3, weight_decay=0.01,
+            **length, batch_size=256, epoch="ceil", last_batch="small", optimizer="adamw", lr=1e-3, weight_decay=0.01,
             optimizer_args={"eps": 1e-4}, decay=lookup("decay", "cosine", "teacher").Config(name="cosine"),
         )  # fmt: skip
         method = lookup("method", "tip_adapter", "teacher").Config(name="tip_adapter", **dict(spec.adapter))

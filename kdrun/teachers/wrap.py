@@ -41,6 +41,12 @@ class Tempered(nn.Module):
         self.name = network.name
 
     @property
+    def reductions(self) -> dict[str, int]:
+        """The network's own, where it tells."""
+        found: dict[str, int] = getattr(self.network, "reductions", {})
+        return found
+
+    @property
     def class_embeddings(self) -> Tensor | None:
         """The network's own, of a CLIP."""
         found: Tensor | None = getattr(self.network, "class_embeddings", None)

@@ -246,6 +246,15 @@ class Assembly:
     def clock(self) -> Clock:
         return self.config.schedule.clock(len(self.split.labeled))
 
+    @property
+    def batch_sizes(self) -> list[dict[str, int]]:
+        """Images of each stream in a step: as in most of them, then as in a smaller one at the end of a pass."""
+        usual: dict[str, int] = self.config.method_class.batch_sizes(self.config)
+        if "labeled" not in usual:
+            return [usual]
+        labeled = self.config.schedule.labeled_sizes(len(self.split.labeled), usual["labeled"])
+        return [{**usual, "labeled": size} for size in labeled]
+
     @cached_property
     def stream_seed(self) -> int:
         """Of the order and the views of the images."""
@@ -259,7 +268,7 @@ class Assembly:
         return make_loader(
             config.needs.streams, self.arrays, self.split, self.images[0], config.method_class.batch_sizes(config),
             self.recipes, self.stream_seed, self.clock.total_steps, config.views.mix, self.device, self.size,
-            self.stored,
+            self.stored, config.schedule.last_batch == "small",
         )  # fmt: skip
 
     @cached_property

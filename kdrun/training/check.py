@@ -52,9 +52,10 @@ def check(run: Job | RunConfig) -> None:
     if key not in _BUILT:
         _build_without_memory(outline)
         _BUILT.add(key)
+    _check_batches(outline)
     length = ScheduleConfig(steps=1, batch_size=config.schedule.batch_size)  # of rates no shape depends
     step = shape.replace(schedule=length, ramps={}).model_dump_json()
-    key = f"step {step} {plugins_of(config)}"
+    key = f"step {step} {plugins_of(config)} {outline.batch_sizes}"
     if key not in _BUILT:
         rehearse(outline)
         _BUILT.add(key)
@@ -86,6 +87,17 @@ def _check_machine(config: RunConfig) -> None:
         raise ConfigError(f"schedule.graph: needs cuda, this run is on {device.type}; set it to false")
     if config.schedule.compile is not None:
         require_compiler()
+
+
+def _check_batches(outline: Assembly) -> None:
+    """Refuse batches of several sizes where a step is captured as one."""
+    schedule, sizes = outline.config.schedule, outline.batch_sizes
+    if schedule.graph and len(sizes) > 1:
+        one, other = (found["labeled"] for found in sizes)
+        raise ConfigError(
+            f"schedule.graph: a captured step has one size, and with last_batch=small {len(outline.split.labeled)} "
+            f"labeled images come in batches of {one} and {other}; set schedule.last_batch to full, or graph to false"
+        )
 
 
 def _require_validation(outline: Assembly) -> None:

@@ -1,7 +1,7 @@
 """Length of a run, optimizer settings, the learning rate and weights as functions of the step. Imports no torch.
 
 A decay gives the factor on `schedule.lr` at each step; warm-up multiplies on top of it. Durations are given in steps or
-in epochs of the labeled set (an epoch is N/B steps, which may be a fraction).
+in epochs of the labeled set (an epoch is N/B steps, which may be a fraction, or rounded up by schedule.epoch=ceil).
 """
 
 import math

@@ -1,9 +1,12 @@
 """The optimizer of a method: parameter groups and their learning rates."""
 
 import inspect
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+from torch import nn
 
 from kdrun.core.errors import ConfigError, allowed
 from kdrun.methods.method import Method
@@ -21,10 +24,11 @@ def parameter_groups(method: Method[Any]) -> list[dict[str, Any]]:
     groups: list[dict[str, Any]] = []
     for (name, network), model in zip(method.students.items(), method.config.students, strict=True):
         lr = schedule.lr_for.get(model.name, schedule.lr) * model.lr_scale
-        parameters = [p for m in (network, *method.parts(name)) for p in m.parameters() if p.requires_grad]
-        spared = schedule.weight_decay_on == "kernels"
-        bare = [p for p in parameters if spared and p.ndim <= 1]
-        kernels = [p for p in parameters if not (spared and p.ndim <= 1)]
+        modules = (network, *method.parts(name))
+        parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
+        spared = {id(p) for m in modules for p in without_decay(m, schedule.weight_decay_on)}
+        bare = [p for p in parameters if id(p) in spared]
+        kernels = [p for p in parameters if id(p) not in spared]
         for params, decay in ((kernels, schedule.weight_decay), (bare, 0.0)):
             if params:
                 groups.append({"params": params, "lr": lr, "base_lr": lr, "weight_decay": decay, "net": name})
@@ -41,6 +45,22 @@ def parameter_groups(method: Method[Any]) -> list[dict[str, Any]]:
             }
         )
     return groups
+
+
+def without_decay(module: nn.Module, on: str) -> Iterator[nn.Parameter]:
+    """The parameters that `schedule.weight_decay_on` spares.
+
+    A part's `no_weight_decay()`, timm's convention, gives names that parameters have in it, or patterns of them.
+    """
+    if on == "all":
+        return
+    yield from (parameter for parameter in module.parameters() if parameter.ndim <= 1)
+    for part in module.modules() if on == "timm" else ():
+        named = getattr(part, "no_weight_decay", None)
+        patterns = named() if callable(named) else ()
+        for name, parameter in part.named_parameters():
+            if any(fnmatchcase(name, pattern) for pattern in patterns):
+                yield parameter
 
 
 def make_optimizer(method: Method[Any]) -> torch.optim.Optimizer:

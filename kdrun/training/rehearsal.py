@@ -34,17 +34,21 @@ def rehearse(outline: Assembly) -> None:
     name = f"method={config.method.name}"
     if type(method).step is Method.step:
         raise ConfigError(f"{name}: it has no step(batch, ctx), which gives the losses of a batch; {PAGE}")
+    size = config.schedule.batch_size
     try:
-        batch = _batch(outline, config.method_class.batch_sizes(config))
+        for sizes in outline.batch_sizes:
+            size = sizes.get("labeled", size)
+            batch = _batch(outline, sizes)
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                _refuse_step(_step(outline, batch), name)
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            _refuse_step(_step(outline, batch), name)
             seen = next(iter(batch.values())).views
             with torch.no_grad():
                 _refuse_predictions(method.eval().predict(next(iter(seen.values()))), name, outline.arrays.num_classes)
     except KdrunError:
         raise
     except Exception as error:
-        _explain(error, name, config.schedule.batch_size)
+        _explain(error, name, size, config.schedule.batch_size)
     finally:
         method.train()
 
@@ -68,7 +72,7 @@ def networks_told(outline: Assembly) -> set[str]:
     if not method.needed.trains:
         return set()
     try:
-        batch = _batch(outline, config.method_class.batch_sizes(config))
+        batch = _batch(outline, outline.batch_sizes[0])
         with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
             nets = set(method.eval().predict(next(iter(next(iter(batch.values())).views.values()))))
     except Exception as error:
@@ -80,8 +84,19 @@ def networks_told(outline: Assembly) -> set[str]:
     return nets | averaged | ({"teacher"} if outline.teacher is not None else set())
 
 
-def _explain(error: Exception, name: str, batch_size: int) -> None:
+def _explain(error: Exception, name: str, size: int, batch_size: int) -> None:
+    """Refuse what is sure.
+
+    Args:
+        size: of the labeled batch that failed.
+        batch_size: of whole ones.
+    """
     if "Expected more than 1 value per channel" in str(error):
+        if size < batch_size:
+            raise ConfigError(
+                f"schedule.last_batch: small leaves a last batch of {size}, of which batch normalisation sees one "
+                "value of a channel; set it to full, or give another schedule.batch_size"
+            ) from None
         raise ConfigError(
             f"schedule.batch_size: {batch_size}: batch normalisation sees one value of a channel; give a larger batch, "
             "or a network without it"

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from kdrun.teachers.tip_adapter import AdapterConfig
 from kdrun.training.assembly import Assembly
 from kdrun.training.rates import LearningRate
 
@@ -12,7 +13,7 @@ def remarks(assembly: Assembly) -> list[str]:
     """One line for each."""
     return [
         *assembly.arrays.warnings, *_of_classes(assembly), *_of_validation(assembly), *_of_schedule(assembly),
-        *_of_heads(assembly),
+        *_of_heads(assembly), *_of_search(assembly),
     ]  # fmt: skip
 
 
@@ -58,6 +59,11 @@ def _of_schedule(assembly: Assembly) -> list[str]:
             f"schedule: an evaluation every {every} steps comes only at the end of a run of {clock.total_steps} steps"
         )
     return out
+
+
+def _of_search(assembly: Assembly) -> list[str]:
+    spec = assembly.config.method
+    return spec.remarks if isinstance(spec, AdapterConfig) else []
 
 
 def _of_heads(assembly: Assembly) -> list[str]:

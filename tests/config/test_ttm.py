@@ -1,5 +1,6 @@
 """TTM's 13 pairs: numbers typed here from the paper a second time, held against what is composed and what is filed."""
 
+import math
 from math import isclose
 
 import numpy as np
@@ -22,6 +23,7 @@ from kdrun.results.table import Table
 from kdrun.runs.record import write_record
 from kdrun.training.check import check
 from kdrun.training.optimizer import parameter_groups
+from kdrun.training.rates import LearningRate
 from tests.records import whole
 
 # teacher, student: gamma, then weight of TTM, of WTTM (arXiv 2402.11148, tables 8 and 9); accuracy of the teacher
@@ -108,6 +110,7 @@ def test_the_paper_s_recipe_and_coefficients_are_in_force(composer, images, pair
     assert (schedule.epochs, schedule.batch_size, schedule.optimizer, schedule.lr) == (240, 64, "sgd", 0.05)
     assert (schedule.momentum, schedule.nesterov, schedule.weight_decay) == (0.9, False, 5e-4)
     assert (schedule.decay.milestones_epochs, schedule.decay.gamma) == ([150, 180, 210], 0.1)
+    assert schedule.clock(50000).total_steps == 240 * 782
     assert schedule.lr_for == ({pair[1]: 0.01} if pair[1] in SLOW else {})
     assert config.method_class.requires(config)["teacher"].schedule == schedule.replace(lr_for={})
     check(config.replace(dataset=images))  # the networks take images of 32 pixels, and the loss what they give
@@ -350,3 +353,35 @@ def test_a_planned_table_finds_the_teacher_and_its_paper(composer, tmp_path, mon
     [line] = [line for line in tables.planned_table("one", tmp_path).footer() if line.startswith("warning")]
     assert f"({source})" in line or "supervised/digits" in line
     assert "has 50.00, the paper's 72.34" in line
+
+
+def test_the_code_of_the_literature_is_in_force_for_each_pair(composer):
+    """HobbitLong/RepDistiller (models/util.py, crd/memory.py) and yzd-v/cls_KD (configs/distillers/cifar100)."""
+    run = experiment(next(iter(PAIRS)))
+    assert composer.typed([run, "loss=fitnet"]).losses["fitnet"].regressor == "conv"
+    assert composer.typed([run, "loss=wttm_crd"]).losses["crd"].init == "uniform"
+    nkd = composer.typed([run, "loss=nkd"]).losses["nkd"]
+    assert (nkd.gamma, nkd.temperature) == (3.5, 3)
+    assert composer.typed(["loss=fitnet"]).losses["fitnet"].regressor == "pool"
+
+
+def test_the_recipe_of_transformers_is_whole(composer):
+    """yzd-v/cls_KD, configs/distillers/imagenet/deit-s3_distill_deit-t_img.py, and what it stands on in mmcls."""
+    run = "experiment=ttm/imagenet_deit3_small_deit_tiny"
+    config = composer.typed([run, "loss=kd"])
+    assert [(term.weight, getattr(term, "temperature", None)) for term in config.losses.values()] == [
+        (0.5, None),
+        (0.5, 1),
+    ]
+    assert (composer.typed([run, "loss=nkd"]).losses["nkd"].gamma, config.losses["ce"].label_smoothing) == (1, 0.1)
+    assert {composer.typed([run, f"loss={loss}"]).losses["ce"].label_smoothing for loss in ("ce", "wttm", "nkd")} == {
+        0.1
+    }
+    schedule, clock = config.schedule, config.schedule.clock(1281167)
+    assert (clock.steps_per_epoch, schedule.clip_norm, schedule.weight_decay_on) == (1252, 5, "timm")
+    rate = LearningRate(schedule, clock).factor
+    whole = [0.505 + 0.495 * math.cos(math.pi * step / clock.total_steps) for step in range(clock.total_steps)]
+    first = 20 * 1252
+    for step in (0, 1, first - 1, first, 100_000, clock.total_steps - 1):  # the cosine runs beside the warm-up
+        warm = 1 - (1 - min(step / first, 1)) * (1 - 1e-3)
+        assert rate(step) == pytest.approx(whole[step] * warm)

@@ -34,7 +34,10 @@ def test_each_coefficient_names_who_had_the_last_word():
     assert rows(main(["loss=wttm"]))["wttm.gamma"] == ["0.1", "default of conf/loss/term/wttm.yaml"]
     assert rows(main(["loss=wttm", table]))["wttm.weight"] == ["7.0", "coefficients.wttm on the command line"]
     assert rows(main(["loss=wttm", table, "loss.wttm.weight=2"]))["wttm.weight"] == ["2.0", "the command line"]
-    assert rows(main(["loss=kd"]))["ce.weight"] == ["0.1", "conf/loss/kd.yaml"]
+    smoothed = rows(main(["experiment=ttm/imagenet_deit3_small_deit_tiny", "loss=ce"]))["ce.label_smoothing"]
+    assert smoothed == ["0.1", "settings.ce in conf/experiment/ttm/imagenet_deit3_small_deit_tiny.yaml"]
+    assert rows(main(["loss=ce"]))["ce.label_smoothing"] == ["0.0", "default of conf/loss/term/ce.yaml"]
+    assert rows(main(["loss=kd"]))["ce.weight"] == ["0.1", "default of conf/loss/kd.yaml"]
     whole = rows(main(["++loss.other={name: ttm, weight: 3}"]))
     assert whole["other.weight"] == ["3.0", "the command line"]
     assert whole["other.gamma"] == ["0.1", "default of the schema"]

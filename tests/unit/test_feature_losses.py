@@ -20,7 +20,7 @@ from kdrun.losses.itrd import correlation_loss, mutual_information_loss
 from kdrun.losses.set import LossSet
 from kdrun.losses.term import Pair, TermSpec
 from kdrun.methods.step import Context
-from kdrun.models.network import build_network
+from kdrun.models.network import NetworkSpec, build_network, outline
 from kdrun.models.output import Output
 from kdrun.training.optimizer import parameter_groups
 from tests.contract.test_methods import ctx, make, make_optimizer
@@ -679,3 +679,44 @@ def test_the_loop_updates_the_memory():
     method(loader.batch(0), ctx(config, 0)).losses["crd"].backward()
     method.finish_step()
     assert 0 < int((memory != before).any(1).sum()) <= config.schedule.batch_size
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "kernel"), [(2, 2, (1, 1)), (2, 4, (3, 3)), (8, 4, (4, 4)), (None, None, None), (2, 8, None), (2, None, None)]
+)  # fmt: skip
+def test_the_regressor_of_the_literature_brings_a_map_to_the_teacher_s_size(student, teacher, kernel):
+    """1x1 of equal maps, 3x3 of stride 2 of one twice as large, a transposed 4x4 of one half as large."""
+    config = lookup("loss", "fitnet", "").Config(name="fitnet", regressor="conv")
+    sides = [{} if side is None else {"stage2": side} for side in (student, teacher)]
+    spec = TermSpec(3, len(LABELS), DIMS, WIDE, LABELS, *sides)
+    if kernel is None:
+        with pytest.raises(
+            ConfigError, match=r"^loss\.fitnet: regressor: conv is for maps of which one is at most twice"
+        ):
+            LossSet({"fitnet": config}, 0, spec)
+        return
+    term = LossSet({"fitnet": config}, 0, spec).terms["fitnet"]
+    assert term.regressor[0].kernel_size == kernel
+    given, wanted = torch.randn(2, 6, 16 // student, 16 // student), torch.randn(2, 12, 16 // teacher, 16 // teacher)
+    made = term.regressor(given)
+    assert made.shape == wanted.shape
+    assert torch.allclose(term.value([given], [wanted]), (made - wanted).square().flatten(1).mean(1))
+
+
+def test_a_network_tells_how_much_smaller_its_maps_are():
+    told = {"resnet8": (1, 2, 4), "shufflenetv2": (2, 4, 8), "wrn_40_2": (1, 2, 4), "vgg8_cifar": (1, 2, 4, 8, 8)}
+    for name, reductions in told.items():
+        spec = NetworkSpec({"name": name}, 10, 3, (0.5,) * 3, (0.5,) * 3)
+        assert tuple(outline(spec).reductions.values()) == reductions
+    sized = NetworkSpec({"name": "resnet8", "size": 64}, 10, 3, (0.5,) * 3, (0.5,) * 3)
+    assert outline(sized).reductions == {}  # maps of the resized image, which the teacher does not see
+
+
+def test_memories_may_start_as_in_the_authors_code():
+    plain, own = loss_set("crd", num_negatives=4, seed=3), loss_set("crd", num_negatives=4, seed=3, init="uniform")
+    for role in ("student", "teacher"):
+        unit, uniform = (getattr(terms.terms["crd"], f"{role}_memory") for terms in (plain, own))
+        assert torch.allclose(unit.norm(dim=1), torch.ones(len(LABELS)))
+        bound = (3 / 128) ** 0.5  # 1 / sqrt(D / 3)
+        assert 0.95 * bound < uniform.abs().max() <= bound
+        assert uniform.norm(dim=1).std() > 0.01

@@ -5,13 +5,17 @@ import math
 import random
 
 import pytest
+import timm
 import torch
+from torch import nn
 
 from kdrun.config.schedule import Clock, ScheduleConfig
 from kdrun.core.errors import ConfigError
 from kdrun.core.registry import lookup
 from kdrun.core.schema import build
+from kdrun.training.optimizer import without_decay
 from kdrun.training.rates import LearningRate
+from tests.each import each
 
 
 def schedule(decay=None, **keys):
@@ -228,3 +232,22 @@ REFUSED_DECAYS = {
 def test_wrong_decay_is_refused(case):
     with pytest.raises(ConfigError, match=r"schedule\.decay"):
         schedule(REFUSED_DECAYS[case])
+
+
+@each("name", ["deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "cait_xxs24_224", "resnet18"])
+def test_no_decay_on_what_a_network_names(name):
+    """As timm's own optimizer spares: one dimension or less, or named by `no_weight_decay()`; also of a network inside."""
+    with torch.device("meta"):
+        network = timm.create_model(name)
+        inside = nn.ModuleDict({"net": network, "term": nn.Linear(3, 4)})
+    named = set(getattr(network, "no_weight_decay", set)())
+    wanted = {f"net.{part}" for part, value in network.named_parameters() if value.ndim <= 1 or part in named}
+    wanted.add("term.bias")
+    for on, expected in (
+        ("timm", wanted),
+        ("kernels", {part for part, value in inside.named_parameters() if value.ndim <= 1}),
+        ("all", set()),
+    ):
+        spared = {id(value) for value in without_decay(inside, on)}
+        assert {part for part, value in inside.named_parameters() if id(value) in spared} == expected, on
+    assert (wanted == {part for part, value in inside.named_parameters() if value.ndim <= 1}) == (name == "resnet18")

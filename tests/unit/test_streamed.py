@@ -61,14 +61,14 @@ def config_of(composer, tree, outputs, *overrides):
     ])  # fmt: skip
 
 
-def loader_of(config, outputs, workers: int, views=("weak", "strong")) -> Loader:
+def loader_of(config, outputs, workers: int, views=("weak", "strong"), **more) -> Loader:
     arrays = load_dataset(config.dataset, outputs)
     train, _ = place(arrays, torch.device("cpu"), "auto", workers)
     n = len(arrays.train_labels)
     return make_loader(
         {"labeled": views}, arrays, Split(np.arange(n), np.arange(n), np.arange(0), len(arrays.test_labels)), train,
         {"labeled": 4}, Assembly.of(config, torch.device("cpu")).recipes, seed=3, total_steps=STEPS, mix=config.views.mix,
-        size=(12, 12) if config.views.weak.scale else None,
+        size=(12, 12) if config.views.weak.scale else None, **more,
     )  # fmt: skip
 
 
@@ -120,6 +120,21 @@ def test_what_the_host_draws_is_made_into_the_same_batches_whatever_order_is_ask
     finally:
         loader.close()
     assert_same(got, [expected[step] for step in order])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_last_batch_of_a_pass_may_be_small(tree, composer, outputs, workers):
+    config = config_of(composer, tree, outputs, *CROPS, "dataset.stream=true")
+    n = len(load_dataset(config.dataset, outputs).train_labels)
+    steps = -(-n // 4)
+    loader = loader_of(config, outputs, workers, small_last=True)
+    found = batches(loader, range(2 * steps))
+    assert [len(samples.target) for samples in found[:steps]] == [4] * (n // 4) + [n % 4] * (n % 4 > 0)
+    assert n % 4
+    assert all(len(view.pixels) == len(samples.target) for samples in found for view in samples.views.values())
+    for first in (0, steps):
+        seen = torch.cat([samples.views["weak"].index for samples in found[first : first + steps]])
+        assert seen.sort().values.tolist() == list(range(n))
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])

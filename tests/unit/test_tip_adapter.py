@@ -210,11 +210,10 @@ def test_the_run_of_the_cache_follows_the_labels_and_nothing_else(folder):
         assert key(other) != plain
     run = teacher_runs(config := composed(*over(folder)), config.teacher)["teacher"]
     assert (run.schedule.batch_size, run.schedule.epochs, run.schedule.optimizer_args) == (256, 20.0, {"eps": 1e-4})
-    for labels, batch, steps in ((50, 50, 20), (300, 256, 23)):  # no image twice in a batch
+    for labels, sizes, steps in ((50, [50], 20), (300, [256, 44], 40)):  # the authors' loader: no image twice in a pass
         assembly = Assembly.of(run, torch.device("cpu"))
         assembly.split = Split(np.arange(labels), np.arange(labels), np.arange(0), 1)
-        schedule = assembly.config.schedule
-        assert (schedule.batch_size, schedule.clock(labels).total_steps) == (batch, steps)
+        assert ([found["labeled"] for found in assembly.batch_sizes], assembly.clock.total_steps) == (sizes, steps)
     assert teacher_runs(composed("teacher=digits_tip_adapter", "dataset.num_labels=20"),
                         composed("teacher=digits_tip_adapter", "dataset.num_labels=20").teacher).keys() == {
         "teacher", "teacher_1"

@@ -107,9 +107,9 @@ class Policy:
     """The same operations on all images, whatever was drawn, as `Recipe.apply_fixed`."""
     fill: tuple[int, ...] = (GRAY,)
 
-    def split(self, size: int) -> list["Policy"]:
-        """Of so many views each."""
-        parts = zip(*(getattr(self.params, f.name).split(size) for f in fields(CtaParams)), strict=True)
+    def split(self, sizes: int | list[int]) -> list["Policy"]:
+        """Of so many views each, or of one size after the other."""
+        parts = zip(*(getattr(self.params, f.name).split(sizes) for f in fields(CtaParams)), strict=True)
         return [replace(self, params=CtaParams(*part)) for part in parts]
 
     def levels(self, rates: Tensor, threshold: float, decay: float) -> Tensor:

@@ -7,6 +7,7 @@ mixup (Zhang et al. 2018, arXiv 1710.09412): x~ = lambda x + (1 - lambda) x_j. c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Generator, Tensor
@@ -42,10 +43,11 @@ class Mix:
             share = 1 - (bottom - top) * (right - left) / (height * width)
         return Mixture(self, partner, share.float(), box)
 
-    def draw_steps(self, generators: Sequence[Generator], n: int, device: torch.device) -> "Mixture":
-        """For several batches one after the other, each mixed within itself; on the device."""
-        drawn = [self.draw(generator, n) for generator in generators]
-        partner = torch.cat([mixture.partner + k * n for k, mixture in enumerate(drawn)])
+    def draw_steps(self, generators: Sequence[Generator], sizes: Sequence[int], device: torch.device) -> "Mixture":
+        """For batches of these sizes one after the other, each mixed within itself; on the device."""
+        drawn = [self.draw(generator, n) for generator, n in zip(generators, sizes, strict=True)]
+        firsts = accumulate(sizes, initial=0)
+        partner = torch.cat([mixture.partner + first for mixture, first in zip(drawn, firsts, strict=False)])
         share, box = torch.cat([m.share for m in drawn]), torch.cat([m.box for m in drawn])
         return Mixture(self, *(send(tensor, device) for tensor in (partner, share, box)))
 
@@ -77,10 +79,10 @@ class Mixture:
             mixed = torch.where(inside[..., None], other, own)
         return mixed.permute(0, 3, 1, 2)
 
-    def split(self, size: int) -> list[tuple[Tensor, Tensor]]:
-        """(place of x_j, lambda) of each batch of `size` images that were mixed within themselves."""
-        parts = enumerate(zip(self.partner.split(size), self.share.split(size), strict=True))
-        return [(partner - k * size, share) for k, (partner, share) in parts]
+    def split(self, sizes: list[int]) -> list[tuple[Tensor, Tensor]]:
+        """(place of x_j, lambda) of each batch, of these sizes, that was mixed within itself."""
+        parts = zip(self.partner.split(sizes), self.share.split(sizes), accumulate(sizes, initial=0), strict=False)
+        return [(partner - first, share) for partner, share, first in parts]
 
     def labels(self, target: Tensor) -> Tensor:
         """(B,) int64 -> (B, classes) float32."""

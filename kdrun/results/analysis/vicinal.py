@@ -182,7 +182,7 @@ def ask(
     for k, chunk in enumerate(index.split(options.batch_size)):
         at = chunk.to(device)
         pixels = clean(images, at, center)
-        mixture = mix.draw_steps([generator(options.seed, "vicinal", k)], len(chunk), device)
+        mixture = mix.draw_steps([generator(options.seed, "vicinal", k)], [len(chunk)], device)
         views = {"clean": View(pixels, at), "mixed": View(mixture.images(pixels), at)}
         for kind, view in views.items():
             for net, values in predict(view).items():

@@ -1,0 +1,159 @@
+"""What authors give their runs, as conf/paper/recipes/<paper>.yaml lists it, held against what experiments are."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from kdrun.config.nodes import dump
+from kdrun.config.run import RunConfig
+from kdrun.core.errors import ConfigError, allowed
+from kdrun.core.paths import CONF_DIR
+from kdrun.core.schema import Schema, build
+from kdrun.core.texts import mapping_of
+
+FOLDER = CONF_DIR / "paper" / "recipes"
+STEPS = "steps"  # a key that no config has: the length of a run on so many labeled images
+
+
+class Argument(Schema):
+    """One value of the authors'."""
+
+    key: str
+    """Dotted path in the configuration of a run as its record has it, e.g. students.0.name; `steps`: see `labeled`."""
+    value: Any
+    source: str = Field(min_length=4)
+    """Repository, file and what stands there; `paper, table 3`; `digest`: known second hand."""
+    labeled: int | None = Field(None, gt=0)
+    """Labeled images of the run that takes so many `steps`."""
+
+
+class Deviation(Schema):
+    """A key of `arguments` at which ours is another value."""
+
+    key: str
+    ours: Any
+    why: str = Field(min_length=8)
+
+
+class Gap(Schema):
+    """What the authors do and no key of ours can say."""
+
+    what: str
+    why: str = Field(min_length=8)
+
+
+class Entry(Schema):
+    """Arguments that some experiments have in common. An experiment may be in several entries."""
+
+    experiments: list[str] = Field(min_length=1)
+    """Names below conf/experiment; * stands for anything."""
+    overrides: list[str] = Field(default_factory=list)
+    """What is given beside the experiment, e.g. teacher=tip_adapter."""
+    arguments: list[Argument] = Field(min_length=1)
+    deviations: list[Deviation] = Field(default_factory=list)
+    gaps: list[Gap] = Field(default_factory=list)
+
+
+class Recipes(Schema):
+    """conf/paper/recipes/<paper>.yaml."""
+
+    entries: list[Entry] = Field(default_factory=list)
+    ours: dict[str, str] = Field(default_factory=dict)
+    """Experiments that follow no paper's recipe, or patterns of their names, and why."""
+
+
+def read_recipes(folder: Path = FOLDER) -> dict[str, Recipes]:
+    """File -> what it lists. Raises ConfigError for what a file may not say."""
+    found = {}
+    for path in sorted(folder.glob("*.yaml")):
+        where = f"{path.parent.name}/{path.name}"
+        found[where] = build(Recipes, mapping_of(path), where)
+    return found
+
+
+def experiments_of(folder: Path = CONF_DIR / "experiment") -> list[str]:
+    """All that can be run; a base alone cannot."""
+    names = (str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+    return sorted(name for name in names if name.rpartition("/")[2] != "base")
+
+
+def mistakes(
+    recipes: Mapping[str, Recipes], experiments: Sequence[str], typed: Callable[[list[str]], RunConfig]
+) -> list[str]:
+    """One line for each thing in which the lists and what is composed do not agree; none: all is as listed.
+
+    Args:
+        typed: the configuration of overrides.
+    """
+    lines: list[str] = []
+    told: set[str] = set()
+    for where, listed in recipes.items():
+        for k, entry in enumerate(listed.entries):
+            place = f"{where}, entries.{k}"
+            for pattern in entry.experiments:
+                names = [name for name in experiments if fnmatchcase(name, pattern)]
+                lines += (
+                    [] if names else [f"{place}: no experiment is called {pattern!r}{allowed(pattern, experiments)}"]
+                )
+                told |= {*names}
+                for name in names:
+                    try:
+                        config = typed([f"experiment={name}", *entry.overrides])
+                    except ConfigError as error:
+                        lines += [f"{place}, experiment={name}: {line}" for line in error.lines]
+                        continue
+                    lines += [f"{place}, experiment={name}: {line}" for line in _differences(entry, config)]
+        for pattern in listed.ours:
+            names = [name for name in experiments if fnmatchcase(name, pattern)]
+            lines += (
+                [] if names else [f"{where}, ours: no experiment is called {pattern!r}{allowed(pattern, experiments)}"]
+            )
+            told |= {*names}
+    lines += [
+        f"experiment={name}: has no recipe; list what its authors give in conf/paper/recipes/<paper>.yaml (entries: "
+        "experiments, arguments with key, value and source), or say under ours why there is none"
+        for name in experiments
+        if name not in told
+    ]
+    return lines
+
+
+def _differences(entry: Entry, config: RunConfig) -> Iterator[str]:
+    node, deviations = dump(config), {deviation.key: deviation for deviation in entry.deviations}
+    for argument in entry.arguments:
+        deviation = deviations.pop(argument.key, None)
+        try:
+            found = _value(node, config, argument)
+        except ConfigError as error:
+            yield str(error)
+            continue
+        if deviation is None and found != argument.value:
+            yield (
+                f"{argument.key} is {found!r}, and {argument.source} has {argument.value!r}; mend it, or list a "
+                "deviation"
+            )
+        elif deviation is not None and found == argument.value:
+            yield f"{argument.key} is {found!r} as in {argument.source}: it no longer deviates; take out the deviation"
+        elif deviation is not None and found != deviation.ours:
+            yield f"{argument.key} is {found!r}, and the deviation says {deviation.ours!r}"
+    yield from (f"{key}: a deviation from nothing; list the authors' value under arguments" for key in deviations)
+
+
+def _value(node: Mapping[str, Any], config: RunConfig, argument: Argument) -> Any:
+    if argument.key == STEPS:
+        if argument.labeled is None:
+            raise ConfigError("steps: of how many labeled images? give labeled")
+        return config.schedule.clock(argument.labeled).total_steps
+    at: Any = node
+    for part in argument.key.split("."):
+        if isinstance(at, list) and part.isdigit() and int(part) < len(at):
+            at = at[int(part)]
+        elif isinstance(at, Mapping) and part in at:
+            at = at[part]
+        else:
+            known = at if isinstance(at, Mapping) else ()
+            raise ConfigError(f"{argument.key}: no such key in its configuration{allowed(part, known)}")
+    return at
