@@ -59,7 +59,7 @@ class TableOptions(Schema):
     spread: Literal["std", "minmax"] = "std"
     """minmax: the least and the greatest value too."""
     columns: str = ""
-    """Further columns: params,flops,seconds,images_per_second,steps,teacher or metrics."""
+    """Further columns: params,flops,seconds,images_per_second,inference_per_second,steps,teacher or metrics."""
     compare: str | None = None
     """Two rows, rowA,rowB: their difference over the same seeds."""
     plan: bool = False

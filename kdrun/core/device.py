@@ -94,6 +94,12 @@ def require_compiler() -> None:
         raise ConfigError("schedule.compile: torch.compile needs Python's C headers (Debian: python3-dev), found none")
 
 
+def finish(device: torch.device) -> None:
+    """Wait until an accelerator has done what it was given; a clock would miss it else."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor on the device. On CUDA the copy of a CPU tensor is queued, and the host does not wait for it."""
     if device.type == "cuda" and tensor.device.type == "cpu":

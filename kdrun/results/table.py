@@ -22,7 +22,7 @@ else:
     flops_of_record = later("kdrun.models.flops", "flops_of_record")
 
 TEACHER_TOLERANCE = 0.7  # points of top-1 between our teacher and the paper's before a table warns
-EXTRAS = ("params", "flops", "seconds", "images_per_second", "steps", "teacher")
+EXTRAS = ("params", "flops", "seconds", "images_per_second", "inference_per_second", "steps", "teacher")
 HEADS = {"flops": "MFLOPs (1 MAC = 2)"}
 
 
@@ -252,7 +252,8 @@ def refuse_empty_extras(table: Table) -> None:
 
 
 def figure(record: Record, name: str, net: str | None = None) -> float | None:
-    """params, flops, steps, seconds or images_per_second (labeled images that training took) of a done record.
+    """params, flops, steps, seconds, images_per_second (labeled images that training took) or inference_per_second
+    (images that the last evaluation gave to all networks together) of a done record.
 
     Args:
         net: whose params and flops; None, or no network of the run: the headline's. Where that is no network alone (two
@@ -271,6 +272,8 @@ def figure(record: Record, name: str, net: str | None = None) -> float | None:
         batch = ((record.get("config") or {}).get("schedule") or {}).get("batch_size")
         whole = batch and record.get("steps") and seconds.get("train")
         return batch * record["steps"] / seconds["train"] if whole else None
+    if name == "inference_per_second":
+        return 1 / seconds["per_image"] if seconds.get("per_image") else None
     return seconds.get("total") if name == "seconds" else record.get(name)
 
 

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from kdrun.config.needs import Needs
 from kdrun.core import signals
-from kdrun.core.device import autocast, eager
+from kdrun.core.device import autocast, eager, finish
 from kdrun.core.files import atomic_path
 from kdrun.data.views.center import Center
 from kdrun.data.views.view import Predict, Source, View, clean_batches
@@ -47,6 +48,8 @@ class Evaluator:
         self.compiled = compiled
         self.center = center
         self.named = dict(named or {})
+        self.seconds_per_image: float | None = None
+        """Of the method's networks, all in one pass, as they were asked last; images fetched and resized with it."""
 
     def identity(self) -> dict[str, Any] | None:
         """All that decides the bits of a frozen network's logits here but the network and the machine, as JSON.
@@ -90,12 +93,20 @@ class Evaluator:
         """As `logits` of its networks, once what it has to choose is chosen on the validation images."""
         choice = method.choice()
         if choice is None or "val" not in self.splits:
-            return self.logits(method.predict)
+            return self._timed(method.predict)
         inputs: dict[str, dict[str, Tensor]] = {split: {} for split in self.splits}
-        for (split, name), values in self.logits(choice.inputs).items():
+        for (split, name), values in self._timed(choice.inputs).items():
             inputs[split][name] = values
         choice.make(inputs["val"], self.splits["val"][2])
         return {(split, net): values for split in inputs for net, values in choice.apply(inputs[split]).items()}
+
+    def _timed(self, predict: Predict) -> Logits:
+        started, out = perf_counter(), self.logits(predict)
+        for values in out.values():
+            finish(values.device)
+        count = sum(len(index) for _, index, _ in self.splits.values())
+        self.seconds_per_image = (perf_counter() - started) / count if count else None
+        return out
 
     def warnings(self, logits: Mapping[tuple[str, str], Tensor], needs: Needs) -> list[str]:
         """Lines for the record about what the networks do, where the method counts on it."""

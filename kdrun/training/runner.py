@@ -294,6 +294,8 @@ def _fit(assembly: Assembly, record: Record, job_type: str, lock: Lock) -> None:
             best_on_val=progress.best_on_val,
             seconds={k: round(v, 3) for k, v in progress.seconds.items()},
         )
+        if evaluator.seconds_per_image is not None and loop is not None:
+            record["seconds"]["per_image"] = float(f"{evaluator.seconds_per_image:.3g}")
         failed = False
     finally:
         loader.close()

@@ -13,6 +13,7 @@ from kdrun.cli.table import main as table_main
 from kdrun.core.errors import KdrunError
 from kdrun.core.sums import unsealed
 from kdrun.results.found import found_table
+from kdrun.results.table import figure
 from kdrun.runs.record import find_records
 from tests.conftest import FAST, TEACHER
 
@@ -62,7 +63,8 @@ def test_record_predictions_and_loaded_network_agree(train, outputs):
     assert record["split"]["labeled"] == 50
     assert record["split"]["labeled_per_class"] == [5] * 10
     assert record["packages"]["torch"] == torch.__version__.split("+")[0]
-    assert set(record["seconds"]) == {"total", "train", "data", "eval"}
+    assert set(record["seconds"]) == {"total", "train", "data", "eval", "per_image"}
+    assert figure(record, "inference_per_second") == 1 / record["seconds"]["per_image"] > 1  # digits: thousands
     assert record["nets"]["student"]["ema"] is True
     assert record["best_on_val"]["step"] in (10, 20)
     assert {"test/student/top1", "test/student_raw/top1", "test/teacher/top1"} <= set(record["metrics"])
