@@ -197,6 +197,14 @@ def remake() -> None:
         "method=mixup_distill loss=kd_mixup views.mix.kind=cutmix views.mix.alpha=0.2 views.mix.per=batch",
         "method=supervised views.mix.kind=mixup views.mix.share=0.5", "method=mixup_distill teacher.mix.kind=mixup",
         "method=dho", "method=dho method/variant=code", "method=sho method.pcgrad=true", "loss=kd loss.kd.scale=none",
+        "experiment=ttm/resnet56_resnet20", "experiment=ttm/resnet56_resnet20 loss=fitnet",
+        "experiment=ttm/resnet56_resnet20 loss=crd", "experiment=ttm/imagenet_resnet34_resnet18 loss=wttm",
+        "experiment=ttm/imagenet_deit3_small_deit_tiny loss=wttm", "experiment=dho/caltech101",
+        "experiment=dho/eurosat dataset.num_labels=1/class", "experiment=dho/flowers102 teacher=tip_adapter",
+        "experiment=dho/imagenet_r18 dataset.num_labels=1/class", "experiment=dho/imagenet_b16_l14",
+        "experiment=dho/imagenet_l14_h14", "experiment=dho/imagenet_b16_frozen", "experiment=dual_student/cifar100",
+        "experiment=fixmatch/svhn_40", "experiment=fixmatch/cifar10_40", "experiment=fixmatch/stl10",
+        "experiment=fixmatch/imagenet10", "experiment=mixup_kd/cifar100_scratch",
     ]  # fmt: skip
     with Composer() as made:
         FROZEN.write_text(json.dumps({line: key(made, *line.split()) for line in lines}, indent=1) + "\n")
