@@ -6,10 +6,10 @@ live prediction on its weak view where that is confident, else its trusted label
 """
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdrun.config.effective import effective, ramps_in
@@ -27,7 +27,7 @@ from kdrun.methods.fixmatch import FixMatch, FixMatchConfig
 from kdrun.methods.pool import Required, Start
 from kdrun.methods.requires import head_warmup_runs
 from kdrun.methods.step import Context, chosen
-from kdrun.methods.trusted import Selection, Selector, trusted_labels
+from kdrun.methods.trusted import Clustering, Selection, Selector, trusted_labels
 
 
 class OuterConfig(Schema):
@@ -43,11 +43,23 @@ class KDFixMatchConfig(FixMatchConfig):
     select_threshold: float = Field(0.8, ge=0, le=1)
     """tau_select: the outer network's lowest confidence for a trusted label."""
     selector: Selector = "dec"
-    """What must agree with the prediction: dec, kmeans, or confidence (nothing)."""
+    """What must agree with the prediction: dec, kmeans, or nothing (confidence, random)."""
+    select_as_many_as: Clustering | None = None
+    """Of selector confidence and random: only as many labels as this clustering would leave (ours, a control)."""
     merge: str = Field("heuristic1", pattern=r"^(heuristic1|outer_only|inner_only|switch_at:\d+)$")
     """heuristic1; outer_only: trusted labels alone; inner_only: FixMatch; switch_at:<step>: one, then the other."""
     outer: OuterConfig = Field(default_factory=OuterConfig)
     clustering: ClusteringConfig = Field(default_factory=ClusteringConfig)
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if self.select_as_many_as and self.selector in ("dec", "kmeans"):
+            raise ValueError(
+                f"select_as_many_as: goes with selector confidence or random, and selector is {self.selector}"
+            )
+        if self.selector == "random" and not self.select_as_many_as:
+            raise ValueError("selector: random needs a count; give select_as_many_as, dec or kmeans")
+        return self
 
     @property
     def takes_best(self) -> bool:
@@ -86,8 +98,9 @@ class KDFixMatch(FixMatch[KDFixMatchConfig]):
         if spec.takes_best:
             _same_cadence(outer, self.config.schedule)
         selection = Selection(
-            spec.select_threshold, spec.selector, spec.clustering, subseed(self.config.seed, "clusters")
-        )
+            spec.select_threshold, spec.selector, spec.clustering, subseed(self.config.seed, "clusters"),
+            spec.select_as_many_as,
+        )  # fmt: skip
         weights = outer.directory / ("student.best.safetensors" if spec.takes_best else "student.safetensors")
         return {"trusted_label": trusted_labels(weights, outer.key, selection, start.pool)}
 

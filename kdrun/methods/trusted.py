@@ -16,13 +16,15 @@ from kdrun.core.artifacts import Artifact
 from kdrun.core.device import autocast
 from kdrun.core.files import write_bytes
 from kdrun.core.hashing import file_sha256
+from kdrun.core.seeding import generator
 from kdrun.data.views.view import View, clean_batches
 from kdrun.methods.clustering import ClusteringConfig, Unclusterable, dec, kmeans, match_classes
 from kdrun.methods.pool import Pool
 from kdrun.models.network import Network, load_network
 from kdrun.models.weights import read_state
 
-Selector = Literal["dec", "kmeans", "confidence"]
+Clustering = Literal["dec", "kmeans"]
+Selector = Literal["dec", "kmeans", "confidence", "random"]
 VERSION = 1  # raise it when the selection changes: it is part of the artifact's name
 
 
@@ -33,9 +35,15 @@ class Selection:
     threshold: float
     """Lowest confidence."""
     selector: Selector
-    """What must agree beside it: a deep embedding cluster, a k-means cluster, or nothing."""
+    """What must agree beside it: a deep embedding cluster, a k-means cluster, or nothing (confidence, random)."""
     clustering: ClusteringConfig
     seed: int
+    as_many_as: Clustering | None = None
+    """Of confidence and random: only as many as this one would leave, the most confident or any; None: all."""
+
+    @property
+    def clusters_by(self) -> Clustering | None:
+        return self.as_many_as or (self.selector if self.selector in ("dec", "kmeans") else None)
 
 
 def trusted_labels(weights: Path, outer_key: str, selection: Selection, pool: Pool) -> tuple[Tensor, dict[str, Any]]:
@@ -53,8 +61,10 @@ def trusted_labels(weights: Path, outer_key: str, selection: Selection, pool: Po
         "select_threshold": selection.threshold,
         "selector": selection.selector,
     }
-    if selection.selector != "confidence":
+    if selection.clusters_by:
         spec |= {"clustering": selection.clustering.model_dump(), "seed": selection.seed}
+    if selection.as_many_as:
+        spec["as_many_as"] = selection.as_many_as
 
     def build(folder: Path) -> dict[str, Any]:
         warnings: list[str] = []
@@ -90,13 +100,15 @@ def select(network: Network, selection: Selection, pool: Pool, warn: Callable[[s
     cluster[confident] = -1
     where = confident.nonzero().squeeze(1)
     agreed, why = where, "no image is confident enough"
-    if selection.selector != "confidence":
+    if selection.clusters_by:
         try:
             found, classes = _clusters(features[where], label[where], selection, pool.num_classes)
             cluster[where] = found.to(torch.int32)
             agreed, why = where[classes[found.long()] == label[where]], "no cluster confirms its label"
         except Unclusterable as reason:
             agreed, why = where[:0], str(reason)
+    if selection.as_many_as:
+        agreed = _as_many(len(agreed), where, confidence[where], selection)
     if not len(agreed):
         threshold = f"method.select_threshold={selection.threshold:g}"
         warn(f"{why} ({threshold}): no label is trusted, training goes on as FixMatch")
@@ -108,11 +120,18 @@ def select(network: Network, selection: Selection, pool: Pool, warn: Callable[[s
 def _clusters(features: Tensor, label: Tensor, selection: Selection, num_classes: int) -> tuple[Tensor, Tensor]:
     """Cluster (M,) of each image, and class (K,) of each cluster."""
     count = selection.clustering.num_clusters or num_classes
-    if selection.selector == "dec":
+    if selection.clusters_by == "dec":
         found = dec(features, count, selection.seed, selection.clustering, labels=label).assignment
     else:
         found = kmeans(features, count, selection.seed, selection.clustering)
     return found, match_classes(found, label, count, num_classes, selection.clustering.assign)
+
+
+def _as_many(count: int, where: Tensor, confidence: Tensor, selection: Selection) -> Tensor:
+    """`count` of the (M,) images `where`: the most confident ones, or drawn; (count,)."""
+    if selection.selector == "confidence":
+        return where[confidence.argsort(descending=True, stable=True)[:count]]
+    return where[torch.randperm(len(where), generator=generator(selection.seed, "select"))[:count]]
 
 
 @torch.no_grad()

@@ -99,7 +99,7 @@ def teacher_evaluation(tmp_path, monkeypatch):
     TeacherLogits(Teacher(Pixels()), torch.device("cpu"), True, tmp_path).of(evaluator)
 
 
-def trusted_of(tmp_path, monkeypatch, selector="dec"):
+def trusted_of(tmp_path, monkeypatch, *selected_by):
     found = {"index": torch.arange(2), "label": torch.tensor([1, 0]), "cluster": torch.zeros(2, dtype=torch.int32)}
     monkeypatch.setattr(trusted, "load_network", lambda *_: None)
     monkeypatch.setattr(trusted, "select", lambda *_: {**found, "selected": torch.ones(2, dtype=torch.uint8)})
@@ -107,12 +107,17 @@ def trusted_of(tmp_path, monkeypatch, selector="dec"):
     pool = Pool(
         IMAGES, torch.arange(3), 2, 2, "fp32", tmp_path, lambda *_: {"coverage": 1.0}, print, torch.device("cpu")
     )
-    selection = Selection(0.95, selector, ClusteringConfig(), 7)
+    selector, *count = selected_by or ["dec"]
+    selection = Selection(0.95, selector, ClusteringConfig(), 7, *count)
     return trusted_labels(tmp_path / "student.safetensors", "0123456789ab", selection, pool)
 
 
 def trusted_by_confidence(tmp_path, monkeypatch):
     trusted_of(tmp_path, monkeypatch, "confidence")
+
+
+def trusted_by_confidence_as_many(tmp_path, monkeypatch):
+    trusted_of(tmp_path, monkeypatch, "confidence", "dec")
 
 
 def probe(tmp_path, monkeypatch):
@@ -138,6 +143,7 @@ PLACES = {
     teacher_evaluation: "artifacts/teacher_evaluation/07994b3f6834",
     trusted_of: "artifacts/trusted/c05165032f37",
     trusted_by_confidence: "artifacts/trusted/c40775818ed0",
+    trusted_by_confidence_as_many: "artifacts/trusted/67eac5151cab",
     probe: "analysis/features/f4f4cd5ffdf3",
 }
 

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from kdrun.config.model import ModelConfig
+from kdrun.core.errors import ConfigError
 from kdrun.data.views.view import Samples
 from kdrun.losses.robust import symmetric_cross_entropy
 from kdrun.methods.clustering import ClusteringConfig
@@ -148,6 +149,43 @@ def test_an_outer_network_that_sees_no_difference_is_trusted_with_nothing(select
     (line,) = warnings
     assert "features of all 40 images are the same" in line
     assert "training goes on as FixMatch" in line
+
+
+@pytest.mark.parametrize("clustering", ["dec", "kmeans"])
+def test_confidence_and_chance_choose_as_many_as_a_clustering_leaves(clustering):
+    config = ModelConfig(name="resnet8", args={"width": 4})
+    network = build_network(config, num_classes=3, in_chans=1, mean=[0.5], std=[0.5], seed=0)
+    pool, _ = pool_of(
+        torch.randint(0, 256, (90, 8, 8, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    )
+    confidence = select(network, Selection(0.0, "confidence", ClusteringConfig(), 0), pool, print)["confidence"]
+    threshold = confidence.median().item()  # half of the images are confident enough
+
+    def chosen_by(selector, as_many_as=None, seed=0):
+        found = select(network, Selection(threshold, selector, ClusteringConfig(), seed, as_many_as), pool, print)
+        return found["selected"].bool()
+
+    agreed, surest = chosen_by(clustering), chosen_by("confidence", clustering)
+    drawn = [chosen_by("random", clustering, seed) for seed in (0, 0, 1)]
+    assert 0 < agreed.sum() < (confidence >= threshold).sum()
+    assert surest.sum() == drawn[0].sum() == agreed.sum()
+    assert confidence[surest].min() >= confidence[~surest].max()
+    assert confidence[drawn[0]].min() >= threshold
+    assert torch.equal(drawn[0], drawn[1])
+    assert not any(torch.equal(drawn[0], other) for other in (drawn[2], surest, agreed))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method.selector=random"], "selector: random needs a count; give select_as_many_as, dec or kmeans"),
+        (["method.select_as_many_as=dec"], "select_as_many_as: goes with selector confidence or random"),
+        (["method.selector=kmeans", "method.select_as_many_as=dec"], "and selector is kmeans"),
+    ],
+)
+def test_a_count_goes_with_what_needs_one(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        make("kd_fixmatch", *overrides)
 
 
 @pytest.mark.parametrize("name", ["fixmatch", "kd_fixmatch", "peer_fixmatch"])
