@@ -64,6 +64,8 @@ class Network(nn.Module):
         self.register_buffer("mean", torch.tensor(spec.mean).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(shape), persistent=False)
         self._put_head(model)
+        if model.zero_head:
+            self._zero_head()
         self.dims = stage_channels(self.net, model.name)
         self._stages = list(self.dims)
         self._whole = whole_pass(self.net)
@@ -100,6 +102,17 @@ class Network(nn.Module):
         if self._frozen:
             self.net.requires_grad_(False)
             self._net.get_classifier().requires_grad_(True)
+
+    @torch.no_grad()
+    def _zero_head(self) -> None:
+        """The last layer of each classifier at zero. Raises ConfigError: one has none that could be."""
+        found = self._net.get_classifier()
+        for head in found if isinstance(found, tuple | list) else [found]:
+            last = head[-1] if isinstance(head, nn.Sequential) else head
+            if not isinstance(last, nn.Linear | nn.Conv2d):
+                raise ConfigError(f"{self.name}: its classifier is no linear layer; set student.zero_head to false")
+            for parameter in last.parameters():
+                parameter.zero_()
 
     def train(self, mode: bool = True) -> Self:
         """Training mode; of a network of which only the head is trained, the head's alone."""
