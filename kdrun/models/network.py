@@ -136,6 +136,18 @@ class Network(nn.Module):
         return sum(isinstance(part, nn.Linear) and part.out_features == self.spec.num_classes for part in parts)
 
     @property
+    def large_new_head(self) -> float | None:
+        """The largest weight of a new classifier that is trained with published weights, where features of size 1 would
+        get logits of size 2 or more, .6 with torch's own start (timm's EfficientNets of few classes); else None."""
+        model, published = self.spec.model, timm.get_pretrained_cfg(self.name)
+        new = model["new_head"] or (published is not None and published.num_classes != self.spec.num_classes)
+        last = self._classifier()
+        if last is None or not model["pretrained"] or not new or self._frozen:
+            return None
+        weight = last.weight.detach()
+        return float(weight.abs().amax()) if float(weight.square().sum(1).mean().sqrt()) > 2 else None
+
+    @property
     def name(self) -> str:
         return str(self.spec.model["name"])
 
