@@ -258,6 +258,7 @@ def _behind(name: str, plan: TablePlan, outputs: Path) -> Iterator[Record]:
             seen.add(run.place)
             record = read(run.place)
             if record is not None and record["status"] != "running":
+                record = _anywhere(record)
                 for key, value in _paths(record):
                     raise KdrunError(
                         f"{outputs / run.place}: its record holds a path of this machine, {key}: {value}; "
@@ -269,6 +270,16 @@ def _behind(name: str, plan: TablePlan, outputs: Path) -> Iterator[Record]:
     if not any(record["status"] == "done" for record in found):
         raise KdrunError(f"table={name}: none of its runs is done in {outputs}")
     yield from found
+
+
+def _anywhere(record: Record) -> Record:
+    """Without the folder that the run was made in, which is no part of what it is."""
+    execution = record["config"].get("execution", {})
+    if not MACHINE.search(str(execution.get("outputs", ""))):
+        return record
+    words = [word for word in record["overrides"] if not word.startswith("execution.outputs=")]
+    config = {**record["config"], "execution": {**execution, "outputs": "outputs"}}
+    return {**record, "config": config, "overrides": words}
 
 
 def _paths(node: Any) -> Iterator[tuple[str, str]]:

@@ -33,6 +33,9 @@ class ModelConfig(WeightsConfig):
     strip_prefix, rename and match say; of open_clip also a folder as it saves it."""
     new_head: bool = False
     """Published weights without their classifier, which starts anew; so where the classes are others in any case."""
+    zero_head: bool = False
+    """The classifier begins at zero instead of at random: at first all classes are equally likely, and what reaches
+    published weights is no noise. timm's EfficientNets else begin with weights up to 1/sqrt(classes)."""
     mean: list[Annotated[float, Field(ge=0, le=1)]] | None = None
     """Normalisation of this network's input; null: the weights' own where pretrained, else the dataset's."""
     std: list[Annotated[float, Field(gt=0)]] | None = None

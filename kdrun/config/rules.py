@@ -4,7 +4,7 @@ from pathlib import Path
 
 from kdrun.config.model import ModelConfig
 from kdrun.config.run import RunConfig
-from kdrun.config.teacher import LabelsConfig
+from kdrun.config.teacher import LabelsConfig, NetworkConfig
 from kdrun.config.views import ViewsConfig
 from kdrun.core.errors import allowed
 from kdrun.core.paths import CONF_DIR
@@ -123,6 +123,10 @@ def _of_networks(config: RunConfig) -> list[str]:
         wanted = f"{low} or more" if high is None else low if low == high else f"{low} to {high}"
         hint = "; give e.g. students=[resnet8,resnet14]" if low > 1 else ""
         errors.append(f"students: method={config.method.name} trains {wanted}, got {len(config.students)}{hint}")
+    for key, part in config.teacher.parts().items():
+        if isinstance(part, NetworkConfig) and part.model.zero_head and part.source != "train":
+            told = "a frozen teacher's classifier is that of its weights; set it to false"
+            errors.append(f"{key}.model.zero_head: {told}")
     return [*errors, *(line for key, model in config.networks for line in _of_network(key, model))]
 
 

@@ -22,13 +22,11 @@ from kdrun.core.registry import plugin_hashes
 from kdrun.core.schema import build
 from kdrun.core.seeding import subseed
 from kdrun.data.views.view import View
-from kdrun.models.fit import Fit, hint
 from kdrun.models.heads import hidden_head
-from kdrun.models.interface import refuse_function, refuse_logits, refuse_network, stage_channels, whole_pass
+from kdrun.models.interface import refuse_logits, stage_channels, whole_pass
 from kdrun.models.output import Output
-from kdrun.models.weights import check_state, missing_weights, no_weights, offline_where_there_is_no_network
+from kdrun.models.pretrained import timm_network
 
-USUAL = (TypeError, ValueError, RuntimeError, AssertionError)  # by which networks refuse their arguments
 TOKENS = "tokens"
 log = logging.getLogger(__name__)
 
@@ -61,11 +59,13 @@ class Network(nn.Module):
         self.spec = spec
         model = ModelConfig.model_validate(spec.model)
         self.size = model.size
-        self.net: Any = _make_net(model, spec)
+        self.net: Any = timm_network(model, spec.num_classes, spec.in_chans)
         shape = (1, spec.in_chans, 1, 1)
         self.register_buffer("mean", torch.tensor(spec.mean).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(shape), persistent=False)
         self._put_head(model)
+        if model.zero_head:
+            self._zero_head()
         self.dims = stage_channels(self.net, model.name)
         self._stages = list(self.dims)
         if self._stages and hasattr(self.net, "num_prefix_tokens"):
@@ -105,6 +105,17 @@ class Network(nn.Module):
             self.net.requires_grad_(False)
             self._net.get_classifier().requires_grad_(True)
 
+    @torch.no_grad()
+    def _zero_head(self) -> None:
+        """The last layer of each classifier at zero. Raises ConfigError: one has none that could be."""
+        found = self._net.get_classifier()
+        for head in found if isinstance(found, tuple | list) else [found]:
+            last = head[-1] if isinstance(head, nn.Sequential) else head
+            if not isinstance(last, nn.Linear | nn.Conv2d):
+                raise ConfigError(f"{self.name}: its classifier is no linear layer; set student.zero_head to false")
+            for parameter in last.parameters():
+                parameter.zero_()
+
     def train(self, mode: bool = True) -> Self:
         """Training mode; of a network of which only the head is trained, the head's alone."""
         super().train(mode)
@@ -139,6 +150,18 @@ class Network(nn.Module):
         heads = found if isinstance(found, tuple | list) else [found]
         parts = (module for head in heads for module in head.modules())
         return sum(isinstance(part, nn.Linear) and part.out_features == self.spec.num_classes for part in parts)
+
+    @property
+    def large_new_head(self) -> float | None:
+        """The largest weight of a new classifier that is trained with published weights, where features of size 1 would
+        get logits of size 2 or more, .6 with torch's own start (timm's EfficientNets of few classes); else None."""
+        model, published = self.spec.model, timm.get_pretrained_cfg(self.name)
+        new = model["new_head"] or (published is not None and published.num_classes != self.spec.num_classes)
+        last = self._classifier()
+        if last is None or not model["pretrained"] or not new or self._frozen:
+            return None
+        weight = last.weight.detach()
+        return float(weight.abs().amax()) if float(weight.square().sum(1).mean().sqrt()) > 2 else None
 
     @property
     def name(self) -> str:
@@ -216,88 +239,6 @@ def apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             out[name] = out[name].clone()
         taken.add(place)
     return out
-
-
-def _make_net(model: ModelConfig, spec: NetworkSpec) -> nn.Module:
-    """timm's network, with published weights where `model.pretrained` asks for them.
-
-    Raises:
-        ConfigError: it cannot be built, or lacks what kdrun needs.
-        DataError: its weights cannot be had, or are another network's.
-    """
-    refuse_function(model.name)
-    of_file = model.pretrained and model.file is not None and model.name != "open_clip"  # which reads its own
-    if of_file and timm.get_pretrained_cfg(model.name) is None:
-        return _filled(_make_net(model.replace(pretrained=False, file=None, new_head=False), spec), model)
-    weights: dict[str, Any] = {"pretrained": model.pretrained}
-    if model.pretrained:
-        overlay: dict[str, Any] = {"state_dict": _of_file(model)} if of_file else {}
-        overlay |= {"file": model.file, "entry": model.entry} if model.file is not None and not of_file else {}
-        overlay |= {"num_classes": 0} if model.new_head else {}  # timm leaves out the head of other classes
-        weights["pretrained_cfg_overlay"] = overlay or None
-    missing: list[str] = []
-    unfit = f"{model.name}: the network cannot be built with args {model.args}"
-    try:
-        fetches = model.pretrained and model.file is None
-        with offline_where_there_is_no_network(fetches), missing_weights(missing):
-            net: nn.Module = timm.create_model(
-                model.name, num_classes=spec.num_classes, in_chans=spec.in_chans, **weights, **model.args
-            )
-    except KdrunError:
-        raise
-    except Exception as error:  # hubs raise many kinds
-        if model.pretrained:
-            raise DataError(no_weights(model, error)) from error
-        if "_model_args" in str(error):  # which timm writes to what the function returned
-            refuse_network(None, model.name)
-        kind = "" if isinstance(error, USUAL) else f"{type(error).__name__}: "
-        raise ConfigError(f"{unfit}: {kind}{error}; see student.args or teacher.model.args") from error
-    refuse_network(net, model.name)
-    if any(not parameter.numel() for parameter in net.parameters()):
-        raise ConfigError(f"{unfit}: some of its weights would be empty; see student.args or teacher.model.args")
-    published: dict[str, Any] = getattr(net, "pretrained_cfg", None) or {}
-    published.pop("state_dict", None)  # the weights of the file, once more
-    heads = published.get("classifier") or ()  # which timm leaves out where the classes are others
-    prefixes = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
-    body = [name for name in missing if not name.startswith(prefixes) and not name.endswith("num_batches_tracked")]
-    if body:
-        source = model.file or "the published file"
-        raise DataError(f"{model.name}: {source} lacks {len(body)} of its weights, e.g. {body[0]}; not its own?")
-    return net
-
-
-def _of_file(model: ModelConfig) -> dict[str, Tensor]:
-    """The weights of `model.file`, under names that timm knows of this network, and converts where they are older."""
-    published = timm.get_pretrained_cfg(model.name)
-    with torch.device("meta"):
-        classes = 0 if model.new_head or published is None else published.num_classes
-        own = timm.create_model(model.name, num_classes=classes, **model.args).state_dict()
-    where = f"{model.name}: {model.file}"
-    try:
-        found = Fit(model, own, where, "student", whole=False).read(Path(str(model.file)))
-    except DataError as error:
-        raise DataError(no_weights(model, error)) from None
-    if torch.get_default_device().type != "meta":
-        found.say(where)
-    return found.state
-
-
-def _filled(net: nn.Module, model: ModelConfig) -> nn.Module:
-    """A network that timm has no weights of, with those of `model.file`."""
-    own = net.state_dict()
-    where = f"{model.name}: {model.file}"
-    found = Fit(model, own, where, "student", whole=not model.new_head).read(Path(str(model.file)))
-    state = found.state
-    if model.new_head:
-        classifier = net.get_classifier()  # type: ignore[operator]
-        head = next((f"{name}." for name, module in net.named_modules() if module is classifier), "")
-        state = {name: value for name, value in state.items() if not name.startswith(head)}
-        state |= {name: value for name, value in own.items() if name.startswith(head)}
-    check_state(net, model.name, state, where, hint("student"))
-    net.load_state_dict(state)
-    if torch.get_default_device().type != "meta":
-        found.say(where)
-    return net
 
 
 def mlp_head(inputs: int, classes: int) -> nn.Sequential:

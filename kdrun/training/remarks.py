@@ -13,7 +13,7 @@ def remarks(assembly: Assembly) -> list[str]:
     """One line for each."""
     return [
         *assembly.arrays.warnings, *_of_classes(assembly), *_of_validation(assembly), *_of_schedule(assembly),
-        *_of_heads(assembly), *_of_search(assembly),
+        *_of_heads(assembly), *_of_new_heads(assembly), *_of_search(assembly),
     ]  # fmt: skip
 
 
@@ -74,3 +74,16 @@ def _of_heads(assembly: Assembly) -> list[str]:
         for name, network in assembly.method.networks().items()
         if network.num_heads > 1
     ]
+
+
+def _of_new_heads(assembly: Assembly) -> list[str]:
+    """A new classifier whose weights are large for its inputs: its gradient spoils published weights first."""
+    out = []
+    for name, network in assembly.method.networks().items():
+        largest = network.large_new_head
+        if largest is not None and assembly.config.needs.trains:
+            out.append(
+                f"{name}: {network.name} has published weights under a new classifier of random weights up to "
+                f"{largest:.2f}, whose gradient spoils them at first; student.zero_head=true begins at zero"
+            )
+    return out

@@ -145,7 +145,7 @@ def small(model: ModelConfig, clip: Path) -> ModelConfig:
     head = None if model.head_warmup is None else model.head_warmup.replace(epochs=0.1)
     return model.replace(
         name="resnet8", args={"width": 4}, pretrained=False, file=None, new_head=False, size=8, mean=None, std=None,
-        head_warmup=head,
+        head_warmup=head, match="names",
     )  # fmt: skip
 
 

@@ -221,6 +221,7 @@ REFUSED = {
     "published student that is not published": (given("student.pretrained=true"), "student.pretrained: timm has no published weights of resnet8"),
     "file of a student without pretrained": (published(lambda p: p.write_bytes(PAGE), "student.pretrained=false"), "student.file: weights are read with pretrained=true only"),
     "new head without weights": (given("student.new_head=true"), "student.new_head: goes with pretrained=true; without published weights every head is new"),
+    "published teacher with a head at zero": (given("teacher=timm", "teacher.model.name=resnet18", "teacher.model.zero_head=true"), "teacher.model.zero_head: a frozen teacher's classifier is that of its weights; set it to false"),
     "unknown tag": (given("student=timm", "student.name=resnet18.nosuch"), "student.name: Invalid pretrained tag (nosuch) for resnet18"),
     "student for another size of images": (given("student=timm", "student.name=vit_tiny_patch16_224"), "student: vit_tiny_patch16_224 does not take images of 8x8 (Input height (8) doesn't match model (224)); give student.size=224"),
     "student args that are kdrun's": (given("+student.args.num_classes=3"), "student: args.num_classes: kdrun gives this one itself"),

@@ -110,3 +110,19 @@ def test_a_folder_that_may_not_be_searched(tmp_path, monkeypatch, capsys, words,
     assert main([*plain, *(word.format(root=tmp_path) for word in words)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {key.format(root=tmp_path)}")
+
+
+def test_a_new_classifier_that_spoils_published_weights(tmp_path, monkeypatch):
+    import timm
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    torch.save(timm.create_model("test_efficientnet", num_classes=1000).state_dict(), "w.pth")
+    student = ["student=test_efficientnet", "student.pretrained=true", "student.file=w.pth", "student.size=32"]
+    monkeypatch.setattr("tests.e2e.test_remarks.PLAIN", [word for word in PLAIN if not word.startswith("student")])
+    (line,) = [line for line in warned(*student) if "zero_head" in line]
+    assert line.startswith(
+        "student: test_efficientnet has published weights under a new classifier of random weights up to"
+    )
+    shutil.rmtree("outputs")
+    assert not any("zero_head" in line for line in warned(*student, "student.zero_head=true"))

@@ -1,6 +1,7 @@
 """The head of arXiv 2606.12171's students, networks of which only the head is trained, and the warm-up run of a head."""
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -87,6 +88,64 @@ def test_a_default_network_is_what_it_was():
     )
 
 
+@pytest.mark.parametrize("fields", [{}, {"head": "mlp"}, {"head": "hidden"}, {"trainable": "head"}], ids=str)
+@pytest.mark.parametrize("name", ["resnet8", "test_efficientnet", "test_vit"])
+def test_a_head_at_zero_is_the_same_network_that_says_nothing_yet_and_learns(name, fields, tmp_path):
+    plain, zero = network(name, **fields), network(name, zero_head=True, **fields)
+    differ = {k for k, v in plain.state_dict().items() if not torch.equal(v, zero.state_dict()[k])}
+    last = zero.net.get_classifier() if fields.get("head") is None else zero.net.get_classifier()[-1]
+    place = next(n for n, m in zero.named_modules() if m is last)
+    assert f"{place}.weight" in differ <= {f"{place}.weight", f"{place}.bias"}
+    assert (plain.eval()(pixels()).logits != 0).any()
+    assert (zero.eval()(pixels()).logits == 0).all()
+    zero.train()
+    F.cross_entropy(zero(pixels()).logits, torch.arange(4)).backward()
+    with torch.no_grad():
+        last.weight -= last.weight.grad
+    logits = zero.eval()(pixels()).logits
+    assert (logits != 0).any()
+    zero.save(tmp_path / "net.safetensors")
+    assert torch.equal(load_network(tmp_path / "net.safetensors")(pixels()).logits, logits)  # of a file: as it was kept
+
+
+def test_published_weights_of_other_classes_stay_under_a_head_at_zero(tmp_path):
+    """By order too, from a file as PyTorch pickles it."""
+    source = timm.create_model("test_efficientnet", num_classes=1000).state_dict()
+    torch.save({f"_{k}": v for k, v in source.items()}, tmp_path / "w.pth")
+    published = {"pretrained": True, "file": str(tmp_path / "w.pth"), "match": "order"}
+    net = network("test_efficientnet", zero_head=True, **published).net
+    heads = {"classifier.weight", "classifier.bias"}
+    assert all(torch.equal(v, source[k]) for k, v in net.state_dict().items() if k not in heads)
+    assert not any(net.state_dict()[k].any() for k in heads)
+
+
+def test_a_large_new_head_on_published_weights_is_told(tmp_path):
+    """timm starts EfficientNets with up to 1/sqrt(classes), whatever their features; others with less."""
+    for name, large in (("test_efficientnet", True), ("test_vit", False), ("test_resnet", False)):
+        torch.save(timm.create_model(name, num_classes=1000).state_dict(), tmp_path / "w.pth")
+        published = {"pretrained": True, "file": str(tmp_path / "w.pth")}
+        told = network(name, **published).large_new_head
+        assert (told is not None) == large
+        assert told is None or 0.9 < told * 7**0.5 <= 1
+        for quiet in ({}, {**published, "zero_head": True}, {**published, "trainable": "head"}):
+            assert network(name, **quiet).large_new_head is None
+
+
+def test_both_classifiers_of_a_deit_begin_at_zero():
+    with torch.device("meta"):
+        assert network("deit_tiny_distilled_patch16_224", zero_head=True).num_heads == 2
+    made = network("resnet8")
+    first, second = nn.Linear(2, 7), nn.Sequential(nn.ReLU(), nn.Conv2d(2, 7, 1))
+    made.net.get_classifier = lambda: (first, second)
+    made._zero_head()
+    assert not any(p.any() for p in (*first.parameters(), *second.parameters()))
+    made.net.get_classifier = nn.Identity
+    with pytest.raises(
+        ConfigError, match=r"^resnet8: its classifier is no linear layer; set student\.zero_head to false"
+    ):
+        made._zero_head()
+
+
 @pytest.mark.parametrize("fields", [{"head": "mlp"}, {"trainable": "head"}])
 def test_a_classifier_that_is_no_single_layer_is_refused(fields):
     with torch.device("meta"), pytest.raises(ConfigError, match="its classifier is not one linear layer"):
@@ -104,6 +163,7 @@ def test_a_classifier_that_is_no_single_layer_is_refused(fields):
             ["teacher=timm", "teacher.model.name=resnet10t", "teacher.model.head=mlp"],
             "teacher.model.head: timm's published weights are of a linear head",
         ),
+        (["student.zero_head=maybe"], "student.zero_head: "),
     ],
 )
 def test_mistakes(overrides, message):

@@ -243,6 +243,20 @@ def test_records_with_a_path_of_the_machine_are_refused(planned, tmp_path, path)
     publishing.main(["table=t", f"outputs={planned}", f"published={tmp_path / 'p'}"])
 
 
+@pytest.mark.parametrize("path", ["/scratch/me/outputs", "~/outputs", "C:\\outputs"])
+def test_where_outputs_lay_is_no_part_of_what_is_published(planned, tmp_path, path):
+    [run] = planned.glob("runs/distill/digits/n20/s0-0200")
+    made = record("0200", 0, overrides=["loss=kd", f"execution.outputs={path}"])
+    made["config"] = {**made["config"], "execution": {"threads": 1, "outputs": path}}
+    write_record(run, made)
+    publishing.main(["table=t", f"outputs={planned}", f"published={tmp_path / 'p'}"])
+    told = publishing.published_reader(tmp_path / "p" / "t")("0200")
+    assert told["config"]["execution"] == {"threads": 1, "outputs": "outputs"}
+    assert told["overrides"] == ["loss=kd"]
+    assert "scratch" not in (tmp_path / "p" / "t" / "records.jsonl").read_text()
+    assert read_record(run)["config"]["execution"]["outputs"] == path, "the run itself keeps it"
+
+
 def test_curves_are_published_with_the_points_that_are_shown(planned, tmp_path, monkeypatch):
     (readme := tmp_path / "README.md").write_text("no table here\n")
     folder = tmp_path / "published"
