@@ -46,8 +46,8 @@ def mapping_of(path: Path, key: str = "") -> dict[str, Any]:
 
 def line_of(path: Path, keys: Sequence[str]) -> int:
     """The line, from 1, at which these keys and indices stand in a YAML file, or the nearest one above them."""
-    node = yaml.compose(text_of(path, ""), LOADER)
-    line: int = node.start_mark.line
+    node: Any = yaml.compose(text_of(path, ""), LOADER)
+    line: int = node.start_mark.line if node else 0
     for key in keys:
         if isinstance(node, yaml.MappingNode):
             found = next((pair for pair in node.value if pair[0].value == key), None)
