@@ -1,21 +1,25 @@
 """What authors give their runs, as conf/paper/recipes/<paper>.yaml lists it, held against what experiments are."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kdrun.config.nodes import dump
 from kdrun.config.run import RunConfig
 from kdrun.core.errors import ConfigError, allowed
 from kdrun.core.paths import CONF_DIR
 from kdrun.core.schema import Schema, build
-from kdrun.core.texts import mapping_of
+from kdrun.core.texts import line_of, mapping_of
 
 FOLDER = CONF_DIR / "paper" / "recipes"
 STEPS = "steps"  # a key that no config has: the length of a run on so many labeled images
+PLACE = re.compile(r"paper, (abstract|algorithm|appendix|equation|figure|section|table)\b.*")
+FILE = re.compile(r"(?P<repository>[\w.-]+(/[\w.-]+)?), (?P<file>[^\s:]+)(:(?P<line>[1-9]\d*))?( \S.*)?")
+Commit = Annotated[str, Field(pattern=r"^([0-9a-f]{7,40}|\d+(\.\d+)+)$")]  # of a package: its version
 
 
 class Argument(Schema):
@@ -24,10 +28,31 @@ class Argument(Schema):
     key: str
     """Dotted path in the configuration of a run as its record has it, e.g. students.0.name; `steps`: see `labeled`."""
     value: Any
-    source: str = Field(min_length=4)
-    """Repository, file and what stands there; `paper, table 3`; `digest`: known second hand."""
+    source: str
+    """`owner/name, file:line what stands there`; `paper, table 3`; `digest: ...`: known second hand."""
+    unread: bool = False
+    """The repository's file was not at hand: its line is not known, and the value is second hand."""
     labeled: int | None = Field(None, gt=0)
     """Labeled images of the run that takes so many `steps`."""
+
+    @model_validator(mode="after")
+    def _names_its_place(self) -> "Argument":
+        file = self.file
+        if self.unread and (file is None or file["line"]):
+            raise ValueError(f"unread is said of a repository's file without a line, and the source is {self.source!r}")
+        if file is None and not PLACE.fullmatch(self.source) and not re.fullmatch(r"digest: \S.*", self.source):
+            raise ValueError(
+                f"the source {self.source!r} names no place (allowed: owner/name, file:line; paper, table 3, or an "
+                "abstract, algorithm, appendix, equation, figure, section; digest: what is known second hand)"
+            )
+        if file is not None and not file["line"] and not self.unread:
+            raise ValueError(f"the source {self.source!r} names no line; write {file['file']}:<line>, or unread: true")
+        return self
+
+    @property
+    def file(self) -> re.Match[str] | None:
+        """Groups repository, file and line, where a repository's or a package's file is the source."""
+        return None if self.source.startswith(("paper", "digest")) else FILE.fullmatch(self.source)
 
 
 class Deviation(Schema):
@@ -60,17 +85,44 @@ class Entry(Schema):
 class Recipes(Schema):
     """conf/paper/recipes/<paper>.yaml."""
 
+    repositories: dict[str, Commit] = Field(default_factory=dict)
+    """owner/name, or a file or folder below it that was read at another commit -> the commit whose lines are meant."""
     entries: list[Entry] = Field(default_factory=list)
     ours: dict[str, str] = Field(default_factory=dict)
     """Experiments that follow no paper's recipe, or patterns of their names, and why."""
 
+    @model_validator(mode="after")
+    def _knows_each_commit(self) -> "Recipes":
+        used = set()
+        for k, entry in enumerate(self.entries):
+            for i, argument in enumerate(entry.arguments):
+                if argument.file is None:
+                    continue
+                parts = f"{argument.file['repository']}/{argument.file['file']}".split("/")
+                known = [name for n in range(len(parts)) if (name := "/".join(parts[: n + 1])) in self.repositories]
+                if not known:
+                    raise ValueError(
+                        f"entries.{k}.arguments.{i}: repositories names no commit of {argument.file['repository']}"
+                        f"{allowed(argument.file['repository'], self.repositories)}"
+                    )
+                used.add(known[-1])
+        if unused := self.repositories.keys() - used:
+            raise ValueError(f"repositories.{min(unused)}: no source is in it; take it out")
+        return self
+
 
 def read_recipes(folder: Path = FOLDER) -> dict[str, Recipes]:
-    """File -> what it lists. Raises ConfigError for what a file may not say."""
+    """File -> what it lists. Raises ConfigError, with the lines, for what a file may not say."""
     found = {}
     for path in sorted(folder.glob("*.yaml")):
         where = f"{path.parent.name}/{path.name}"
-        found[where] = build(Recipes, mapping_of(path), where)
+        try:
+            found[where] = build(Recipes, mapping_of(path), where)
+        except ConfigError as error:
+            told = [line.removeprefix(where).lstrip(".: ") for line in error.lines]
+            raise ConfigError(
+                *(f"{where}, line {line_of(path, line.partition(': ')[0].split('.'))}: {line}" for line in told)
+            ) from None
     return found
 
 

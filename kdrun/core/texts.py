@@ -1,5 +1,6 @@
 """Text files as users write them: UTF-8, with a byte-order mark or without; YAML with the line of each mistake."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,26 @@ def mapping_of(path: Path, key: str = "") -> dict[str, Any]:
     """The content of a YAML file. Raises ConfigError with the file, the line and what is wanted."""
     text = text_of(path, key)
     refuse_yaml(text, f"{key}: {path}" if key else str(path))
-    content: dict[str, Any] = yaml.safe_load(text)
+    content: dict[str, Any] = yaml.load(text, LOADER)
     return content
+
+
+def line_of(path: Path, keys: Sequence[str]) -> int:
+    """The line, from 1, at which these keys and indices stand in a YAML file, or the nearest one above them."""
+    node: Any = yaml.compose(text_of(path, ""), LOADER)
+    line: int = node.start_mark.line if node else 0
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            found = next((pair for pair in node.value if pair[0].value == key), None)
+            if found is None:
+                break
+            line, node = found[0].start_mark.line, found[1]
+        elif isinstance(node, yaml.SequenceNode) and key.isdecimal() and int(key) < len(node.value):
+            node = node.value[int(key)]
+            line = node.start_mark.line
+        else:
+            break
+    return line + 1
 
 
 def refuse_yaml(text: str, where: str) -> None:
