@@ -36,6 +36,7 @@ from kdrun.runs.shape import fault
 BEGIN, END = "<!-- tables -->", "<!-- /tables -->"
 PLAIN, PACKED = "records.jsonl", "records.jsonl.xz"
 MOST = 1_000_000  # bytes of a published file
+PLAINLY = 200_000  # bytes of records that are put there as text; more of them are packed
 MACHINE = re.compile(r"(^|[\s=:\[,])(/(?!/)|~\w*/|[A-Za-z]:\\|\\\\|file:/)")
 """What begins like an absolute path."""
 
@@ -214,7 +215,7 @@ def _write_records(place: Path, records: Sequence[Record]) -> None:
     """records.jsonl, or records.jsonl.xz where that would be too large."""
     lines = [json.dumps(sealed(finite(record)), ensure_ascii=False) + "\n" for record in records]
     text = "".join(lines).encode(errors="backslashreplace")  # names that are no text, as in record.json
-    packed = len(text) > MOST
+    packed = len(text) > PLAINLY
     write_bytes(place / (PACKED if packed else PLAIN), lzma.compress(text) if packed else text)
     (place / (PLAIN if packed else PACKED)).unlink(missing_ok=True)
 

@@ -216,7 +216,7 @@ def test_many_records_are_published_packed(planned, tmp_path, monkeypatch):
     asked = ["table=t", f"outputs={planned}", f"published={place.parent}", f"readme={readme}"]
     publishing.main(asked)
     whole, size = (place / "records.jsonl").read_text(), (place / "records.jsonl").stat().st_size
-    monkeypatch.setattr(publishing, "MOST", size - 1)
+    monkeypatch.setattr(publishing, "PLAINLY", size - 1)
     publishing.main(asked)
     assert [path.name for path in place.glob("records*")] == ["records.jsonl.xz"]
     packed = (place / "records.jsonl.xz").read_bytes()
@@ -227,7 +227,7 @@ def test_many_records_are_published_packed(planned, tmp_path, monkeypatch):
     (place / "records.jsonl.xz").write_bytes(packed[:-9])
     with pytest.raises(KdrunError, match=r"records\.jsonl\.xz: not readable"):
         publishing.main([*asked, "again=true"])
-    monkeypatch.setattr(publishing, "MOST", size)
+    monkeypatch.setattr(publishing, "PLAINLY", size)
     publishing.main(asked)
     assert [path.name for path in place.glob("records*")] == ["records.jsonl"]
 
