@@ -1,5 +1,6 @@
 """The plan of a table: composed once, kept, and the same with and without what was kept."""
 
+import re
 import subprocess
 import sys
 
@@ -13,9 +14,10 @@ from kdrun.core.errors import ConfigError
 from kdrun.core.schema import FileContent, build
 from kdrun.results import jobs
 from kdrun.results import plan as planned
+from kdrun.results.fill import table_of
 from kdrun.results.jobs import table_jobs
 from kdrun.results.notes import deviations_in
-from kdrun.results.plan import make_plan, plan_of
+from kdrun.results.plan import kept_plan, make_plan, plan_of
 from kdrun.results.spec import TableConfig, table_spec
 from tests.conftest import ROOT
 
@@ -187,3 +189,34 @@ def test_deviations_are_read_with_their_next_lines(tmp_path):
     )
     assert deviations_in(path) == ["they pad, we do not. python -m x", "one line."]
     assert deviations_in(tmp_path / "none.yaml") == []
+
+
+@pytest.mark.parametrize("method", ["supervised", "linear_eval"])  # keyed in the plan, and while it is composed
+def test_a_cell_whose_file_is_not_there_is_shown_without_runs_and_planned_once_it_is(spec, method, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    words = [f"method={method}", "student.pretrained=true", f"student.file='{file}'"]
+    small = spec.replace(seeds=[0], rows={"there": words})
+    told = f"students.0.file: {file}: cannot be read (No such file or directory)"
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        plan_of("small", small, tmp_path)
+    plan = plan_of("small", small, tmp_path, lenient=True)
+    [there] = plan.cells
+    assert (there.runs, there.lacks) == ([], told)
+    assert kept_plan("small", small, tmp_path) is None  # or it would say so when the file is there
+    table = table_of("small", small, plan, tmp_path, lambda _: None)
+    assert table.grid()[1][1] == "not planned"
+    assert f"not planned: all cells: {told}" in table.footer()
+    file.write_bytes(b"weights")
+    [there] = plan_of("small", small, tmp_path, lenient=True).cells
+    assert (len(there.runs), there.lacks) == (1, "")
+
+
+def test_published_numbers_are_shown_where_weights_are_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "o").mkdir()
+    text = main(["table=dho_heads", "outputs=o"])
+    assert "not planned | paper 65.37" in text
+    assert "not planned: all cells: students.0.file: data/dino_resnet50_pretrain.pth" in text
+    assert "; see conf/experiment/dho/imagenet_r50.yaml" in text
+    with pytest.raises(ConfigError, match="dino_resnet50_pretrain"):
+        main(["table=dho_heads", "plan=true", "outputs=o"])
