@@ -84,7 +84,7 @@ def test_a_kept_plan_is_the_made_one_and_a_spoiled_one_is_made_anew(tmp_path, sp
     path = tmp_path / ".cache" / "tables" / "small.json"
     calls = []
 
-    def counted(name, given):
+    def counted(name, given, lenient):
         calls.append(name)
         return made
 
@@ -133,7 +133,7 @@ def test_a_file_that_a_run_key_contains_is_looked_at_again(tmp_path, made, spec,
     weights.write_bytes(b"1")
     plan = made.replace(files={str(weights): planned.PlannedFile.of(str(weights), "", FileContent())})
     calls = []
-    monkeypatch.setattr(planned, "make_plan", lambda *_: calls.append(1) or plan)
+    monkeypatch.setattr(planned, "make_plan", lambda *_, **__: calls.append(1) or plan)
     for _ in range(2):
         plan_of("small", spec, tmp_path)
     assert len(calls) == 1
@@ -144,7 +144,7 @@ def test_a_file_that_a_run_key_contains_is_looked_at_again(tmp_path, made, spec,
 
 def test_with_a_kept_plan_nothing_imports_torch(tmp_path, made, monkeypatch):
     demo = table_spec("demo")
-    monkeypatch.setattr(planned, "make_plan", lambda *_: made)
+    monkeypatch.setattr(planned, "make_plan", lambda *_, **__: made)
     plan_of("demo", demo, tmp_path)
     code = (
         "import sys; from kdrun.cli.table import main; "
@@ -166,7 +166,7 @@ def test_what_is_ours_is_told_as_long_as_it_is_in_force():
     known = table_spec("kd_fixmatch")
     rows = {"KD": known.rows["KD-FixMatch-CE"], "less": [*known.rows["KD-FixMatch-CE"], "schedule.steps=10"]}
     whole, less = make_plan(
-        "x", known.replace(seeds=[0], rows=rows, columns={"a": known.columns["cifar100-1000"]})
+        "x", known.replace(seeds=[0], rows=rows, tune={}, columns={"a": known.columns["cifar100-1000"]})
     ).cells
     told = "schedule.weight_decay = 0.001 (proposed: FixMatch's)"
     assert {told, "schedule.steps = 30000 (proposed)"} <= set(whole.ours)
@@ -220,3 +220,21 @@ def test_published_numbers_are_shown_where_weights_are_not(tmp_path, monkeypatch
     assert "; see conf/experiment/dho/imagenet_r50.yaml" in text
     with pytest.raises(ConfigError, match="dino_resnet50_pretrain"):
         main(["table=dho_heads", "plan=true", "outputs=o"])
+
+
+def test_files_are_picked_by_groups_alone():
+    groups = [
+        [],
+        ["loss=dkd"],
+        ["loss=dkd", "+loss/term@loss.wttm=wttm"],
+        ["loss=dkd", "~loss.ce"],
+        ["experiment=demo", "loss=dkd"],
+    ]
+    values = ["dataset.num_labels=50", "++student.args.width=4", "+ramps.x.key=loss.kd.weight"]
+    with Composer() as composer:
+        bare = [composer.picked(words) for words in groups]
+        assert [composer.picked([*words, *values]) for words in groups] == bare
+        assert bare[1] == bare[3] != bare[0]
+        assert len({tuple(found) for found in bare}) == 4
+    with Composer() as composer:  # the other way round: nothing is known yet
+        assert [composer.picked([*values, *words]) for words in groups] == bare
