@@ -39,6 +39,8 @@ OWN: dict[str, Any] = {
 }  # fmt: skip
 # Mappings whose keys are for the user to name.
 SEED = re.compile(r"seed=(0|[1-9][0-9]*)")
+VALUE = re.compile(r"[+~]*\w+(\.\w+)+(=|$)")
+"""An override of a value: a key with dots, which no group has."""
 CELLS = 500
 """What differs in more than its seed is kept for the next seed, so many at most."""
 OPEN = {"args", "optimizer_args", "lr_for", "rename", "ramps", "coefficients", "settings"}
@@ -54,6 +56,7 @@ class Composer:
         self.config_dir = config_dir
         self.config_name = config_name
         self._cells: dict[tuple[str, ...], Cell] = {}
+        self._picked: dict[tuple[str, ...], list[tuple[Path, str]]] = {}
 
     def __enter__(self) -> "Composer":
         register_source()
@@ -102,10 +105,15 @@ class Composer:
         return Job(known.config(seed), tuple(word if told == "seed=0" else told for told in known.overrides))
 
     def picked(self, overrides: Sequence[str]) -> list[tuple[Path, str]]:
-        """The YAML files that these overrides pick, each with its package, in the order of merging."""
-        loader = self.hydra.config_loader
-        defaults: Any = loader.compute_defaults_list(self.config_name, list(overrides), RunMode.RUN)
-        return [(CONF_DIR / f"{part.config_path}.yaml", part.package or "") for part in defaults.defaults]
+        """The YAML files that these overrides pick, each with its package, in the order of merging. Overrides that
+        differ in values alone pick the same ones."""
+        groups = tuple(word for word in overrides if not VALUE.match(word))
+        if groups not in self._picked:
+            loader = self.hydra.config_loader
+            defaults: Any = loader.compute_defaults_list(self.config_name, list(groups), RunMode.RUN)
+            parts = [(CONF_DIR / f"{part.config_path}.yaml", part.package or "") for part in defaults.defaults]
+            self._picked[groups] = parts
+        return self._picked[groups]
 
     def expand(self, overrides: Sequence[str], multirun: bool) -> list[tuple[str, ...]] | None:
         """The overrides of every job; None where a search, or a sweeper not Hydra's own, decides as it goes."""

@@ -8,7 +8,7 @@ from kdrun.config.dataset import DatasetConfig
 from kdrun.config.parts import UncertaintyConfig
 from kdrun.config.run import RunConfig
 from kdrun.config.teacher import RecipeConfig
-from kdrun.core.errors import ConfigError
+from kdrun.core.errors import MissingFile
 from kdrun.core.hashing import content_hash, json_hash
 from kdrun.core.registry import lookup, plugin_hashes
 from kdrun.core.schema import FileContent, OutsideKey, Schema, marker
@@ -88,11 +88,11 @@ def _content(value: Any, key: str = "") -> Any:
 def _of_file(path: str, where: str, file: FileContent, owner: Schema) -> str:
     try:
         return content_hash(path, where, file)
-    except ConfigError as error:
+    except MissingFile as error:
         url = getattr(owner, "url", None)
         if url is None:
             raise
-        raise ConfigError(f"{error}; kdrun download gets it from {url}") from None
+        raise MissingFile(f"{error}; kdrun download gets it from {url}", file=error.file) from None
 
 
 def named_files(config: RunConfig) -> list[tuple[str, str, FileContent]]:

@@ -20,6 +20,18 @@ class ConfigError(KdrunError, CompactHydraException):
         super().__init__("\n".join(self.lines))
 
 
+class MissingFile(ConfigError):
+    """A file or folder that a run key has the content of, and that is not there.
+
+    Args:
+        file: its path, as it was given.
+    """
+
+    def __init__(self, *lines: str, file: str) -> None:
+        self.file = file
+        super().__init__(*lines)
+
+
 class DataError(ConfigError):
     """A data file that is missing, damaged or not what it should be."""
 

@@ -6,11 +6,12 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from errno import ENOENT
 from pathlib import Path
 from threading import Event
 from typing import Any
 
-from kdrun.core.errors import ConfigError
+from kdrun.core.errors import ConfigError, MissingFile
 from kdrun.core.machine import cores
 from kdrun.core.remembered import Remembered
 from kdrun.core.schema import FileContent
@@ -106,7 +107,8 @@ def file_hash(path: str, key: str, file: FileContent | None = None) -> str:
         raise ConfigError(f"{key}: {path}: no such home directory; write the path out") from None
     except OSError as error:
         if path not in _LAST:
-            raise ConfigError(f"{key}: {path}: cannot be read ({error.strerror})") from None
+            text = f"{key}: {path}: cannot be read ({error.strerror})"
+            raise (MissingFile(text, file=path) if error.errno == ENOENT else ConfigError(text)) from None
     return _LAST[path]
 
 

@@ -94,6 +94,8 @@ class LinearEval(Method[LinearEvalConfig]):
         spec = cls.spec_of(config)
         if spec.source is not None:
             return config
+        if isinstance(spec.of, LinearEvalConfig):
+            raise ConfigError("method.of: linear_eval is an evaluation itself; give the method that it evaluates")
         source = effective(config.replace(method=spec.of))
         if not source.students:
             raise ConfigError(f"method.of: {spec.of.name} trains no student; choose another, e.g. method@method.of=sho")

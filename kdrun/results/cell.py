@@ -50,6 +50,8 @@ class Cell:
     """What is no paper's, by these files."""
     parts: list[str] = field(default_factory=list)
     """Columns that this one averages; none: it has runs of its own."""
+    lacks: str = ""
+    """Why it has no runs: a file that is not there."""
     gaps: dict[int, list[str]] = field(default_factory=dict)
     """Seed -> the parts that have no figure of it."""
 
@@ -100,7 +102,7 @@ class Cell:
         """`91.67 ± 1.38 (n=3/3)`, standard deviation with ddof 1; what is missing is said, not averaged away."""
         if not self.values:
             state = "failed" if self.failed else "missing" if self.missing else "n/a"
-            return f"{state} (0/{self.planned})" if self.planned else ""
+            return f"{state} (0/{self.planned})" if self.planned else "not planned" if self.lacks else ""
         values = scaled(self.values.values(), percent)
         digits = 2 if percent else 4
         spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""

@@ -44,7 +44,7 @@ def planned_table(
     """
     spec = table_spec(name)
     read = read or reader(outputs)
-    return table_of(name, spec, plan_of(name, spec, outputs), outputs, read, metric, protocol)
+    return table_of(name, spec, plan_of(name, spec, outputs, lenient=True), outputs, read, metric, protocol)
 
 
 def table_of(
@@ -231,7 +231,7 @@ def planned_records(name: str, outputs: Path) -> Iterator[tuple[str, str, list[R
 
 
 def _cell(planned: PlannedCell, metric: str, protocol: str, read: Reader, outputs: Path) -> Cell:
-    cell = Cell(deviations=planned.deviations, ours=planned.ours)
+    cell = Cell(deviations=planned.deviations, ours=planned.ours, lacks=planned.lacks)
     for run in planned.runs:
         cell.runs[run.seed] = run
         own = _record(run.place, read, cell)

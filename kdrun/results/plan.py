@@ -18,8 +18,9 @@ from kdrun.config.dataset import DatasetConfig
 from kdrun.config.job import key_on
 from kdrun.config.key import data_identity, named_files, run_dir
 from kdrun.config.run import RunConfig
-from kdrun.core.errors import ConfigError
+from kdrun.core.errors import ConfigError, MissingFile
 from kdrun.core.hashing import content_hash, json_hash
+from kdrun.core.paths import CONF_DIR
 from kdrun.core.registry import lookup
 from kdrun.core.schema import FileContent, Schema, build
 from kdrun.data.found import found, unsplit
@@ -64,6 +65,8 @@ class PlannedCell(Schema):
     ours: list[str] = Field(default_factory=list)
     """What these files say is no paper's; of tables that stand beside a paper's numbers."""
     runs: list[PlannedRun]
+    lacks: str = ""
+    """Why it has none: a file that its run keys have the content of is not there. Never in a plan that is kept."""
 
 
 class PlannedFile(Schema):
@@ -133,23 +136,27 @@ P = TypeVar("P", bound=TablePlan)
 QUICK = 2**28  # bytes of a dataset that are read to show a table; what is more must be remembered
 
 
-def plan_of(name: str, spec: TableConfig, outputs: Path, most: float = QUICK) -> TablePlan:
+def plan_of(
+    name: str, spec: TableConfig, outputs: Path, most: float = QUICK, lenient: bool = False
+) -> TablePlan:  # fmt: skip
     """The plan of a table, kept or made now: each run where it lies, given the data that are there.
 
     Args:
         most: bytes of a dataset that are read for that.
+        lenient: a cell whose runs have no key, since a file is not there, has none; else that is an error.
 
     Raises:
         ConfigError: a cell cannot be composed; names it.
     """
-    return on_present_data(_plan_of(name, spec, outputs), outputs, most)
+    return on_present_data(_plan_of(name, spec, outputs, lenient), outputs, most)
 
 
-def _plan_of(name: str, spec: TableConfig, outputs: Path) -> TablePlan:
+def _plan_of(name: str, spec: TableConfig, outputs: Path, lenient: bool) -> TablePlan:
     plan = kept_plan(name, spec, outputs)
     if plan is None:
-        plan = make_plan(name, spec)
-        keep_plan(name, spec, outputs, plan)
+        plan = make_plan(name, spec, lenient=lenient)
+        if not any(cell.lacks for cell in plan.cells):
+            keep_plan(name, spec, outputs, plan)
     return plan
 
 
@@ -174,7 +181,9 @@ def composed_anew(spec: TableConfig) -> bool:
     return any("plugins" in word for word in chain(*spec.rows.values(), *spec.columns.values()))
 
 
-def make_plan(name: str, spec: TableConfig, cells: Iterable["ComposedCell"] | None = None) -> TablePlan:
+def make_plan(
+    name: str, spec: TableConfig, cells: Iterable["ComposedCell"] | None = None, lenient: bool = False
+) -> TablePlan:  # fmt: skip
     """As `plan_of`, composed now.
 
     Args:
@@ -183,8 +192,15 @@ def make_plan(name: str, spec: TableConfig, cells: Iterable["ComposedCell"] | No
     made: list[PlannedCell] = []
     files: dict[str, PlannedFile | str] = {}
     data: dict[str, PlannedData] = {}
-    for row, column, candidate, overrides, composed, runs, picked in cells or composed_cells(name, spec):
-        planned = [_planned(run, files, data) for run in runs]
+    absent = made if lenient else None
+    for row, column, candidate, overrides, composed, runs, picked in cells or composed_cells(name, spec, absent=absent):
+        try:
+            planned = [_planned(run, files, data) for run in runs]
+        except MissingFile as error:
+            if not lenient:
+                raise
+            made.append(_without_file(row, column, candidate, overrides, picked, error))
+            continue
         first = runs[0].teacher
         given = first.kind().present and "teacher" not in planned[0].needs
         deviations = list(dict.fromkeys(line for path, _ in picked for line in deviations_in(path)))
@@ -199,6 +215,18 @@ def make_plan(name: str, spec: TableConfig, cells: Iterable["ComposedCell"] | No
     return TablePlan(cells=made, files=files, data=data)
 
 
+def _without_file(
+    row: str, column: str, candidate: list[str] | None, overrides: list[str], picked: list[Picked], error: MissingFile
+) -> PlannedCell:  # fmt: skip
+    """A cell without runs, with what is missing and the YAML file that names it."""
+    naming = [path for path, _ in picked if path.is_file() and error.file in path.read_text("utf-8")]
+    told = f"; see conf/{naming[-1].relative_to(CONF_DIR)}" if naming else ""
+    return PlannedCell(
+        row=row, column=column, candidate=candidate, overrides=overrides, given_teacher=False, runs=[],
+        teacher_temperature=1.0, teacher_as_trained=True, deviations=[], lacks=f"{error}{told}",
+    )  # fmt: skip
+
+
 def configs_of(name: str, spec: TableConfig, outputs: Path) -> Iterator[tuple[str, str, list[RunConfig]]]:
     """(row, column, typed config for each seed) of each cell, with this outputs folder; composed now."""
     for row, column, _, _, _, runs, _ in composed_cells(name, spec):
@@ -210,11 +238,14 @@ ComposedCell = tuple[str, str, list[str] | None, list[str], DictConfig, list[Run
 """Row, column, candidate, overrides, what they compose to, a typed config for each seed, YAML files."""
 
 
-def composed_cells(name: str, spec: TableConfig, more: Sequence[str] = ()) -> Iterator[ComposedCell]:
+def composed_cells(
+    name: str, spec: TableConfig, more: Sequence[str] = (), absent: list[PlannedCell] | None = None
+) -> Iterator[ComposedCell]:
     """Each cell, what its row and column share once.
 
     Args:
         more: further overrides of every cell, not in those that are given back.
+        absent: takes the cells that lack a file, which are then no error.
 
     Raises:
         ConfigError: a cell cannot be composed; names it.
@@ -236,6 +267,11 @@ def composed_cells(name: str, spec: TableConfig, more: Sequence[str] = ()) -> It
                         configs_of_seeds(composed, spec.seeds),
                         composer.picked(overrides),
                     )
+            except MissingFile as error:
+                if absent is None:
+                    raise MissingFile(f"table={name}: {row}, {column}: {error}", file=error.file) from None
+                absent.append(_without_file(row, column, candidate, overrides, composer.picked(overrides), error))
+                continue
             except ConfigError as error:
                 raise ConfigError(*(f"table={name}: {row}, {column}: {line}" for line in error.lines)) from None
             yield row, column, candidate, overrides, *known[tuple(overrides)]

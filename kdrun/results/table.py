@@ -126,6 +126,9 @@ class Table:
                     f"without it: {row}, {column}: seed {', '.join(map(str, cell.lacking))}: {cell.without[0]}"
                 )
             lines += [f"damaged: {row}, {column}: {problem}" for problem in cell.damaged]
+        lacking = groups_of({place: [cell.lacks] for place, cell in self.cells.items() if cell.lacks})
+        for why, places in lacking.items():
+            lines.append(f"not planned: {where(places, self.rows, self.columns) or 'all cells'}: {why}")
         lines += self._mixed()
         if self.paper is not None:
             lines += [f"{kind}{f' ({at})' if at else ''}: {text}" for kind, text, at, _ in self.footnotes()]

@@ -163,6 +163,7 @@ REFUSED = {
         "method.language_aware_init: method=supervised asks no teacher for the texts",
     ),
     "features of nothing": (["method=linear_eval", "method@method.of=zero_shot", "teacher=resnet8"], "method.of: zero_shot trains no student"),
+    "an evaluation of one": (["method=linear_eval", "method@method.of=linear_eval"], "method.of: linear_eval is an evaluation itself"),
     "features of several": (
         ["method=linear_eval", "method@method.of=peer_distill", "students=[resnet8,resnet14]", "loss=kd"],
         "students: method=linear_eval trains 1, got 2",

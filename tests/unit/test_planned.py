@@ -1,5 +1,6 @@
 """The plan of a table: composed once, kept, and the same with and without what was kept."""
 
+import re
 import subprocess
 import sys
 
@@ -13,9 +14,10 @@ from kdrun.core.errors import ConfigError
 from kdrun.core.schema import FileContent, build
 from kdrun.results import jobs
 from kdrun.results import plan as planned
+from kdrun.results.fill import table_of
 from kdrun.results.jobs import table_jobs
 from kdrun.results.notes import deviations_in
-from kdrun.results.plan import make_plan, plan_of
+from kdrun.results.plan import kept_plan, make_plan, plan_of
 from kdrun.results.spec import TableConfig, table_spec
 from tests.conftest import ROOT
 
@@ -82,7 +84,7 @@ def test_a_kept_plan_is_the_made_one_and_a_spoiled_one_is_made_anew(tmp_path, sp
     path = tmp_path / ".cache" / "tables" / "small.json"
     calls = []
 
-    def counted(name, given):
+    def counted(name, given, lenient):
         calls.append(name)
         return made
 
@@ -131,7 +133,7 @@ def test_a_file_that_a_run_key_contains_is_looked_at_again(tmp_path, made, spec,
     weights.write_bytes(b"1")
     plan = made.replace(files={str(weights): planned.PlannedFile.of(str(weights), "", FileContent())})
     calls = []
-    monkeypatch.setattr(planned, "make_plan", lambda *_: calls.append(1) or plan)
+    monkeypatch.setattr(planned, "make_plan", lambda *_, **__: calls.append(1) or plan)
     for _ in range(2):
         plan_of("small", spec, tmp_path)
     assert len(calls) == 1
@@ -142,7 +144,7 @@ def test_a_file_that_a_run_key_contains_is_looked_at_again(tmp_path, made, spec,
 
 def test_with_a_kept_plan_nothing_imports_torch(tmp_path, made, monkeypatch):
     demo = table_spec("demo")
-    monkeypatch.setattr(planned, "make_plan", lambda *_: made)
+    monkeypatch.setattr(planned, "make_plan", lambda *_, **__: made)
     plan_of("demo", demo, tmp_path)
     code = (
         "import sys; from kdrun.cli.table import main; "
@@ -164,7 +166,7 @@ def test_what_is_ours_is_told_as_long_as_it_is_in_force():
     known = table_spec("kd_fixmatch")
     rows = {"KD": known.rows["KD-FixMatch-CE"], "less": [*known.rows["KD-FixMatch-CE"], "schedule.steps=10"]}
     whole, less = make_plan(
-        "x", known.replace(seeds=[0], rows=rows, columns={"a": known.columns["cifar100-1000"]})
+        "x", known.replace(seeds=[0], rows=rows, tune={}, columns={"a": known.columns["cifar100-1000"]})
     ).cells
     told = "schedule.weight_decay = 0.001 (proposed: FixMatch's)"
     assert {told, "schedule.steps = 30000 (proposed)"} <= set(whole.ours)
@@ -187,3 +189,52 @@ def test_deviations_are_read_with_their_next_lines(tmp_path):
     )
     assert deviations_in(path) == ["they pad, we do not. python -m x", "one line."]
     assert deviations_in(tmp_path / "none.yaml") == []
+
+
+@pytest.mark.parametrize("method", ["supervised", "linear_eval"])  # keyed in the plan, and while it is composed
+def test_a_cell_whose_file_is_not_there_is_shown_without_runs_and_planned_once_it_is(spec, method, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    words = [f"method={method}", "student.pretrained=true", f"student.file='{file}'"]
+    small = spec.replace(seeds=[0], rows={"there": words})
+    told = f"students.0.file: {file}: cannot be read (No such file or directory)"
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        plan_of("small", small, tmp_path)
+    plan = plan_of("small", small, tmp_path, lenient=True)
+    [there] = plan.cells
+    assert (there.runs, there.lacks) == ([], told)
+    assert kept_plan("small", small, tmp_path) is None  # or it would say so when the file is there
+    table = table_of("small", small, plan, tmp_path, lambda _: None)
+    assert table.grid()[1][1] == "not planned"
+    assert f"not planned: all cells: {told}" in table.footer()
+    file.write_bytes(b"weights")
+    [there] = plan_of("small", small, tmp_path, lenient=True).cells
+    assert (len(there.runs), there.lacks) == (1, "")
+
+
+def test_published_numbers_are_shown_where_weights_are_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "o").mkdir()
+    text = main(["table=dho_heads", "outputs=o"])
+    assert "not planned | paper 65.37" in text
+    assert "not planned: all cells: students.0.file: data/dino_resnet50_pretrain.pth" in text
+    assert "; see conf/experiment/dho/imagenet_r50.yaml" in text
+    with pytest.raises(ConfigError, match="dino_resnet50_pretrain"):
+        main(["table=dho_heads", "plan=true", "outputs=o"])
+
+
+def test_files_are_picked_by_groups_alone():
+    groups = [
+        [],
+        ["loss=dkd"],
+        ["loss=dkd", "+loss/term@loss.wttm=wttm"],
+        ["loss=dkd", "~loss.ce"],
+        ["experiment=demo", "loss=dkd"],
+    ]
+    values = ["dataset.num_labels=50", "++student.args.width=4", "+ramps.x.key=loss.kd.weight"]
+    with Composer() as composer:
+        bare = [composer.picked(words) for words in groups]
+        assert [composer.picked([*words, *values]) for words in groups] == bare
+        assert bare[1] == bare[3] != bare[0]
+        assert len({tuple(found) for found in bare}) == 4
+    with Composer() as composer:  # the other way round: nothing is known yet
+        assert [composer.picked([*values, *words]) for words in groups] == bare

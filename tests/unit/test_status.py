@@ -155,7 +155,7 @@ def planned(tmp_path, monkeypatch) -> Path:
     spec = {"seeds": [0, 1], "rows": {"KD": [], EVIL: []}, "columns": {"20": [], "40": []}}
     for module in (tables, publishing):
         monkeypatch.setattr(module, "table_spec", lambda name: build(TableConfig, spec, name))
-        monkeypatch.setattr(module, "plan_of", lambda *_: TablePlan(cells=cells))
+        monkeypatch.setattr(module, "plan_of", lambda *_, **__: TablePlan(cells=cells))
     return outputs
 
 

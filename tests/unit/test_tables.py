@@ -96,7 +96,7 @@ def outputs(tmp_path, monkeypatch) -> Path:
         write_record(places["a|b, c", "r56", seed], record(f"m{seed}", seed, top1, seconds={"total": 200.0}))
     write_record(out / "runs/supervised/d/nall/s0-t", record("t", 0, 0.795))
     monkeypatch.setattr(tables, "table_spec", lambda name: build(TableConfig, SPEC, name))
-    monkeypatch.setattr(tables, "plan_of", lambda *_: PLAN)
+    monkeypatch.setattr(tables, "plan_of", lambda *_, **__: PLAN)
     monkeypatch.setattr(tables, "read_paper", lambda _: build(Paper, PAPER, "paper"))
     return out
 
