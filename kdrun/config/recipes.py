@@ -17,6 +17,7 @@ from kdrun.core.texts import line_of, mapping_of
 
 FOLDER = CONF_DIR / "paper" / "recipes"
 STEPS = "steps"  # a key that no config has: the length of a run on so many labeled images
+ELSEWHERE = re.compile(r"paper|digest")
 PLACE = re.compile(r"paper, (abstract|algorithm|appendix|equation|figure|section|table)\b.*")
 FILE = re.compile(r"(?P<repository>[\w.-]+(/[\w.-]+)?), (?P<file>[^\s:]+)(:(?P<line>[1-9]\d*))?( \S.*)?")
 Commit = Annotated[str, Field(pattern=r"^([0-9a-f]{7,40}|\d+(\.\d+)+)$")]  # of a package: its version
@@ -52,7 +53,7 @@ class Argument(Schema):
     @property
     def file(self) -> re.Match[str] | None:
         """Groups repository, file and line, where a repository's or a package's file is the source."""
-        return None if self.source.startswith(("paper", "digest")) else FILE.fullmatch(self.source)
+        return None if ELSEWHERE.match(self.source) else FILE.fullmatch(self.source)
 
 
 class Deviation(Schema):

@@ -124,7 +124,7 @@ def _of_networks(config: RunConfig) -> list[str]:
         hint = "; give e.g. students=[resnet8,resnet14]" if low > 1 else ""
         errors.append(f"students: method={config.method.name} trains {wanted}, got {len(config.students)}{hint}")
     for key, part in config.teacher.parts().items():
-        if isinstance(part, NetworkConfig) and part.model.zero_head and part.source != "train":
+        if isinstance(part, NetworkConfig) and part.model.zero_head and not part.kind(key).trains_model:
             told = "a frozen teacher's classifier is that of its weights; set it to false"
             errors.append(f"{key}.model.zero_head: {told}")
     return [*errors, *(line for key, model in config.networks for line in _of_network(key, model))]

@@ -78,7 +78,7 @@ class CRD(PenultimateTerm):
 
     equation = (
         "-log h/(h + K/N) - sum of K = num_negatives others log (K/N)/(h_k + K/N), h = e^(u.v / temperature) / Z, both "
-        "ways, u and v of embedding_dim, one of them from a memory with momentum"
+        "ways, u and v of embedding_dim, one of them from a memory with momentum, init at first"
     )
     source = "Tian, Krishnan and Isola 2020, arXiv 1910.10699"
 

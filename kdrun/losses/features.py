@@ -216,7 +216,8 @@ class FitNet(FeatureTerm):
     """`fitnet` of one stage; the student's map goes through a convolution, batch normalization and ReLU."""
 
     equation = (
-        "mean (r(f_s) - f_t)^2, f_s the student's map at feature, f_t the teacher's at teacher_feature, r learned"
+        "mean (r(f_s) - f_t)^2, f_s the student's map at feature, f_t the teacher's at teacher_feature, r the "
+        "learned regressor"
     )
     source = "Romero et al. 2015, arXiv 1412.6550; weight: Tian et al. 2020, arXiv 1910.10699"
 

@@ -18,7 +18,9 @@ class Supervised(Method[NamesConfig]):
 
     def __init__(self, config: RunConfig, setup: Setup) -> None:
         super().__init__(config, setup)
-        if self.spec.language_aware_init != "none":
+        if (
+            isinstance(config.method, NamesConfig) and config.method.language_aware_init != "none"
+        ):  # a plug-in's may lack it
             start_from_names([net.net.get_classifier() for net in self.networks().values()], config, setup)
 
     @classmethod

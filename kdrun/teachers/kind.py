@@ -38,6 +38,9 @@ class TeacherKind(Generic[C]):
     as_its_run: ClassVar[bool] = False
     """Whether its network is the one that its own run has evaluated, so that both have the same figures."""
 
+    trains_model: ClassVar[bool] = False
+    """Whether a run of its own trains `spec.model`."""
+
     def __init__(self, spec: C, key: str = "teacher") -> None:
         self.spec = spec
         self.key = key

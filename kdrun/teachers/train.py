@@ -28,6 +28,7 @@ class TrainConfig(NetworkConfig, RecipeConfig, LabelsConfig):
 class TrainedTeacher(TeacherKind[TrainConfig]):
     Config = TrainConfig
     as_its_run = True
+    trains_model = True
 
     def build(self, factory: NetworkFactory, runs: Mapping[str, Path], role: str, outputs: Path | None) -> nn.Module:
         return load_network(runs[role] / "student.safetensors")

@@ -17,7 +17,17 @@ def typed(composer, name, path, *overrides):
     return composer.typed([f"experiment=dual_student/{name}", *images, *overrides])
 
 
-@pytest.mark.parametrize("name", sorted(EXPERIMENTS))
+ONE = {"open_digits", "open_cifar10"}  # one student, to see its weights by uncertainty alone
+
+
+@pytest.mark.parametrize("name", sorted(ONE))
+def test_one_student_with_weights_by_uncertainty(composer, tmp_path, name):
+    config = typed(composer, name, tmp_path)
+    assert (config.method.name, len(config.students)) == ("uncertainty_distill", 1)
+    assert (config.method.uncertainty.name, config.losses["kd"].temperature) == ("entropy", 4)
+
+
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS - ONE))
 def test_the_paper_s_coefficients_are_in_force(composer, tmp_path, name):
     config = typed(composer, name, tmp_path)
     method = config.method

@@ -688,7 +688,9 @@ def test_the_regressor_of_the_literature_brings_a_map_to_the_teacher_s_size(stud
     """1x1 of equal maps, 3x3 of stride 2 of one twice as large, a transposed 4x4 of one half as large."""
     config = lookup("loss", "fitnet", "").Config(name="fitnet", regressor="conv")
     sides = [{} if side is None else {"stage2": side} for side in (student, teacher)]
-    spec = TermSpec(3, len(LABELS), DIMS, WIDE, LABELS, *sides)
+    spec = TermSpec(
+        3, len(LABELS), DIMS, WIDE, LABELS, student_reductions=sides[0], teacher_reductions=sides[1]
+    )  # fmt: skip
     if kernel is None:
         with pytest.raises(
             ConfigError, match=r"^loss\.fitnet: regressor: conv is for maps of which one is at most twice"
