@@ -188,7 +188,7 @@ class Stream:
         """(B,) int64 positions in the train array; each epoch is a new permutation of the stream's images."""
         size = len(self.index)
         if self.small_last:
-            epoch, k = divmod(step, -(-size // self.batch_size))
+            epoch, k = divmod(step, self._whole_batches)
             return self._order(epoch)[k * self.batch_size : (k + 1) * self.batch_size]
         ticket = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
         first, last = step * self.batch_size // size, ((step + 1) * self.batch_size - 1) // size
@@ -198,8 +198,13 @@ class Stream:
     def epochs(self, step: int) -> Tensor:
         """(B,) int64: the how-manieth pass over the stream's images each of the step is in."""
         if self.small_last:
-            return torch.full_like(self.positions(step), step // -(-len(self.index) // self.batch_size))
+            return torch.full_like(self.positions(step), step // self._whole_batches)
         return torch.arange(step * self.batch_size, (step + 1) * self.batch_size) // len(self.index)
+
+    @property
+    def _whole_batches(self) -> int:
+        """Batches of an epoch, the last of which may be small."""
+        return -(-len(self.index) // self.batch_size)
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:

@@ -4,15 +4,15 @@ Per sample, in float32 at least, finite for logits up to 1e4, gradients to the s
 label.
 """
 
-from typing import Any, Self
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from kdrun.core.registry import register
-from kdrun.losses.decoupled import apart
+from kdrun.losses.decoupled import DKDConfig, apart
 from kdrun.losses.labels import full, labels_of, over_classes
-from kdrun.losses.logits import LogitConfig, LogitTerm, above_zero, kl
+from kdrun.losses.logits import LogitTerm, above_zero, kl
 from kdrun.losses.term import Pair, risen
 
 HIDDEN = -1e9  # a logit in float32 whose probability is 0 beside any other, and which leaves no infinity behind
@@ -49,7 +49,7 @@ def masked_correlation(student_logits: Tensor, teacher_logits: Tensor, target: T
     return temperature**2 * kl(t, s)
 
 
-class RLDConfig(LogitConfig):
+class RLDConfig(DKDConfig):
     alpha: float = Field(1.0, ge=0)
     """Factor on SCD, how sure the teacher is against how sure the student is of the label."""
     beta: float = Field(8.0, ge=0)
@@ -58,14 +58,6 @@ class RLDConfig(LogitConfig):
     """Of MCD."""
     alpha_temperature: float | None = Field(1.0, gt=0)
     """Of SCD; null: `temperature`, the authors' `same-t`."""
-    warmup: float = Field(20 / 240, ge=0, lt=1)
-    """Share of the run in which the weight rises from 0: the paper's 20 epochs of 240."""
-
-    @model_validator(mode="after")
-    def consistent(self) -> Self:
-        if self.alpha == self.beta == 0:
-            raise ValueError("alpha and beta are both 0; give one of them a value, or the term the weight 0")
-        return self
 
 
 @register("loss", "rld")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from kdrun.config.model import ModelConfig
@@ -39,7 +40,7 @@ def bench_losses(names: tuple[str, str] = ("resnet8x4", "resnet32x4"), side: int
     every = torch.arange(50_000) % 100
     spec = TermSpec(100, 50_000, student.dims, teacher.dims, every, teacher.linear_classifier)
 
-    def asked(statistic: Any, feature: str | None = None, everything: bool = False) -> torch.Tensor:
+    def asked(statistic: Any, feature: str | None = None, everything: bool = False) -> Tensor:
         """Of 300 images that are noise: what comes of them costs a step as much."""
         found = torch.rand(300, 100 if feature is None else teacher.dims[feature])
         return torch.as_tensor(statistic(found, torch.rand(300, 100), every[:300]))
@@ -49,31 +50,12 @@ def bench_losses(names: tuple[str, str] = ("resnet8x4", "resnet32x4"), side: int
         F.cross_entropy(student(pixels).logits, labels).backward()
         optimizer.step()
 
-    def of(term: Any) -> Callable[[], None]:
-        term.before(asked)
-        with torch.no_grad():
-            seen = student(pixels, term.needed.features)
-            taught = teacher(pixels, term.needed.of_teacher)
-        leaves = [v.clone().requires_grad_() for v in (seen.logits, *seen.features.values())]
-        out = Output(leaves[0], dict(zip(seen.features, leaves[1:], strict=True)))
-        index = torch.arange(64)
-        pair = Pair(out, taught, labels, index, 0.5, lambda *shape: torch.rand(shape))
-
-        def run() -> None:
-            term.zero_grad(set_to_none=True)
-            for leaf in leaves:
-                leaf.grad = None
-            term(pair).mean().backward()
-            with torch.no_grad():
-                term.metrics(pair)
-                term.after_step(pair)
-
-        return run
-
     terms = {}
     for what, fields in TERMS.items():
         cls = lookup("loss", fields["name"], what)
-        terms[what] = of(cls(cls.Config(**fields), spec))
+        term = cls(cls.Config(**fields), spec)
+        term.before(asked)
+        terms[what] = call_of(term, student, teacher, pixels, labels)
     seconds_of(step, 2)
     for call in terms.values():
         seconds_of(call, max(calls // 4, 1))
@@ -86,3 +68,25 @@ def bench_losses(names: tuple[str, str] = ("resnet8x4", "resnet32x4"), side: int
     report(f"student step of {names[0]}, batch 64", [1e3 * value for value in steps], "ms")
     for name, values in shares.items():
         report(f"  {name}: forward, backward, metrics", values, "% of the step")
+
+
+def call_of(term: Any, student: Any, teacher: Any, pixels: Tensor, labels: Tensor) -> Callable[[], None]:
+    """What one step costs more by this term, its features and logits already there."""
+    with torch.no_grad():
+        seen = student(pixels, term.needed.features)
+        taught = teacher(pixels, term.needed.of_teacher)
+    leaves = [v.clone().requires_grad_() for v in (seen.logits, *seen.features.values())]
+    out = Output(leaves[0], dict(zip(seen.features, leaves[1:], strict=True)))
+    index = torch.arange(len(labels))
+    pair = Pair(out, taught, labels, index, 0.5, lambda *shape: torch.rand(shape))
+
+    def run() -> None:
+        term.zero_grad(set_to_none=True)
+        for leaf in leaves:
+            leaf.grad = None
+        term(pair).mean().backward()
+        with torch.no_grad():
+            term.metrics(pair)
+            term.after_step(pair)
+
+    return run
