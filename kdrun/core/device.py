@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdrun.core.errors import ConfigError
-from kdrun.core.machine import cores
+from kdrun.core.machine import cores, keep_memory
 from kdrun.core.slot import slot
 
 
@@ -42,12 +42,13 @@ _THREADS = min(torch.get_num_threads(), cores())  # torch's own choice: a job of
 
 
 def use_machine(device: str, threads: int | str | None) -> torch.device:
-    """The device that is named; torch works with so many threads from now on.
+    """The device that is named; torch works with so many threads from now on, and keeps its memory.
 
     Args:
         threads: None and auto: those of the slot, where it has none torch's own choice. What of them a run gains by,
             its runner finds out.
     """
+    keep_memory()
     torch.set_num_threads(threads if isinstance(threads, int) else slot().threads or _THREADS)
     return device_of(device)
 

@@ -1,10 +1,14 @@
 """What this machine is, and what of it a process may use."""
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 SPINS = "2000"
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
+_NEVER, _MAPPED, _MAPPED_BEFORE = 2**31 - 1, 2**30, 2**25  # bytes; glibc before 2.35 takes no more than the last
 
 
 def cores() -> int:
@@ -26,6 +30,23 @@ def wait_briefly() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+
+
+def keep_memory() -> bool:
+    """Have glibc keep the memory of one step's activations for the next; False where it was not told to.
+
+    It would give each large block back to the system when it is freed, and the next step would have all its pages made
+    and zeroed anew (docs/performance.md). Left as it is where the environment says when to give memory back, and where
+    another library allocates.
+    """
+    said = "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform != "linux" or said or {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys():
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is None:
+        return False
+    mapped = mallopt(_MMAP_THRESHOLD, _MAPPED) or mallopt(_MMAP_THRESHOLD, _MAPPED_BEFORE)
+    return bool(mapped and mallopt(_TRIM_THRESHOLD, _NEVER))
 
 
 def boot_id() -> str:
