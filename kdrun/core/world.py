@@ -1,0 +1,231 @@
+"""The processes that make one run together, its ranks; every call is cheap, and does nothing, where there is one.
+
+A batch belongs to all ranks: rank r has its r-th part, rows r n .. (r + 1) n of W n. What is `gathered` stands in the
+order of the ranks, so it is the batch as one process would have it.
+"""
+
+import pickle
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from kdrun.core.errors import KdrunError
+
+T = TypeVar("T")
+LONGEST_PAUSE = 0.25  # seconds between two looks at what another rank has said
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of equal parts of a batch, in its order."""
+
+    index: int = 0
+    count: int = 1
+
+    def rows(self, total: int) -> slice:
+        """Of a batch of `total` images. Raises KdrunError where it does not divide."""
+        if total % self.count:
+            raise KdrunError(f"a batch of {total} images has no {self.count} equal parts")
+        size = total // self.count
+        return slice(self.index * size, (self.index + 1) * size)
+
+    def part(self, index: int, count: int) -> "Part":
+        """The index-th of `count` equal parts of this part."""
+        return Part(self.index * count + index, self.count * count)
+
+
+class World:
+    """The ranks of a run.
+
+    Args:
+        store: a torch.distributed.Store that all of them reach, where there are several.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, store: Any = None) -> None:
+        self.rank = rank
+        self.size = size
+        self._store = store
+        self._asked = 0  # how often `once` was called: each time has a key of its own
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes, logs and decides."""
+        return self.rank == 0
+
+    @property
+    def part(self) -> Part:
+        """This rank's part of every batch."""
+        return Part(self.rank, self.size)
+
+    # -- tensors, of the same shape on all ranks
+
+    def gathered(self, own: Tensor) -> Tensor:
+        """(n, ...) -> (W n, ...), the rows of all ranks.
+
+        A loss of it that all ranks compute alike, whose gradients are averaged over the ranks as DDP does, has the
+        gradient that it would have in one process.
+        """
+        return own if self.size == 1 else _Gathered.apply(own, self.rank, self.size)
+
+    @torch.no_grad()
+    def mean(self, own: Tensor) -> Tensor:
+        """The mean over ranks, without gradient."""
+        if self.size == 1:
+            return own
+        total = own.detach().clone()
+        dist.all_reduce(total)
+        return total / self.size
+
+    @torch.no_grad()
+    def average(self, tensors: Sequence[Tensor | None]) -> None:
+        """Each of the tensors becomes its mean over ranks, in place; None on one rank is None on all."""
+        given = [tensor for tensor in tensors if tensor is not None]
+        if self.size == 1 or not given:
+            return
+        for dtype in dict.fromkeys(tensor.dtype for tensor in given):
+            same = [tensor for tensor in given if tensor.dtype == dtype]
+            flat = torch.cat([tensor.flatten() for tensor in same])
+            dist.all_reduce(flat)
+            flat /= self.size
+            parts = flat.split([tensor.numel() for tensor in same])
+            torch._foreach_copy_(same, [part.view_as(tensor) for part, tensor in zip(parts, same, strict=True)])
+
+    @torch.no_grad()
+    def collected(self, own: Tensor) -> list[Tensor]:
+        """Of each rank its tensor, (n_r, ...): these may differ in their first dimension."""
+        if self.size == 1:
+            return [own]
+        count = torch.tensor([len(own)], device=own.device)
+        counts = [int(c) for c in torch.cat(_all(count, self.size)).tolist()]
+        padded = own.new_zeros((max(counts), *own.shape[1:]))
+        padded[: len(own)] = own.detach()
+        return [values[:n] for values, n in zip(_all(padded, self.size), counts, strict=True)]
+
+    # -- decisions, by the host
+
+    def once(self, act: Callable[[], T]) -> T:
+        """What rank 0 gets from `act`, which only it calls; however long that takes. What it raises is raised by all.
+
+        The result is pickled for the other ranks.
+        """
+        if self._store is None or self.size == 1:
+            return act()
+        key, self._asked = f"once/{self._asked}", self._asked + 1
+        if self.first:
+            try:
+                result = act()
+            except BaseException as error:
+                self._store.set(key, pickle.dumps((False, _portable(error))))
+                raise
+            self._store.set(key, pickle.dumps((True, result)))
+            return result
+        fine, result = pickle.loads(self._wait(key))  # of our own rank 0
+        if not fine:
+            raise result
+        return result
+
+    def first_then(self, act: Callable[[], T]) -> T:
+        """`act` on rank 0, then on the others, which find what it has left on disk. What rank 0 raises is raised by
+        all."""
+        if self.size == 1:
+            return act()
+        done: list[T] = []
+
+        def as_first() -> None:
+            done.append(act())
+
+        self.once(as_first)
+        return done[0] if self.first else act()
+
+    def any(self, here: bool) -> bool:
+        """Whether it is so on a rank."""
+        if self.size == 1:
+            return here
+        flag = torch.tensor([float(here)])
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def alike(self, name: str, value: Any) -> dict[int, Any]:
+        """Values of the ranks that differ from that of rank 0, by rank; with that of rank 0. Empty: all agree.
+
+        Args:
+            name: a key of its own for each question.
+        """
+        if self._store is None or self.size == 1:
+            return {}
+        self._store.set(f"alike/{name}/{self.rank}", pickle.dumps(value))
+        values = [pickle.loads(self._wait(f"alike/{name}/{rank}")) for rank in range(self.size)]
+        others = {rank: other for rank, other in enumerate(values) if other != values[0]}
+        return {0: values[0], **others} if others else {}
+
+    def fail(self, text: str) -> None:
+        """Tell the other ranks that this one goes no further; what the first one says counts."""
+        if self._store is not None:
+            self._store.compare_set("failed", "", f"{self.rank}\n{text}")
+
+    def failure(self) -> tuple[int, str] | None:
+        """The rank that failed first, and why; None: none has."""
+        if self._store is None or not self._store.check(["failed"]):
+            return None
+        rank, _, text = self._store.get("failed").decode().partition("\n")
+        return int(rank), text
+
+    def _wait(self, key: str) -> bytes:
+        """Raises KdrunError where another rank fails meanwhile."""
+        if self._store is None:
+            raise KdrunError("one process waits for nobody")
+        pause = 1e-3
+        while not self._store.check([key]):  # `wait` would hold the store against other threads, and complain aloud
+            if (failed := self.failure()) is not None:
+                raise KdrunError(f"rank {failed[0]}: {failed[1]}")
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+        return bytes(self._store.get(key))
+
+
+class _Gathered(torch.autograd.Function):
+    """All ranks' rows; of the gradient, this rank's rows times the number of ranks, which averaging divides by."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, rank: int, size: int) -> Tensor:
+        ctx.rank, ctx.size, ctx.rows = rank, size, len(own)
+        return torch.cat(_all(own, size))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient[ctx.rank * ctx.rows : (ctx.rank + 1) * ctx.rows] * ctx.size, None, None
+
+
+def _all(own: Tensor, size: int) -> list[Tensor]:
+    whole = own.detach().contiguous()
+    bits = whole.to(torch.uint8) if whole.dtype == torch.bool else whole
+    parts = [torch.empty_like(bits) for _ in range(size)]
+    dist.all_gather(parts, bits)
+    return [part.to(whole.dtype) for part in parts]
+
+
+def _portable(error: BaseException) -> BaseException:
+    """The error as other ranks can raise it."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever its class makes of it
+        return KdrunError(f"rank 0: {type(error).__name__}: {error}")
+    return error
+
+
+_HERE = [World()]
+
+
+def world() -> World:
+    """The ranks of the run that this process makes."""
+    return _HERE[-1]
+
+
+def enter(other: World) -> None:
+    """From now on this process is one of these."""
+    _HERE[:] = [other]
