@@ -81,7 +81,8 @@ def timm_values(op: Tensor, magnitude: Tensor, negative: Tensor, height: int, wi
     side[Op.TRANSLATE_X], side[Op.TRANSLATE_Y] = width, height
     far = magnitude / 10 * reach[op] * side[op]
     signed = torch.where(negative, -far, far)
-    value = torch.where(op <= Op.TRANSLATE_Y, signed, (1 + signed).clamp(min=0.1))
+    value = torch.where(op <= Op.SHARPNESS, (1 + signed).clamp(min=0.1), far)
+    value = torch.where(op <= Op.TRANSLATE_Y, signed, value)
     value = torch.where(op == Op.POSTERIZE, 4 - far.floor(), value)
     value = torch.where(op == Op.SOLARIZE, 256 - far.floor(), value)
     return torch.where(op == Op.SOLARIZE_ADD, far.floor(), value)

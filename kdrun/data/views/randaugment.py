@@ -204,7 +204,7 @@ def matrices(op: Tensor, value: Tensor, height: int, width: int) -> Tensor:
     Operations that move nothing have the map of the identity.
     """
     rotate, zero = op == Op.ROTATE, torch.zeros_like(value)
-    angle = -torch.deg2rad(value)
+    angle = -torch.deg2rad(value.remainder(360))  # as Pillow, which takes -30 for 330
     cos, sin = angle.cos().round(decimals=15), angle.sin().round(decimals=15)
     xx = yy = torch.where(rotate, cos, 1.0)
     xy = torch.where(rotate, sin, torch.where(op == Op.SHEAR_X, value, zero))
