@@ -14,6 +14,7 @@ from kdrun.data.views.fixed import apply_fixed, fixed
 from kdrun.data.views.levels import COUNTS, Op, timm_values
 from kdrun.data.views.randaugment import StrongParams, StrongRecipe, apply_strong, draw_strong
 from kdrun.data.views.recipes import Strong, Weak
+from kdrun.data.views.view import mapped
 from kdrun.losses.labels import cross_entropy
 from tests.conftest import TEACHER
 from tests.contract.test_methods import VITS, fit, make
@@ -238,6 +239,22 @@ def test_a_strong_view_is_weak_then_operations_then_noise():
     assert torch.equal(found, step.permute(0, 3, 1, 2))
     assert torch.equal(view.apply_fixed(images, index, view.fixed(params)), found)
     assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_gives_the_same_and_never_waits():
+    images, index = torch.from_numpy(real_images()), torch.arange(500)
+    view = Strong(Weak(4, False, True), TIMM, (32, 32), ERASE)
+    params = view.draw(generator(), 500)
+    expected, on_device, places = view.apply(images, index, params), images.cuda(), index.cuda()
+    given = mapped(lambda tensor: tensor.cuda(), view.fixed(params))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = view.apply(on_device, places, params), view.apply_fixed(on_device, places, given)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(pixels.cpu(), expected) for pixels in found)
 
 
 def test_the_whole_recipe_trains():

@@ -35,32 +35,34 @@ def _moved(images: Tensor, maps: Tensor, color: Tensor, rows: int, columns: int)
     y = (torch.arange(height, device=device) + 0.5)[:, None]
     from_x, from_y = xx * x + xy * y + x0, yx * x + yy * y + y0  # (k, H, W) float64
     inside = (from_x >= 0) & (from_x < width) & (from_y >= 0) & (from_y < height)
-    lines, down = _taps(from_y, rows, height)
-    places, right = _taps(from_x, columns, width)
+    lines, down = _taps(from_y, rows, height, channels)
+    places, right = _taps(from_x, columns, width, channels)
     first = torch.arange(k, device=device, dtype=torch.int32)[:, None, None] * height
-    flat = images.view(-1, channels)
-    mixed = []
+    pixels, mixed = images.view(-1, channels), []
     for line in lines:
         start = (first + line) * width
-        seen = [flat.index_select(0, (start + place).view(-1)).view(images.shape).short() for place in places]
-        mixed.append(_cubic(seen, right))
-    values = _cubic(mixed, down).clamp(0, 255).to(torch.uint8)  # the fraction is cut off
-    return torch.where(inside[..., None], values, color.view(width, channels))
+        mixed.append(_cubic([pixels.index_select(0, (start + place).view(-1)).view(-1) for place in places], right))
+    values = _cubic(mixed, down).clamp_(0, 255).to(torch.uint8)  # the fraction is cut off
+    return torch.where(inside[..., None], values.view(images.shape), color.view(width, channels))
 
 
-def _taps(place: Tensor, taps: int, side: int) -> tuple[list[Tensor], Tensor]:
-    """The pixels that are mixed, each (k, H, W) int32, and where between the inner two the place is, (k, H, W, 1)."""
+def _taps(place: Tensor, taps: int, side: int, channels: int) -> tuple[list[Tensor], Tensor]:
+    """The pixels that are mixed, each (k, H, W) int32, and where between the inner two the place is, (k * H * W * C,).
+
+    The latter for each channel, because operations on neighbors of three are slow.
+    """
     place = place - 0.5
     before = place.floor()
     offsets = range(-1, 3) if taps == 4 else range(1)
     whole = before.int()
-    return [(whole + offset).clamp(0, side - 1) for offset in offsets], (place - before)[..., None]
+    way = (place - before).view(-1, 1).repeat(1, channels).view(-1)
+    return [(whole + offset).clamp(0, side - 1) for offset in offsets], way
 
 
 def _cubic(values: list[Tensor], way: Tensor) -> Tensor:
-    """Pillow's, step by step; of whole numbers differences are exact in int16 as well."""
+    """(n,) float64; Pillow's, step by step, but for signs."""
     if len(values) == 1:
-        return values[0]
-    v1, v2, v3, v4 = values
-    p2, p3, p4 = v3 - v1, 2 * (v1 - v2) + v3 - v4, v2 - v1 - v3 + v4
-    return v2 + way * (p2 + way * (p3 + way * p4))
+        return values[0].double()
+    v1, v2, v3, v4 = (value.double() for value in values)
+    p2, p3, p4 = v3 - v1, (v1 - v2).mul_(2).add_(v3).sub_(v4), (v2 - v1).sub_(v3).add_(v4)
+    return p4.mul_(way).add_(p3).mul_(way).add_(p2).mul_(way).add_(v2)

@@ -71,9 +71,16 @@ class Erase:
             params: on the CPU.
         """
         chosen = (params.box[:, 1] > params.box[:, 0]).nonzero().squeeze(1)
-        if len(chosen):
-            numbers = (chosen, params.box[chosen], params.number[chosen], quantiles(self.mean, self.std))
-            where, box, number, table = (send(tensor, images.device) for tensor in numbers)
+        if not len(chosen):
+            return
+        box, number, table = params.box[chosen], params.number[chosen], quantiles(self.mean, self.std)
+        if images.device.type == "cpu":
+            position = hashed(_positions(images))
+            for k, (top, bottom, left, right), key in zip(chosen.tolist(), box.tolist(), number, strict=True):
+                place = slice(top, bottom), slice(left, right)
+                images[k][place] = _noise(position[place], key, table)
+        else:
+            where, box, number, table = (send(tensor, images.device) for tensor in (chosen, box, number, table))
             images.index_copy_(0, where, _erased(images[where], box, number, table))
 
     def fixed(self, params: Erased) -> Erased:
@@ -103,15 +110,25 @@ def _erased(images: Tensor, box: Tensor, number: Tensor, table: Tensor) -> Tenso
 
 
 def _part(images: Tensor, box: Tensor, number: Tensor, table: Tensor) -> Tensor:
-    _, height, width, channels = images.shape
+    _, height, width, _ = images.shape
     row, column = (torch.arange(side, device=images.device) for side in (height, width))
     top, bottom, left, right = box[:, :, None].unbind(1)
     inside = ((row >= top) & (row < bottom))[:, :, None] & ((column >= left) & (column < right))[:, None]
-    position = torch.arange(images[0].numel(), dtype=torch.int32, device=images.device)
-    key = hashed(hashed(position) ^ number[:, None]) & ((1 << BITS) - 1)
-    key += position % channels * (1 << BITS)
-    noise = table.index_select(0, key.view(-1)).view(images.shape)
+    noise = _noise(hashed(_positions(images)), number[:, None, None, None], table)
     return torch.where(inside[..., None], noise, images)
+
+
+def _positions(images: Tensor) -> Tensor:
+    """(H, W, C) int32."""
+    shape = images.shape[1:]
+    return torch.arange(shape.numel(), dtype=torch.int32, device=images.device).view(shape)
+
+
+def _noise(position: Tensor, number: Tensor, table: Tensor) -> Tensor:
+    """uint8 in the shape of hashed positions (..., C) and numbers together."""
+    key = hashed(position ^ number) & ((1 << BITS) - 1)
+    key += torch.arange(position.shape[-1], dtype=torch.int32, device=position.device) * (1 << BITS)
+    return table.index_select(0, key.view(-1)).view(key.shape)
 
 
 def hashed(value: Tensor) -> Tensor:

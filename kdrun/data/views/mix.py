@@ -104,8 +104,9 @@ class Mixture:
 def _blended(share: Tensor, own: Tensor, other: Tensor) -> Tensor:
     """(B,), (B, H, W, C) uint8, likewise -> float32 in [0, 1]."""
     share = share[:, None, None, None]
-    # each image scaled as networks do it, so that with lambda = 1 they see what they would see unmixed
-    return share * (own.float() / 255) + (1 - share) * (other.float() / 255)
+    # Each image scaled as networks do it, so that with lambda = 1 they see what they would see unmixed. In place, for
+    # fresh memory would cost more than what is computed.
+    return own.float().div_(255).mul_(share).add_(other.float().div_(255).mul_(1 - share))
 
 
 def _interval(uniform: Tensor, share: Tensor, length: int) -> tuple[Tensor, Tensor]:
