@@ -1,5 +1,6 @@
 """Composing conf/ with overrides, as `@hydra.main` does."""
 
+import gc
 import re
 import shlex
 import traceback
@@ -20,8 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdrun.config.job import Job
+from kdrun.config.loader import Loader
 from kdrun.config.nodes import to_config
-from kdrun.config.repository import parse_once
 from kdrun.config.resolvers import register_resolvers
 from kdrun.config.run import RunConfig
 from kdrun.config.source import register_source
@@ -37,12 +38,12 @@ OWN: dict[str, Any] = {
     "run.dir": "${execution.outputs}/${run_dir:}", "sweep.dir": "${execution.outputs}", "sweep.subdir": "${run_dir:}",
     "output_subdir": None, "job.chdir": False,
 }  # fmt: skip
-# Mappings whose keys are for the user to name.
 SEED = re.compile(r"seed=(0|[1-9][0-9]*)")
-VALUE = re.compile(r"[+~]*\w+(\.\w+)+(=|$)")
-"""An override of a value: a key with dots, which no group has."""
 CELLS = 500
 """What differs in more than its seed is kept for the next seed, so many at most."""
+SELDOM = 50_000, 20, 100
+"""When garbage is collected meanwhile: looking through all nodes after every 700 new ones is a fifth of the time."""
+# Mappings whose keys are for the user to name.
 OPEN = {"args", "optimizer_args", "lr_for", "rename", "ramps", "coefficients", "settings"}
 
 
@@ -56,7 +57,6 @@ class Composer:
         self.config_dir = config_dir
         self.config_name = config_name
         self._cells: dict[tuple[str, ...], Cell] = {}
-        self._picked: dict[tuple[str, ...], list[tuple[Path, str]]] = {}
 
     def __enter__(self) -> "Composer":
         register_source()
@@ -64,13 +64,16 @@ class Composer:
         if self.config_dir is not None:
             extra = _existing(self.config_dir)
             path.prepend(provider="command-line", path=f"file://{extra}", anchor=SearchPathQuery(provider="schema"))
-        parse_once()
         GlobalHydra.instance().clear()
         self.hydra = Hydra.create_main_hydra2(task_name="train", config_search_path=path)
+        self.hydra.config_loader = self.loader = Loader(path)
+        self._collected = gc.get_threshold()
+        gc.set_threshold(*SELDOM)
         register_resolvers()  # behind Hydra's own
         return self
 
     def __exit__(self, *_: object) -> None:
+        gc.set_threshold(*self._collected)
         GlobalHydra.instance().clear()
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
@@ -105,15 +108,9 @@ class Composer:
         return Job(known.config(seed), tuple(word if told == "seed=0" else told for told in known.overrides))
 
     def picked(self, overrides: Sequence[str]) -> list[tuple[Path, str]]:
-        """The YAML files that these overrides pick, each with its package, in the order of merging. Overrides that
-        differ in values alone pick the same ones."""
-        groups = tuple(word for word in overrides if not VALUE.match(word))
-        if groups not in self._picked:
-            loader = self.hydra.config_loader
-            defaults: Any = loader.compute_defaults_list(self.config_name, list(groups), RunMode.RUN)
-            parts = [(CONF_DIR / f"{part.config_path}.yaml", part.package or "") for part in defaults.defaults]
-            self._picked[groups] = parts
-        return self._picked[groups]
+        """The YAML files that these overrides pick, each with its package, in the order of merging."""
+        files = self.loader.files(self.config_name, overrides)
+        return [(CONF_DIR / f"{file.config_path}.yaml", file.package or "") for file in files]
 
     def expand(self, overrides: Sequence[str], multirun: bool) -> list[tuple[str, ...]] | None:
         """The overrides of every job; None where a search, or a sweeper not Hydra's own, decides as it goes."""
@@ -212,7 +209,9 @@ class Composer:
         known = allowed(name, {*options})
         if group == "loss" and (HERE / "losses" / f"{name}.py").is_file():
             known += f". kdrun/losses/{name}.py needs conf/loss/term/{name}.yaml"
-        return f"{group or 'config'}={name}: no such option{known}"
+        words = (override.lstrip("+").partition("=") for override in overrides)
+        given = next((key for key, _, value in words if key.partition("@")[0] == group and value == name), group)
+        return f"{given or 'config'}={name}: no such option{known}"
 
     def _no_option(self, overrides: list[str]) -> str:
         """Of the override that gives a group null or a number."""

@@ -1,5 +1,6 @@
 """Typed nodes of the config: every YAML node becomes a frozen `Schema`, strict about keys, types and bounds."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -110,11 +111,7 @@ def _explain(schema: type[BaseModel], error: ErrorDetails, prefix: str) -> str:
     if kind == "missing":
         return f"{key}: missing; a value is required"
     if kind == "value_error":
-        return (
-            f"{key}: {error['msg'].removeprefix('Value error, ')}"
-            if key
-            else error["msg"].removeprefix("Value error, ")
-        )
+        return _placed(key, error["msg"].removeprefix("Value error, "))
     if kind == "literal_error":
         names = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
         return f"{key}: {given!r} is not allowed{allowed(given, names)}"
@@ -124,6 +121,15 @@ def _explain(schema: type[BaseModel], error: ErrorDetails, prefix: str) -> str:
         return f"{key}: must be a valid string, got {given!r}; quote it: {word}"
     message = error["msg"].replace("Input should be", "must be").replace("Input", "must")
     return f"{key}: {message}, got {given!r}"
+
+
+def _placed(key: str, message: str) -> str:
+    """A message under the key of its node; one that begins with its usual place, `schedule.lr: `, goes on from it."""
+    found = re.match(r"(\w+)\.([\w.*]+): ", message)
+    if found is None or found[1] not in key.split("."):
+        return f"{key}: {message}" if key else message
+    whole = key if key.endswith(f".{found[2]}") else f"{key}.{found[2]}"
+    return f"{whole}: {message[found.end() :]}"
 
 
 # Names that pydantic puts into an error's location for the branches of a union.
