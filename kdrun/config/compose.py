@@ -164,6 +164,8 @@ class Composer:
             return f"{file}: {text.splitlines()[0].partition(': ')[2] or text}"
         if match := re.search(r"Could not override '([^']+)'", text):
             return self._unknown_key(match[1], overrides)
+        if match := re.match(r"Error merging override \+*(students\.\d+\.[^=]+)=", text):
+            return self._unknown_key(match[1], overrides)
         if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", text):
             return f"{match[1]}: exists already; leave out the + (or write ++ to force)"
         if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
@@ -231,11 +233,15 @@ class Composer:
         if len(rest) == len(overrides):
             return f"{key}: unknown key"
         groups = sorted(p.name for p in CONF_DIR.iterdir() if p.is_dir() and p.name not in ("table", "paper"))
+        if re.match(r"students\.\d+\.", plain):
+            rest = [o for o in rest if not re.match(r"\+*students\.\d+\.", o)]
         try:
             node: Any = self._compose(rest, sweeps=True)
         except (HydraException, OmegaConfBaseException):
             return f"{key}: unknown key"
         parts = plain.replace("/", ".").split(".")
+        if re.match(r"students\.\d+\.", plain):
+            return _of_student(plain, [*node.students], overrides)
         for i, part in enumerate(parts):
             names = [str(k) for k in node if k != "hydra"] if OmegaConf.is_dict(node) else []
             if part not in names and i and parts[i - 1] in OPEN:
@@ -270,6 +276,22 @@ def _existing(config_dir: str) -> Path:
         why = f"cannot be read ({getattr(error, 'strerror', None) or error})"
         path = Path(config_dir)
     raise ConfigError(f"--config-dir: {path}: {why}")
+
+
+def _of_student(key: str, students: list[Any], overrides: list[str]) -> str:
+    """Why a key of one of several students, such as `students.0.file`, was not taken."""
+    index = key.split(".")[1]
+    start = f"students.{index}."
+    given = [o.lstrip("+").removeprefix(start).partition("=") for o in overrides if o.lstrip("+").startswith(start)]
+    if int(index) >= len(students):
+        return f"{key}: there are {len(students)} students, counted from 0"
+    if not isinstance(students[int(index)], str):
+        value = next((value for field, _, value in given if start + field == key), "<value>")
+        return f"{key}: a new key goes in with a +; write +{key}={value}"
+    node = ", ".join(f"{field}: {value}" for field, _, value in [("name", "=", students[int(index)]), *given])
+    told = [f"{{{node}}}" if k == int(index) else str(name) for k, name in enumerate(students)]
+    word = f"students=[{', '.join(told)}]"
+    return f"{key}: students.{index} is only a name; write {_in_shell(word)}"
 
 
 def _refuse_directories(composed: DictConfig) -> None:

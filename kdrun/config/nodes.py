@@ -278,10 +278,11 @@ def check_settings(settings: Any) -> None:
     if not isinstance(settings, Mapping) or not all(isinstance(values, Mapping) for values in settings.values()):
         raise ConfigError(f"settings: expected a mapping such as {{dho: {{ce_share: 0.5}}}}, got {settings!r}")
     for name, values in settings.items():
-        paths = [CONF_DIR / kind / f"{name}.yaml" for kind in ("method", "teacher", "loss/term")]
-        paths = [path for path in paths if path.is_file()]
-        if not paths:
-            lookup("method", name, f"settings.{name}")
+        files = [path for kind in ("method", "teacher", "loss/term") for path in (CONF_DIR / kind).glob("*.yaml")]
+        paths = [path for path in files if path.stem == name]
+        if not paths and name not in registered("method"):
+            known = {path.stem for path in files if f"${{setting:{path.stem}." in text_of(path, "")}
+            raise ConfigError(f"settings.{name}: no method, teacher or loss term reads it{allowed(name, known)}")
         text = "".join(text_of(path, "") for path in paths)
         read = list(dict.fromkeys(re.findall(rf"\$\{{setting:{name}\.(\w+),", text)))
         for key in values:
