@@ -12,12 +12,13 @@ FIRST, NEXT = 4.0, 15.0
 
 def counted(items: Sequence[T], what: str) -> Iterator[T]:
     """The same items, one after the other; `table=ttm_same: composing cells, 60 of 112, about 5 s left` meanwhile."""
-    begun = time.monotonic()
-    due = begun + FIRST
+    begun = due = 0.0
     for done, item in enumerate(items):
         now = time.monotonic()
-        if done and now >= due:
-            left = (now - begun) / done * (len(items) - done)
+        if done == 1:  # the first one has imported what all of them need
+            begun, due = now, now + FIRST
+        if done > 1 and now >= due:
+            left = (now - begun) / (done - 1) * (len(items) - done)
             print(f"{what}, {done} of {len(items)}, about {left:.0f} s left", file=sys.stderr, flush=True)
             due = now + NEXT
         yield item

@@ -111,7 +111,7 @@ def _explain(schema: type[BaseModel], error: ErrorDetails, prefix: str) -> str:
     if kind == "missing":
         return f"{key}: missing; a value is required"
     if kind == "value_error":
-        return _placed(key, error["msg"].removeprefix("Value error, "))
+        return _placed(key, error["msg"].removeprefix("Value error, "), _owner(schema, loc))
     if kind == "literal_error":
         names = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
         return f"{key}: {given!r} is not allowed{allowed(given, names)}"
@@ -123,13 +123,15 @@ def _explain(schema: type[BaseModel], error: ErrorDetails, prefix: str) -> str:
     return f"{key}: {message}, got {given!r}"
 
 
-def _placed(key: str, message: str) -> str:
-    """A message under the key of its node; one that begins with its usual place, `schedule.lr: `, goes on from it."""
-    found = re.match(r"(\w+)\.([\w.*]+): ", message)
-    if found is None or found[1] not in key.split("."):
+def _placed(key: str, message: str, owner: type[BaseModel] | None) -> str:
+    """A message under the key of its node; one that begins with its usual place, `schedule.lr: `, or with a field of
+    the node, goes on from it."""
+    found = re.match(r"(?:(\w+)\.)?([\w.*]+): ", message)
+    if found is None or re.fullmatch(r"[\w.]+", key) is None:
         return f"{key}: {message}" if key else message
-    whole = key if key.endswith(f".{found[2]}") else f"{key}.{found[2]}"
-    return f"{whole}: {message[found.end() :]}"
+    if found[1] in key.split(".") if found[1] else owner is not None and found[2] in owner.model_fields:
+        key, message = key if key.endswith(f".{found[2]}") else f"{key}.{found[2]}", message[found.end() :]
+    return f"{key}: {message}"
 
 
 # Names that pydantic puts into an error's location for the branches of a union.

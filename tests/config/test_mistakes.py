@@ -131,6 +131,7 @@ MISTAKES = {
     "a new key of a student": (["students=[{name: resnet8},resnet14]", "students.0.file=x.pth"], "students.0.file: a new key goes in with a +; write +students.0.file=x.pth"),
     "a key of no student": (["students=[resnet8,resnet14]", "students.2.file=x.pth"], "students.2.file: there are 2 students, counted from 0"),
     "settings of nothing": (["+settings.dhoo.ce_share=1"], "settings.dhoo: no method, teacher or loss term reads it; nearest: dho"),
+    "a count that is not there": (["experiment=kd_fixmatch/digits", "method.selector=random"], "method.selector: random needs a count; give "),
     "padding as wide as the image": (["views.weak.pad=8"], "views.weak.pad: 8 is too wide for images of 8x8 pixels"),
     "value that needs quotes": (["dataset.split_file=~/x"], "dataset.split_file=~/x: not understood; quote the value: \"dataset.split_file='~/x'\""),
     "coefficients not a mapping": (["++coefficients={wttm: 1}", "loss=wttm"], "coefficients.wttm: expected a mapping"),

@@ -13,4 +13,4 @@ def test_items_that_take_long_are_counted_now_and_again(monkeypatch, capsys):
         return capsys.readouterr().err.splitlines()
 
     assert lines(0.3) == []
-    assert lines(5.0) == [f"composing, {done} of 10, about {left} s left" for done, left in [(1, 45), (4, 30), (7, 15)]]
+    assert lines(5.0) == [f"composing, {done} of 10, about {left} s left" for done, left in [(2, 40), (5, 25), (8, 10)]]
