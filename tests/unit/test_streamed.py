@@ -213,7 +213,7 @@ def test_unreadable_files_are_named_when_they_are_met(tree, composer, outputs, t
 
 
 def test_what_does_not_go_together(tree, composer, outputs):
-    with pytest.raises(ConfigError, match=r"dataset: skip_unreadable: which files are unreadable is not known before"):
+    with pytest.raises(ConfigError, match=r"dataset\.skip_unreadable: which files are unreadable is not known before"):
         config_of(composer, tree, outputs, "dataset.stream=true", "dataset.skip_unreadable=true")
     np.savez(outputs.with_name("pool.npz"), images=np.zeros((2, SIZE, SIZE, 3), np.uint8))
     config = config_of(
