@@ -15,6 +15,7 @@ from kdrun.config.job import Job
 from kdrun.config.nodes import dump
 from kdrun.config.sweep import SweepSettings, plain
 from kdrun.config.values import leaves
+from kdrun.core.counting import counted
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.later import later
 from kdrun.core.registry import line_in_plugin, loaded_plugins
@@ -66,6 +67,8 @@ def plan(arguments: Sequence[str], start: bool = True) -> Plan | None:
         raise ConfigError("--config-path: kdrun's own configs are always needed; add yours with --config-dir")
     with Composer(args.config_dir, args.config_name or "config") as composer:
         if args.cfg is not None:
+            if args.multirun and len(composer.expand(args.overrides, True) or ()) != 1:
+                raise ConfigError("--cfg: shows one job, and this is a sweep; give each key one value")
             composer.compose(args.overrides)
             return None
         expanded = composer.expand(args.overrides, bool(args.multirun))
@@ -83,7 +86,7 @@ def plan(arguments: Sequence[str], start: bool = True) -> Plan | None:
         if not expanded:
             raise ConfigError("command line: a sweep over no value, so of no job; give each swept key a value")
         jobs, errors = [], []
-        for overrides in expanded:
+        for overrides in counted(expanded, "composing jobs"):
             job: Job | None = None
             try:
                 job = settled(composer.job(overrides))

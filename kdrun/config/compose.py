@@ -1,5 +1,6 @@
 """Composing conf/ with overrides, as `@hydra.main` does."""
 
+import gc
 import re
 import shlex
 import traceback
@@ -20,8 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdrun.config.job import Job
+from kdrun.config.loader import Loader
 from kdrun.config.nodes import to_config
-from kdrun.config.repository import parse_once
 from kdrun.config.resolvers import register_resolvers
 from kdrun.config.run import RunConfig
 from kdrun.config.source import register_source
@@ -37,12 +38,12 @@ OWN: dict[str, Any] = {
     "run.dir": "${execution.outputs}/${run_dir:}", "sweep.dir": "${execution.outputs}", "sweep.subdir": "${run_dir:}",
     "output_subdir": None, "job.chdir": False,
 }  # fmt: skip
-# Mappings whose keys are for the user to name.
 SEED = re.compile(r"seed=(0|[1-9][0-9]*)")
-VALUE = re.compile(r"[+~]*\w+(\.\w+)+(=|$)")
-"""An override of a value: a key with dots, which no group has."""
 CELLS = 500
 """What differs in more than its seed is kept for the next seed, so many at most."""
+SELDOM = 50_000, 20, 100
+"""When garbage is collected meanwhile: looking through all nodes after every 700 new ones is a fifth of the time."""
+# Mappings whose keys are for the user to name.
 OPEN = {"args", "optimizer_args", "lr_for", "rename", "ramps", "coefficients", "settings"}
 
 
@@ -56,7 +57,6 @@ class Composer:
         self.config_dir = config_dir
         self.config_name = config_name
         self._cells: dict[tuple[str, ...], Cell] = {}
-        self._picked: dict[tuple[str, ...], list[tuple[Path, str]]] = {}
 
     def __enter__(self) -> "Composer":
         register_source()
@@ -64,13 +64,16 @@ class Composer:
         if self.config_dir is not None:
             extra = _existing(self.config_dir)
             path.prepend(provider="command-line", path=f"file://{extra}", anchor=SearchPathQuery(provider="schema"))
-        parse_once()
         GlobalHydra.instance().clear()
         self.hydra = Hydra.create_main_hydra2(task_name="train", config_search_path=path)
+        self.hydra.config_loader = self.loader = Loader(path)
+        self._collected = gc.get_threshold()
+        gc.set_threshold(*SELDOM)
         register_resolvers()  # behind Hydra's own
         return self
 
     def __exit__(self, *_: object) -> None:
+        gc.set_threshold(*self._collected)
         GlobalHydra.instance().clear()
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
@@ -105,15 +108,9 @@ class Composer:
         return Job(known.config(seed), tuple(word if told == "seed=0" else told for told in known.overrides))
 
     def picked(self, overrides: Sequence[str]) -> list[tuple[Path, str]]:
-        """The YAML files that these overrides pick, each with its package, in the order of merging. Overrides that
-        differ in values alone pick the same ones."""
-        groups = tuple(word for word in overrides if not VALUE.match(word))
-        if groups not in self._picked:
-            loader = self.hydra.config_loader
-            defaults: Any = loader.compute_defaults_list(self.config_name, list(groups), RunMode.RUN)
-            parts = [(CONF_DIR / f"{part.config_path}.yaml", part.package or "") for part in defaults.defaults]
-            self._picked[groups] = parts
-        return self._picked[groups]
+        """The YAML files that these overrides pick, each with its package, in the order of merging."""
+        files = self.loader.files(self.config_name, overrides)
+        return [(CONF_DIR / f"{file.config_path}.yaml", file.package or "") for file in files]
 
     def expand(self, overrides: Sequence[str], multirun: bool) -> list[tuple[str, ...]] | None:
         """The overrides of every job; None where a search, or a sweeper not Hydra's own, decides as it goes."""
@@ -167,6 +164,8 @@ class Composer:
             return f"{file}: {text.splitlines()[0].partition(': ')[2] or text}"
         if match := re.search(r"Could not override '([^']+)'", text):
             return self._unknown_key(match[1], overrides)
+        if match := re.match(r"Error merging override \+*(students\.\d+\.[^=]+)=", text):
+            return self._unknown_key(match[1], overrides)
         if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", text):
             return f"{match[1]}: exists already; leave out the + (or write ++ to force)"
         if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
@@ -212,7 +211,9 @@ class Composer:
         known = allowed(name, {*options})
         if group == "loss" and (HERE / "losses" / f"{name}.py").is_file():
             known += f". kdrun/losses/{name}.py needs conf/loss/term/{name}.yaml"
-        return f"{group or 'config'}={name}: no such option{known}"
+        words = (override.lstrip("+").partition("=") for override in overrides)
+        given = next((key for key, _, value in words if key.partition("@")[0] == group and value == name), group)
+        return f"{given or 'config'}={name}: no such option{known}"
 
     def _no_option(self, overrides: list[str]) -> str:
         """Of the override that gives a group null or a number."""
@@ -232,11 +233,15 @@ class Composer:
         if len(rest) == len(overrides):
             return f"{key}: unknown key"
         groups = sorted(p.name for p in CONF_DIR.iterdir() if p.is_dir() and p.name not in ("table", "paper"))
+        if re.match(r"students\.\d+\.", plain):
+            rest = [o for o in rest if not re.match(r"\+*students\.\d+\.", o)]
         try:
             node: Any = self._compose(rest, sweeps=True)
         except (HydraException, OmegaConfBaseException):
             return f"{key}: unknown key"
         parts = plain.replace("/", ".").split(".")
+        if re.match(r"students\.\d+\.", plain):
+            return _of_student(plain, [*node.students], overrides)
         for i, part in enumerate(parts):
             names = [str(k) for k in node if k != "hydra"] if OmegaConf.is_dict(node) else []
             if part not in names and i and parts[i - 1] in OPEN:
@@ -271,6 +276,22 @@ def _existing(config_dir: str) -> Path:
         why = f"cannot be read ({getattr(error, 'strerror', None) or error})"
         path = Path(config_dir)
     raise ConfigError(f"--config-dir: {path}: {why}")
+
+
+def _of_student(key: str, students: list[Any], overrides: list[str]) -> str:
+    """Why a key of one of several students, such as `students.0.file`, was not taken."""
+    index = key.split(".")[1]
+    start = f"students.{index}."
+    given = [o.lstrip("+").removeprefix(start).partition("=") for o in overrides if o.lstrip("+").startswith(start)]
+    if int(index) >= len(students):
+        return f"{key}: there are {len(students)} students, counted from 0"
+    if not isinstance(students[int(index)], str):
+        value = next((value for field, _, value in given if start + field == key), "<value>")
+        return f"{key}: a new key goes in with a +; write +{key}={value}"
+    node = ", ".join(f"{field}: {value}" for field, _, value in [("name", "=", students[int(index)]), *given])
+    told = [f"{{{node}}}" if k == int(index) else str(name) for k, name in enumerate(students)]
+    word = f"students=[{', '.join(told)}]"
+    return f"{key}: students.{index} is only a name; write {_in_shell(word)}"
 
 
 def _refuse_directories(composed: DictConfig) -> None:

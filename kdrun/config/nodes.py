@@ -1,10 +1,11 @@
 """From plain nodes, as Hydra composes them or a record keeps them, to a `RunConfig`, and back."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -33,9 +34,9 @@ def to_config(composed: DictConfig) -> RunConfig:
     try:
         if not OmegaConf.is_dict(composed.get("execution")):
             raise ConfigError("execution: missing; it must be the mapping of conf/config.yaml")
-        ours = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-        _plugins(ours.get("plugins"))  # before `${beside:...}` asks for the class of a term
-        node, written = resolved(ours)
+        _plugins(composed.get("plugins"))  # before `${beside:...}` asks for the class of a term
+        with _without_hydra(composed):
+            node, written = resolved(composed)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "config"
         raise ConfigError(f"{key}: {_first_line(error)}") from None
@@ -43,6 +44,19 @@ def to_config(composed: DictConfig) -> RunConfig:
         raise ConfigError("config: keys refer to each other in a circle, or too deep; write them flatter") from None
     refuse_values(node)
     return from_nodes(node, written)
+
+
+@contextmanager
+def _without_hydra(composed: DictConfig) -> Iterator[None]:
+    """Take Hydra's node out for a while: it asks for the run directory, and so for what is being typed."""
+    with flag_override(composed, ["struct", "readonly", "no_deepcopy_set_nodes"], [False, False, True]):
+        hydra: Any = composed.pop("hydra", None)
+        try:
+            yield
+        finally:
+            if hydra is not None:
+                hydra._set_parent(None)  # else it would be copied
+                composed["hydra"] = hydra
 
 
 def from_record(node: dict[str, Any]) -> RunConfig:
@@ -264,10 +278,11 @@ def check_settings(settings: Any) -> None:
     if not isinstance(settings, Mapping) or not all(isinstance(values, Mapping) for values in settings.values()):
         raise ConfigError(f"settings: expected a mapping such as {{dho: {{ce_share: 0.5}}}}, got {settings!r}")
     for name, values in settings.items():
-        paths = [CONF_DIR / kind / f"{name}.yaml" for kind in ("method", "teacher", "loss/term")]
-        paths = [path for path in paths if path.is_file()]
-        if not paths:
-            lookup("method", name, f"settings.{name}")
+        files = [path for kind in ("method", "teacher", "loss/term") for path in (CONF_DIR / kind).glob("*.yaml")]
+        paths = [path for path in files if path.stem == name]
+        if not paths and name not in registered("method"):
+            known = {path.stem for path in files if f"${{setting:{path.stem}." in text_of(path, "")}
+            raise ConfigError(f"settings.{name}: no method, teacher or loss term reads it{allowed(name, known)}")
         text = "".join(text_of(path, "") for path in paths)
         read = list(dict.fromkeys(re.findall(rf"\$\{{setting:{name}\.(\w+),", text)))
         for key in values:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra._internal import config_loader_impl
 from hydra._internal.config_repository import ConfigRepository
 from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException
@@ -42,6 +41,17 @@ class ParsedOnce(ConfigRepository):
         result: ConfigResult = pickle.loads(known[1])  # a copy of its own: composing changes what it is given
         return result
 
+    def stamp(self, config_path: str) -> str:
+        """Which file a config is now, and in which state; another text once it has changed."""
+        source: Any = self._find_object_source(config_path, ObjectType.CONFIG)
+        if source is None or source.scheme() != "file":
+            return "" if source is None else str(source.path)
+        file = Path(source.path, source._normalize_file_name(config_path)).absolute()
+        try:
+            return f"{file} {file_state(file.stat())}"
+        except OSError:
+            return ""
+
     def _parsed(self, config_path: str, place: str) -> ConfigResult | None:
         try:
             return super().load_config(config_path)
@@ -72,8 +82,3 @@ def _refuse_no_file(sources: Any, config_path: str) -> None:
             raise ConfigError(f"{config_path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
         if wrong is not None:
             raise ConfigError(f"{file}: {wrong}, where a YAML file is wanted; give it another name")
-
-
-def parse_once() -> None:
-    """From here on Hydra composes so, under `@hydra.main` too, which takes no repository: it looks up this name."""
-    vars(config_loader_impl)["ConfigRepository"] = ParsedOnce

@@ -1,5 +1,6 @@
 """Typed nodes of the config: every YAML node becomes a frozen `Schema`, strict about keys, types and bounds."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -110,11 +111,7 @@ def _explain(schema: type[BaseModel], error: ErrorDetails, prefix: str) -> str:
     if kind == "missing":
         return f"{key}: missing; a value is required"
     if kind == "value_error":
-        return (
-            f"{key}: {error['msg'].removeprefix('Value error, ')}"
-            if key
-            else error["msg"].removeprefix("Value error, ")
-        )
+        return _placed(key, error["msg"].removeprefix("Value error, "), _owner(schema, loc))
     if kind == "literal_error":
         names = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
         return f"{key}: {given!r} is not allowed{allowed(given, names)}"
@@ -124,6 +121,17 @@ def _explain(schema: type[BaseModel], error: ErrorDetails, prefix: str) -> str:
         return f"{key}: must be a valid string, got {given!r}; quote it: {word}"
     message = error["msg"].replace("Input should be", "must be").replace("Input", "must")
     return f"{key}: {message}, got {given!r}"
+
+
+def _placed(key: str, message: str, owner: type[BaseModel] | None) -> str:
+    """A message under the key of its node; one that begins with its usual place, `schedule.lr: `, or with a field of
+    the node, goes on from it."""
+    found = re.match(r"(?:(\w+)\.)?([\w.*]+): ", message)
+    if found is None or re.fullmatch(r"[\w.]+", key) is None:
+        return f"{key}: {message}" if key else message
+    if found[1] in key.split(".") if found[1] else owner is not None and found[2] in owner.model_fields:
+        key, message = key if key.endswith(f".{found[2]}") else f"{key}.{found[2]}", message[found.end() :]
+    return f"{key}: {message}"
 
 
 # Names that pydantic puts into an error's location for the branches of a union.

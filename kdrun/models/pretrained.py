@@ -1,5 +1,6 @@
 """timm's networks, with published weights or those of a file where they are asked for."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from kdrun.config.model import ModelConfig
 from kdrun.core.errors import ConfigError, DataError, KdrunError
 from kdrun.models.fit import Fit, hint
 from kdrun.models.interface import refuse_function, refuse_network
-from kdrun.models.weights import check_state, missing_weights, no_weights, offline_where_there_is_no_network
+from kdrun.models.weights import check_state, filling, no_weights, offline_where_there_is_no_network
 
+log = logging.getLogger(__name__)
 USUAL = (TypeError, ValueError, RuntimeError, AssertionError)  # by which networks refuse their arguments
 
 
@@ -35,11 +37,10 @@ def timm_network(model: ModelConfig, num_classes: int, in_chans: int) -> nn.Modu
         overlay |= {"file": model.file, "entry": model.entry} if model.file is not None and not of_file else {}
         overlay |= {"num_classes": 0} if model.new_head else {}  # timm leaves out the head of other classes
         weights["pretrained_cfg_overlay"] = overlay or None
-    missing: list[str] = []
     unfit = f"{model.name}: the network cannot be built with args {model.args}"
     try:
         fetches = model.pretrained and model.file is None
-        with offline_where_there_is_no_network(fetches), missing_weights(missing):
+        with offline_where_there_is_no_network(fetches), filling() as filled:
             net: nn.Module = timm.create_model(
                 model.name, num_classes=num_classes, in_chans=in_chans, **weights, **model.args
             )
@@ -59,10 +60,17 @@ def timm_network(model: ModelConfig, num_classes: int, in_chans: int) -> nn.Modu
     published.pop("state_dict", None)  # the weights of the file, once more
     heads = published.get("classifier") or ()  # which timm leaves out where the classes are others
     prefixes = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
-    body = [name for name in missing if not name.startswith(prefixes) and not name.endswith("num_batches_tracked")]
+    absent = [name for name in filled.missing if not name.endswith("num_batches_tracked")]
+    body = [name for name in absent if not name.startswith(prefixes)]
+    source = model.file or "the published file"
     if body:
-        source = model.file or "the published file"
         raise DataError(f"{model.name}: {source} lacks {len(body)} of its weights, e.g. {body[0]}; not its own?")
+    if torch.get_default_device().type != "meta":
+        if absent:
+            log.info("%s: %s fills all but the classifier, which is new: %d classes", model.name, source, num_classes)
+        if more := filled.unexpected:
+            told = "%s: %s has %d weights that the network has not, e.g. %s; they are left out"
+            log.info(told, model.name, source, len(more), more[0])
     return net
 
 

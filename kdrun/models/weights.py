@@ -1,10 +1,12 @@
 """Weights from files and hubs: read without running code, renamed, checked."""
 
+import logging
 import math
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -17,20 +19,37 @@ from kdrun.core.errors import ConfigError, DataError
 from kdrun.core.weight_file import read_entry
 
 
+@dataclass
+class Filled:
+    """What timm's filling of a network left over."""
+
+    missing: list[str]
+    """Weights of the network that the file lacks."""
+    unexpected: list[str]
+    """Weights of the file that the network lacks."""
+
+
 @contextmanager
-def missing_weights(names: list[str]) -> Iterator[None]:
-    """Collects what a file of weights lacks. timm only logs it, and trains on from random numbers."""
-    load = nn.Module.load_state_dict
+def filling() -> Iterator[Filled]:
+    """Collects what does not fit where timm fills a network, and only logs it: lists of names, once for each build."""
+    load, found = nn.Module.load_state_dict, Filled([], [])
+    builder = logging.getLogger("timm.models._builder")
 
     def watched(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         result = load(self, *args, **kwargs)
-        names.extend(result.missing_keys)
+        found.missing.extend(result.missing_keys)
+        found.unexpected.extend(result.unexpected_keys)
         return result
 
+    def matters(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.INFO and not record.getMessage().startswith("Unexpected keys")
+
     nn.Module.load_state_dict = watched  # type: ignore[method-assign]
+    builder.addFilter(matters)
     try:
-        yield
+        yield found
     finally:
+        builder.removeFilter(matters)
         nn.Module.load_state_dict = load  # type: ignore[method-assign]
 
 

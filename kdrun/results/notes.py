@@ -6,6 +6,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def ours_in(picked: Sequence[Picked], composed: DictConfig) -> list[str]:
         for deviates, comment in _comments(path):
             told = [part for part in SENTENCE.split(comment) if MARK.search(part) and not POINTER.search(part)]
             out += [] if deviates else [f"conf/{path.relative_to(CONF_DIR)}: {part}" for part in told]
-        content = yaml.safe_load(text)
+        content = _content(text)
         for keys, comment in _marked(text):
             whole = [*(package.split(".") if package else []), *keys]
             own, used = _at(content, keys), _at(plain, whole)
@@ -52,6 +53,11 @@ def ours_in(picked: Sequence[Picked], composed: DictConfig) -> list[str]:
             shown = "" if isinstance(own, dict | list) else f" = {value}"
             out.append(f"{'.'.join(whole)}{shown} ({comment})")
     return list(dict.fromkeys(out))
+
+
+@lru_cache(maxsize=256)
+def _content(text: str) -> Any:
+    return yaml.safe_load(text)
 
 
 def _comments(path: Path) -> Iterator[tuple[bool, str]]:

@@ -18,6 +18,7 @@ from kdrun.config.dataset import DatasetConfig
 from kdrun.config.job import key_on
 from kdrun.config.key import data_identity, named_files, run_dir
 from kdrun.config.run import RunConfig
+from kdrun.core.counting import counted
 from kdrun.core.errors import ConfigError, MissingFile
 from kdrun.core.hashing import content_hash, json_hash
 from kdrun.core.paths import CONF_DIR
@@ -258,7 +259,7 @@ def composed_cells(
         for candidate in (spec.candidates(row) if row in spec.tune else [None])
     ]
     with Composer() as composer:
-        for row, column, candidate, overrides in places:
+        for row, column, candidate, overrides in counted(places, f"table={name}: composing cells"):
             try:
                 if tuple(overrides) not in known:
                     composed = composer.compose([*overrides, *more])

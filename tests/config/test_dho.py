@@ -182,7 +182,7 @@ def test_what_an_experiment_gives_a_method_loses_against_the_command_line(compos
         (["method=dho", "++settings={dho: 3}"], "settings: expected a mapping such as {dho: {ce_share: 0.5}}, got {'dho': 3}"),
         (["method=dho", "loss=ce"], "loss: method=dho needs a term against the teacher; add one, or choose method=supervised"),
         (["method=dho", "~loss.ce"], "loss: method=dho needs a term against the labels; add one, or choose method=sho"),
-        (["method=dho", "method.kd_head=mlp", "method.language_aware_init=both"], "method: language_aware_init: an mlp head has no weight for each class; set it to ce or none"),
+        (["method=dho", "method.kd_head=mlp", "method.language_aware_init=both"], "method.language_aware_init: an mlp head has no weight for each class; set it to ce or none"),
         (["method=dho", "method.ce_share=2"], "method.ce_share: must be less than or equal to 1, got 2"),
         (["method=sho", "method.pcgrad=true", "schedule.compile=true"], "method.pcgrad: needs two backward passes through a network; set schedule.compile=null"),
     ],

@@ -166,7 +166,7 @@ def test_what_does_not_go_together_is_refused():
             ConfigError, match=r"views\.size: goes with crops at random scales; give views\.weak\.scale"
         ):
             composer.typed(["views.size=16"])
-        with pytest.raises(ConfigError, match=r"views\.weak: scale: the least comes first, got \[0\.5, 0\.1\]"):
+        with pytest.raises(ConfigError, match=r"views\.weak\.scale: the least comes first, got \[0\.5, 0\.1\]"):
             composer.typed(["views.weak.scale=[0.5,0.1]"])
         config = composer.typed(["views=imagenet", "views.weak.pad=2"])
     assert (config.views.size, config.views.eval_ratio, config.views.weak.pad) == (224, 0.875, None)

@@ -122,7 +122,7 @@ def test_the_experiment_s_seed_is_the_fold_and_a_teacher_sees_all_labels(compose
     ("words", "message"),
     [
         (["dataset.fold=10"], r"dataset\.fold"),
-        (["dataset.fold=0"], "dataset: fold: 0 names 1,000 labeled images; give num_labels=1000"),
+        (["dataset.fold=0"], "dataset.fold: 0 names 1,000 labeled images; give num_labels=1000"),
         (["dataset.fold=0", "dataset.num_labels=4/class"], "give num_labels=1000"),
         (["dataset.fold=0", "dataset.num_labels=20", "dataset.val_fraction=0.1"], "val_fraction; set it to 0$"),
         (["dataset.fold=0", "dataset.num_labels=20", "dataset.upstream=0.1"], "upstream; set it to 0$"),

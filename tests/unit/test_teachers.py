@@ -391,13 +391,20 @@ def test_a_timm_teacher_must_know_the_classes_and_have_weights():
         untrained_teacher(spec(source="timm", model={"name": "resnet18"}), SETUP)
 
 
-def test_pretrained_weights_from_a_local_file_bring_their_normalisation(tmp_path):
+def test_pretrained_weights_from_a_local_file_bring_their_normalisation(tmp_path, caplog):
     import timm
 
     setup = Setup(7, 3, (0.1, 0.1, 0.1), (1.0, 1.0, 1.0), train_target=torch.zeros(5, dtype=torch.int64))
     source = timm.create_model("test_resnet", num_classes=1000)
-    save_file(source.state_dict(), tmp_path / "w.safetensors")
-    made = setup.network(ModelConfig(name="test_resnet", pretrained=True, file=str(tmp_path / "w.safetensors")), 0)
+    save_file({**source.state_dict(), "more.weight": torch.zeros(1)}, tmp_path / "w.safetensors")
+    place = str(tmp_path / "w.safetensors")
+    with caplog.at_level("INFO"):
+        made = setup.network(ModelConfig(name="test_resnet", pretrained=True, file=place), 0)
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        f"test_resnet: {place} fills all but the classifier, which is new: 7 classes",
+        f"test_resnet: {place} has 1 weights that the network has not, e.g. more.weight; they are left out",
+    ]
     published_cfg = timm.get_pretrained_cfg("test_resnet")
     assert made.spec.mean == tuple(published_cfg.mean)
     assert torch.equal(
