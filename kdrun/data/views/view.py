@@ -20,7 +20,7 @@ class Unmixed:
     pixels: Tensor
     """(B, C, H, W) uint8, x: the same views before they were mixed."""
     partner: Tensor
-    """(B,) int64, places in this batch."""
+    """(B,) int64, places in the batch, of which another process may have those rows."""
     share: Tensor
     """(B,) float32, lambda; 1: not mixed."""
 
@@ -102,11 +102,11 @@ def join(params: Sequence[Any]) -> Any:
     return type(first)(**{f.name: join([getattr(p, f.name) for p in params]) for f in fields(first)})
 
 
-def take(params: Any, rows: Tensor) -> Any:
+def take(params: Any, rows: Tensor | slice) -> Any:
     """What was drawn for some of the views.
 
     Args:
-        rows: (B,) int64.
+        rows: (B,) int64, or those of a slice.
     """
     return mapped(lambda tensor: tensor[rows], params)
 
