@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from kdrun.core.errors import ConfigError
-from kdrun.core.schema import Schema
+from kdrun.core.schema import OutsideKey, Schema
 
 MOST_STEPS = 10**9  # at a thousand steps a second, 12 days
 
@@ -103,6 +103,9 @@ class ScheduleConfig(Schema):
     eval_every_steps: int | None = Field(None, gt=0)
     eval_every_epochs: float | None = Field(None, gt=0)
     """Evaluation cadence; neither: at the end only."""
+    batch_norm: Annotated[Literal["global", "local"], OutsideKey()] = "global"
+    """Over several processes: global: batch normalisation takes its statistics of the whole batch, as in one process;
+    local: of each process's own images. It stands in the record."""
     channels_last: bool = True
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Autocast type of networks and losses in training and evaluation; fp16 (with loss scaling) on cuda only."""

@@ -103,8 +103,9 @@ class World:
             return
         for tensor in tensors:
             whole = tensor.detach().contiguous()
-            dist.broadcast(whole, 0)
-            tensor.copy_(whole)
+            bits = whole.to(torch.uint8) if whole.dtype == torch.bool else whole
+            dist.broadcast(bits, 0)
+            tensor.copy_(bits)
 
     @torch.no_grad()
     def collected(self, own: Tensor) -> list[Tensor]:

@@ -65,7 +65,8 @@ class Method(nn.Module, Generic[C]):
 
     @classmethod
     def needs(cls, config: RunConfig) -> Needs:
-        """What it asks of the run: streams and views, a teacher, students, sides of losses."""
+        """What it asks of the run: streams and views, a teacher, students, sides of losses; and whether its step is a
+        mean over the rows of a batch, which a run over several processes needs to know."""
         return Needs()
 
     def step(self, batch: Batch, ctx: Context) -> Step:
@@ -121,6 +122,11 @@ class Method(nn.Module, Generic[C]):
             scale: the factor of fp16, to be put on what is differentiated.
         """
         scale(torch.stack(list(losses.values())).sum()).backward()
+
+    @property
+    def averages(self) -> bool:
+        """Whether `backward` itself averages gradients over ranks, because what it does is not linear in them."""
+        return False
 
     @property
     def probes(self) -> bool:

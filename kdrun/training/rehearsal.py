@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.registry import WORD, line_in_plugin
+from kdrun.core.world import alone
 from kdrun.data.views.view import Batch, Samples, Unmixed, View
 from kdrun.methods.method import Method
 from kdrun.methods.step import Context, Step
@@ -39,7 +40,7 @@ def rehearse(outline: Assembly) -> None:
         for sizes in outline.batch_sizes:
             size = sizes.get("labeled", size)
             batch = _batch(outline, sizes)
-            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            with torch.random.fork_rng(devices=[]), torch.device("meta"), alone():
                 _refuse_step(_step(outline, batch), name)
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             seen = next(iter(batch.values())).views
