@@ -36,7 +36,7 @@ def refuse_over_ranks(outline: Assembly) -> None:
         return
     if config.schedule.graph:
         raise ConfigError(
-            f"schedule.graph: a captured step is that of one process, and there are {count}; set it to false"
+            f"schedule.graph: a captured step is one process's, and this run has {count}; set it to false"
         )
     errors = [
         f"{key} ({_file(cls)}) does not say how it is computed over {count} processes: it needs over_ranks in its "
@@ -149,7 +149,7 @@ class HostBatchNorm(nn.SyncBatchNorm):
         shape = [1, -1, *[1] * (input.ndim - 2)]
         scale = (variance + self.eps).rsqrt()
         scale = scale if self.weight is None else scale * self.weight
-        out = (x - mean.view(shape)) * scale.view(shape)
+        out: Tensor = (x - mean.view(shape)) * scale.view(shape)
         return (out if self.bias is None else out + self.bias.view(shape)).to(input.dtype)
 
     @torch.no_grad()
@@ -175,4 +175,5 @@ class _OfRanks(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         total = gradient.clone()
         dist.all_reduce(total)
-        return total[ctx.rank : ctx.rank + 1], None
+        rank: int = ctx.rank
+        return total[rank : rank + 1], None

@@ -75,13 +75,17 @@ class Mixture:
         Args:
             at_hand: how many images of each batch are.
         """
-        first, firsts = mixtures[0], list(accumulate(at_hand, initial=0))[:-1]
-        own = [m.own + first for m, first in zip(mixtures, firsts, strict=True) if m.own is not None]
+        firsts = list(accumulate(at_hand, initial=0))[:-1]
         others = [m.partner if m.other is None else m.other for m in mixtures]
+        own = [m.own + first for m, first in zip(mixtures, firsts, strict=True) if m.own is not None]
         return cls(
-            first.mix, *(torch.cat([getattr(m, name) for m in mixtures]) for name in ("partner", "share", "box")),
-            torch.cat(own) if own else None, torch.cat([o + first for o, first in zip(others, firsts, strict=True)]),
-        )  # fmt: skip
+            mixtures[0].mix,
+            torch.cat([m.partner for m in mixtures]),
+            torch.cat([m.share for m in mixtures]),
+            torch.cat([m.box for m in mixtures]),
+            torch.cat(own) if own else None,
+            torch.cat([other + first for other, first in zip(others, firsts, strict=True)]),
+        )
 
     def kept(self, values: Tensor) -> Tensor:
         """Of the images at hand those that are mixed."""

@@ -1,0 +1,204 @@
+"""Every method and every loss term over several processes: as one process has it, and alike on all of them.
+
+One pair of processes goes over all cases; the reference is this process, with the same global batch.
+"""
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdrun.config.compose import Composer
+from kdrun.config.run import RunConfig
+from kdrun.core.registry import _REGISTRY, lookup
+from kdrun.core.world import world
+from kdrun.methods.step import Context
+from kdrun.training.distributed import average_gradients, prepare
+from kdrun.training.evaluator import Evaluator
+from kdrun.training.loop import Loop
+from kdrun.training.tracking import Tracker
+from tests.conftest import FAST, TEACHER
+from tests.contract.test_methods import EXTRA, METHODS, TWO, VITS, assembled
+from tests.each import each
+from tests.ranks import over
+
+lookup("loss", "ce", "")
+STEPS = 5
+OTHERS = ("vitkd", "linearity")  # terms that do not go with the others: of transformers, and of mixed images
+TERMS = sorted(set(_REGISTRY["loss"]) - set(OTHERS))
+# No two processes drop the same, so what one process has is no measure.
+DROPPING_TEACHER = ("teacher.model.name=wrn_16_1", "teacher.model.args.width=null", "teacher.model.args.shortcut=null", "+teacher.model.args.drop_rate=0.3")
+
+
+@dataclass(frozen=True)
+class Case:
+    method: str
+    overrides: tuple[str, ...] = ()
+    terms: tuple[str, ...] = ()
+    alike: bool = True
+    """Whether one process has the same numbers."""
+    near: float = 1e-4
+
+
+SURE = "method.threshold=0.1"  # so that unlabeled images teach from the first step on
+CASES = {
+    **{name: Case(name, (SURE,) if "fixmatch" in name else ()) for name in METHODS},
+    "terms": Case("distill", (), tuple(TERMS)),
+    "vitkd": Case("distill", ("loss=kd", *VITS), ("vitkd", "ce", "dist")),
+    "linearity": Case("mixup_distill", ("views.mix.kind=mixup",), ("linearity", "kd", "ce")),
+    "linearity of the teacher": Case(
+        "mixup_distill", ("views.mix.kind=cutmix", "loss=kd_linearity", "loss.linearity.of=teacher")
+    ),
+    "pcgrad": Case("sho", ("method.pcgrad=true", *TEACHER, "loss=kd", "loss.kd.temperature=1")),
+    "alignment": Case("dhkd", ("method.gradient_alignment=true",)),
+    "sho with a statistic": Case("sho", ("loss=kd", "+loss/term@loss.dist=dist", "loss.dist.weight=2")),
+    "normalized weights": Case("uncertainty_distill", ("method.normalize_weights=true",)),
+    "mc dropout": Case("uncertainty_distill", ("method/uncertainty=mc_dropout", *DROPPING_TEACHER), alike=False),
+    "dropout": Case("supervised", ("students=[{name: wrn_16_1, args: {drop_rate: 0.3}}]",), alike=False),
+    "learned views": Case("fixmatch", ("views=ctaugment", SURE)),
+    "three passes": Case("fixmatch", ("method.joint_forward=false", SURE)),
+    "averages, clipping": Case("fixmatch", ("schedule.ema_decay=0.9", "schedule.clip_norm=0.1", SURE)),
+    "three peers": Case("peer_fixmatch", (TWO.replace("]", ", {name: resnet8, args: {width: 3}}]"), SURE)),
+    "crops": Case("supervised", ("views=imagenet", "views.size=8")),
+    "small last batches": Case(
+        "supervised", ("dataset.num_labels=44", "schedule.epoch=ceil", "schedule.last_batch=small")
+    ),
+    "half precision": Case("distill", ("schedule.precision=bf16",), near=0.05),
+    "batch_norm=local": Case("distill", ("schedule.batch_norm=local",), alike=False),
+}  # fmt: skip
+
+
+def configs() -> dict[str, RunConfig]:
+    """Of all cases."""
+    with Composer() as composer:
+        return {name: config_of(composer, case) for name, case in CASES.items()}
+
+
+def config_of(composer: Composer, case: Case) -> RunConfig:
+    config = composer.typed([f"method={case.method}", *FAST, *EXTRA.get(case.method, []), *case.overrides])
+    if not case.terms:
+        return config
+    own = {name: lookup("loss", name, "").Config(name=name, weight=1.0) for name in case.terms}
+    return config.replace(losses=own)
+
+
+def gradient(method: Any) -> Tensor:
+    given = [p for p in method.parameters() if p.requires_grad]
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in given])
+
+
+def first_step(run: Any) -> dict[str, Any]:
+    """What a step of the whole batch comes to: losses, metrics, the gradient of each loss and that of `backward`."""
+    method, config = run.method, run.config
+    ctx = Context(config.seed, 0, 20, run.device, part=world().part)
+    batch = run.loader.batch(0)
+    out = method(batch, ctx)
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    by_loss = {}
+    for name, loss in out.losses.items():
+        given = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        flat = torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, given)])
+        by_loss[name] = world().mean(flat)
+    method.zero_grad()
+    method.backward(out.losses, lambda loss: loss)
+    average_gradients(method)
+    whole = gradient(method)
+    method.finish_step()
+    return {
+        "losses": {name: world().mean(loss).item() for name, loss in out.losses.items()},
+        "metrics": {name: world().mean(value.float()).item() for name, value in out.metrics.items()},
+        "gradients": by_loss, "gradient": whole,
+    }  # fmt: skip
+
+
+def digest(loop: Loop) -> str:
+    """Of all that training changes."""
+    found = hashlib.sha256()
+    states = [loop.method.state_dict().values(), *(s.values() for s in loop.optimizer.state_dict()["state"].values())]
+    for value in [value for state in states for value in state] + (loop.ema.shadow if loop.ema else []):
+        if isinstance(value, Tensor):
+            found.update(value.detach().numpy().tobytes())
+    return found.hexdigest()
+
+
+def taken(config: RunConfig, steps: int) -> str:
+    """The state after so many steps of the loop."""
+    run = assembled(config)
+    with tempfile.TemporaryDirectory() as folder:
+        loop = Loop(
+            run.method, run.loader, Evaluator({}, 1000), run.clock, Path(folder), Tracker(), "key", hidden=run.labels
+        )
+        take = loop._steps()
+        for step in range(steps):
+            take(step)
+        run.loader.close()
+        return digest(loop)
+
+
+def asked(cases: dict[str, RunConfig]) -> dict[str, Any]:
+    """What the ranks find, or this process alone, by case."""
+    found = {}
+    for name, config in cases.items():
+        run = assembled(config)
+        prepare(run.method, config.schedule.batch_norm)
+        found[name] = first_step(run)
+        run.loader.close()
+        if world().size > 1:
+            found[name]["states"] = [taken(config, STEPS) for _ in range(1 + (name in AGAIN))]
+    return found
+
+
+AGAIN = ("terms", "sho", "fixmatch", "dropout", "mc dropout", "linearity")
+THREE = ("terms", "pcgrad", "linearity", "learned views")
+
+
+@pytest.fixture(scope="module")
+def cases():
+    return configs()
+
+
+@pytest.fixture(scope="module")
+def of_two(cases, tmp_path_factory):
+    return over(2, tmp_path_factory.mktemp("two"), asked, cases)
+
+
+@pytest.fixture(scope="module")
+def alone(cases):
+    return asked({name: config for name, config in cases.items() if CASES[name].alike})
+
+
+def compare(name: str, ranks: list[dict[str, Any]], one: dict[str, Any]) -> None:
+    case, found = CASES[name], ranks[0][name]
+    near = 1e-5 if case.near == 1e-4 else case.near
+    assert found["losses"] == pytest.approx(one["losses"], rel=near, abs=1e-5)
+    assert found["metrics"] == pytest.approx(one["metrics"], rel=10 * near, abs=1e-5, nan_ok=True)
+    for loss, wanted in {**one["gradients"], "all": one["gradient"]}.items():
+        got = {**found["gradients"], "all": found["gradient"]}[loss]
+        assert (got - wanted).norm() <= case.near * wanted.norm() + 1e-6, loss
+
+
+@each("name", [name for name, case in CASES.items() if case.alike])
+def test_a_step_over_two_processes_has_the_losses_and_gradients_of_one(name, of_two, alone):
+    compare(name, of_two, alone[name])
+
+
+@each("name", CASES)
+def test_processes_stay_bitwise_equal_and_do_the_same_again(name, of_two):
+    states = [rank[name]["states"] for rank in of_two]
+    if CASES[name].overrides != ("schedule.batch_norm=local",):
+        assert states[0] == states[1]
+    assert len(set(states[0])) == 1
+    assert len(states[0]) == 1 + (name in AGAIN)
+
+
+def test_three_processes_share_a_batch_too(cases, tmp_path):
+    chosen = {name: cases[name].replace(schedule=cases[name].schedule.replace(batch_size=15)) for name in THREE}
+    ranks, one = over(3, tmp_path, asked, chosen), asked(chosen)
+    for name in THREE:
+        compare(name, ranks, one[name])
+        assert len({rank[name]["states"][0] for rank in ranks}) == 1
