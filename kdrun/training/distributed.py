@@ -19,6 +19,7 @@ from kdrun.core.errors import ConfigError
 from kdrun.core.registry import lookup
 from kdrun.core.seeding import seed_everything, subseed
 from kdrun.core.world import world
+from kdrun.losses.labels import full
 from kdrun.methods.method import Method
 from kdrun.training.assembly import Assembly
 
@@ -138,7 +139,7 @@ class HostBatchNorm(nn.SyncBatchNorm):
 
     def _normalised(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
-        x, dims = input.float(), [d for d in range(input.ndim) if d != 1]
+        x, dims = full(input), [d for d in range(input.ndim) if d != 1]
         # (ranks, 2, C): of equally many numbers each, so plain means of them are those of all
         own = torch.stack([x.mean(dims), x.var(dims, correction=0)])
         means, variances = _OfRanks.apply(own[None], world().rank).unbind(1)

@@ -29,10 +29,16 @@ from tests.ranks import over
 
 lookup("loss", "ce", "")
 STEPS = 5
+AT = 11  # where the step is taken: warm-ups are over, and a small last batch is met
 OTHERS = ("vitkd", "linearity")  # terms that do not go with the others: of transformers, and of mixed images
 TERMS = sorted(set(_REGISTRY["loss"]) - set(OTHERS))
 # No two processes drop the same, so what one process has is no measure.
-DROPPING_TEACHER = ("teacher.model.name=wrn_16_1", "teacher.model.args.width=null", "teacher.model.args.shortcut=null", "+teacher.model.args.drop_rate=0.3")
+DROPPING_TEACHER = (
+    "teacher.model.name=wrn_16_1",
+    "teacher.model.args.width=null",
+    "teacher.model.args.shortcut=null",
+    "+teacher.model.args.drop_rate=0.3",
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Case:
     terms: tuple[str, ...] = ()
     alike: bool = True
     """Whether one process has the same numbers."""
-    near: float = 1e-4
+    near: float = 1e-5
 
 
 SURE = "method.threshold=0.1"  # so that unlabeled images teach from the first step on
@@ -95,8 +101,12 @@ def gradient(method: Any) -> Tensor:
 def first_step(run: Any) -> dict[str, Any]:
     """What a step of the whole batch comes to: losses, metrics, the gradient of each loss and that of `backward`."""
     method, config = run.method, run.config
-    ctx = Context(config.seed, 0, 20, run.device, part=world().part)
-    batch = run.loader.batch(0)
+    if config.schedule.precision == "fp32":  # up to the logits in float64: no activation is on another side of 0
+        method.double()
+        if run.teacher is not None:
+            run.teacher.network.double()
+    ctx = Context(config.seed, AT, 20, run.device, part=world().part)
+    batch = run.loader.batch(AT)
     out = method(batch, ctx)
     parameters = [p for p in method.parameters() if p.requires_grad]
     by_loss = {}
@@ -154,7 +164,7 @@ def asked(cases: dict[str, RunConfig]) -> dict[str, Any]:
 
 
 AGAIN = ("terms", "sho", "fixmatch", "dropout", "mc dropout", "linearity")
-THREE = ("terms", "pcgrad", "linearity", "learned views")
+THREE = ("terms", "pcgrad", "linearity")
 
 
 @pytest.fixture(scope="module")
@@ -174,12 +184,12 @@ def alone(cases):
 
 def compare(name: str, ranks: list[dict[str, Any]], one: dict[str, Any]) -> None:
     case, found = CASES[name], ranks[0][name]
-    near = 1e-5 if case.near == 1e-4 else case.near
-    assert found["losses"] == pytest.approx(one["losses"], rel=near, abs=1e-5)
-    assert found["metrics"] == pytest.approx(one["metrics"], rel=10 * near, abs=1e-5, nan_ok=True)
+    assert found["losses"] == pytest.approx(one["losses"], rel=case.near, abs=1e-6)
+    assert found["metrics"] == pytest.approx(one["metrics"], rel=case.near, abs=1e-6, nan_ok=True)
     for loss, wanted in {**one["gradients"], "all": one["gradient"]}.items():
         got = {**found["gradients"], "all": found["gradient"]}[loss]
-        assert (got - wanted).norm() <= case.near * wanted.norm() + 1e-6, loss
+        assert 0 < wanted.norm(), loss
+        assert (got - wanted).norm() <= case.near * wanted.norm(), loss
 
 
 @each("name", [name for name, case in CASES.items() if case.alike])
