@@ -14,16 +14,21 @@ import torch
 from torch import Tensor
 
 from kdrun.config.compose import Composer
+from kdrun.config.needs import Needs
 from kdrun.config.run import RunConfig
+from kdrun.core.errors import ConfigError
 from kdrun.core.registry import _REGISTRY, lookup
-from kdrun.core.world import world
+from kdrun.core.world import World, enter, world
+from kdrun.losses.logits import KD
+from kdrun.methods.distill import Distill
 from kdrun.methods.step import Context
-from kdrun.training.distributed import average_gradients, prepare
+from kdrun.training.assembly import Assembly
+from kdrun.training.distributed import average_gradients, prepare, refuse_over_ranks, settle_statistics
 from kdrun.training.evaluator import Evaluator
 from kdrun.training.loop import Loop
 from kdrun.training.tracking import Tracker
 from tests.conftest import FAST, TEACHER
-from tests.contract.test_methods import EXTRA, METHODS, TWO, VITS, assembled
+from tests.contract.test_methods import EXTRA, METHODS, TWO, VITS, assembled, make
 from tests.each import each
 from tests.ranks import over
 
@@ -119,10 +124,15 @@ def first_step(run: Any) -> dict[str, Any]:
     average_gradients(method)
     whole = gradient(method)
     method.finish_step()
+    if method.probes:
+        with torch.no_grad():
+            method.eval()
+            method.probe(batch)
+    buffers = [b.double().flatten() for b in method.buffers() if b.is_floating_point()]
     return {
         "losses": {name: world().mean(loss).item() for name, loss in out.losses.items()},
         "metrics": {name: world().mean(value.float()).item() for name, value in out.metrics.items()},
-        "gradients": by_loss, "gradient": whole,
+        "gradients": by_loss, "gradient": whole, "buffers": torch.cat(buffers),
     }  # fmt: skip
 
 
@@ -136,8 +146,8 @@ def digest(loop: Loop) -> str:
     return found.hexdigest()
 
 
-def taken(config: RunConfig, steps: int) -> str:
-    """The state after so many steps of the loop."""
+def taken(config: RunConfig, steps: int) -> tuple[str, str]:
+    """The state after so many steps of the loop, and as it is evaluated."""
     run = assembled(config)
     with tempfile.TemporaryDirectory() as folder:
         loop = Loop(
@@ -147,7 +157,9 @@ def taken(config: RunConfig, steps: int) -> str:
         for step in range(steps):
             take(step)
         run.loader.close()
-        return digest(loop)
+        state = digest(loop)
+        settle_statistics(run.method)
+        return state, digest(loop)
 
 
 def asked(cases: dict[str, RunConfig]) -> dict[str, Any]:
@@ -182,33 +194,108 @@ def alone(cases):
     return asked({name: config for name, config in cases.items() if CASES[name].alike})
 
 
-def compare(name: str, ranks: list[dict[str, Any]], one: dict[str, Any]) -> None:
-    case, found = CASES[name], ranks[0][name]
-    assert found["losses"] == pytest.approx(one["losses"], rel=case.near, abs=1e-6)
-    assert found["metrics"] == pytest.approx(one["metrics"], rel=case.near, abs=1e-6, nan_ok=True)
+def compare(found: dict[str, Any], one: dict[str, Any], near: float = Case.near) -> None:
+    """What ranks found is what one process did."""
+    assert found["losses"] == pytest.approx(one["losses"], rel=near, abs=1e-6)
+    assert found["metrics"] == pytest.approx(one["metrics"], rel=near, abs=1e-6, nan_ok=True)
     for loss, wanted in {**one["gradients"], "all": one["gradient"]}.items():
         got = {**found["gradients"], "all": found["gradient"]}[loss]
-        assert 0 < wanted.norm(), loss
-        assert (got - wanted).norm() <= case.near * wanted.norm(), loss
+        assert wanted.norm() > 0, loss
+        assert (got - wanted).norm() <= near * wanted.norm(), loss
+    # running statistics, memories, rates
+    torch.testing.assert_close(found["buffers"], one["buffers"], rtol=near, atol=near)
 
 
 @each("name", [name for name, case in CASES.items() if case.alike])
 def test_a_step_over_two_processes_has_the_losses_and_gradients_of_one(name, of_two, alone):
-    compare(name, of_two, alone[name])
+    compare(of_two[0][name], alone[name], CASES[name].near)
 
 
 @each("name", CASES)
 def test_processes_stay_bitwise_equal_and_do_the_same_again(name, of_two):
     states = [rank[name]["states"] for rank in of_two]
-    if CASES[name].overrides != ("schedule.batch_norm=local",):
-        assert states[0] == states[1]
-    assert len(set(states[0])) == 1
+    local = CASES[name].overrides == ("schedule.batch_norm=local",)
+    assert (states[0][0][0] != states[1][0][0]) == local  # each has statistics of its own
+    assert states[0][0][1] == states[1][0][1]  # until they are settled
     assert len(states[0]) == 1 + (name in AGAIN)
+    assert len(set(states[0])) == 1
 
 
 def test_three_processes_share_a_batch_too(cases, tmp_path):
     chosen = {name: cases[name].replace(schedule=cases[name].schedule.replace(batch_size=15)) for name in THREE}
     ranks, one = over(3, tmp_path, asked, chosen), asked(chosen)
     for name in THREE:
-        compare(name, ranks, one[name])
+        compare(ranks[0][name], one[name])
         assert len({rank[name]["states"][0] for rank in ranks}) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.fixture
+def three():
+    """This process as one of three, which asks the others nothing."""
+    enter(World(0, 3))
+    yield
+    enter(World())
+
+
+class Silent(Distill):
+    """A method of a user, who has not thought of ranks."""
+
+
+class SilentTerm(KD):
+    """A term of a user, likewise."""
+
+
+class Statistic(KD):
+    """Says that it is a mean over images, and gives a statistic."""
+
+    @classmethod
+    def needs(cls, config):
+        return Needs(teacher=True, over_ranks="mean")
+
+    def forward(self, pair):
+        return super().forward(pair).mean()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ([], r"schedule\.batch_size: a step has 16 labeled images, which 3 processes cannot share equally; give a multiple of 3"),
+        (
+            ["schedule.batch_size=15", "schedule.epoch=ceil", "schedule.last_batch=small"],
+            r"schedule\.last_batch: small leaves a last batch of 5 labeled images, which 3 processes",
+        ),
+        (["schedule.batch_size=15", "schedule.graph=true"], r"schedule\.graph: .* this run has 3; set it to false"),
+        (["schedule.batch_size=15", "method=silent"], r"method=silent \(.*test_ranks\.py\) does not say .* docs/extend/method\.md"),
+        (["schedule.batch_size=15", "loss=silent"], r"loss\.kd: silent \(.*test_ranks\.py\) does not say .* docs/extend/loss\.md"),
+        (["schedule.batch_size=15"], None),
+        (["method=zero_shot"], None),
+    ],
+)  # fmt: skip
+def test_what_ranks_cannot_share_is_refused_before_anything_runs(cases, three, monkeypatch, overrides, says):
+    monkeypatch.setitem(_REGISTRY["method"], "silent", Silent)
+    monkeypatch.setitem(_REGISTRY["loss"], "silent", SilentTerm)
+    plain = [one for one in overrides if "=silent" not in one]
+    with Composer() as composer:
+        config = composer.typed([*FAST, "method=distill", *TEACHER, "loss=kd", *plain])
+    if "method=silent" in overrides:
+        config = config.replace(method=config.method.replace(name="silent"))
+    if "loss=silent" in overrides:
+        config = config.replace(losses={**config.losses, "kd": config.losses["kd"].replace(name="silent")})
+    outline = Assembly.outline(config)
+    if says is None:
+        refuse_over_ranks(outline)
+        return
+    with pytest.raises(ConfigError, match=says) as refused:
+        refuse_over_ranks(outline)
+    assert len(refused.value.lines) == 1
+
+
+def test_a_statistic_that_says_it_is_a_mean_is_refused(three, monkeypatch):
+    config, method, loader, _ = make("distill", "loss=kd", "schedule.batch_size=15")
+    method.losses().terms["kd"].__class__ = Statistic
+    method.losses().terms["kd"].needed = Statistic.needs(None)
+    with pytest.raises(ConfigError, match=r"loss\.kd: kd gives a statistic of the batch, and says over_ranks=.mean."):
+        method(loader.batch(0), Context(config.seed, 0, 20, torch.device("cpu"), part=world().part))
