@@ -44,6 +44,7 @@ class LossSet(nn.Module):
             except ConfigError as error:
                 raise ConfigError(*(f"loss.{label}: {line}" for line in error.lines)) from None
             self.terms[label] = term
+        self._earlier: list[tuple[Term, Pair]] = []  # pairs of earlier parts of this step
         self._whole: list[tuple[Pair, Pair]] = []  # pairs of this step, and these over all ranks
         self.needed = reduce(or_, (term.needed for _, term in self._terms()), Needs(over_ranks="mean"))
         """What the terms ask of their networks together."""
@@ -57,12 +58,14 @@ class LossSet(nn.Module):
             except ConfigError as error:
                 raise ConfigError(*(f"loss.{label}: {line}" for line in error.lines)) from None
 
-    def begin(self, factors: Mapping[str, float | Tensor]) -> None:
+    def begin(self, factors: Mapping[str, float | Tensor], goes_on: bool = False) -> None:
         """A new step.
 
         Args:
             factors: on the weights that move, by their keys.
+            goes_on: it is another part of the same step.
         """
+        self._earlier = [*self._earlier, *self._remembered()] if goes_on else []
         self._factors = {label: factors.get(f"loss.{label}.weight", 1.0) for label in self.terms}
         self._seen, self._whole = {}, []
 
@@ -92,10 +95,18 @@ class LossSet(nn.Module):
     @torch.no_grad()
     def after_step(self) -> None:
         """After the optimizer step: each term sees its pairs of this step."""
-        for label, term in self._terms():
-            for pair in self._seen.get(label, []):
-                term.after_step(replace(pair, student=pair.student.detach()))
-        self._seen, self._whole = {}, []
+        for term, pair in (*self._earlier, *self._remembered()):
+            term.after_step(pair)
+        self._seen, self._whole, self._earlier = {}, [], []
+
+    def _remembered(self) -> list[tuple[Term, Pair]]:
+        """What `after_step` is called with, of terms that have one."""
+        return [
+            (term, replace(pair, student=pair.student.detach()))
+            for label, term in self._terms()
+            if type(term).after_step is not Term.after_step
+            for pair in self._seen.get(label, [])
+        ]
 
     def labels_of(self, side: str) -> set[str]:
         """Labels of the terms that work against the target, or against the teacher."""

@@ -89,6 +89,8 @@ class Contrastive(Method[ContrastiveConfig]):
         ]
         others = [label for label, term in config.losses.items() if term.name != "ce"]
         errors += [f"loss.{label}: method=contrastive tells captions apart by cross entropy only" for label in others]
+        if config.schedule.accumulate > 1:
+            errors.append("schedule.accumulate: method=contrastive holds all images of a step together; set it to 1")
         return errors
 
     def step(self, batch: Batch, ctx: Context) -> Step:

@@ -115,7 +115,7 @@ class Method(nn.Module, Generic[C]):
         return {}
 
     def backward(self, losses: Mapping[str, Tensor], scale: Callable[[Tensor], Tensor]) -> None:
-        """Fill the gradients, which are None before.
+        """Fill the gradients, which are None before; with `schedule.accumulate`, add to those of earlier parts.
 
         Args:
             losses: what `step` gave.
@@ -190,7 +190,7 @@ class Method(nn.Module, Generic[C]):
     def forward(self, batch: Batch, ctx: Context) -> Step:
         """`step`, and what the loss terms have to tell about the pairs that they saw in it."""
         for losses in self._loss_sets():
-            losses.begin(ctx.factors)
+            losses.begin(ctx.factors, ctx.goes_on)
         out: object = self.step(batch, ctx)
         if not isinstance(out, Step):
             name = self.config.method.name

@@ -47,6 +47,8 @@ class Context:
     """
 
     part = Part()
+    goes_on = False
+    """Whether the step has begun with an earlier part of this batch."""
 
     def __init__(
         self, seed: int, step: int, total_steps: int, device: torch.device,
@@ -70,6 +72,12 @@ class Context:
         """The same step with its numbers unused: what one student draws does not depend on the others."""
         ctx = copy.copy(self)
         ctx._generator = None
+        return ctx
+
+    def within(self, index: int, count: int) -> "Context":
+        """The same step with its numbers unused, for the index-th of `count` parts of its part."""
+        ctx = self.again()
+        ctx.part, ctx.goes_on = self.part.part(index, count), index > 0
         return ctx
 
     def holds(self, condition: Callable[[int], bool]) -> bool | Tensor:

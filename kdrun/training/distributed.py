@@ -21,36 +21,45 @@ from kdrun.core.seeding import seed_everything, subseed
 from kdrun.core.world import world
 from kdrun.losses.labels import full
 from kdrun.methods.method import Method
+from kdrun.training.accumulation import prepare_passes, whole
 from kdrun.training.assembly import Assembly
 
 # --------------------------------------------------------------------------------------------------------- refusals
 
 
 def refuse_over_ranks(outline: Assembly) -> None:
-    """Refuse what a run cannot do over the ranks of this world.
+    """Refuse what a run cannot do over the ranks of this world, or with `schedule.accumulate`.
 
     Raises:
         ConfigError: a captured step, a batch that has no equal parts, a part that does not say how it is computed.
     """
-    config, count = outline.config, world().size
-    if count == 1 or not config.needs.trains:
+    config, schedule, count = outline.config, outline.config.schedule, world().size
+    if not config.needs.trains or (count == 1 and schedule.accumulate == 1):
         return
-    if config.schedule.graph:
+    if schedule.graph:
         raise ConfigError(
             f"schedule.graph: a captured step is one process's, and this run has {count}; set it to false"
         )
     errors = [
-        f"{key} ({_file(cls)}) does not say how it is computed over {count} processes: it needs over_ranks in its "
-        f"needs, see docs/extend/{page}.md; or start one process"
+        f"{key} ({_file(cls)}) does not say how it is computed over {_shares(config)}: it needs over_ranks in its "
+        f"needs, see docs/extend/{page}.md; or do without"
         for key, cls, needs, page in _parts(config)
         if needs.over_ranks == "no" or not says_of_ranks(cls)
     ]
     if errors:
         raise ConfigError(*errors)
+    if schedule.accumulate > 1 and whole(config):
+        if schedule.compile is not None:
+            raise ConfigError(
+                "schedule.accumulate: a step of this run is no mean over images, so networks take its batch in chunks, "
+                "which are not compiled; set schedule.compile to null"
+            )
+    else:
+        count *= schedule.accumulate
     for sizes in outline.batch_sizes:
         for stream, size in sizes.items():
             if size % count:
-                raise ConfigError(_indivisible(outline, stream, size))
+                raise ConfigError(_indivisible(outline, stream, size, count))
 
 
 def _parts(config: RunConfig) -> list[tuple[str, type, Needs, str]]:
@@ -69,28 +78,39 @@ def _file(cls: type) -> str:
     return str(getattr(sys.modules.get(cls.__module__), "__file__", cls.__module__))
 
 
-def _indivisible(outline: Assembly, stream: str, size: int) -> str:
-    count, usual = world().size, outline.batch_sizes[0][stream]
-    if size != usual:
+def _shares(config: RunConfig) -> str:
+    """Among whom a batch is divided, in words."""
+    count, parts = world().size, config.schedule.accumulate
+    if count == 1:
+        return f"schedule.accumulate={parts} parts"
+    return f"{count} processes" + (f" with schedule.accumulate={parts}" if parts > 1 else "")
+
+
+def _indivisible(outline: Assembly, stream: str, size: int, count: int) -> str:
+    shares = _shares(outline.config)
+    if size != outline.batch_sizes[0][stream]:
         return (
-            f"schedule.last_batch: small leaves a last batch of {size} {stream} images, which {count} processes cannot "
-            "share equally; set it to full, or give another schedule.batch_size or dataset.num_labels"
+            f"schedule.last_batch: small leaves a last batch of {size} {stream} images, which {shares} cannot share "
+            "equally; set it to full, or give another schedule.batch_size or dataset.num_labels"
         )
     return (
-        f"schedule.batch_size: a step has {size} {stream} images, which {count} processes cannot share equally; give a "
-        f"multiple of {count}, or start another number of processes"
+        f"schedule.batch_size: a step has {size} {stream} images, which {shares} cannot share equally; give a "
+        f"multiple of {count}, or take another number"
     )
 
 
 # ------------------------------------------------------------------------------------------------------------ a step
 
 
-def prepare(method: Method[Any], batch_norm: str) -> None:
-    """Before the first step of this process: batch normalisation as configured, weights and buffers those of rank 0."""
-    here = world()
+def prepare(method: Method[Any]) -> None:
+    """Before the first step of this process: passes and batch normalisation as the schedule has them, and over several
+    ranks weights and buffers those of rank 0."""
+    here, schedule = world(), method.config.schedule
+    if schedule.accumulate > 1 and whole(method.config):
+        prepare_passes(method, schedule.accumulate)
     if here.size == 1:
         return
-    if batch_norm == "global":
+    if schedule.batch_norm == "global":
         synchronise(method)
     here.share([*method.parameters(), *method.buffers()])
 

@@ -5,13 +5,15 @@ One pair of processes goes over all cases; the reference is this process, with t
 
 import hashlib
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdrun.config.compose import Composer
 from kdrun.config.needs import Needs
@@ -22,6 +24,7 @@ from kdrun.core.world import World, enter, world
 from kdrun.losses.logits import KD
 from kdrun.methods.distill import Distill
 from kdrun.methods.step import Context
+from kdrun.training.accumulation import gradients, whole
 from kdrun.training.assembly import Assembly
 from kdrun.training.distributed import average_gradients, prepare, refuse_over_ranks, settle_statistics
 from kdrun.training.evaluator import Evaluator
@@ -80,6 +83,8 @@ CASES = {
         "supervised", ("dataset.num_labels=44", "schedule.epoch=ceil", "schedule.last_batch=small")
     ),
     "half precision": Case("distill", ("schedule.precision=bf16",), near=0.05),
+    "parts": Case("fixmatch", ("schedule.accumulate=2", SURE, "views=ctaugment")),
+    "chunks": Case("sho", ("method.pcgrad=true", "schedule.accumulate=2", *TEACHER, "loss=kd"), alike=False),
     "batch_norm=local": Case("distill", ("schedule.batch_norm=local",), alike=False),
 }  # fmt: skip
 
@@ -98,15 +103,17 @@ def config_of(composer: Composer, case: Case) -> RunConfig:
     return config.replace(losses=own)
 
 
-def gradient(method: Any) -> Tensor:
-    given = [p for p in method.parameters() if p.requires_grad]
-    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in given])
+def flat(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Tensor:
+    pairs = zip(parameters, gradients, strict=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in pairs])
 
 
-def first_step(run: Any) -> dict[str, Any]:
+def first_step(run: Any, exact: bool = True) -> dict[str, Any]:
     """What a step of the whole batch comes to: losses, metrics, the gradient of each loss and that of `backward`."""
     method, config = run.method, run.config
-    if config.schedule.precision == "fp32":  # up to the logits in float64: no activation is on another side of 0
+    if (
+        exact and config.schedule.precision == "fp32"
+    ):  # up to the logits in float64: no activation is on another side of 0
         method.double()
         if run.teacher is not None:
             run.teacher.network.double()
@@ -117,12 +124,11 @@ def first_step(run: Any) -> dict[str, Any]:
     by_loss = {}
     for name, loss in out.losses.items():
         given = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-        flat = torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, given)])
-        by_loss[name] = world().mean(flat)
+        by_loss[name] = world().mean(flat(parameters, given))
     method.zero_grad()
     method.backward(out.losses, lambda loss: loss)
     average_gradients(method)
-    whole = gradient(method)
+    whole = flat(parameters, [p.grad for p in parameters])
     method.finish_step()
     if method.probes:
         with torch.no_grad():
@@ -167,7 +173,7 @@ def asked(cases: dict[str, RunConfig]) -> dict[str, Any]:
     found = {}
     for name, config in cases.items():
         run = assembled(config)
-        prepare(run.method, config.schedule.batch_norm)
+        prepare(run.method)
         found[name] = first_step(run)
         run.loader.close()
         if world().size > 1:
@@ -227,6 +233,73 @@ def test_three_processes_share_a_batch_too(cases, tmp_path):
     for name in THREE:
         compare(ranks[0][name], one[name])
         assert len({rank[name]["states"][0] for rank in ranks}) == 1
+
+
+# ------------------------------------------------------------------------------------------------------ accumulation
+
+
+def without_batch_norm(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            setattr(module, name, nn.Identity())
+        without_batch_norm(child)
+
+
+def accumulated(config: RunConfig) -> dict[str, Any]:
+    """As `first_step`, without the gradients of single losses."""
+    run = assembled(config)
+    without_batch_norm(run.method)
+    method, count = run.method.double(), config.schedule.accumulate
+    if run.teacher is not None:
+        run.teacher.network.double()
+    prepare(method)
+    ctx, batch = Context(config.seed, AT, 20, run.device), run.loader.batch(AT)
+    run.loader.close()
+    if count > 1 and not whole(config):
+        out = gradients(method, batch, ctx, count, lambda loss: loss, nullcontext)
+    else:
+        out = method(batch, ctx)
+        method.backward(out.losses, lambda loss: loss)
+    method.finish_step()
+    values = {
+        name: {key: value.item() for key, value in found.items()}
+        for name, found in (("losses", out.losses), ("metrics", out.metrics))
+    }
+    guesses = None if out.guesses is None else [getattr(out.guesses, f.name).tolist() for f in fields(out.guesses)]
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    buffers = [b.double().flatten() for b in method.buffers() if b.is_floating_point()]
+    return {
+        **values, "guesses": guesses, "gradients": {}, "gradient": flat(parameters, [p.grad for p in parameters]),
+        "buffers": torch.cat(buffers),
+    }  # fmt: skip
+
+
+ACCUMULATED = [name for name, case in CASES.items() if case.alike and case.near == Case.near and name != "parts"]
+
+
+@each("name", ACCUMULATED)
+def test_a_batch_in_parts_has_the_losses_and_gradients_of_the_whole(name, cases):
+    config = cases[name]
+    found, one = (accumulated(config.replace(schedule=config.schedule.replace(accumulate=k))) for k in (2, 1))
+    compare(found, one)
+    if config.method.name != "peer_fixmatch":  # there the guesses of several students follow one another in each part
+        assert found["guesses"] == one["guesses"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["schedule.accumulate=3"], "a step has 16 labeled images, which schedule.accumulate=3 parts cannot share equally; give a multiple of 3"),
+        (["schedule.accumulate=3", "loss=dist"], None),
+        (["schedule.accumulate=2", "loss=dist", "schedule.compile=true"], "which are not compiled; set schedule.compile to null"),
+        (["schedule.accumulate=2", "schedule.compile=true"], None),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_in_parts_is_refused(overrides, says):
+    with Composer() as composer:
+        outline = Assembly.outline(composer.typed([*FAST, "method=distill", *TEACHER, "loss=kd", *overrides]))
+    with pytest.raises(ConfigError, match=says) if says else nullcontext():
+        refuse_over_ranks(outline)
 
 
 # ---------------------------------------------------------------------------------------------------------- refusals

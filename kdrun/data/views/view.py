@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from kdrun.core.device import send
+from kdrun.core.world import Part
 from kdrun.data.streamed import ImageFiles
 from kdrun.data.views.center import Center
 from kdrun.data.views.ctaugment import Policy
@@ -92,6 +93,29 @@ def together(views: Sequence[View]) -> View:
         torch.cat([view.index for view in views]),
         torch.cat(replays) if len(replays) == len(views) else None,
     )
+
+
+def part_of(batch: Batch, part: Part) -> Batch:
+    """Of a batch its rows of this part. Places of partners stay those in the batch."""
+
+    def of(view: View) -> View:
+        rows = part.rows(len(view.index))
+        kept, policy = view.unmixed, view.policy
+        return View(
+            view.pixels[rows], view.index[rows], None if view.replay is None else view.replay[rows],
+            None if kept is None else Unmixed(kept.pixels[rows], kept.partner[rows], kept.share[rows]),
+            None if policy is None else policy.split(rows.stop - rows.start)[part.index],
+        )  # fmt: skip
+
+    def one(samples: Samples) -> Samples:
+        rows = part.rows(len(next(iter(samples.views.values())).index))
+        return Samples(
+            {name: of(view) for name, view in samples.views.items()},
+            None if samples.target is None else samples.target[rows],
+            {name: values[rows] for name, values in samples.extra.items()},
+        )
+
+    return {name: one(samples) for name, samples in batch.items()}
 
 
 def join(params: Sequence[Any]) -> Any:
