@@ -63,6 +63,7 @@ SURE = "method.threshold=0.1"  # so that unlabeled images teach from the first s
 CASES = {
     **{name: Case(name, (SURE,) if "fixmatch" in name else ()) for name in METHODS},
     "terms": Case("distill", (), tuple(TERMS)),
+    "gathered": Case("distill", (), ("ce", "dist", "crd", "rkd")),
     "vitkd": Case("distill", ("loss=kd", *VITS), ("vitkd", "ce", "dist")),
     "linearity": Case("mixup_distill", ("views.mix.kind=mixup",), ("linearity", "kd", "ce")),
     "linearity of the teacher": Case(
@@ -181,8 +182,8 @@ def asked(cases: dict[str, RunConfig]) -> dict[str, Any]:
     return found
 
 
-AGAIN = ("terms", "sho", "fixmatch", "dropout", "mc dropout", "linearity")
-THREE = ("terms", "pcgrad", "linearity")
+AGAIN = ("chunks", "learned views", "dropout", "mc dropout")  # that are also begun anew
+THREE = ("gathered", "pcgrad", "linearity")
 
 
 @pytest.fixture(scope="module")
