@@ -1,4 +1,5 @@
-"""Several processes that make one run, over gloo: forked, with what this one has imported, and ended with the test."""
+"""Several processes that make one run, ended with the test: forked with what this one has imported, and over gloo; or
+over NCCL, each from the start and with a device of its own."""
 
 import multiprocessing
 import os
@@ -17,14 +18,17 @@ from torch import distributed as dist
 from kdrun.core.world import World, enter
 
 
-def over(size: int, folder: Path, act: Callable[..., Any], *arguments: Any, seconds: float = 240) -> list[Any]:
+def over(
+    size: int, folder: Path, act: Callable[..., Any], *arguments: Any, seconds: float = 600, backend: str = "gloo"
+) -> list[Any]:  # fmt: skip
     """`act(*arguments)` on each rank: what it returns, by rank. Fails with the traceback of the first that fails.
 
     Args:
         folder: empty; the ranks meet there.
     """
-    context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=_rank, args=(rank, size, folder, act, arguments)) for rank in range(size)]
+    context: Any = multiprocessing.get_context("fork" if backend == "gloo" else "spawn")  # CUDA bears no fork
+    given = folder, backend, act, arguments
+    ranks = [context.Process(target=_rank, args=(rank, size, *given)) for rank in range(size)]
     try:
         for rank in ranks:
             rank.start()
@@ -46,11 +50,15 @@ def _told(folder: Path) -> str:
     return "\n".join(file.read_text() for file in sorted(folder.glob("*.txt"))) or "a rank was killed"
 
 
-def _rank(rank: int, size: int, folder: Path, act: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _rank(
+    rank: int, size: int, folder: Path, backend: str, act: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:  # fmt: skip
     torch.set_num_threads(1)
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
     store = dist.FileStore(str(folder / "store"), size)
     try:
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
         enter(World(rank, size, store))
         found = act(*arguments)
         (folder / f"{rank}.pickle").write_bytes(pickle.dumps(found))

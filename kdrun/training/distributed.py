@@ -78,6 +78,14 @@ def _file(cls: type) -> str:
     return str(getattr(sys.modules.get(cls.__module__), "__file__", cls.__module__))
 
 
+def parts_seen(config: RunConfig) -> int:
+    """In how many parts batch normalisation sees a batch."""
+    parts = (
+        1 if whole(config) else config.schedule.accumulate
+    )  # where networks take it in chunks, all streams share them
+    return parts * (world().size if config.schedule.batch_norm == "local" else 1)
+
+
 def _shares(config: RunConfig) -> str:
     """Among whom a batch is divided, in words."""
     count, parts = world().size, config.schedule.accumulate

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from kdrun.config.compose import Composer
 from kdrun.config.needs import Needs
@@ -63,6 +64,7 @@ SURE = "method.threshold=0.1"  # so that unlabeled images teach from the first s
 CASES = {
     **{name: Case(name, (SURE,) if "fixmatch" in name else ()) for name in METHODS},
     "terms": Case("distill", (), tuple(TERMS)),
+    "weights of a memory": Case("uncertainty_distill", ("loss=wttm_crd", "loss.crd.num_negatives=8")),
     "gathered": Case("distill", (), ("ce", "dist", "crd", "rkd")),
     "vitkd": Case("distill", ("loss=kd", *VITS), ("vitkd", "ce", "dist")),
     "linearity": Case("mixup_distill", ("views.mix.kind=mixup",), ("linearity", "kd", "ce")),
@@ -139,7 +141,8 @@ def first_step(run: Any, exact: bool = True) -> dict[str, Any]:
     return {
         "losses": {name: world().mean(loss).item() for name, loss in out.losses.items()},
         "metrics": {name: world().mean(value.float()).item() for name, value in out.metrics.items()},
-        "gradients": by_loss, "gradient": whole, "buffers": torch.cat(buffers),
+        "gradients": {name: value.cpu() for name, value in by_loss.items()}, "gradient": whole.cpu(),
+        "buffers": torch.cat(buffers).cpu(),
     }  # fmt: skip
 
 
@@ -149,16 +152,23 @@ def digest(loop: Loop) -> str:
     states = [loop.method.state_dict().values(), *(s.values() for s in loop.optimizer.state_dict()["state"].values())]
     for value in [value for state in states for value in state] + (loop.ema.shadow if loop.ema else []):
         if isinstance(value, Tensor):
-            found.update(value.detach().numpy().tobytes())
+            found.update(value.detach().cpu().numpy().tobytes())
     return found.hexdigest()
 
 
 def taken(config: RunConfig, steps: int) -> tuple[str, str]:
     """The state after so many steps of the loop, and as it is evaluated."""
-    run = assembled(config)
+    run = assembled(config, device())
     with tempfile.TemporaryDirectory() as folder:
         loop = Loop(
-            run.method, run.loader, Evaluator({}, 1000), run.clock, Path(folder), Tracker(), "key", hidden=run.labels
+            run.method,
+            run.loader,
+            Evaluator({}, 1000),
+            run.clock,
+            Path(folder),
+            Tracker(),
+            "key",
+            hidden=run.labels.to(run.device),
         )
         take = loop._steps()
         for step in range(steps):
@@ -169,11 +179,16 @@ def taken(config: RunConfig, steps: int) -> tuple[str, str]:
         return state, digest(loop)
 
 
+def device() -> str:
+    over_nccl = dist.is_initialized() and dist.get_backend() == "nccl"
+    return f"cuda:{world().rank}" if over_nccl else "cpu"
+
+
 def asked(cases: dict[str, RunConfig]) -> dict[str, Any]:
     """What the ranks find, or this process alone, by case."""
     found = {}
     for name, config in cases.items():
-        run = assembled(config)
+        run = assembled(config, device())
         prepare(run.method)
         found[name] = first_step(run)
         run.loader.close()
