@@ -32,9 +32,16 @@ class Needs:
     """It remembers single images by their index; refused with mixed images."""
     mixed: bool = False
     """It is about mixed images; refused where none are mixed."""
-    over_ranks: OverRanks = "mean"
-    """mean: `forward` gives (B,), of which the mean counts. gathered: (), a statistic of the whole batch. no: (B,), and
-    it has a state of single images that ranks do not share."""
+    over_ranks: OverRanks = "no"
+    """Where it is computed when a run has several processes, its ranks, each with its rows of the batch.
+
+    mean: on the rank's own rows; the mean over the ranks is what one process would have. gathered: of a term, over the
+    rows of all ranks, which it is given, alike on each; of a method, its step gathers by itself (`kdrun.core.world`)
+    what is no mean over rows. no: not at all; such a run is refused.
+    """
+    per_sample: bool = True
+    """A term: whether `forward` gives (B,), which can be weighted sample by sample; else (), a statistic of the batch.
+    """
 
     # of a method only
     streams: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"labeled": ("weak",)})
@@ -70,11 +77,6 @@ class Needs:
             return self.teacher_features
         return self.features if self.teacher else ()
 
-    @property
-    def per_sample(self) -> bool:
-        """Whether a term's values can be weighted sample by sample."""
-        return self.over_ranks != "gathered"
-
     def __or__(self, other: "Needs") -> "Needs":
         return replace(
             self,
@@ -86,7 +88,19 @@ class Needs:
             index=self.index or other.index,
             mixed=self.mixed or other.mixed,
             over_ranks=max(self.over_ranks, other.over_ranks, key=_ORDER.index),
+            per_sample=self.per_sample and other.per_sample,
         )
+
+
+def says_of_ranks(cls: type) -> bool:
+    """Whether a part says itself what it needs. A plug-in that inherits that from a part of kdrun has not been asked
+    how it is computed over ranks."""
+    told = next(base for base in cls.__mro__ if "needs" in vars(base))
+    return _is_ours(cls) or not _is_ours(told)
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _union(one: tuple[T, ...], other: tuple[T, ...]) -> tuple[T, ...]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from kdrun.core.errors import ConfigError
-from kdrun.core.schema import Schema
+from kdrun.core.schema import OutsideKey, Schema
 
 MOST_STEPS = 10**9  # at a thousand steps a second, 12 days
 
@@ -69,6 +69,9 @@ class ScheduleConfig(Schema):
     """Length in passes over the labeled set."""
     batch_size: int = Field(64, gt=0)
     """Labeled images a step."""
+    accumulate: int = Field(1, gt=0)
+    """Parts in which a step's batch goes through the networks, one after the other, to take less memory. The result is
+    that of the whole batch, but for batch normalisation, which takes its statistics of each part."""
     epoch: Literal["exact", "ceil"] = "exact"
     """Steps in a pass over the labeled set: exact: N/B, which may be a fraction; ceil: rounded up to whole batches, as
     a loader of PyTorch counts that drops none."""
@@ -103,6 +106,9 @@ class ScheduleConfig(Schema):
     eval_every_steps: int | None = Field(None, gt=0)
     eval_every_epochs: float | None = Field(None, gt=0)
     """Evaluation cadence; neither: at the end only."""
+    batch_norm: Annotated[Literal["global", "local"], OutsideKey()] = "global"
+    """Over several processes: global: batch normalisation takes its statistics of the whole batch, as in one process;
+    local: of each process's own images. It stands in the record."""
     channels_last: bool = True
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Autocast type of networks and losses in training and evaluation; fp16 (with loss scaling) on cuda only."""
@@ -132,6 +138,8 @@ class ScheduleConfig(Schema):
             raise ValueError("schedule.nesterov needs schedule.momentum > 0")
         if self.last_batch == "small" and self.epoch == "exact":
             raise ValueError("schedule.last_batch: small batches end a pass of whole steps; set schedule.epoch to ceil")
+        if self.graph and self.accumulate > 1:
+            raise ValueError("schedule.accumulate: a captured step takes its batch in one; set schedule.graph to false")
         if self.graph and self.precision == "fp16":
             raise ValueError("schedule.graph: the loss scaling of fp16 waits for the device; set precision to bf16")
         if self.graph and self.compile not in (None, "default"):

@@ -6,7 +6,8 @@ order of the ranks, so it is the batch as one process would have it.
 
 import pickle
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -94,6 +95,17 @@ class World:
             flat /= self.size
             parts = flat.split([tensor.numel() for tensor in same])
             torch._foreach_copy_(same, [part.view_as(tensor) for part, tensor in zip(parts, same, strict=True)])
+
+    @torch.no_grad()
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Each of the tensors becomes that of rank 0, in place."""
+        if self.size == 1:
+            return
+        for tensor in tensors:
+            whole = tensor.detach().contiguous()
+            bits = whole.to(torch.uint8) if whole.dtype == torch.bool else whole
+            dist.broadcast(bits, 0)
+            tensor.copy_(bits)
 
     @torch.no_grad()
     def collected(self, own: Tensor) -> list[Tensor]:
@@ -229,3 +241,13 @@ def world() -> World:
 def enter(other: World) -> None:
     """From now on this process is one of these."""
     _HERE[:] = [other]
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process is one run by itself: shapes are tried, say."""
+    _HERE.append(World())
+    try:
+        yield
+    finally:
+        _HERE.pop()

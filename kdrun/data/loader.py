@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kdrun.config.views import MixConfig
 from kdrun.core.errors import ConfigError, allowed
+from kdrun.core.world import world
 from kdrun.data.arrays import Arrays
 from kdrun.data.decoder import Decoder
 from kdrun.data.splits import Split
@@ -127,7 +128,8 @@ def make_loader(
     mix: MixConfig | None = None, device: torch.device | None = None, size: tuple[int, int] | None = None,
     stored: StoredViews | None = None, small_last: bool = False, shown: str = "weak",
 ) -> Loader:  # fmt: skip
-    """Build the streams that a method declares. Only the labeled stream has targets, and only of labeled images.
+    """Build the streams that a method declares, of the part of each batch that this process has. Only the labeled
+    stream has targets, and only of labeled images.
 
     Args:
         device: the training device; None: that of the images.
@@ -151,6 +153,6 @@ def make_loader(
         chosen = {view: recipes[shown if (name, view) == ("labeled", "weak") else view] for view in views}
         streams[name] = Stream(
             name, images, targets, index, batch_sizes[name], chosen, seed, mix=mixed, device=device, stored=stored,
-            small_last=small_last and name == "labeled",
+            small_last=small_last and name == "labeled", part=world().part,
         )  # fmt: skip
     return Loader(streams, total_steps)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kdrun.core.device import send
 from kdrun.core.seeding import generator
+from kdrun.core.world import Part
 from kdrun.data.images import fit
 from kdrun.data.reading import read_rgb
 from kdrun.data.streamed import ImageFiles, refuse
@@ -18,7 +19,10 @@ from kdrun.data.views.ctaugment import Policy
 from kdrun.data.views.mix import Mix, Mixture
 from kdrun.data.views.recipes import CtaView, FileCrop, Strong
 from kdrun.data.views.stored import StoredViews
-from kdrun.data.views.view import Recipe, Samples, Source, Unmixed, View, join, mapped, rows
+from kdrun.data.views.view import Recipe, Samples, Source, Unmixed, View, join, mapped, take
+from kdrun.data.views.view import rows as rows_of
+
+WHOLE_BATCH = Part()
 
 
 class Stream:
@@ -34,13 +38,14 @@ class Stream:
         device: the training device; None: that of the images.
         stored: where the weak views come from, one after the other epoch by epoch; None: they are drawn afresh.
         small_last: whether the last batch of an epoch has what is left of the images; else the next epoch fills it up.
+        part: of each batch that is made here; what is drawn is drawn for all of it.
     """
 
     def __init__(
         self, name: str, images: Source, targets: Tensor | None, index: Tensor, batch_size: int,
         recipes: Mapping[str, Recipe], seed: int, extra: Mapping[str, Tensor] | None = None,
         mix: Mix | None = None, device: torch.device | None = None, stored: StoredViews | None = None,
-        small_last: bool = False,
+        small_last: bool = False, part: Part = WHOLE_BATCH,
     ) -> None:  # fmt: skip
         self.name = name
         self.device = images.device if device is None else device
@@ -54,13 +59,14 @@ class Stream:
         self.mix = mix
         self.stored = stored
         self.small_last = small_last
+        self.part = part
         self._orders: dict[int, Tensor] = {}
 
     def for_workers(self) -> "Stream":
         """A stream that decodes the same, without what is on the training device."""
         return Stream(
-            self.name, self.images, None, self.index, self.batch_size, self.recipes, self.seed,
-            small_last=self.small_last,
+            self.name, self.images, None, self.index, self.batch_size, self.recipes, self.seed, mix=self.mix,
+            small_last=self.small_last, part=self.part,
         )  # fmt: skip
 
     def batch(self, step: int) -> Samples:
@@ -82,27 +88,35 @@ class Stream:
             decoded: as in `batches`.
             fixed: whether the views are to be made by `Recipe.apply_fixed`.
         """
-        by_step = [self.positions(step) for step in steps]
-        positions, sizes = torch.cat(by_step), [len(part) for part in by_step]
+        batches = [self.positions(step) for step in steps]
+        at_hand = [self._at_hand(step, len(batch)) for step, batch in zip(steps, batches, strict=True)]
+        shown = [rows for rows, _ in at_hand]
+        parts = [batch[rows] for batch, rows in zip(batches, shown, strict=True)]
+        positions, sizes = torch.cat(parts), tuple(len(batch) // self.part.count for batch in batches)
         images, params, replay, mixture = {}, {}, {}, None
         if isinstance(self.images, ImageFiles):
             decoded = self.decode(steps[0]) if decoded is None else decoded
             refuse(decoded.unreadable)
             images = decoded.pixels
         elif self.images.device.type != self.device.type:
-            images = {WHOLE: rows(self.images, positions, HOST)}
+            images = {WHOLE: rows_of(self.images, positions, HOST)}
         if self.mix is not None:
-            generators = [generator(self.seed, "mix", self.name, step) for step in steps]
-            mixture = self.mix.draw_steps(generators, sizes, HOST)
+            mixture = Mixture.joined(
+                [drawn for _, drawn in at_hand if drawn is not None], [len(part) for part in parts]
+            )
         for name, recipe in self.recipes.items():
             if self.stored is not None and name == self.stored.NAME:
-                replay[name] = torch.cat([self.epochs(step) for step in steps]) % self.stored.count
+                epochs = [self.epochs(step)[rows] for step, rows in zip(steps, shown, strict=True)]
+                replay[name] = torch.cat(epochs) % self.stored.count
                 params[name] = self.stored.params(positions, replay[name])
             else:
-                params[name] = join([self._draw(name, recipe, *part) for part in zip(steps, sizes, strict=True)])
+                params[name] = join([
+                    self._draw(name, recipe, step, len(batch), rows)
+                    for step, batch, rows in zip(steps, batches, shown, strict=True)
+                ])  # fmt: skip
             if fixed:
                 params[name] = recipe.fixed(params[name])
-        return Drawn(positions, images, params, replay, mixture, fixed, tuple(sizes))
+        return Drawn(positions, images, params, replay, mixture, fixed, sizes)
 
     def made(self, drawn: "Drawn") -> list[Samples]:
         """The batches that `drawn` stands for.
@@ -111,29 +125,33 @@ class Stream:
             drawn: on the CPU, or on the training device, where the host then takes no part if it is `fixed`.
         """
         device, to_device, sizes = self.device, partial(send, device=self.device), list(drawn.sizes)
-        index = at = send(drawn.positions, device)
+        positions = at = send(drawn.positions, device)
         sent = mapped(to_device, drawn.images)
         if sent:
-            at = torch.arange(len(index), device=device)
-        parts: dict[str, tuple[Tensor, ...]] = {"index": index.split(sizes)}
+            at = torch.arange(len(positions), device=device)
         policies: dict[str, list[Policy]] = {}
         mixture: Mixture | None = mapped(to_device, drawn.mixture)
+        index = positions if mixture is None else mixture.kept(positions)
+        parts: dict[str, tuple[Tensor, ...]] = {"index": index.split(sizes)}
         if self.targets is not None:
-            target = self.targets[index]
+            target = self.targets[positions]
             target = target if mixture is None else mixture.labels(target)
             parts["target"] = target.split(sizes)
         for name, recipe in self.recipes.items():
             if name in drawn.replay:
-                parts[f"replay {name}"] = send(drawn.replay[name], device).split(sizes)
+                told = send(drawn.replay[name], device)
+                parts[f"replay {name}"] = (told if mixture is None else mixture.kept(told)).split(sizes)
             images: Any = sent[name if name in sent else WHOLE] if sent else self.images
             apply = recipe.apply_fixed if drawn.fixed else recipe.apply
             pixels = apply(images, at, drawn.params[name])
             if mixture is not None:
-                parts[f"unmixed {name}"] = pixels.split(sizes)
+                parts[f"unmixed {name}"] = mixture.kept(pixels.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).split(sizes)
                 pixels = mixture.images(pixels)
             parts[f"view {name}"] = pixels.split(sizes)
             if isinstance(recipe, CtaView):
-                policies[name] = recipe.policy(drawn.params[name], drawn.fixed).split(sizes)
+                own = None if drawn.mixture is None else drawn.mixture.own
+                chosen = drawn.params[name] if own is None else take(drawn.params[name], own)
+                policies[name] = recipe.policy(chosen, drawn.fixed).split(sizes)
         extra = {name: values[index].split(sizes) for name, values in self.extra.items()}
         mixtures = None if mixture is None else mixture.split(sizes)
 
@@ -153,20 +171,35 @@ class Stream:
             for k in range(len(parts["index"]))
         ]
 
-    def _draw(self, name: str, recipe: Recipe, step: int, size: int) -> Any:
-        return recipe.draw(generator(self.seed, "views", self.name, name, step), size)
+    def _at_hand(self, step: int, size: int) -> tuple[slice | Tensor, Mixture | None]:
+        """The rows of a batch of `size` images whose views are made, and how those of this part are mixed."""
+        rows = self.part.rows(size)
+        if self.mix is None:
+            return rows, None
+        mixture = self.mix.draw(generator(self.seed, "mix", self.name, step), size)
+        if self.part.count == 1:
+            return rows, mixture
+        own, asked = mixture.of(rows)
+        return asked, own
+
+    def _draw(self, name: str, recipe: Recipe, step: int, size: int, rows: slice | Tensor) -> Any:
+        """What is drawn for the views of these rows of a batch of `size` images."""
+        drawn = recipe.draw(generator(self.seed, "views", self.name, name, step), size)
+        return drawn if self.part.count == 1 else take(drawn, rows)
 
     def decode(self, step: int) -> "Decoded":
-        """Of a stream of files: the pixels that the views of a step are made from, each file read once."""
+        """Of a stream of files: the pixels that the views of a step are made from here, each file read once."""
         files = self.images
         if not isinstance(files, ImageFiles):
             return Decoded({}, [])
         crops: dict[str, tuple[FileCrop, Any]] = {}
-        positions = self.positions(step).tolist()
+        batch = self.positions(step)
+        rows, _ = self._at_hand(step, len(batch))
+        positions = batch[rows].tolist()
         for name, recipe in self.recipes.items():
             crop = recipe.weak if isinstance(recipe, Strong | CtaView) else recipe
             if isinstance(crop, FileCrop):
-                params = self._draw(name, recipe, step, len(positions))
+                params = self._draw(name, recipe, step, len(batch), rows)
                 crops[name] = crop, params if recipe is crop else params.weak
         sizes = {name: crop.size for name, (crop, _) in crops.items()}
         if len(crops) < len(self.recipes):
@@ -226,7 +259,7 @@ class Drawn:
     """
 
     positions: Tensor
-    """(n,) int64 positions in the train array."""
+    """(n,) int64 positions in the train array, of all images at hand (`Mixture`)."""
     images: dict[str, Tensor]
     """View name, or `WHOLE` for all that are not named -> (n, H, W, C) uint8; empty where the device has all images."""
     params: dict[str, Any]
@@ -237,7 +270,7 @@ class Drawn:
     fixed: bool
     """Whether `params` are for `Recipe.apply_fixed`."""
     sizes: tuple[int, ...]
-    """Images of each step."""
+    """Images of each step that come of it."""
 
 
 class Decoded(NamedTuple):

@@ -69,7 +69,7 @@ class DIST(LogitTerm):
 
     @classmethod
     def needs(cls, config: Any) -> Needs:
-        return Needs(teacher=True, over_ranks="gathered")
+        return Needs(teacher=True, over_ranks="gathered", per_sample=False)
 
     def forward(self, pair: Pair) -> Tensor:
         return dist(*self.logits(pair), self.config.beta, self.config.gamma, self.config.temperature)

@@ -122,8 +122,8 @@ class CRD(PenultimateTerm):
 
     @classmethod
     def needs(cls, config: Any) -> Needs:
-        # the memories of the images that other ranks have seen would stay behind
-        return replace(super().needs(config), index=True, over_ranks="no")
+        # gathered: or the memories would lack the images that other ranks have seen
+        return replace(super().needs(config), index=True, over_ranks="gathered")
 
     def forward(self, pair: Pair) -> Tensor:
         target = labels_of(pair, self)

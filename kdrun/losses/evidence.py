@@ -1,12 +1,14 @@
 """Evidential learning: a network whose outputs are evidence for classes, and so say how much it knows."""
 
 import math
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdrun.config.needs import Needs
 from kdrun.config.parts import TermConfig
 from kdrun.core.registry import register
 from kdrun.losses.labels import full, labels_of
@@ -56,6 +58,10 @@ class Evidential(Term):
     class Config(TermConfig):
         annealing: float = Field(0.2, ge=0, lt=1)
         """Share of the run in which the penalty rises from 0."""
+
+    @classmethod
+    def needs(cls, config: Any) -> Needs:
+        return Needs(over_ranks="mean")
 
     def forward(self, pair: Pair) -> Tensor:
         # deviates: the paper raises the penalty over 10 epochs, we over a share of the run, because an epoch of 50

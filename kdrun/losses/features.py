@@ -176,7 +176,7 @@ class FeatureTerm(Term):
 
     @classmethod
     def needs(cls, config: Any) -> Needs:
-        return Needs(teacher=True)
+        return Needs(teacher=True, over_ranks="mean")
 
 
 class PenultimateTerm(FeatureTerm):
@@ -189,7 +189,7 @@ class PenultimateTerm(FeatureTerm):
 
     @classmethod
     def needs(cls, config: Any) -> Needs:
-        return Needs(teacher=True, features=("prelogits",))
+        return Needs(teacher=True, features=("prelogits",), over_ranks="mean")
 
 
 class StatisticTerm(PenultimateTerm):
@@ -197,7 +197,7 @@ class StatisticTerm(PenultimateTerm):
 
     @classmethod
     def needs(cls, config: Any) -> Needs:
-        return replace(super().needs(config), over_ranks="gathered")
+        return replace(super().needs(config), over_ranks="gathered", per_sample=False)
 
 
 Stage = Annotated[str, Field(pattern=r"^stage[1-9][0-9]*$")]

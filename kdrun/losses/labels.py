@@ -1,11 +1,13 @@
 """Losses against labels."""
 
 from collections.abc import Callable
+from typing import Any
 
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdrun.config.needs import Needs
 from kdrun.config.parts import TermConfig
 from kdrun.core.errors import KdrunError
 from kdrun.core.registry import register
@@ -64,6 +66,10 @@ class CrossEntropy(Term):
 
     class Config(TermConfig):
         label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+    @classmethod
+    def needs(cls, config: Any) -> Needs:
+        return Needs(over_ranks="mean")
 
     def forward(self, pair: Pair) -> Tensor:
         return cross_entropy(pair.student.logits, labels_of(pair, self), self.config.label_smoothing)

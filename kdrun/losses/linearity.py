@@ -62,9 +62,10 @@ class Linearity(Term):
 
     @classmethod
     def needs(cls, config: Any) -> Needs:
-        return Needs(
-            teacher=config.of == "teacher", mixed=True, unmixed=(config.of,), unmixed_gradient=not config.detach
-        )
+        return Needs(  # gathered: an image's partner may be another rank's
+            teacher=config.of == "teacher", mixed=True, unmixed=(config.of,), unmixed_gradient=not config.detach,
+            over_ranks="gathered",
+        )  # fmt: skip
 
     def forward(self, pair: Pair) -> Tensor:
         unmixed = pair.unmixed

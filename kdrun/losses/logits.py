@@ -146,7 +146,7 @@ class LogitTerm(Term):
 
     @classmethod
     def needs(cls, config: Any) -> Needs:
-        return Needs(teacher=True)
+        return Needs(teacher=True, over_ranks="mean")
 
     def logits(self, pair: Pair) -> tuple[Tensor, Tensor]:
         """The student's and the teacher's, standardised as configured."""

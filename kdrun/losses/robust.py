@@ -6,10 +6,12 @@ noise that is uniform over the classes does not move its minimum (Ghosh et al. 2
 """
 
 import math
+from typing import Any
 
 from pydantic import Field
 from torch import Tensor
 
+from kdrun.config.needs import Needs
 from kdrun.config.parts import TermConfig
 from kdrun.core.registry import register
 from kdrun.losses.labels import cross_entropy, full, labels_of
@@ -77,6 +79,10 @@ def generalized_cross_entropy(student_logits: Tensor, target: Tensor, q: float) 
 
 class _Robust(Term):
     """A term whose value is a function of logits and target."""
+
+    @classmethod
+    def needs(cls, config: Any) -> Needs:
+        return Needs(over_ranks="mean")
 
     def forward(self, pair: Pair) -> Tensor:
         return self.value(pair.student.logits, labels_of(pair, self))

@@ -85,7 +85,7 @@ class SRRL(FeatureTerm):
 
     @classmethod
     def needs(cls, config: Any) -> Needs:
-        return Needs(teacher=True, teacher_features=("prelogits",))
+        return Needs(teacher=True, teacher_features=("prelogits",), over_ranks="mean")
 
     def value(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         (mine,), (other,) = student, teacher

@@ -37,7 +37,7 @@ class Pair:
     progress: float | Tensor
     """Share of the run behind us, in [0, 1); () float64 in a captured step, see `risen`."""
     draw: Callable[..., Tensor]
-    """`draw(B, *shape)`: uniform numbers in [0, 1) that depend on (seed, step) only."""
+    """`draw(B, *shape)`: uniform numbers in [0, 1) for the images of the pair, which depend on (seed, step) only."""
     unmixed: UnmixedOutputs | None = None
     """Where a term asks for it."""
     memo: dict[str, Tensor] = field(default_factory=dict)

@@ -74,7 +74,7 @@ class ViTKD(FeatureTerm):
 
     @classmethod
     def needs(cls, config: Any) -> Needs:
-        return Needs(teacher=True, features=(*LOW, HIGH))
+        return Needs(teacher=True, features=(*LOW, HIGH), over_ranks="mean")
 
     def forward(self, pair: Pair) -> Tensor:
         student, teacher = self.given(pair)

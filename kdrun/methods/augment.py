@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdrun.core.device import send
+from kdrun.core.world import world
 from kdrun.data.views.ctaugment import fresh_rates, learned
 from kdrun.data.views.view import Batch, Samples, View
 
@@ -50,5 +51,6 @@ class Augment(nn.Module):
         shown = replace(view, pixels=policy.applied(view.pixels, levels), policy=None)
         right = [net(shown).logits.float().softmax(1).gather(1, target[:, None])[:, 0] for net in networks]
         # 1 - |p - onehot| / 2 is the probability of the label
-        op = send(policy.params.op, self.rates.device)
-        self.rates.copy_(learned(self.rates, op, levels, torch.stack(right).mean(0), self.decay))
+        op, here = send(policy.params.op, self.rates.device), world()
+        match = here.gathered(torch.stack(right).mean(0))  # one view after the other, in the order of the batch
+        self.rates.copy_(learned(self.rates, here.gathered(op), here.gathered(levels), match, self.decay))

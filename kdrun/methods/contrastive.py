@@ -20,6 +20,7 @@ from kdrun.config.parts import MethodConfig
 from kdrun.config.prompts import captions, templates
 from kdrun.config.run import RunConfig
 from kdrun.core.registry import register
+from kdrun.core.world import world
 from kdrun.data.views.view import Batch, View
 from kdrun.losses.term import Pair
 from kdrun.methods.method import Method
@@ -77,7 +78,7 @@ class Contrastive(Method[ContrastiveConfig]):
 
     @classmethod
     def needs(cls, config: RunConfig) -> Needs:
-        return Needs(class_names=True)
+        return Needs(class_names=True, over_ranks="gathered")
 
     @classmethod
     def contradictions(cls, config: RunConfig) -> list[str]:
@@ -88,6 +89,8 @@ class Contrastive(Method[ContrastiveConfig]):
         ]
         others = [label for label, term in config.losses.items() if term.name != "ce"]
         errors += [f"loss.{label}: method=contrastive tells captions apart by cross entropy only" for label in others]
+        if config.schedule.accumulate > 1:
+            errors.append("schedule.accumulate: method=contrastive holds all images of a step together; set it to 1")
         return errors
 
     def step(self, batch: Batch, ctx: Context) -> Step:
@@ -99,12 +102,14 @@ class Contrastive(Method[ContrastiveConfig]):
         tokens = self._captions(view, samples.target, ctx)
         image = self._net.image_features(self._network.adapt(view.pixels)).float()
         text = F.normalize(self._net.clip.encode_text(tokens).float(), dim=1)
+        # an image is told apart from the captions of all ranks
+        image, text, tokens, index = map(world().gathered, (image, text, tokens, view.index))
         logits = self._net.clip.logit_scale.exp() * image @ text.T
         same = (tokens[:, None] == tokens[None]).all(2).float()
         target = same / same.sum(1, keepdim=True)
         losses: dict[str, Tensor] = {}
         for scores in (logits, logits.T):
-            pair = Pair(Output(scores, {}), None, target, view.index, ctx.progress, ctx.draw)
+            pair = Pair(Output(scores, {}), None, target, index, ctx.progress, ctx.draw)
             for label, value in self.losses().target(pair).items():
                 losses[label] = losses.get(label, 0) + value / 2
         return Step(losses, {"zeta": (-self._net.clip.logit_scale.detach()).exp()})

@@ -19,7 +19,7 @@ class Distill(Method[MethodConfig]):
 
     @classmethod
     def needs(cls, config: RunConfig) -> Needs:
-        return Needs(sides=("target", "teacher"), takes_mixed=True)
+        return Needs(sides=("target", "teacher"), takes_mixed=True, over_ranks="mean")
 
     def step(self, batch: Batch, ctx: Context) -> Step:
         pair = self.pair(batch, ctx)

@@ -48,7 +48,7 @@ class FixMatch(Method[F]):
     @classmethod
     def needs(cls, config: RunConfig) -> Needs:
         labeled = ("weak", "probe") if config.views.strong.learns else ("weak",)
-        return Needs(streams={"labeled": labeled, "unlabeled": ("weak", "strong")})
+        return Needs(streams={"labeled": labeled, "unlabeled": ("weak", "strong")}, over_ranks="mean")
 
     @classmethod
     def batch_sizes(cls, config: RunConfig) -> dict[str, int]:

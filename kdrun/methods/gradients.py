@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdrun.core.world import world
+
 Gradients = Sequence[Tensor | None]
 Surgery = Callable[[Gradients, Gradients], list[Tensor | None]]
 
@@ -20,7 +22,7 @@ def conflict(first: Tensor, second: Tensor, at: Tensor, rows: int) -> Tensor:
         rows: images on which both losses depend.
 
     Returns:
-        () float32 in [-1, 1], detached; below 0 the losses conflict.
+        () float32 in [-1, 1], detached; below 0 the losses conflict. Over several ranks that of all their rows.
     """
     grads = [
         torch.autograd.grad(loss, at, retain_graph=True, allow_unused=True)[0] if loss.requires_grad else None
@@ -28,7 +30,7 @@ def conflict(first: Tensor, second: Tensor, at: Tensor, rows: int) -> Tensor:
     ]
     if grads[0] is None or grads[1] is None:
         return at.new_full((), torch.nan, dtype=torch.float32)
-    one, other = (grad[:rows].flatten().float() for grad in grads if grad is not None)
+    one, other = (world().gathered(grad[:rows]).flatten().float() for grad in grads if grad is not None)
     return F.cosine_similarity(one, other, dim=0, eps=torch.finfo(torch.float32).tiny)
 
 
@@ -77,8 +79,12 @@ SURGERIES: dict[str, Surgery] = {"pcgrad": pcgrad, "gradient_alignment": aligned
 def backward_with_surgery(
     first: Tensor, second: Tensor, parameters: Sequence[torch.nn.Parameter], surgery: Surgery = pcgrad
 ) -> None:
-    """Fill the gradients of `parameters` with those of two () losses, put together. Takes two backward passes."""
+    """Fill the gradients of `parameters` with those of two () losses, put together. Takes two backward passes.
+
+    Over several ranks each of the two is averaged before: the surgery is none of the means.
+    """
     one = torch.autograd.grad(first, parameters, retain_graph=True, allow_unused=True)
     other = torch.autograd.grad(second, parameters, allow_unused=True)
+    world().average([*one, *other])
     for parameter, gradient in zip(parameters, surgery(one, other), strict=True):
         parameter.grad = gradient

@@ -21,6 +21,7 @@ from kdrun.core.errors import KdrunError
 from kdrun.core.registry import lookup, register
 from kdrun.core.schema import Schema
 from kdrun.core.seeding import subseed
+from kdrun.core.world import world
 from kdrun.data.views.view import Samples
 from kdrun.methods.clustering import ClusteringConfig
 from kdrun.methods.fixmatch import FixMatch, FixMatchConfig
@@ -102,7 +103,7 @@ class KDFixMatch(FixMatch[KDFixMatchConfig]):
             spec.select_as_many_as,
         )  # fmt: skip
         weights = outer.directory / ("student.best.safetensors" if spec.takes_best else "student.safetensors")
-        return {"trusted_label": trusted_labels(weights, outer.key, selection, start.pool)}
+        return world().once(lambda: {"trusted_label": trusted_labels(weights, outer.key, selection, start.pool)})
 
     def targets(self, unlabeled: Samples, confidence: Tensor, label: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
         trusted = unlabeled.extra["trusted_label"]

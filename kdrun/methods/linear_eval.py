@@ -117,7 +117,7 @@ class LinearEval(Method[LinearEvalConfig]):
 
     @classmethod
     def needs(cls, config: RunConfig) -> Needs:
-        return Needs()
+        return Needs(over_ranks="mean")
 
     @classmethod
     def requires(cls, config: RunConfig) -> dict[str, RunConfig]:

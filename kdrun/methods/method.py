@@ -65,7 +65,8 @@ class Method(nn.Module, Generic[C]):
 
     @classmethod
     def needs(cls, config: RunConfig) -> Needs:
-        """What it asks of the run: streams and views, a teacher, students, sides of losses."""
+        """What it asks of the run: streams and views, a teacher, students, sides of losses; and whether its step is a
+        mean over the rows of a batch, which a run over several processes needs to know."""
         return Needs()
 
     def step(self, batch: Batch, ctx: Context) -> Step:
@@ -114,13 +115,18 @@ class Method(nn.Module, Generic[C]):
         return {}
 
     def backward(self, losses: Mapping[str, Tensor], scale: Callable[[Tensor], Tensor]) -> None:
-        """Fill the gradients, which are None before.
+        """Fill the gradients, which are None before; with `schedule.accumulate`, add to those of earlier parts.
 
         Args:
             losses: what `step` gave.
             scale: the factor of fp16, to be put on what is differentiated.
         """
         scale(torch.stack(list(losses.values())).sum()).backward()
+
+    @property
+    def averages(self) -> bool:
+        """Whether `backward` itself averages gradients over ranks, because what it does is not linear in them."""
+        return False
 
     @property
     def probes(self) -> bool:
@@ -184,7 +190,7 @@ class Method(nn.Module, Generic[C]):
     def forward(self, batch: Batch, ctx: Context) -> Step:
         """`step`, and what the loss terms have to tell about the pairs that they saw in it."""
         for losses in self._loss_sets():
-            losses.begin(ctx.factors)
+            losses.begin(ctx.factors, ctx.goes_on)
         out: object = self.step(batch, ctx)
         if not isinstance(out, Step):
             name = self.config.method.name

@@ -57,8 +57,12 @@ class SHO(Method[S]):
 
     @classmethod
     def needs(cls, config: RunConfig) -> Needs:
-        streams = ("labeled", "unlabeled") if cls.spec_of(config).unlabeled_ratio else ("labeled",)
-        return Needs(streams=dict.fromkeys(streams, ("weak",)), sides=("target", "teacher"))
+        spec = cls.spec_of(config)
+        streams = ("labeled", "unlabeled") if spec.unlabeled_ratio else ("labeled",)
+        return Needs(
+            streams=dict.fromkeys(streams, ("weak",)), sides=("target", "teacher"),
+            over_ranks="mean" if spec.surgery is None else "gathered",
+        )  # fmt: skip
 
     @classmethod
     def batch_sizes(cls, config: RunConfig) -> dict[str, int]:
@@ -137,11 +141,15 @@ class SHO(Method[S]):
         logged = ctx.holds(lambda step: (step + 1) % every == 0)
         return chosen(logged, lambda: conflict(_sum(one), _sum(other), at, labeled), lambda: nothing)
 
+    @property
+    def averages(self) -> bool:
+        return self.spec.surgery is not None and bool(self.losses().labels_of("target"))
+
     def backward(self, losses: Mapping[str, Tensor], scale: Callable[[Tensor], Tensor]) -> None:
+        if self.spec.surgery is None or not self.averages:
+            return super().backward(losses, scale)
         targets = self.losses().labels_of("target")
         one = {name: value for name, value in losses.items() if name in targets}
-        if self.spec.surgery is None or not one:
-            return super().backward(losses, scale)
         other = {name: value for name, value in losses.items() if name not in one}
         parameters = [p for p in self.parameters() if p.requires_grad]
         return backward_with_surgery(scale(_sum(one)), scale(_sum(other)), parameters, SURGERIES[self.spec.surgery])

@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from kdrun.core.device import send
 from kdrun.core.seeding import generator, subseed
+from kdrun.core.world import Part
 from kdrun.models.factory import NetworkFactory
 from kdrun.teachers.teacher import Teacher
 
@@ -40,12 +41,20 @@ class Context:
     """Where in the run a step stands, and its random numbers.
 
     In a step that is captured (`schedule.graph`) numbers of the host are () tensors that it refills before each step.
+
+    Args:
+        part: of the batch that the step is asked about; what is drawn is drawn for all parts.
     """
+
+    part = Part()
+    goes_on = False
+    """Whether the step has begun with an earlier part of this batch."""
 
     def __init__(
         self, seed: int, step: int, total_steps: int, device: torch.device,
-        factors: Mapping[str, float | Tensor] | None = None,
+        factors: Mapping[str, float | Tensor] | None = None, part: Part = part,
     ) -> None:  # fmt: skip
+        self.part = part
         self.factors = factors or {}
         """Factors on the weights that move (`ramps`), by their keys."""
         self._step = step
@@ -65,19 +74,28 @@ class Context:
         ctx._generator = None
         return ctx
 
+    def within(self, index: int, count: int) -> "Context":
+        """The same step with its numbers unused, for the index-th of `count` parts of its part."""
+        ctx = self.again()
+        ctx.part, ctx.goes_on = self.part.part(index, count), index > 0
+        return ctx
+
     def holds(self, condition: Callable[[int], bool]) -> bool | Tensor:
         """Whether something is so in this 0-based step; () bool in a captured step, to choose by `chosen`."""
         return condition(self.step)
 
     def subseed(self, purpose: str) -> int:
-        """A seed for one purpose in this step."""
-        return subseed(self._seed, purpose, self.step)
+        """A seed for one purpose in this step, and in this part of its batch."""
+        part = self.part
+        return subseed(self._seed, purpose, self.step, *((part.index, part.count) if part.count > 1 else ()))
 
-    def draw(self, *shape: int) -> Tensor:
-        """Uniform numbers in [0, 1) on the training device; they depend on (seed, step) and the order of calls only."""
+    def draw(self, count: int, *shape: int) -> Tensor:
+        """(count, *shape) uniform numbers in [0, 1) on the training device, for so many images of this part; they
+        depend on (seed, step) and the order of calls only."""
         if self._generator is None:
             self._generator = generator(self._seed, "step", self.step)
-        return send(torch.rand(shape, generator=self._generator), self.device)
+        drawn = torch.rand((count * self.part.count, *shape), generator=self._generator)
+        return send(drawn[self.part.rows(len(drawn))], self.device)
 
 
 def chosen(where: bool | Tensor, one: Callable[[], Tensor], other: Callable[[], Tensor]) -> Tensor:

@@ -25,7 +25,7 @@ class Supervised(Method[NamesConfig]):
 
     @classmethod
     def needs(cls, config: RunConfig) -> Needs:
-        return Needs(takes_mixed=True)
+        return Needs(takes_mixed=True, over_ranks="mean")
 
     @classmethod
     def contradictions(cls, config: RunConfig) -> list[str]:

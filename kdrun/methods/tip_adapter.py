@@ -21,6 +21,7 @@ from kdrun.config.run import RunConfig
 from kdrun.core.device import autocast
 from kdrun.core.errors import KdrunError
 from kdrun.core.registry import register
+from kdrun.core.world import world
 from kdrun.data.views.view import Batch, View
 from kdrun.losses.term import Pair, width
 from kdrun.methods.choice import Choice, Inputs
@@ -57,7 +58,7 @@ class TipAdapterF(Method[TipAdapterConfig]):
 
     @classmethod
     def needs(cls, config: RunConfig) -> Needs:
-        return Needs(teacher=True, teacher_features=(FEATURE,), students=(0, 0))
+        return Needs(teacher=True, teacher_features=(FEATURE,), students=(0, 0), over_ranks="mean")
 
     @classmethod
     def contradictions(cls, config: RunConfig) -> list[str]:
@@ -94,8 +95,9 @@ class TipAdapterF(Method[TipAdapterConfig]):
         with autocast(start.pool.device, start.pool.precision):
             for step in range(first, first + steps):
                 view = start.batches(step)["labeled"].views["weak"]
-                image = self.clip(view, (FEATURE,)).features[FEATURE].float()[:left]
-                sums.index_add_(0, self.row.to(view.index.device)[view.index[:left]], image)
+                image = world().gathered(self.clip(view, (FEATURE,)).features[FEATURE].float())[:left]
+                index = world().gathered(view.index)[:left]
+                sums.index_add_(0, self.row.to(index.device)[index], image)
                 left -= len(image)
             self.cache.keys.copy_(F.normalize(sums, dim=1))
         return {}

@@ -15,6 +15,7 @@ from kdrun.config.nodes import part_config
 from kdrun.config.parts import MethodConfig, UncertaintyConfig
 from kdrun.config.run import RunConfig
 from kdrun.core.registry import lookup, register
+from kdrun.core.world import world
 from kdrun.data.views.view import Batch, Samples, View
 from kdrun.losses.term import Pair
 from kdrun.methods.method import Method
@@ -47,7 +48,10 @@ class UncertaintyDistill(Method[W]):
     @classmethod
     def needs(cls, config: RunConfig) -> Needs:
         kind = _kind(cls.spec_of(config))
-        return Needs(sides=("target", "teacher"), teacher_features=kind.features, unsure_errors=kind.weighs)
+        return Needs(
+            sides=("target", "teacher"), teacher_features=kind.features, unsure_errors=kind.weighs,
+            over_ranks="gathered" if cls.spec_of(config).normalize_weights else "mean",
+        )  # fmt: skip
 
     def __init__(self, config: RunConfig, setup: Setup) -> None:
         super().__init__(config, setup)
@@ -90,7 +94,7 @@ class UncertaintyDistill(Method[W]):
                 weight = self.uncertainty.weight(view, teacher, ctx)
                 metrics["teacher_weight"] = weight.mean()
                 if self.spec.normalize_weights:
-                    weight = weight / weight.mean().clamp(min=1e-6)  # all 0 stay 0
+                    weight = weight / world().mean(weight.mean()).clamp(min=1e-6)  # all 0 stay 0
         return teacher, weight, metrics
 
     def beside(self, samples: Samples, outputs: Sequence[Output], teacher: Output | None, ctx: Context) -> list[Pair]:

@@ -14,7 +14,9 @@ class ZeroShotTeacher(Method[MethodConfig]):
 
     @classmethod
     def needs(cls, config: RunConfig) -> Needs:
-        return Needs(teacher=True, streams={}, sides=("target", "teacher"), students=(0, 0), trains=False)
+        return Needs(
+            teacher=True, streams={}, sides=("target", "teacher"), students=(0, 0), trains=False, over_ranks="mean"
+        )
 
     @property
     def headline(self) -> str:

@@ -25,6 +25,7 @@ from kdrun.models.network import Network
 from kdrun.models.sides import refuse_images
 from kdrun.teachers.cache import refuse_features
 from kdrun.training.assembly import Assembly
+from kdrun.training.distributed import parts_seen, refuse_over_ranks
 from kdrun.training.measure import corruptions_of
 from kdrun.training.optimizer import make_optimizer
 from kdrun.training.rates import LearningRate
@@ -53,9 +54,10 @@ def check(run: Job | RunConfig) -> None:
         _build_without_memory(outline)
         _BUILT.add(key)
     _check_batches(outline)
+    refuse_over_ranks(outline)
     length = ScheduleConfig(steps=1, batch_size=config.schedule.batch_size)  # of rates no shape depends
     step = shape.replace(schedule=length, ramps={}).model_dump_json()
-    key = f"step {step} {plugins_of(config)} {outline.batch_sizes}"
+    key = f"step {step} {plugins_of(config)} {outline.batch_sizes} {parts_seen(config)}"
     if key not in _BUILT:
         rehearse(outline)
         _BUILT.add(key)

@@ -22,13 +22,16 @@ from kdrun.core import signals
 from kdrun.core.device import autocast, eager
 from kdrun.core.errors import KdrunError, NonFiniteLoss
 from kdrun.core.files import remove, write_bytes
+from kdrun.core.world import world
 from kdrun.data.loader import Loader
 from kdrun.data.views.view import Batch
 from kdrun.methods.method import Method
 from kdrun.methods.step import Context, Guesses, Step
 from kdrun.runs.metrics_log import MetricsLog
+from kdrun.training.accumulation import gradients, whole
 from kdrun.training.captured import CapturedStep
 from kdrun.training.checkpoint import Checkpoint, random_state, set_random_state
+from kdrun.training.distributed import average_gradients, prepare, seed_step
 from kdrun.training.ema import Ema
 from kdrun.training.evaluator import Evaluator, choice_metrics
 from kdrun.training.finite import REMEDY
@@ -78,6 +81,7 @@ class Loop:
         self.unevaluated = False  # a signal broke off the evaluation that was due after the last step
         self.window: list[Tensor] = []  # logged values of the steps since the last line
         self.names: list[str] = []
+        self._parts = 1 if whole(self.config) else self.schedule.accumulate
         self._watch = Stopwatch(self.progress.seconds)
 
     # ------------------------------------------------------------------------------------------------- training
@@ -175,6 +179,7 @@ class Loop:
     def _steps(self) -> Callable[[int], Tensor]:
         """What takes a step and gives its logged values."""
         clip, seed, total_steps = self._clip_groups(), self.config.seed, self.clock.total_steps
+        prepare(self.method)
 
         def plain(step: int) -> Tensor:
             with self._watch.on("data"):
@@ -205,17 +210,28 @@ class Loop:
         """One optimizer step, with the host's numbers."""
         for group, rate in zip(self.optimizer.param_groups, self._rates(step), strict=True):
             group["lr"] = rate
-        factors = self.ramps.factors(step / self.clock.total_steps)
-        return self._update(batch, Context(self.config.seed, step, self.clock.total_steps, self.device, factors), clip)
+        seed, total_steps = self.config.seed, self.clock.total_steps
+        seed_step(seed, step)
+        factors = self.ramps.factors(step / total_steps)
+        return self._update(batch, Context(seed, step, total_steps, self.device, factors, world().part), clip)
 
     def _update(self, batch: Batch, ctx: Context, clip: Mapping[str, list[Tensor]]) -> Step:
         """One optimizer step. Nothing here waits for the device, and no number of the host is used but `ctx`'s."""
-        if self.schedule.compile is not None:
-            torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave may be overwritten
-        with autocast(self.device, self.schedule.precision):
-            out: Step = self.method(batch, ctx)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.method.backward(out.losses, self.scaler.scale)
+
+        def around() -> contextlib.AbstractContextManager[object]:
+            if self.schedule.compile is not None:
+                torch.compiler.cudagraph_mark_step_begin()  # what the last pass's graphs gave may be overwritten
+            return autocast(self.device, self.schedule.precision)
+
+        if self._parts > 1:
+            self.optimizer.zero_grad(set_to_none=True)
+            out = gradients(self.method, batch, ctx, self._parts, self.scaler.scale, around)
+        else:
+            with around():
+                out = self.method(batch, ctx)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.method.backward(out.losses, self.scaler.scale)
+        average_gradients(self.method)
         if clip:
             self.scaler.unscale_(self.optimizer)
         for parameters in clip.values():

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.registry import WORD, line_in_plugin
+from kdrun.core.world import alone
 from kdrun.data.views.view import Batch, Samples, Unmixed, View
 from kdrun.methods.method import Method
 from kdrun.methods.step import Context, Step
 from kdrun.training.assembly import Assembly
+from kdrun.training.distributed import parts_seen
 from kdrun.training.tape import Tape
 from kdrun.training.waiting import nothing_waits
 
@@ -38,8 +40,8 @@ def rehearse(outline: Assembly) -> None:
     try:
         for sizes in outline.batch_sizes:
             size = sizes.get("labeled", size)
-            batch = _batch(outline, sizes)
-            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            batch = _batch(outline, {stream: count // parts_seen(config) for stream, count in sizes.items()})
+            with torch.random.fork_rng(devices=[]), torch.device("meta"), alone():
                 _refuse_step(_step(outline, batch), name)
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             seen = next(iter(batch.values())).views

@@ -45,16 +45,23 @@ ARTIFACTS = {"kd_fixmatch": {"trusted_label": torch.arange(1397) % 11 - 1}}
 def make(name: str, *overrides: str, device: str = "cpu") -> tuple[RunConfig, Method, Loader, torch.Tensor]:
     with Composer() as composer:
         config = composer.typed([f"method={name}", *FAST, *EXTRA.get(name, []), *overrides])
-    run = Assembly.of(config, torch.device(device))
+    run = assembled(config, device)
+    return run.config, run.method, run.loader, run.labels
+
+
+def assembled(config: RunConfig, device: str = "cpu") -> Assembly:
+    """A run whose teacher nobody trained, ready for its first step."""
+    name, run = config.method.name, Assembly.of(config, torch.device(device))
     if config.needs_teacher:  # one that nobody trained
         asked = getattr(config.teacher, "model", None)
-        kind = asked if asked is not None and asked.name.startswith("vit") else ModelConfig(name="resnet8")
+        kind = asked if asked is not None and asked.name.startswith(("vit", "wrn")) else ModelConfig(name="resnet8")
         network = run.factory.network(kind, seed=7).to(device)
         run.teacher = Teacher(network, config.teacher.precision)
         run.method.before_terms(AskedTeacher(run, keep=False))
     run.stream_seed = config.seed  # the golden losses of all methods are of the same images
     run.loader.give({key: value.to(device) for key, value in ARTIFACTS.get(name, {}).items()})
-    return run.config, run.method.train(), run.loader, run.labels
+    run.method.train()
+    return run
 
 
 def ctx(config: RunConfig, step: int) -> Context:

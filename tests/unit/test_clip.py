@@ -25,6 +25,8 @@ from kdrun.teachers.teacher import Teacher
 from kdrun.training.assembly import Assembly
 from tests.conftest import FAST
 from tests.contract.test_methods import ctx, fit, make
+from tests.contract.test_ranks import asked, compare
+from tests.ranks import over
 from tests.unit.conftest import CFG, PREPROCESS
 from tests.unit.test_captured import trained
 
@@ -308,6 +310,13 @@ def test_contrastive_steps_can_be_captured(contrastive, tmp_path):
         found.append(trained(tmp_path / kind, "contrastive", *TINY_CLIP, f"schedule.{kind}=true")[1])
     one, other = ({name: value for name, value in state.items() if value.is_floating_point()} for state in found)
     torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5)
+
+
+def test_contrastive_processes_hold_an_image_against_the_captions_of_all(contrastive, tmp_path):
+    config, _, _, _ = contrastive()
+    ranks, one = over(2, tmp_path, asked, {"contrastive": config}), asked({"contrastive": config})
+    compare(ranks[0]["contrastive"], one["contrastive"])
+    assert ranks[0]["contrastive"]["states"] == ranks[1]["contrastive"]["states"]
 
 
 def test_captions_say_the_class_and_never_a_template_of_the_teacher():

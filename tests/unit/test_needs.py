@@ -19,7 +19,9 @@ def test_of_several_all_that_one_of_them_needs():
     assert both.of_teacher == ("members", "stage1", "prelogits", "stage2")
     assert (both.unmixed, both.unmixed_gradient, both.index, both.mixed) == (("student",), False, True, False)
     assert both.over_ranks == "no"
-    assert (Needs() | Needs(over_ranks="gathered")).over_ranks == "gathered"
+    mean, gathered = Needs(over_ranks="mean"), Needs(over_ranks="gathered", per_sample=False)
+    assert ((mean | gathered).over_ranks, (mean | mean).over_ranks, Needs().over_ranks) == ("gathered", "mean", "no")
+    assert ((mean | gathered).per_sample, (mean | mean).per_sample) == (False, True)
     assert not (Needs() | Needs()).teacher
 
 
@@ -29,11 +31,14 @@ def test_the_teacher_gives_what_the_student_gives_where_nothing_else_is_said():
     assert Needs(features=("stage1",), teacher=True, teacher_features=("stage2",)).of_teacher == ("stage2",)
 
 
+STATISTICS = ("dist", "rkd", "pkt", "itrd")
+
+
 @pytest.mark.parametrize("name", sorted(_REGISTRY["loss"]))
-def test_a_term_that_ranks_cannot_share_or_must_gather_says_so(name):
+def test_a_term_that_is_computed_over_the_rows_of_all_ranks_says_so(name):
     cls = lookup("loss", name, "")
     needs = cls.needs(cls.Config(name=name))
-    expected = {"crd": "no", **dict.fromkeys(("dist", "rkd", "pkt", "itrd"), "gathered")}
-    assert needs.over_ranks == expected.get(name, "mean")
+    assert needs.over_ranks == ("gathered" if name in (*STATISTICS, "crd", "linearity") else "mean")
+    assert needs.per_sample == (name not in STATISTICS)
     assert needs.index == (name == "crd")
     assert needs.mixed == (name == "linearity")

@@ -20,6 +20,7 @@ from kdrun.config.compose import Composer
 from kdrun.config.key import run_key
 from kdrun.core.errors import ConfigError, DataError
 from kdrun.core.seeding import generator
+from kdrun.core.world import World, enter
 from kdrun.data.load import load_dataset
 from kdrun.data.loader import Loader, make_loader
 from kdrun.data.residency import place
@@ -93,6 +94,31 @@ def test_without_crops_at_random_scales_all_is_as_if_packed(tree, composer, outp
     streamed = config_of(composer, tree, outputs, f"dataset.pack.size={SIZE}", "dataset.stream=true")
     assert run_key(packed) == run_key(streamed)
     assert_same(batches(loader_of(streamed, outputs, workers)), batches(loader_of(packed, outputs, 0)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_part_of_a_batch_reads_its_own_files_and_those_it_is_mixed_with(
+    tree, composer, outputs, workers, monkeypatch
+):
+    mixed = ["method=mixup_distill", "teacher=resnet8", "views.mix.kind=cutmix", "dataset.stream=true"]
+    config, read = config_of(composer, tree, outputs, *CROPS, *mixed), []
+    whole = batches(loader_of(config, outputs, 0))
+    plain = ImageFiles.path
+    monkeypatch.setattr(ImageFiles, "path", lambda files, position: read.append(position) or plain(files, position))
+    parts = []
+    try:
+        for rank in range(2):
+            enter(World(rank, 2))
+            parts.append(batches(loader_of(config, outputs, workers)))
+    finally:
+        enter(World())
+    for one, own in zip(whole, zip(*parts, strict=True), strict=True):
+        for name, view in one.views.items():
+            assert torch.equal(torch.cat([part.views[name].pixels for part in own]), view.pixels)
+            assert torch.equal(torch.cat([part.views[name].unmixed.pixels for part in own]), view.unmixed.pixels)
+        assert torch.equal(torch.cat([part.target for part in own]), one.target)
+    if not workers:  # else others read
+        assert len(read) < 2 * 4 * STEPS  # of each rank the whole batch
 
 
 def test_crops_have_the_packed_paths_order_labels_and_random_numbers(tree, composer, outputs):

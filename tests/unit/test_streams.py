@@ -4,12 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from kdrun.config.views import StrongConfig
+from kdrun.config.views import MixConfig, StrongConfig
+from kdrun.core.world import Part
 from kdrun.data.arrays import Arrays
 from kdrun.data.loader import Loader, make_loader
 from kdrun.data.splits import Split
 from kdrun.data.stream import WHOLE, Stream
-from kdrun.data.views.recipes import Strong, Weak
+from kdrun.data.views.ctaugment import fresh_rates
+from kdrun.data.views.mix import Mix
+from kdrun.data.views.recipes import Crop, CtaView, Strong, Weak
+from kdrun.data.views.stored import StoredViews
 
 NUM = 40
 RECIPE = Weak(1, False, True)
@@ -212,3 +216,52 @@ def test_an_error_in_the_thread_reaches_the_loop():
     with pytest.raises(ZeroDivisionError):
         loader.batch(2)
     loader.close()
+
+
+CROP = Crop((4, 5), 4, (0.3, 1.0), (0.75, 1.33), "bilinear", True)
+STRONG = StrongConfig()
+KINDS = {
+    "weak and strong": ({"weak": RECIPE, "strong": Strong.of(STRONG, RECIPE, (4, 5))}, {}),
+    "learned": ({name: CtaView.of(STRONG, RECIPE, (4, 5), name == "probe") for name in ("strong", "probe")}, {}),
+    "crops": ({"weak": CROP, "strong": Strong.of(STRONG, CROP, (4, 4))}, {}),
+    "mixup": ({"weak": RECIPE}, {"mix": Mix(MixConfig(kind="mixup"), (4, 5), NUM)}),
+    "cutmix": ({"weak": CROP, "strong": CROP}, {"mix": Mix(MixConfig(kind="cutmix"), (4, 4), NUM)}),
+    "stored": ({"weak": RECIPE}, {"stored": StoredViews(RECIPE, NUM, 2)}),
+    "small last": ({"weak": RECIPE}, {"small_last": True}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_parts_of_a_batch_are_together_the_batch(kind, count):
+    recipes, given = KINDS[kind]
+    index, extra = torch.arange(3, 33), {"told": torch.arange(NUM) ** 2}
+
+    def of(part):
+        return Stream("labeled", pixels(), torch.arange(NUM), index, 12, recipes, 0, extra, part=part, **given)
+
+    whole, parts = of(Part()), [of(Part(k, count)) for k in range(count)]
+    for steps in (range(3), range(1, 2)):
+        for step, samples in zip(steps, whole.batches(steps), strict=True):
+            own = [part.batches(steps)[step - steps[0]] for part in parts]
+            assert torch.equal(torch.cat([one.target for one in own]), samples.target)
+            assert torch.equal(torch.cat([one.extra["told"] for one in own]), samples.extra["told"])
+            for name, view in samples.views.items():
+                seen = [one.views[name] for one in own]
+                assert torch.equal(torch.cat([one.pixels for one in seen]), view.pixels)
+                assert all(one.pixels.stride()[1:] == view.pixels.stride()[1:] for one in seen)
+                assert torch.equal(torch.cat([one.index for one in seen]), view.index)
+                if view.replay is not None:
+                    assert torch.equal(torch.cat([one.replay for one in seen]), view.replay)
+                if view.unmixed is not None:
+                    for field in ("pixels", "partner", "share"):
+                        assert torch.equal(
+                            torch.cat([getattr(one.unmixed, field) for one in seen]), getattr(view.unmixed, field)
+                        )
+                if view.policy is not None:
+                    levels = [one.policy.levels(fresh_rates(), 0.8, 0.99) for one in [view, *seen]]
+                    assert torch.equal(torch.cat(levels[1:]), levels[0])
+                    done = [
+                        one.policy.applied(one.pixels, level) for one, level in zip([view, *seen], levels, strict=True)
+                    ]
+                    assert torch.equal(torch.cat(done[1:]), done[0])

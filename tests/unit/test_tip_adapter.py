@@ -18,6 +18,7 @@ from kdrun.core.errors import ConfigError, DataError, KdrunError
 from kdrun.data.loader import Loader
 from kdrun.data.splits import Split
 from kdrun.data.views.view import View, clean
+from kdrun.methods.pool import Start
 from kdrun.methods.requires import teacher_runs
 from kdrun.methods.tip_adapter import TipAdapterF
 from kdrun.runs.finished import FinishedRun
@@ -31,6 +32,8 @@ from kdrun.training.evaluator import Evaluator
 from kdrun.training.loop import Loop
 from kdrun.training.tracking import Tracker
 from tests.conftest import FAST
+from tests.contract.test_ranks import compare, first_step
+from tests.ranks import over as over_ranks
 from tests.unit.test_clip import PIXELS, SETUP, spec
 
 
@@ -85,6 +88,24 @@ def test_its_steps_can_be_captured(folder, tmp_path):
         found.append(parts.method.cache.keys.detach())
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
     assert not torch.equal(found[0], Assembly.of(config, torch.device("cpu")).method.cache.keys)
+
+
+def begun(config):
+    """What `before` makes of the keys, and a step from there."""
+    run = Assembly.of(config, torch.device("cpu"))
+    run.method.train().before(
+        Start(required={}, pool=run.pool(print), batches=run.loader.batch, first=run.clock.total_steps, fresh=True)
+    )
+    keys = run.method.cache.keys.detach().clone()
+    return {**first_step(run, exact=False), "keys": keys}
+
+
+def test_processes_make_the_same_keys_and_steps_together(folder, tmp_path):
+    config = teacher_runs(composed(*over(folder)), composed(*over(folder)).teacher)["teacher"]
+    ranks, one = over_ranks(2, tmp_path, begun, config), begun(config)
+    assert torch.equal(ranks[0]["keys"], ranks[1]["keys"])
+    torch.testing.assert_close(ranks[0]["keys"], one["keys"])
+    compare(ranks[0], one)
 
 
 def test_the_grids_are_the_authors_and_the_search_finds_what_trying_all_finds():

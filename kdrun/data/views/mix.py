@@ -16,7 +16,6 @@ import torch
 from torch import Generator, Tensor
 
 from kdrun.config.views import MixConfig
-from kdrun.core.device import send
 
 
 @dataclass(frozen=True)
@@ -51,18 +50,10 @@ class Mix:
             share, box = (torch.where(cut, area, share), box * cut.long()[:, None]) if turns else (area, box)
         return Mixture(self, partner, share.float(), box)
 
-    def draw_steps(self, generators: Sequence[Generator], sizes: Sequence[int], device: torch.device) -> "Mixture":
-        """For batches of these sizes one after the other, each mixed within itself; on the device."""
-        drawn = [self.draw(generator, n) for generator, n in zip(generators, sizes, strict=True)]
-        firsts = accumulate(sizes, initial=0)
-        partner = torch.cat([mixture.partner + first for mixture, first in zip(drawn, firsts, strict=False)])
-        share, box = torch.cat([m.share for m in drawn]), torch.cat([m.box for m in drawn])
-        return Mixture(self, *(send(tensor, device) for tensor in (partner, share, box)))
-
 
 @dataclass(frozen=True)
 class Mixture:
-    """What was drawn for the images of a batch."""
+    """What was drawn for the images of a batch, or for some of them."""
 
     mix: Mix
     partner: Tensor
@@ -71,11 +62,48 @@ class Mixture:
     """(B,) float32, lambda: what of x~ and of its label is the image's own."""
     box: Tensor
     """(B, 4) int64, top, bottom, left and right of what CutMix takes from x_j; of mixup empty."""
+    own: Tensor | None = None
+    """(B,) int64, place of x among the images at hand, where there are others too; None: they are those."""
+    other: Tensor | None = None
+    """(B,) int64, place of x_j there; None: `partner`."""
+
+    def of(self, rows: slice) -> tuple["Mixture", Tensor]:
+        """Of these of the images, and (n,) int64 the places in the batch of those that they are made of, which are to
+        be at hand: themselves, and then the partners that are not among them."""
+        own, partner = torch.arange(len(self.partner))[rows], self.partner[rows]
+        asked = torch.cat([own, partner[(partner < own[0]) | (partner > own[-1])]])
+        place = torch.empty_like(self.partner)
+        place[asked] = torch.arange(len(asked))
+        return Mixture(self.mix, partner, self.share[rows], self.box[rows], place[own], place[partner]), asked
+
+    @classmethod
+    def joined(cls, mixtures: "Sequence[Mixture]", at_hand: Sequence[int]) -> "Mixture":
+        """Of several batches, each mixed within itself, one after the other.
+
+        Args:
+            at_hand: how many images of each batch are.
+        """
+        firsts = list(accumulate(at_hand, initial=0))[:-1]
+        others = [m.partner if m.other is None else m.other for m in mixtures]
+        own = [m.own + first for m, first in zip(mixtures, firsts, strict=True) if m.own is not None]
+        return cls(
+            mixtures[0].mix,
+            torch.cat([m.partner for m in mixtures]),
+            torch.cat([m.share for m in mixtures]),
+            torch.cat([m.box for m in mixtures]),
+            torch.cat(own) if own else None,
+            torch.cat([other + first for other, first in zip(others, firsts, strict=True)]),
+        )
+
+    def kept(self, values: Tensor) -> Tensor:
+        """Of the images at hand those that are mixed."""
+        return values if self.own is None else values[self.own]
 
     def images(self, pixels: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 in channels_last memory -> likewise float32 in [0, 1] of mixup, uint8 of CutMix alone."""
-        own, kind = pixels.permute(0, 2, 3, 1), self.mix.config.kind
-        other = own[self.partner]
+        """(M, C, H, W) uint8 in channels_last memory, the images at hand -> (B, C, H, W), likewise float32 in [0, 1] of
+        mixup, uint8 of CutMix alone."""
+        at_hand, kind = pixels.permute(0, 2, 3, 1), self.mix.config.kind
+        own, other = self.kept(at_hand), self._others(at_hand)
         if kind == "mixup":
             mixed = _blended(self.share, own, other)
         else:
@@ -91,14 +119,16 @@ class Mixture:
 
     def split(self, sizes: list[int]) -> list[tuple[Tensor, Tensor]]:
         """(place of x_j, lambda) of each batch, of these sizes, that was mixed within itself."""
-        parts = zip(self.partner.split(sizes), self.share.split(sizes), accumulate(sizes, initial=0), strict=False)
-        return [(partner - first, share) for partner, share, first in parts]
+        return list(zip(self.partner.split(sizes), self.share.split(sizes), strict=True))
 
     def labels(self, target: Tensor) -> Tensor:
-        """(B,) int64 -> (B, classes) float32."""
-        own = (target[:, None] == torch.arange(self.mix.num_classes, device=target.device)).float()
+        """(M,) int64, of the images at hand -> (B, classes) float32."""
+        at_hand = (target[:, None] == torch.arange(self.mix.num_classes, device=target.device)).float()
         share = self.share[:, None]
-        return share * own + (1 - share) * own[self.partner]
+        return share * self.kept(at_hand) + (1 - share) * self._others(at_hand)
+
+    def _others(self, at_hand: Tensor) -> Tensor:
+        return at_hand[self.partner if self.other is None else self.other]
 
 
 def _blended(share: Tensor, own: Tensor, other: Tensor) -> Tensor:

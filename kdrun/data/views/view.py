@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from kdrun.core.device import send
+from kdrun.core.world import Part
 from kdrun.data.streamed import ImageFiles
 from kdrun.data.views.center import Center
 from kdrun.data.views.ctaugment import Policy
@@ -20,7 +21,7 @@ class Unmixed:
     pixels: Tensor
     """(B, C, H, W) uint8, x: the same views before they were mixed."""
     partner: Tensor
-    """(B,) int64, places in this batch."""
+    """(B,) int64, places in the batch, of which another process may have those rows."""
     share: Tensor
     """(B,) float32, lambda; 1: not mixed."""
 
@@ -94,6 +95,29 @@ def together(views: Sequence[View]) -> View:
     )
 
 
+def part_of(batch: Batch, part: Part) -> Batch:
+    """Of a batch its rows of this part. Places of partners stay those in the batch."""
+
+    def of(view: View) -> View:
+        rows = part.rows(len(view.index))
+        kept, policy = view.unmixed, view.policy
+        return View(
+            view.pixels[rows], view.index[rows], None if view.replay is None else view.replay[rows],
+            None if kept is None else Unmixed(kept.pixels[rows], kept.partner[rows], kept.share[rows]),
+            None if policy is None else policy.split(rows.stop - rows.start)[part.index],
+        )  # fmt: skip
+
+    def one(samples: Samples) -> Samples:
+        rows = part.rows(len(next(iter(samples.views.values())).index))
+        return Samples(
+            {name: of(view) for name, view in samples.views.items()},
+            None if samples.target is None else samples.target[rows],
+            {name: values[rows] for name, values in samples.extra.items()},
+        )
+
+    return {name: one(samples) for name, samples in batch.items()}
+
+
 def join(params: Sequence[Any]) -> Any:
     """What was drawn for several batches, as if drawn for one."""
     first = params[0]
@@ -102,11 +126,11 @@ def join(params: Sequence[Any]) -> Any:
     return type(first)(**{f.name: join([getattr(p, f.name) for p in params]) for f in fields(first)})
 
 
-def take(params: Any, rows: Tensor) -> Any:
+def take(params: Any, rows: Tensor | slice) -> Any:
     """What was drawn for some of the views.
 
     Args:
-        rows: (B,) int64.
+        rows: (B,) int64, or those of a slice.
     """
     return mapped(lambda tensor: tensor[rows], params)
 

@@ -6,6 +6,7 @@ augmentation. p is the softmax at temperature 1, in float64. C is the number of 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdrun.config.views import MixConfig
+from kdrun.core.device import send
 from kdrun.core.errors import KdrunError
 from kdrun.core.files import write_json
 from kdrun.core.seeding import generator
 from kdrun.data.views.center import Center
 from kdrun.data.views.mix import Mix
-from kdrun.data.views.view import Predict, Source, View, clean
+from kdrun.data.views.view import Predict, Source, View, clean, mapped
 from kdrun.metrics import kl_divergence
 from kdrun.results.analysis.options import Vicinal as Options
 from kdrun.results.plots.figure import color, drawn, legend, marker, panels, places, told
@@ -182,7 +184,7 @@ def ask(
     for k, chunk in enumerate(index.split(options.batch_size)):
         at = chunk.to(device)
         pixels = clean(images, at, center)
-        mixture = mix.draw_steps([generator(options.seed, "vicinal", k)], [len(chunk)], device)
+        mixture = mapped(partial(send, device=device), mix.draw(generator(options.seed, "vicinal", k), len(chunk)))
         views = {"clean": View(pixels, at), "mixed": View(mixture.images(pixels), at)}
         for kind, view in views.items():
             for net, values in predict(view).items():
