@@ -152,7 +152,8 @@ def origin(record: Record) -> dict[str, str]:
     version = (commit[:7] if commit else str(code.get("version"))) + (" with changes" if code.get("dirty") else "")
     told = {
         "device": record.get("device"), "precision": record.get("precision"), "threads": record.get("threads"),
-        "code": version if code else None, "world size": record.get("world_size"), "batch norm": record.get("batch_norm"),
+        "code": version if code else None, "world size": record.get("world_size"),
+        "batch norm": record.get("batch_norm"),
     }  # fmt: skip
     return {name: str(value) for name, value in told.items() if value is not None}
 
