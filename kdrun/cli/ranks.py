@@ -21,21 +21,21 @@ from kdrun.core import signals
 from kdrun.core.errors import KdrunError
 from kdrun.core.later import later
 from kdrun.core.peers import RankFailed
-from kdrun.core.ranks import Launch
+from kdrun.core.ranks import Launch, NoRank0
 from kdrun.core.slot import Slot, occupied
 
 if TYPE_CHECKING:
     import torch
 
     from kdrun.core.device import device_of
-    from kdrun.core.joining import Facts, NoRank0, agree, disband, gpu_of, join, reach
+    from kdrun.core.joining import Facts, agree, disband, gpu_of, join, reach
     from kdrun.core.watch import Watch
     from kdrun.core.world import World, enter
     from kdrun.training.runner import run
 else:
     torch = later("torch")
     device_of = later("kdrun.core.device", "device_of")
-    Facts, NoRank0, agree, disband = later("kdrun.core.joining", "Facts", "NoRank0", "agree", "disband")
+    Facts, agree, disband = later("kdrun.core.joining", "Facts", "agree", "disband")
     gpu_of, join, reach = later("kdrun.core.joining", "gpu_of", "join", "reach")
     Watch = later("kdrun.core.watch", "Watch")
     World, enter = later("kdrun.core.world", "World", "enter")
@@ -60,7 +60,7 @@ def over_ranks(
     Raises:
         Interrupted: stopped by a signal, on rank 0; the others return the code.
     """
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch: its sockets complain aloud while they wait
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # before torch: its sockets complain at length, and raise too
     if not launch.first:
         warnings.simplefilter("ignore")  # rank 0 shows them
     with occupied(Slot(index=launch.local_rank, threads=launch.threads)), _Asides(launch.rank) as asides:
@@ -97,7 +97,7 @@ def _joined(launch: Launch, plan: Plan | None, mistakes: Sequence[str], argument
         own = Facts(mistakes, tuple(arguments), job.key, device.type, gpu_of(device), gpus)
     end = time.monotonic() + seconds
     store = reach(launch, seconds)
-    known = agree(launch, store, own, max(end - time.monotonic(), 1.0))
+    known = agree(launch, store, own, seconds, end)
     return join(launch, store, known, device, max(end - time.monotonic(), 1.0))
 
 

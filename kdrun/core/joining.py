@@ -19,7 +19,7 @@ from torch.distributed import distributed_c10d as c10d
 from kdrun.core.errors import KdrunError
 from kdrun.core.paths import HERE
 from kdrun.core.peers import Process, said
-from kdrun.core.ranks import Launch
+from kdrun.core.ranks import Launch, NoRank0
 from kdrun.core.version import __version__
 from kdrun.core.world import World
 
@@ -28,10 +28,6 @@ SILENCE = timedelta(minutes=30)
 """That a rank waits for tensors of others. Whether they still live, its watch finds out long before."""
 ANSWER = 2.0
 """Seconds that the others give rank 0 beyond its own."""
-
-
-class NoRank0(KdrunError):
-    """Rank 0 cannot be reached, so whoever finds that says so."""
 
 
 @dataclass(frozen=True)
@@ -99,15 +95,18 @@ def reach(launch: Launch, seconds: float) -> Any:
     return PrefixStore(f"kdrun/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
-def agree(launch: Launch, store: Any, own: Facts, seconds: float) -> dict[int, Facts]:
+def agree(launch: Launch, store: Any, own: Facts, seconds: float, end: float) -> dict[int, Facts]:
     """What all ranks say of themselves, once rank 0 has found nothing against it.
+
+    Args:
+        seconds: that there were in all.
+        end: when they are over, by `time.monotonic`.
 
     Raises:
         KdrunError: it has; one line for each mistake.
         NoRank0: it does not answer.
     """
     store.set(f"facts/{launch.rank}", pickle.dumps(own))
-    end = time.monotonic() + seconds
     if launch.first:
         keys = {rank: f"facts/{rank}" for rank in range(launch.size)}
         _await(store, list(keys.values()), end)

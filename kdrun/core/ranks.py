@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kdrun.core.errors import ConfigError
+from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.machine import cores
 
 MPI = {
@@ -53,6 +53,10 @@ class BadLaunch(ConfigError):
     def __init__(self, line: str, told: bool = True) -> None:
         self.told = told
         super().__init__(line)
+
+
+class NoRank0(KdrunError):
+    """Rank 0 cannot be reached, so whoever finds that says so."""
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> Launch | None:
