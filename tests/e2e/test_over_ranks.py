@@ -178,7 +178,11 @@ def evaluated(given: dict[str, str]) -> int:
     evaluator = Evaluator(splits, 16)
     alone = evaluator.logits(predict)
     store = reach(launch, 30)
-    enter(join(launch, store, agree(launch, store, Facts(), 30, time.monotonic() + 30), torch.device("cpu"), 30))
+    enter(
+        join(
+            launch, store, agree(launch, store, Facts(device="cpu"), 30, time.monotonic() + 30), torch.device("cpu"), 30
+        )
+    )
     together = evaluator.logits(predict)
     disband()
     enter(World())
