@@ -60,30 +60,43 @@ def over_ranks(
     Raises:
         Interrupted: stopped by a signal, on rank 0; the others return the code.
     """
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # before torch: its sockets complain at length, and raise too
+    # before torch loads: its sockets complain at length, and raise as well
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     if not launch.first:
         warnings.simplefilter("ignore")  # rank 0 shows them
-    with occupied(Slot(index=launch.local_rank, threads=launch.threads)), _Asides(launch.rank) as asides:
-        plan, mistakes = None, []
-        enter(World(launch.rank, launch.size))  # checks ask how many there are
-        try:
-            plan = planned()
-            if plan is None:
-                return lead(None) if launch.first else 0
-        except KdrunError as error:
-            mistakes = str(error).splitlines()
-        finally:
-            enter(World())
-        try:
-            here = _joined(launch, plan, mistakes, arguments)
-        except KdrunError as error:
-            told = launch.first or isinstance(error, NoRank0)
-            for line in (mistakes or str(error).splitlines()) if told else ():
-                print(f"error: {line}", file=sys.stderr)
-            return 2
-        asides.join(here)
-        make = partial(lead, plan) if launch.first or plan is None else partial(_follow, *plan.jobs)
-        return _together(here, make, asides.tell)
+    try:
+        with occupied(Slot(index=launch.local_rank, threads=launch.threads)), _Asides(launch.rank) as asides:
+            return _over_ranks(launch, arguments, planned, lead, asides)
+    except KeyboardInterrupt as stop:
+        if launch.first:
+            raise
+        return _code_of(stop)
+
+
+def _over_ranks(
+    launch: Launch, arguments: Sequence[str], planned: Callable[[], Plan | None], lead: Callable[[Plan | None], int],
+    asides: "_Asides",
+) -> int:  # fmt: skip
+    plan, mistakes = None, []
+    enter(World(launch.rank, launch.size))  # checks ask how many there are
+    try:
+        plan = planned()
+        if plan is None:
+            return lead(None) if launch.first else 0
+    except KdrunError as error:
+        mistakes = str(error).splitlines()
+    finally:
+        enter(World())
+    try:
+        here = _joined(launch, plan, mistakes, arguments)
+    except KdrunError as error:
+        told = launch.first or isinstance(error, NoRank0)
+        for line in (mistakes or str(error).splitlines()) if told else ():
+            print(f"error: {line}", file=sys.stderr)
+        return 2
+    asides.join(here)
+    make = partial(lead, plan) if launch.first or plan is None else partial(_follow, *plan.jobs)
+    return _together(here, make, asides.tell)
 
 
 def _joined(launch: Launch, plan: Plan | None, mistakes: Sequence[str], arguments: Sequence[str]) -> World:
@@ -113,26 +126,29 @@ def _together(here: World, make: Callable[[], int], tell: Callable[[float], None
     try:
         code = make()
     except KeyboardInterrupt as stop:
-        here.say_stopped()
-        if here.first:
-            raise
-        code = 128 + (stop.number if isinstance(stop, signals.Interrupted) else signal.SIGINT)
-    except BaseException as error:
-        if isinstance(error, Exception):
-            here.fail(error)
+        code = _code_of(stop)
+        with contextlib.suppress(RuntimeError):  # the store is gone, with whoever kept it
+            here.say_stopped()
+        raise
+    except Exception as error:
+        here.fail(error)
         raise
     finally:
         signals.ignore()
-        if not here.first and (failed := here.failure()) is not None and here.speaks_of(failed):
+        if code and not here.first and (failed := here.failure()) is not None and here.speaks_of(failed):
             print(f"error: {RankFailed(failed)}", file=sys.stderr)
         watch.stop()
-        with contextlib.suppress(RuntimeError):  # the store is gone, with whoever kept it
+        with contextlib.suppress(RuntimeError):
             tell(0.0)
-        here.leave()
+        code = here.leave(code)
         enter(World())
-        if not code:
-            disband()
+    if not code:
+        disband()
     return code
+
+
+def _code_of(stop: KeyboardInterrupt) -> int:
+    return 128 + (stop.number if isinstance(stop, signals.Interrupted) else signal.SIGINT)
 
 
 def _follow(job: Job) -> int:

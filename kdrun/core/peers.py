@@ -3,6 +3,7 @@
 Loads no torch: a store is a torch.distributed.Store. Nothing here waits for tensors.
 """
 
+import contextlib
 import json
 import os
 import pickle
@@ -156,20 +157,24 @@ class Peers:
         host = Process.own().host
         return [rank for rank, process in self._processes.items() if process.host != host]
 
-    def leave(self) -> None:
+    def leave(self, code: int) -> int:
         """Call this last. The others wait until rank 0 is through, as a launcher ends all where one process has ended;
-        and rank 0, which may keep the store, until they go."""
-        if self.store is None:
-            return
-        try:
+        and rank 0, which may keep the store, until they go.
+
+        Returns:
+            The exit code: 0, or where this rank is not through with all either, that of rank 0.
+        """
+        with contextlib.suppress(RuntimeError):  # the store is gone, so they are
             if self.first:
+                self.store.set("code", str(code))
                 self.say_left()
                 self._await(range(1, self.size), GOING)
             else:
                 self._await([0], THROUGH)
+                if code and self.store.check(["code"]):
+                    code = int(self.store.get("code")) or code
                 self.say_left()
-        except RuntimeError:  # the store is gone, so they are
-            return
+        return code
 
     def speaks_of(self, failure: Failure) -> bool:
         """Whether this rank tells of it: rank 0 tells of all others, and where it cannot, the next one of it."""
@@ -207,7 +212,10 @@ class Peers:
         pause = 1e-3
         try:
             while not self.store.check([key]):  # `wait` would hold the store against other threads, and complain aloud
-                if (failed := self.failure()) is not None and failed.rank != self.rank:
+                failed = self.failure()
+                if failed is None and not self.first and self.has_left(0) and not self.store.check([key]):
+                    failed = Failure(0, "has ended before the others")
+                if failed is not None and failed.rank != self.rank:
                     raise RankFailed(failed)
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)

@@ -105,6 +105,5 @@ def end(here: Peers, failed: Failure | None) -> None:
     signals.let_go()
     for worker in multiprocessing.active_children():
         worker.kill()
-    if here.first:
-        here.leave()
-    os._exit(128 + number if number else 1)
+    code = 128 + number if number else 1
+    os._exit(here.leave(code) if here.first else code)

@@ -72,8 +72,10 @@ def run(asked: Job | RunConfig, job_type: str = "train", wait: bool = True) -> R
             if record["status"] == "done" and job_type == "train":
                 record = here.once(partial(_measured, job, record))
         except Exception as error:
-            here.fail(here.blamed(error))
-            raise
+            here.fail(why := here.blamed(error))
+            if why is error:
+                raise
+            raise why from error
     return record
 
 

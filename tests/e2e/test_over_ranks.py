@@ -91,6 +91,15 @@ def test_what_another_rank_was_asked_is_told_by_rank_0(outputs, word, line):
     assert not outputs.exists()
 
 
+def test_what_keeps_rank_0_from_beginning_ends_all(outputs):
+    outputs.mkdir()
+    (outputs / "runs").touch()
+    ranks = Ranks(2, *RUN, f"execution.outputs={outputs}")
+    assert ranks.wait(30) == [2, 2], ranks.texts
+    assert ranks.texts[0].startswith("error: execution.outputs: ")
+    assert ranks.texts[1] == ""
+
+
 # ---------------------------------------------------------------------------------------------------------- failures
 
 

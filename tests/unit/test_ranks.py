@@ -222,7 +222,6 @@ def test_one_process_asks_nobody():
     assert here.blamed(error) is error
     here.fail(error)
     assert not here.failing
-    here.leave()
 
 
 def test_who_acts_for_all_asks_nobody(monkeypatch):
