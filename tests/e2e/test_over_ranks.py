@@ -19,7 +19,7 @@ from kdrun.runs.record import find_records
 from kdrun.training.evaluator import Evaluator
 from tests.conftest import FAST, ROOT, TEACHER
 from tests.processes import Forked
-from tests.ranks import Ranks, as_rank, environment, free_port
+from tests.launches import Ranks, as_rank, environment, free_port
 
 pytestmark = pytest.mark.slow
 RUN = [*FAST, "method=supervised"]
