@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 GOES_ON = "goes on with"
 
 
-def begun(job: Job, ranks: int) -> Record:
-    """The record of a run as it begins, or goes on, with so many ranks. Written."""
+def new_record(job: Job, ranks: int) -> Record:
+    """The record of a run as it begins, or goes on, with so many ranks."""
     config = job.config
     old = read_record(job.directory) or {}
     goes_on = (job.directory / "checkpoint").exists()
@@ -69,7 +69,6 @@ def begun(job: Job, ranks: int) -> Record:
     if goes_on and before != ranks:
         record["warnings"].append(f"{GOES_ON} {_ranks(ranks)}, with {before} before")
         log.warning("%s", record["warnings"][-1])
-    write_record(job.directory, record)
     return record
 
 

@@ -36,7 +36,7 @@ from kdrun.training.assembly import Assembly
 from kdrun.training.costs import Operations, evaluation_cost, fitting_threads
 from kdrun.training.evaluator import Logits, choice_metrics
 from kdrun.training.finite import refuse_given_networks, refuse_metrics, refuse_networks
-from kdrun.training.logbook import begun, log_file, note_failure, remove_checkpoint
+from kdrun.training.logbook import log_file, new_record, note_failure, remove_checkpoint
 from kdrun.training.loop import Loop
 from kdrun.training.measure import with_corruptions, with_sets
 from kdrun.training.remarks import remarks
@@ -142,7 +142,7 @@ def _made(job: Job, job_type: str, lock: Lock | None, wait: bool) -> Record:
         here.on_failure.append(fail)
         try:
             handler = opened.enter_context(log_file(job.directory)) if here.first else None
-            record = here.once(partial(begun, job, here.size))
+            record = here.once(partial(_begin, job, here.size))
             _execute(job, record, job_type, _nobody if lock is None else lock.require, wait)
             record = here.once(partial(_end, job, record, lock))
         except Held:  # by another process, of a run that this one needs
@@ -154,6 +154,12 @@ def _made(job: Job, job_type: str, lock: Lock | None, wait: bool) -> Record:
             here.fail(why)
         finally:
             here.on_failure.remove(fail)
+    return record
+
+
+def _begin(job: Job, ranks: int) -> Record:
+    record = new_record(job, ranks)
+    write_record(job.directory, record)
     return record
 
 

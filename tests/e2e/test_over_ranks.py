@@ -18,8 +18,8 @@ from kdrun.data.views.view import View
 from kdrun.runs.record import find_records
 from kdrun.training.evaluator import Evaluator
 from tests.conftest import FAST, ROOT, TEACHER
-from tests.processes import Forked
 from tests.launches import Ranks, as_rank, environment, free_port
+from tests.processes import Forked
 
 pytestmark = pytest.mark.slow
 RUN = [*FAST, "method=supervised"]
