@@ -19,6 +19,7 @@ from kdrun.cli.help import overview
 from kdrun.core import signals
 from kdrun.core.errors import ConfigError, KdrunError, Unfinished, allowed
 from kdrun.core.files import folder, reason
+from kdrun.core.ranks import BadLaunch, refuse_ranks
 from kdrun.core.schema import Schema, from_arguments
 from kdrun.runs.record import open_records
 
@@ -85,6 +86,7 @@ def _run(command: str, arguments: Sequence[str]) -> int:
         print(_usage(command))
         return 0
     try:
+        refuse_ranks(f"kdrun {command}", "in one process")
         with signals.during(f"running kdrun {command}", "run the same command again"):
             print(_module(command).main(arguments))
     except BrokenPipeError:
@@ -94,6 +96,8 @@ def _run(command: str, arguments: Sequence[str]) -> int:
         print(f"error: {f'{place}: ' if place else ''}{reason(error)}", file=sys.stderr)
         return 2
     except KdrunError as error:
+        if isinstance(error, BadLaunch) and not error.told:
+            return 2
         if isinstance(error, Unfinished) and error.text:
             print(error.text)
         for line in str(error).splitlines():

@@ -8,6 +8,8 @@ import logging
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from kdrun.cli.help import show_help
-from kdrun.cli.plan import plan, require_possible
+from kdrun.cli.plan import Plan, plan, require_possible
 from kdrun.cli.useless import without_effect
 from kdrun.config.compose import basic, flags_first
 from kdrun.config.job import Job, planned, planned_job
@@ -28,20 +30,22 @@ from kdrun.core import signals
 from kdrun.core.errors import KdrunError
 from kdrun.core.later import later
 from kdrun.core.paths import CONF_DIR
-from kdrun.core.ranks import refuse_ranks
-from kdrun.core.slot import Slot, occupied
+from kdrun.core.ranks import BadLaunch, launched, refuse_ranks
+from kdrun.core.slot import Slot, occupied, slot
 from kdrun.runs.record import read_record
 from kdrun.runs.whole import require_whole
 
 if TYPE_CHECKING:
     from kdrun.cli.carrying import carry_out
     from kdrun.cli.known import all_done, keep_command
+    from kdrun.cli.ranks import over_ranks
     from kdrun.runs.place import settled
     from kdrun.training.objective import Objective
     from kdrun.training.runner import run
 else:
     carry_out = later("kdrun.cli.carrying", "carry_out")
     all_done, keep_command = later("kdrun.cli.known", "all_done", "keep_command")
+    over_ranks = later("kdrun.cli.ranks", "over_ranks")
     settled = later("kdrun.runs.place", "settled")
     Objective = later("kdrun.training.objective", "Objective")
     run = later("kdrun.training.runner", "run")
@@ -74,7 +78,7 @@ def job(composed: DictConfig) -> float:
         if decides:
             _DECIDED[own.directory] = own
             require_possible([own], objective)
-        with occupied(Slot(index=hydra.job.num if hydra.mode == RunMode.MULTIRUN else None)):
+        with occupied(Slot(index=hydra.job.num) if hydra.mode == RunMode.MULTIRUN else slot()):
             record = run(own)
     except (KdrunError, OSError) as error:  # before there was a record to write it into
         log.error("failed: %s: %s", " ".join(overrides) if own is None else own.directory, error)
@@ -104,17 +108,42 @@ def execute(arguments: list[str], tell: bool = True) -> int:
         print(show_help(arguments))
         return 0
     try:
-        with signals.during("planning, before anything was written", "run the same command again"):
-            arguments = flags_first(arguments)
-            refuse_ranks()
-            if tell and (done := all_done(arguments)) is not None:
+        launch = launched()
+        if launch is not None and {"-m", "--multirun"} & set(arguments):
+            refuse_ranks("-m: a sweep makes several runs", "or give the arguments of one")
+    except BadLaunch as error:
+        return _refused(error) if error.told else 2
+    if launch is not None:
+        return over_ranks(launch, arguments, partial(_planned, arguments), partial(_carried_out, arguments, tell))
+    try:
+        with _planning():
+            if tell and (done := all_done(flags_first(arguments))) is not None:
                 return done.told()
-            asked = plan(arguments)
-            jobs = None if asked is None else asked.jobs
+        asked = _planned(arguments)
     except KdrunError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 2
+        return _refused(error)
+    return _carried_out(arguments, tell, asked)
+
+
+def _planning() -> AbstractContextManager[None]:
+    return signals.during("planning, before anything was written", "run the same command again")
+
+
+def _planned(arguments: list[str]) -> Plan | None:
+    with _planning():
+        return plan(flags_first(arguments))
+
+
+def _refused(error: KdrunError) -> int:
+    for line in str(error).splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return 2
+
+
+def _carried_out(arguments: list[str], tell: bool, asked: Plan | None) -> int:
+    """Make what was planned; None: what only Hydra knows. Returns the exit code."""
+    arguments = flags_first(arguments)
+    jobs = None if asked is None else asked.jobs
     useless = without_effect(jobs or ()) if tell else []
     for line in useless:
         print(f"warning: {line}", file=sys.stderr)

@@ -63,6 +63,8 @@ class ExecutionConfig(Schema):
     log_every_steps: int = Field(50, gt=0)
     checkpoint_every_seconds: float = Field(300, gt=0)
     checkpoint_every_steps: int | None = Field(None, gt=0)
+    join_seconds: float = Field(30, gt=0)
+    """In which the processes of one run must have found each other (torchrun, srun)."""
     keep_checkpoint: bool = False
     """Keep the last checkpoint of a finished run."""
     keep_teacher_evaluation: bool = True

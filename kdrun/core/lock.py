@@ -29,7 +29,7 @@ from typing import Any, Self
 
 from kdrun.core import signals
 from kdrun.core.failure import Held, KdrunError, LockLost
-from kdrun.core.machine import boot_id
+from kdrun.core.machine import boot_id, has_ended, started
 
 log = logging.getLogger(__name__)
 HEARTBEAT = 5.0
@@ -54,34 +54,6 @@ class Found:
     """Nanoseconds of the file system's clock."""
 
 
-def _fields(place: Path) -> list[str]:
-    """State, parent, ... of a process or a thread, as proc(5) has them; [] where the system does not tell."""
-    try:
-        return (place / "stat").read_text().rpartition(")")[2].split()
-    except (OSError, UnicodeDecodeError):
-        return []
-
-
-def _started(pid: int) -> str:
-    """Start time of a process in ticks since boot, where the system tells: tells two users of one number apart."""
-    fields = _fields(Path(f"/proc/{pid}"))
-    return fields[19] if len(fields) > 19 else ""
-
-
-def _ended(pid: int) -> bool:
-    """Whether nothing of a process runs any more, though its parent has not asked for its exit code yet.
-
-    Its first thread is a zombie as soon as it ends; another one that is still at work may still write.
-    """
-    if _fields(Path(f"/proc/{pid}"))[:1] not in (["Z"], ["X"]):
-        return False
-    try:
-        threads = list(Path(f"/proc/{pid}/task").iterdir())
-    except OSError:
-        return False
-    return all(_fields(thread)[:1] in (["Z"], ["X"], []) for thread in threads)
-
-
 class Lock:
     """`with Lock(path):` waits until nobody else holds the lock.
 
@@ -98,7 +70,7 @@ class Lock:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "boot_id": boot_id(),
-            "started": _started(os.getpid()),
+            "started": started(os.getpid()),
             "token": os.urandom(8).hex(),
         }
         self._temporary = path.with_name(f".{path.name}.{self.owner['token']}")
@@ -298,15 +270,15 @@ class Lock:
         here = other.get("host") == self.owner["host"] and other.get("boot_id") == self.owner["boot_id"]
         if not here or not isinstance(pid, int) or not 0 < pid < 1 << 31:
             return silent > STALE
-        started = _started(pid)
+        begun = started(pid)
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
             return True
         except PermissionError:  # another user's, which the system may hide
-            if not started:
+            if not begun:
                 return False
-        return started != other.get("started") or _ended(pid)  # the number may have been given to another process
+        return begun != other.get("started") or has_ended(pid)  # the number may have been given to another process
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):

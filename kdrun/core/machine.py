@@ -56,3 +56,31 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
+
+
+def _fields(place: Path) -> list[str]:
+    """State, parent, ... of a process or a thread, as proc(5) has them; [] where the system does not tell."""
+    try:
+        return (place / "stat").read_text().rpartition(")")[2].split()
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def started(pid: int) -> str:
+    """Start time of a process in ticks since boot, where the system tells: tells two users of one number apart."""
+    fields = _fields(Path(f"/proc/{pid}"))
+    return fields[19] if len(fields) > 19 else ""
+
+
+def has_ended(pid: int) -> bool:
+    """Whether nothing of a process runs any more, though its parent has not asked for its exit code yet.
+
+    Its first thread is a zombie as soon as it ends; another one that is still at work may still write.
+    """
+    if _fields(Path(f"/proc/{pid}"))[:1] not in (["Z"], ["X"]):
+        return False
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return False
+    return all(_fields(thread)[:1] in (["Z"], ["X"], []) for thread in threads)

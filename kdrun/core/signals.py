@@ -22,6 +22,8 @@ from typing import Any
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 AGAIN = 0.2
 """Seconds. What follows sooner is the same signal: timeout(1) and shells send it to a process and to its group."""
+AGAIN_OF_RANKS = 5.0
+"""Seconds, of a process that is one of several for a run: whoever launched them sends all a signal that one got."""
 SOON = 0.05
 """Seconds until a signal that came while a module was loaded comes again."""
 LINGER = 60.0
@@ -66,6 +68,7 @@ class _Taken:
         self.received: list[signal.Signals] = []
         self.put_off = 0
         self.over = False
+        self.again = AGAIN
         self._first = 0.0
         self._repeats = False
 
@@ -77,7 +80,7 @@ class _Taken:
             again = len(self.received) > 1
             if not again:
                 self._first = time.monotonic()
-            elif number not in (signal.SIGINT, signal.SIGTERM) or time.monotonic() - self._first < AGAIN:
+            elif number not in (signal.SIGINT, signal.SIGTERM) or time.monotonic() - self._first < self.again:
                 return
         if self.over or (self.put_off and not again):
             return
@@ -87,6 +90,11 @@ class _Taken:
             timer.start()
             return
         raise Interrupted(self.received[0])
+
+    def note(self, number: int) -> None:
+        if not self.received:
+            self.received.append(signal.Signals(number))
+            self._first = time.monotonic()
 
     def _repeat(self, number: int, received: list[signal.Signals]) -> None:
         if self.entered and not self.over and received is self.received:  # else another `taken` has begun since
@@ -132,8 +140,7 @@ def taken() -> Iterator[None]:
     finally:
         _TAKEN.over, _TAKEN.entered = True, False
         if _TAKEN.received:
-            for let_go in list(ON_STOP):
-                let_go()
+            let_go()
         for number in mine:
             signal.signal(number, before[number])
         _hand_over(_TAKEN.received, before)
@@ -156,6 +163,33 @@ def _hand_over(received: list[signal.Signals], before: dict[int, Any]) -> None:
 def received() -> signal.Signals | None:
     """The first signal that came and has not ended the command yet."""
     return _TAKEN.received[0] if _TAKEN.entered and _TAKEN.received and _in_main_thread() else None
+
+
+def seen() -> signal.Signals | None:
+    """As `received`, for another thread."""
+    return _TAKEN.received[0] if _TAKEN.entered and _TAKEN.received and not _TAKEN.over else None
+
+
+def note(number: int) -> None:
+    """Another process for the same run has received a signal: as if it had come to this one."""
+    if _TAKEN.entered and _in_main_thread():
+        _TAKEN.note(number)
+
+
+def among_ranks() -> None:
+    """This process is one of several for a run: see `AGAIN_OF_RANKS`."""
+    _TAKEN.again = AGAIN_OF_RANKS
+
+
+def ignore() -> None:
+    """From now on no signal ends this command: it is ending anyhow, for another reason that is to be told."""
+    _TAKEN.over = True
+
+
+def let_go() -> None:
+    """What a signal's end would do last: locks are released. For a process that ends at once."""
+    for release in list(ON_STOP):
+        release()
 
 
 def poll() -> None:

@@ -5,8 +5,7 @@ order of the ranks, so it is the batch as one process would have it.
 """
 
 import pickle
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,10 +14,11 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from kdrun.core import signals
 from kdrun.core.errors import KdrunError
+from kdrun.core.peers import Peers, Process
 
 T = TypeVar("T")
-LONGEST_PAUSE = 0.25  # seconds between two looks at what another rank has said
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,15 @@ class Part:
         return Part(self.index * count + index, self.count * count)
 
 
-class World:
-    """The ranks of a run.
+class World(Peers):
+    """The ranks of a run; see `Peers` for its arguments."""
 
-    Args:
-        store: a torch.distributed.Store that all of them reach, where there are several.
-    """
-
-    def __init__(self, rank: int = 0, size: int = 1, store: Any = None) -> None:
-        self.rank = rank
-        self.size = size
-        self._store = store
+    def __init__(
+        self, rank: int = 0, size: int = 1, store: Any = None, processes: Mapping[int, Process] | None = None
+    ) -> None:
+        super().__init__(rank, size, store, processes)
         self._asked = 0  # how often `once` was called: each time has a key of its own
-
-    @property
-    def first(self) -> bool:
-        """Whether this rank writes, logs and decides."""
-        return self.rank == 0
+        self._said: tuple[Any, Tensor] | None = None  # what `lately` has under way
 
     @property
     def part(self) -> Part:
@@ -123,27 +115,28 @@ class World:
     def once(self, act: Callable[[], T]) -> T:
         """What rank 0 gets from `act`, which only it calls; however long that takes. What it raises is raised by all.
 
-        The result is pickled for the other ranks.
+        Inside, `world()` is that of one process. The result is pickled for the other ranks.
         """
-        if self._store is None or self.size == 1:
+        if self.store is None:
             return act()
         key, self._asked = f"once/{self._asked}", self._asked + 1
         if self.first:
             try:
-                result = act()
+                with _alone(self.first):
+                    result = act()
             except BaseException as error:
-                self._store.set(key, pickle.dumps((False, _portable(error))))
+                self.store.set(key, pickle.dumps((False, _portable(error))))
                 raise
-            self._store.set(key, pickle.dumps((True, result)))
+            self.store.set(key, pickle.dumps((True, result)))
             return result
-        fine, result = pickle.loads(self._wait(key))  # of our own rank 0
+        fine, result = pickle.loads(self.wait(key))  # of our own rank 0
         if not fine:
             raise result
         return result
 
     def first_then(self, act: Callable[[], T]) -> T:
         """`act` on rank 0, then on the others, which find what it has left on disk. What rank 0 raises is raised by
-        all."""
+        all. Inside, `world()` is that of one process."""
         if self.size == 1:
             return act()
         done: list[T] = []
@@ -152,7 +145,10 @@ class World:
             done.append(act())
 
         self.once(as_first)
-        return done[0] if self.first else act()
+        if done:
+            return done[0]
+        with _alone(self.first):
+            return act()
 
     def any(self, here: bool) -> bool:
         """Whether it is so on a rank."""
@@ -162,42 +158,41 @@ class World:
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag.item())
 
-    def alike(self, name: str, value: Any) -> dict[int, Any]:
-        """Values of the ranks that differ from that of rank 0, by rank; with that of rank 0. Empty: all agree.
+    def lately(self, *here: int) -> tuple[int, ...]:
+        """Of each number the largest that a rank gave when this was called the last time, so that nobody waits for
+        the others; 0 at first. One process: what it gives."""
+        if self.size == 1:
+            return here
+        before = self._said
+        numbers = torch.tensor(here)
+        self._said = dist.all_reduce(numbers, dist.ReduceOp.MAX, async_op=True), numbers
+        if before is None:
+            return (0,) * len(here)
+        before[0].wait()
+        return tuple(before[1].tolist())
+
+    def poll(self, sure: bool = False) -> None:
+        """As `signals.poll`, at the same place on all ranks: one call after a signal came to any of them.
 
         Args:
-            name: a key of its own for each question.
+            sure: at this very call. The ranks wait for each other.
         """
-        if self._store is None or self.size == 1:
-            return {}
-        self._store.set(f"alike/{name}/{self.rank}", pickle.dumps(value))
-        values = [pickle.loads(self._wait(f"alike/{name}/{rank}")) for rank in range(self.size)]
-        others = {rank: other for rank, other in enumerate(values) if other != values[0]}
-        return {0: values[0], **others} if others else {}
+        if self.size == 1:
+            return signals.poll()
+        number = max(self._polled() for _ in range(1 + sure))
+        return self.stop(number)
 
-    def fail(self, text: str) -> None:
-        """Tell the other ranks that this one goes no further; what the first one says counts."""
-        if self._store is not None:
-            self._store.compare_set("failed", "", f"{self.rank}\n{text}")
+    def stop(self, number: int) -> None:
+        """`signals.poll`, of a signal (0: none) that all ranks know of; in one process of what came to it."""
+        if self.size == 1:
+            return signals.poll()
+        if number:
+            signals.note(number)
+            signals.poll()
+        return None
 
-    def failure(self) -> tuple[int, str] | None:
-        """The rank that failed first, and why; None: none has."""
-        if self._store is None or not self._store.check(["failed"]):
-            return None
-        rank, _, text = self._store.get("failed").decode().partition("\n")
-        return int(rank), text
-
-    def _wait(self, key: str) -> bytes:
-        """Raises KdrunError where another rank fails meanwhile."""
-        if self._store is None:
-            raise KdrunError("one process waits for nobody")
-        pause = 1e-3
-        while not self._store.check([key]):  # `wait` would hold the store against other threads, and complain aloud
-            if (failed := self.failure()) is not None:
-                raise KdrunError(f"rank {failed[0]}: {failed[1]}")
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-        return bytes(self._store.get(key))
+    def _polled(self) -> int:
+        return self.lately(signals.received() or 0, 0)[0]
 
 
 class _Gathered(torch.autograd.Function):
@@ -231,6 +226,18 @@ def _portable(error: BaseException) -> BaseException:
 
 
 _HERE = [World()]
+
+
+@contextmanager
+def _alone(first: bool) -> Iterator[None]:
+    """Whoever acts for all, or after the first one, asks nobody else."""
+    one = World()
+    one.first = first
+    _HERE.append(one)
+    try:
+        yield
+    finally:
+        _HERE.pop()
 
 
 def world() -> World:

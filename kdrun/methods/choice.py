@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdrun.core.world import world
 from kdrun.data.views.view import View
 
 Inputs = Mapping[str, Tensor]  # name -> (M, ...)
@@ -43,8 +44,9 @@ class Choice:
 
     @torch.no_grad()
     def make(self, inputs: Inputs, target: Tensor) -> None:
-        """Put the best candidate in force. Arguments as in `best`."""
-        for buffer, value in zip(self.values.values(), self.best(inputs, target), strict=True):
+        """Put the best candidate in force, over several ranks what rank 0 finds best. Arguments as in `best`."""
+        best = world().once(lambda: self.best(inputs, target))
+        for buffer, value in zip(self.values.values(), best, strict=True):
             buffer.fill_(value)
 
     def metrics(self) -> dict[str, float]:

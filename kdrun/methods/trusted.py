@@ -17,6 +17,7 @@ from kdrun.core.device import autocast
 from kdrun.core.files import write_bytes
 from kdrun.core.hashing import file_sha256
 from kdrun.core.seeding import generator
+from kdrun.core.world import world
 from kdrun.data.views.view import View, clean_batches
 from kdrun.methods.clustering import ClusteringConfig, Unclusterable, dec, kmeans, match_classes
 from kdrun.methods.pool import Pool
@@ -81,7 +82,8 @@ def trusted_labels(weights: Path, outer_key: str, selection: Selection, pool: Po
         label[found["index"][chosen]] = found["label"][chosen]
         return label, {"key": folder.name, **spec}
 
-    label, figures = Artifact.of(pool.outputs, "trusted", spec).value(build, read)
+    artifact = Artifact.of(pool.outputs, "trusted", spec)
+    label, figures = world().first_then(lambda: artifact.value(build, read))
     for line in figures.pop("warnings", []):  # said by every run that uses the labels, not by their maker alone
         pool.warn(line)
     return label, figures

@@ -39,7 +39,7 @@ class Cell:
     damaged: list[str] = field(default_factory=list)
     """What is wrong with records that cannot be read; their seeds are among the missing."""
     origins: dict[str, set[str]] = field(default_factory=dict)
-    """device, precision, threads, code -> what finished runs say."""
+    """device, precision, threads, code, world size, batch norm -> what finished runs say."""
     records: dict[int, Record] = field(default_factory=dict)
     """Seed -> record, of planned tables."""
     runs: dict[int, PlannedRun] = field(default_factory=dict)
@@ -146,13 +146,14 @@ def scaled(values: Iterable[float], percent: bool) -> list[float]:
 
 
 def origin(record: Record) -> dict[str, str]:
-    """device, precision, threads, code version of a run, as far as its record tells."""
+    """device, precision, threads, code version, ranks and their batch normalisation, as far as its record tells."""
     code = record.get("code") or {}
     commit = code.get("commit")
     version = (commit[:7] if commit else str(code.get("version"))) + (" with changes" if code.get("dirty") else "")
     told = {
         "device": record.get("device"), "precision": record.get("precision"), "threads": record.get("threads"),
-        "code": version if code else None,
+        "code": version if code else None, "world size": record.get("world_size"),
+        "batch norm": record.get("batch_norm"),
     }  # fmt: skip
     return {name: str(value) for name, value in told.items() if value is not None}
 

@@ -314,8 +314,9 @@ def _unit(record: Record) -> str:
 
 
 def _devices(record: Record) -> int:
-    """Threads of a CPU, or accelerators."""
-    return int(record.get("threads" if _unit(record) == "CPU-h" else "world_size") or 1)
+    """Threads of a CPU, or accelerators, of all ranks."""
+    threads = record.get("threads") if _unit(record) == "CPU-h" else None
+    return int(threads or 1) * int(record.get("world_size") or 1)
 
 
 def _hours(spent: Mapping[str, float]) -> str:
@@ -345,7 +346,8 @@ def _environment(table: Table) -> str:
     for cell in table.cells.values():
         for record in cell.records.values():
             code = record.get("code") or {}
-            told = {name: record.get(name) for name in ("device", "precision", "threads")}
+            told = {name: record.get(name) for name in ("device", "precision", "threads", "backend", "batch_norm")}
+            told |= {"world_size": record["world_size"]} if (record.get("world_size") or 1) > 1 else {}
             changed = " with changes" if code.get("dirty") else ""
             told |= {"code": f"{code.get('version')} {code.get('commit')}{changed}"}
             told |= record.get("packages") or {}

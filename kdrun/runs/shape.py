@@ -74,6 +74,8 @@ class WholeRecord(Part):
     precision: str | None = None
     threads: int | None = None
     world_size: int | None = None
+    backend: str | None = None
+    batch_norm: str | None = None
     steps: int | None = None
     seconds: dict[str, float | None] | None = None
     split: dict[str, int | str | list[int]] | None = None

@@ -1,5 +1,7 @@
 """Evaluation of all networks on the validation and test images."""
 
+import itertools
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -13,9 +15,9 @@ import torch
 from torch import Tensor
 
 from kdrun.config.needs import Needs
-from kdrun.core import signals
 from kdrun.core.device import autocast, eager, finish
 from kdrun.core.files import atomic_path
+from kdrun.core.world import world
 from kdrun.data.views.center import Center
 from kdrun.data.views.view import Predict, Source, View, clean_batches
 from kdrun.methods.method import Method
@@ -76,16 +78,36 @@ class Evaluator:
             return self._logits(predict)
 
     def _logits(self, predict: Predict) -> dict[tuple[str, str], Tensor]:
-        out: dict[tuple[str, str], Tensor] = {}
+        """Over several ranks, whole batches are dealt out: each is what it is in one process."""
+        here, out = world(), {}
         for split, (images, index, _) in self.splits.items():
+            chunks = index.split(self.batch_size)
+            own = chunks[here.rank :: here.size]
+            shown = iter(clean_batches(images, torch.cat(own), self.batch_size, self.center) if own else ())
             parts: dict[str, list[Tensor]] = {}
-            for chunk, pixels in clean_batches(images, index, self.batch_size, self.center):
-                signals.poll()
-                view = View(pixels, chunk)
-                with autocast(index.device, self.precision):
-                    for net, values in predict(view).items():
-                        parts.setdefault(net, []).append(values)
-            out.update({(split, net): torch.cat(chunks) for net, chunks in parts.items()})
+            for _ in range(math.ceil(len(chunks) / here.size)):  # as often on each rank, for it agrees on signals
+                here.poll()
+                for chunk, pixels in itertools.islice(shown, 1):
+                    with autocast(index.device, self.precision):
+                        for net, values in predict(View(pixels, chunk)).items():
+                            parts.setdefault(net, []).append(values)
+            found = {net: torch.cat(values) for net, values in parts.items()}
+            out.update({(split, net): values for net, values in self._of_ranks(found, len(chunks), index).items()})
+        return out
+
+    def _of_ranks(self, own: dict[str, Tensor], count: int, index: Tensor) -> dict[str, Tensor]:
+        """What all ranks have found of `count` batches, in their order."""
+        here = world()
+        if here.size == 1:
+            return own
+        out = {}
+        # rank 0 has the first batch; another one may have none, and not know what networks there are
+        known = here.once(lambda: {net: (v.shape[1:], v.dtype, v.device.type) for net, v in own.items()})
+        for net, (shape, dtype, kind) in known.items():
+            device = index.device if index.device.type == kind else torch.device(kind)
+            values = own[net] if net in own else torch.empty((0, *shape), dtype=dtype, device=device)
+            batches = [part.split(self.batch_size) for part in here.collected(values)]
+            out[net] = torch.cat([batches[k % here.size][k // here.size] for k in range(count)])
         return out
 
     @torch.no_grad()
@@ -105,7 +127,7 @@ class Evaluator:
         for values in out.values():
             finish(values.device)
         count = sum(len(index) for _, index, _ in self.splits.values())
-        self.seconds_per_image = (perf_counter() - started) / count if count else None
+        self.seconds_per_image = (perf_counter() - started) * world().size / count if count else None
         return out
 
     def warnings(self, logits: Mapping[tuple[str, str], Tensor], needs: Needs) -> list[str]:

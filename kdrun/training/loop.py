@@ -20,30 +20,30 @@ from kdrun.config.run import RunConfig
 from kdrun.config.schedule import Clock, ScheduleConfig
 from kdrun.core import signals
 from kdrun.core.device import autocast, eager
-from kdrun.core.errors import KdrunError, NonFiniteLoss
+from kdrun.core.errors import KdrunError
 from kdrun.core.files import remove, write_bytes
+from kdrun.core.peers import RankFailed
 from kdrun.core.world import world
 from kdrun.data.loader import Loader
 from kdrun.data.views.view import Batch
 from kdrun.methods.method import Method
-from kdrun.methods.step import Context, Guesses, Step
-from kdrun.runs.metrics_log import MetricsLog
+from kdrun.methods.step import Context, Step
+from kdrun.runs.metrics_log import MetricsLog, Unwritten
 from kdrun.training.accumulation import gradients, whole
 from kdrun.training.captured import CapturedStep
 from kdrun.training.checkpoint import Checkpoint, random_state, set_random_state
-from kdrun.training.distributed import average_gradients, prepare, seed_step
+from kdrun.training.distributed import average_gradients, prepare, seed_step, settle_statistics
 from kdrun.training.ema import Ema
 from kdrun.training.evaluator import Evaluator, choice_metrics
-from kdrun.training.finite import REMEDY
 from kdrun.training.optimizer import make_optimizer
 from kdrun.training.rates import LearningRate, Ramps
 from kdrun.training.state import OtherMetrics, Progress, restore, state_of
 from kdrun.training.stopwatch import Stopwatch
 from kdrun.training.tape import Tape
 from kdrun.training.tracking import Tracker
+from kdrun.training.window import Window
 
 log = logging.getLogger(__name__)
-KNOWN, RIGHT = "guesses_known", "guesses_right"  # kept step by step for the accuracy of a window, not logged
 
 
 class Loop:
@@ -65,7 +65,6 @@ class Loop:
         self.checkpoint = Checkpoint(directory / "checkpoint", key)
         self.before = before  # called once before the first step of this process: whether the run is fresh
         self.still_ours = still_ours  # raises where another process took the run over
-        self.hidden = hidden  # (N,) labels of the train array, -1 where nobody knows; to judge a method's guesses by
         self.device = next(method.parameters()).device
         self.optimizer = make_optimizer(method)
         self.rate = LearningRate(self.schedule, clock)
@@ -73,14 +72,13 @@ class Loop:
         self.ema = Ema(method, self.schedule.ema_decay) if self.schedule.ema_decay is not None else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.schedule.precision == "fp16")
         self.progress = Progress()
-        self.log = MetricsLog(directory / "metrics.jsonl")
+        self.log = (MetricsLog if world().first else Unwritten)(directory / "metrics.jsonl")
         self._batch_size = sum(type(method).batch_sizes(self.config).values())  # images a step, of all streams
         self._last: dict[tuple[str, str], Tensor] = {}  # logits of the evaluation at the last step
         self.best: dict[str, bytes] = {}  # network -> its file with the weights that were best on validation images
         self.touched = False  # by a checkpoint
         self.unevaluated = False  # a signal broke off the evaluation that was due after the last step
-        self.window: list[Tensor] = []  # logged values of the steps since the last line
-        self.names: list[str] = []
+        self.window = Window(hidden)
         self._parts = 1 if whole(self.config) else self.schedule.accumulate
         self._watch = Stopwatch(self.progress.seconds)
 
@@ -91,7 +89,7 @@ class Loop:
         with signals.at_once():
             self._resume()
             self._prepare()
-        progress, total_steps = self.progress, self.clock.total_steps
+        progress, total_steps, here = self.progress, self.clock.total_steps, world()
         take, watch = self._steps(), Stopwatch(progress.seconds)
         self._watch = watch
         self.method.train()
@@ -99,12 +97,13 @@ class Loop:
             if self.unevaluated:
                 self._evaluate()
             for step in range(progress.step, total_steps):
-                self.window.append(take(step))
+                self.window.steps.append(take(step))
                 progress.step = step + 1
                 self._tell(watch)
                 bar.update(self._batch_size)
-                self._save_where_due(watch)
-                signals.poll()
+                number, late = here.lately(signals.received() or 0, here.first and self._is_late(watch))
+                self._save_where_due(watch, bool(late))
+                here.stop(number)
         progress.seconds = watch.seconds()
         waited, trained = progress.seconds["data"], progress.seconds["train"]
         share = waited / max(waited + trained, 1e-9)
@@ -123,23 +122,24 @@ class Loop:
             try:
                 try:
                     yield
-                    signals.poll()
+                    world().poll(sure=True)
                 except signals.PutOff as stop:
                     self._save(self._watch)
+                    world().failing = True  # nobody need end this process
                     stop.text = (
                         f"stopped by {stop.name} after step {self.progress.step} of {total_steps}; "
                         "a checkpoint was written, the same command goes on from there"
                     )
                     raise
             except Exception as error:
-                number = signals.received()
-                if number is not None:  # it stops the sweep, whatever went wrong on the way
+                number, why = signals.received(), world().blamed(error)
+                if number is not None and not isinstance(why, RankFailed):  # it stops the sweep, whatever went wrong
                     text = f"stopped by {number.name}; no checkpoint: {error}"
                     raise signals.Interrupted(number, text) from error
                 raise
 
     def _bar(self) -> "tqdm[NoReturn]":
-        given = self.config.execution.progress
+        given = self.config.execution.progress if world().first else False
         return tqdm(
             total=self.clock.total_steps * self._batch_size, initial=self.progress.step * self._batch_size,
             disable=None if given is None else not given, unit="img", unit_scale=True, leave=False,
@@ -155,16 +155,19 @@ class Loop:
             self._check_finite()
             self._evaluate()
 
-    def _save_where_due(self, watch: Stopwatch) -> None:
-        """A checkpoint after a step: when the time or the number of steps has come."""
-        execution, done = self.config.execution, self.progress.step
-        every = execution.checkpoint_every_steps
-        due = watch.elapsed() >= execution.checkpoint_every_seconds or (every and done % every == 0)
+    def _is_late(self, watch: Stopwatch) -> bool:
+        return watch.elapsed() >= self.config.execution.checkpoint_every_seconds
+
+    def _save_where_due(self, watch: Stopwatch, late: bool) -> None:
+        """A checkpoint after a step: when the time (then it is late) or the number of steps has come."""
+        every, done = self.config.execution.checkpoint_every_steps, self.progress.step
+        due = late or (every and done % every == 0)
         if due and done != self.clock.total_steps:
             self._save(watch)
 
     def _save(self, watch: Stopwatch) -> None:
         self._check_finite()
+        settle_statistics(self.method)
         self.progress.seconds = watch.seconds()
         self._checkpoint()
         watch.mark()
@@ -184,13 +187,13 @@ class Loop:
         def plain(step: int) -> Tensor:
             with self._watch.on("data"):
                 batch = self.loader.batch(step)
-            return self._values(self._optimize(step, batch, clip))
+            return self.window.values(self._optimize(step, batch, clip))
 
         if not self.schedule.graph:
             return plain
         tape = Tape(seed, total_steps, self.device, self.config.method.name)
         take = CapturedStep(
-            lambda batch, ctx: self._values(self._update(batch, ctx, clip)), self.loader, self.optimizer, tape,
+            lambda batch, ctx: self.window.values(self._update(batch, ctx, clip)), self.loader, self.optimizer, tape,
             watched=self.schedule.compile is None,
         )  # fmt: skip
 
@@ -273,7 +276,7 @@ class Loop:
             set_random_state(before, self.device)
             raise
         self.unevaluated = False
-        metrics = {**self.evaluator.metrics(logits), **choice_metrics(self.method)}
+        metrics = world().once(lambda: {**self.evaluator.metrics(logits), **choice_metrics(self.method)})
         progress = self.progress
         if progress.step == self.clock.total_steps:
             self._last = logits
@@ -313,6 +316,7 @@ class Loop:
 
     def _logits(self) -> dict[tuple[str, str], Tensor]:
         """With an EMA, `<net>` has the averaged weights and `<net>_raw` the live ones."""
+        settle_statistics(self.method)
         self.method.eval()
         try:
             if self.ema is None:
@@ -326,54 +330,20 @@ class Loop:
 
     # ------------------------------------------------------------------------------------------ logged values
 
-    def _values(self, out: Step) -> Tensor:
-        """What is logged of a step, (n,), under `names`."""
-        losses, metrics = out.losses, {**out.metrics, **self._guess_metrics(out.guesses)}
-        names = [f"train/loss/{name}" for name in losses] + [f"train/{name}" for name in metrics]
-        if self.names and names != self.names:
-            raise KdrunError(f"the method's losses and metrics changed their names from {self.names} to {names}")
-        self.names = names
-        return torch.stack([*losses.values(), *metrics.values()]).detach()
-
-    def _guess_metrics(self, guesses: Guesses | None) -> dict[str, Tensor]:
-        """Shares of the batch: learned from, of those with a known label, and right."""
-        if guesses is None:
-            return {}
-        out = {"mask_rate": guesses.used.float().mean()}
-        if self.hidden is not None:
-            truth = self.hidden[guesses.index]
-            known = guesses.used & (truth >= 0)
-            right = known & (truth == guesses.label)
-            out |= {KNOWN: known.float().mean(), RIGHT: right.float().mean()}
-        return out
-
     def _check_finite(self) -> None:
         """Stop at the first step whose loss was NaN or infinite; one transfer for the whole window."""
-        if not self.window:
-            return
-        values = torch.stack(self.window).cpu()
-        for row, column in (~torch.isfinite(values)).nonzero().tolist():
-            name = self.names[column]
-            if name.startswith("train/loss/"):
-                step = self.progress.step - len(self.window) + row
-                raise NonFiniteLoss(
-                    f"step {step}: loss term {name.removeprefix('train/loss/')!r} became {values[row, column]:g} "
-                    f"(learning rate factor {self.rate.factor(step):.3g}); {REMEDY}"
-                )
+        self.window.check(self.progress.step, self.rate.factor)
 
     def _flush(self) -> None:
         self._check_finite()
-        means = torch.stack(self.window).cpu().double().nanmean(0).tolist()  # NaN: not measured in that step
-        self.window.clear()
-        values = dict(zip(self.names, means, strict=True))
-        known, right = values.pop(f"train/{KNOWN}", 0.0), values.pop(f"train/{RIGHT}", 0.0)
-        if known:  # a mean over steps would weigh a guess by how few there were beside it
-            values["train/pseudo_label_accuracy"] = right / known
-        factors = self.ramps.factors((self.progress.step - 1) / self.clock.total_steps)
+        values, last = self.window.taken(), self.progress.step - 1
+        factors = self.ramps.factors(last / self.clock.total_steps)
         weights = {f"train/{key}": factor * self.config.weights[key] for key, factor in factors.items()}
-        self._write({**values, "train/lr": self._rates(self.progress.step - 1)[0], **weights})
+        self._write({**values, "train/lr": self._rates(last)[0], **weights})
 
     def _write(self, values: dict[str, float]) -> None:
+        if not world().first:
+            return
         self.still_ours()
         self.log.write(self.progress.step, values)
         self.tracker.log(self.progress.step, values)
@@ -381,10 +351,20 @@ class Loop:
     # ---------------------------------------------------------------------------------------------- checkpoints
 
     def _checkpoint(self) -> None:
+        world().once(self._write_checkpoint)  # a launcher ends all where one has ended: the others wait
+
+    def _write_checkpoint(self) -> None:
         self.still_ours()
         self.checkpoint.save(state_of(self))
 
     def _resume(self) -> None:
+        world().first_then(self._restore)
+        if odd := world().alike(f"step of {self.checkpoint.key}", self.progress.step):
+            told = ", ".join(f"{step} on rank {rank}" for rank, step in odd.items())
+            remedy = "execution.outputs must lie on a file system that all machines share"
+            raise KdrunError(f"{self.checkpoint.folder}: ranks begin with other steps ({told}); {remedy}")
+
+    def _restore(self) -> None:
         errors = self.checkpoint.load(partial(restore, self))
         if errors is None:
             log.info("resumed at step %d of %d", self.progress.step, self.clock.total_steps)

@@ -2,25 +2,23 @@
 
 import logging
 import time
-import traceback
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from kdrun.config.job import Job
-from kdrun.config.key import named_files, plugins_of
-from kdrun.config.nodes import dump
 from kdrun.config.run import RunConfig
 from kdrun.core import signals
 from kdrun.core.errors import Held, KdrunError
-from kdrun.core.files import remove, write_bytes, write_text
-from kdrun.core.hashing import content_hash
+from kdrun.core.files import write_bytes
 from kdrun.core.lock import Lock
 from kdrun.core.seeding import seed_everything
+from kdrun.core.world import world
 from kdrun.data.load import content_of
 from kdrun.data.overview import overview
 from kdrun.data.splits import keep_split
@@ -31,21 +29,24 @@ from kdrun.models.network import apart
 from kdrun.runs.done import clear, done_record, sweep_run, tidy
 from kdrun.runs.layout import run_lock
 from kdrun.runs.place import settled
-from kdrun.runs.record import SCHEMA, Record, code_version, package_versions, read_record, summary, write_record
+from kdrun.runs.record import Record, read_record, summary, write_record
 from kdrun.runs.whole import METRICS, discard, results, told
 from kdrun.teachers.cache import refuse_features
 from kdrun.training.assembly import Assembly
 from kdrun.training.costs import Operations, evaluation_cost, fitting_threads
 from kdrun.training.evaluator import Logits, choice_metrics
 from kdrun.training.finite import refuse_given_networks, refuse_metrics, refuse_networks
+from kdrun.training.logbook import log_file, new_record, note_failure, remove_checkpoint
 from kdrun.training.loop import Loop
 from kdrun.training.measure import with_corruptions, with_sets
 from kdrun.training.remarks import remarks
 from kdrun.training.state import Progress
 from kdrun.training.statistics import AskedTeacher
-from kdrun.training.tracking import make_tracker
+from kdrun.training.tracking import Tracker, make_tracker
 
 log = logging.getLogger(__name__)
+BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+"""What ranks exchange tensors over, by device."""
 
 
 def run(asked: Job | RunConfig, job_type: str = "train", wait: bool = True) -> Record:
@@ -63,92 +64,129 @@ def run(asked: Job | RunConfig, job_type: str = "train", wait: bool = True) -> R
         Interrupted: stopped by a signal (a KeyboardInterrupt); the same call goes on from the checkpoint.
     """
     job = Job.of(asked)
+    here = world()
     with signals.taken(), signals.during(f"working on {job.directory}"):
-        job = settled(job)
-        record = _train(job, job_type, wait)
-        if record["status"] == "done" and job_type == "train":
-            if job.config.evaluate.corruptions is not None:
-                record = with_corruptions(job, job.config.evaluate.corruptions)
-            if job.config.evaluate.sets:
-                record = with_sets(job)
+        try:
+            job = _settled(job)
+            record = _train(job, job_type, wait)
+            if record["status"] == "done" and job_type == "train":
+                record = here.once(partial(_measured, job, record))
+        except Exception as error:
+            here.fail(why := here.blamed(error))
+            if why is error:
+                raise
+            raise why from error
+    return record
+
+
+def _settled(job: Job) -> Job:
+    """As `settled`, with what rank 0 finds."""
+    content = world().once(lambda: settled(job).content)
+    return job if content == job.content else replace(job, content=content)
+
+
+def _measured(job: Job, record: Record) -> Record:
+    """The record with what `evaluate` asks for."""
+    if job.config.evaluate.corruptions is not None:
+        record = with_corruptions(job, job.config.evaluate.corruptions)
+    if job.config.evaluate.sets:
+        record = with_sets(job)
     return record
 
 
 def _train(job: Job, job_type: str, wait: bool) -> Record:
-    directory = job.directory
+    here = world()
+    done = here.once(partial(_done_already, job, job_type))
+    if done is not None:
+        return done
+    with ExitStack() as held:
+        lock = held.enter_context(run_lock(job.directory, wait)) if here.first else None
+        done = here.once(partial(_done_by_another, job, job_type))
+        return _made(job, job_type, lock, wait) if done is None else done
+
+
+def _done_already(job: Job, job_type: str) -> Record | None:
     if job.content is not None:
         log.warning("%s: what lies there is a run on other data; this is another run", job.first)
-    done, _ = done_record(directory, asked=job_type == "train")
+    done, _ = done_record(job.directory, asked=job_type == "train")
     if done is not None:
         tidy(job, done)
-        log.info("done already: %s", summary(directory, done))
-        return done
-    with run_lock(directory, wait) as lock:
-        sweep_run(directory)
-        done, damage = done_record(directory, job_type == "train")  # whom we waited for may have done it
-        if done is not None:
-            clear(job, done)
-            log.info("done by another process: %s", summary(directory, done))
-            return done
-        if damage:
-            log.warning("%s; it is trained anew", told(directory, damage))
-            discard(directory, damage)
-        record: Record = {"status": "failed", "error": None}
-        handler: logging.Handler | None = None
+        log.info("done already: %s", summary(job.directory, done))
+    return done
+
+
+def _done_by_another(job: Job, job_type: str) -> Record | None:
+    """By whom we waited for, perhaps. Else what is in the way is removed."""
+    sweep_run(job.directory)
+    done, damage = done_record(job.directory, job_type == "train")
+    if done is not None:
+        clear(job, done)
+        log.info("done by another process: %s", summary(job.directory, done))
+    elif damage:
+        log.warning("%s; it is trained anew", told(job.directory, damage))
+        discard(job.directory, damage)
+    return done
+
+
+def _made(job: Job, job_type: str, lock: Lock | None, wait: bool) -> Record:
+    """Args:
+    lock: None: another rank has it, and writes.
+    """
+    here, record = world(), Record(status="failed", error=None)
+    handler: logging.Handler | None = None
+    with ExitStack() as opened:
+
+        def fail(error: Exception) -> None:
+            note_failure(job.directory, record, error, handler, lock)
+
+        here.on_failure.append(fail)
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            handler = _LogFile(directory / "log.txt", encoding="utf-8", errors="backslashreplace")
-            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-            logging.getLogger("kdrun").addHandler(handler)
-            record = _new_record(job)
-            write_record(directory, record)
-            _execute(job, record, job_type, lock, wait)
-            record["status"] = "done"
-            lock.require()
-            write_record(directory, record)
-            if not job.config.execution.keep_checkpoint:
-                _remove_checkpoint(directory)
-            log.info("done: %s", summary(directory, record))
+            handler = opened.enter_context(log_file(job.directory)) if here.first else None
+            record = here.once(partial(_begin, job, here.size))
+            _execute(job, record, job_type, _nobody if lock is None else lock.require, wait)
+            record = here.once(partial(_end, job, record, lock))
         except Held:  # by another process, of a run that this one needs
             raise
         except Exception as error:
-            record.update(status="failed", error={"type": type(error).__name__, "message": str(error)})
-            known = isinstance(error, KdrunError | OSError)
-            log.error("failed: %s: %s%s", directory, "" if known else f"{type(error).__name__}: ", error)
-            if handler is not None:
-                handler.handle(logging.makeLogRecord({"levelname": "ERROR", "msg": traceback.format_exc()}))
-            if "schema" in record and not lock.lost:
-                _write_failure(directory, record)
+            if here.size > 1:
+                signals.ignore()  # where one rank has ended, its launcher ends the others
+            fail(why := here.blamed(error))
+            here.fail(why)
         finally:
-            if handler is not None:
-                logging.getLogger("kdrun").removeHandler(handler)
-                handler.close()
+            here.on_failure.remove(fail)
     return record
 
 
-def _remove_checkpoint(directory: Path) -> None:
-    """The run is done without it: where it cannot be removed, that is said."""
-    try:
-        remove(directory / "checkpoint")
-    except OSError as error:
-        log.warning("%s: could not be removed (%s)", directory / "checkpoint", error.strerror)
+def _begin(job: Job, ranks: int) -> Record:
+    record = new_record(job, ranks)
+    write_record(job.directory, record)
+    return record
 
 
-class _LogFile(logging.FileHandler):
-    """log.txt. Where its disk is full, the run says so once; logging would print a traceback for each line."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        pass
+def _nobody() -> None:
+    """Of a rank that does not write, nobody can take over the run."""
 
 
-def _execute(job: Job, record: Record, job_type: str, lock: Lock, wait: bool) -> None:
-    requires = {role: settled(other) for role, other in job.requires.items()}
+def _end(job: Job, record: Record, lock: Lock | None) -> Record:
+    record["status"] = "done"
+    if lock is not None:
+        lock.require()
+    write_record(job.directory, record)
+    if not job.config.execution.keep_checkpoint:
+        remove_checkpoint(job.directory)
+    log.info("done: %s", summary(job.directory, record))
+    return record
+
+
+def _execute(job: Job, record: Record, job_type: str, still_ours: Callable[[], None], wait: bool) -> None:
+    here = world()
+    requires = {role: _settled(other) for role, other in job.requires.items()}
     required = {role: _require(role, other, wait) for role, other in requires.items()}
     record["requires"] = {role: other.key for role, other in requires.items()}
 
     assembly = Assembly.of(job, required=required)
-    _ = assembly.arrays
-    record["inputs"]["dataset"] = content_of(job.config.dataset, job.outputs)
+    here.first_then(lambda: assembly.arrays)  # which may have to be packed
+    record["inputs"]["dataset"] = here.once(lambda: content_of(job.config.dataset, job.outputs))
     record["overview"], odd = overview(job.config.dataset, assembly.arrays, job.outputs)
     for line in record["overview"]:
         log.info("%s", line)
@@ -158,11 +196,13 @@ def _execute(job: Job, record: Record, job_type: str, lock: Lock, wait: bool) ->
     seed_everything(job.config.seed)
     operations = Operations.of(assembly)
     _set_threads(assembly, record, operations)
+    here.first_then(lambda: (assembly.teacher, assembly.method))  # texts of classes may have to be encoded
     refuse_given_networks(assembly)
-    _keep_logits(assembly, record)
+    here.first_then(lambda: _keep_logits(assembly, record))
     _describe(assembly, record, operations)
-    write_record(job.directory, record)
-    _fit(assembly, record, job_type, lock)
+    if here.first:
+        write_record(job.directory, record)
+    _fit(assembly, record, job_type, still_ours)
 
 
 def _set_threads(assembly: Assembly, record: Record, operations: Operations) -> None:
@@ -199,7 +239,12 @@ def _keep_split(assembly: Assembly, record: Record) -> None:
         raise KdrunError(
             f"{job.directory}: its checkpoint was trained on split {old}, the data now gives {found['hash']}"
         )
-    keep_split(split, {"dataset": record["dataset"], **found}, job.outputs)
+    here = world()
+    if odd := here.alike(f"split of {job.key}", found["hash"]):
+        told = ", ".join(f"{digest} on rank {rank}" for rank, digest in odd.items())
+        raise KdrunError(f"{job.directory}: the data give another split on each machine: {told}")
+    if here.first:
+        keep_split(split, {"dataset": record["dataset"], **found}, job.outputs)
     record["split"] = found
     if isinstance(record["num_labels"], str):  # so many of each class, or a share
         record["num_labels"] = len(split.labeled)
@@ -247,6 +292,8 @@ def _describe(assembly: Assembly, record: Record, operations: Operations) -> Non
         threads=torch.get_num_threads(), steps=steps if config.needs.trains else 0, headline=method.headline,
         nets=nets,
     )  # fmt: skip
+    if world().size > 1:
+        record.update(backend=BACKENDS[device.type], batch_norm=config.schedule.batch_norm)
     work = f"{steps} steps of {config.schedule.batch_size}" if method.needed.trains else "nothing to train"
     sizes = [f"{n['model']} {n['num_params']:,} parameters" for n in nets.values()]
     log.info(
@@ -257,49 +304,53 @@ def _describe(assembly: Assembly, record: Record, operations: Operations) -> Non
         log.info("%s", line)
 
 
-def _fit(assembly: Assembly, record: Record, job_type: str, lock: Lock) -> None:
+def _fit(assembly: Assembly, record: Record, job_type: str, still_ours: Callable[[], None]) -> None:
     """Train, evaluate, save; the results go into the record."""
-    job, method, loader, evaluator = assembly.job, assembly.method, assembly.loader, assembly.evaluator
-    tracker = make_tracker(assembly.config, job.directory, job_type)
+    job, method, loader, here = assembly.job, assembly.method, assembly.loader, world()
+    tracker = make_tracker(assembly.config, job.directory, job_type) if here.first else Tracker()
     failed = True
     try:
         loop, progress = None, Progress()
         if method.needed.trains:
             hidden = assembly.labels.to(assembly.device)
             loop = Loop(
-                method, loader, evaluator, assembly.clock, job.directory, tracker, job.key, lock.require, hidden,
+                method, loader, assembly.evaluator, assembly.clock, job.directory, tracker, job.key, still_ours, hidden,
                 partial(_before, assembly, record),
             )  # fmt: skip
         with loop.stopped_well() if loop is not None else nullcontext():
             progress = loop.run() if loop is not None else progress
             started = time.perf_counter()
             logits: Logits = {} if loop is None else loop.final_logits()
-            _ask_teacher(assembly, record, logits)
-            if loop is not None:
-                refuse_networks(method.networks(), progress.step)
-            metrics = {**evaluator.final_metrics(logits), **choice_metrics(method)}
-            refuse_metrics(metrics, progress.step)
-            _warn(record, *evaluator.warnings(logits, method.needed))
-            lock.require()
-            evaluator.save(job.directory / "predictions", logits)
-            if loop is not None:
-                _save_networks(method, loop, job.directory)
-            record["files"] = results(job.directory, record["nets"]) | (
-                {} if loop is None else {METRICS: loop.log.sum()}
-            )
+            here.once(partial(_save_results, assembly, record, loop, logits, still_ours))
         progress.seconds["eval"] += time.perf_counter() - started
         progress.seconds["total"] += time.perf_counter() - started
-        record.update(
-            metrics=metrics,
-            best_on_val=progress.best_on_val,
-            seconds={k: round(v, 3) for k, v in progress.seconds.items()},
-        )
-        if evaluator.seconds_per_image is not None and loop is not None:
-            record["seconds"]["per_image"] = float(f"{evaluator.seconds_per_image:.3g}")
+        record.update(best_on_val=progress.best_on_val, seconds={k: round(v, 3) for k, v in progress.seconds.items()})
+        if (each := assembly.evaluator.seconds_per_image) is not None and loop is not None:
+            record["seconds"]["per_image"] = float(f"{each:.3g}")
         failed = False
     finally:
         loader.close()
         tracker.finish(record["metrics"], failed)
+
+
+def _save_results(
+    assembly: Assembly, record: Record, loop: Loop | None, logits: Logits, still_ours: Callable[[], None]
+) -> None:
+    """Final figures, predictions and weights, of logits of all that was trained."""
+    job, method, evaluator = assembly.job, assembly.method, assembly.evaluator
+    step = 0 if loop is None else loop.progress.step
+    _ask_teacher(assembly, record, logits)
+    if loop is not None:
+        refuse_networks(method.networks(), step)
+    metrics = {**evaluator.final_metrics(logits), **choice_metrics(method)}
+    refuse_metrics(metrics, step)
+    _warn(record, *evaluator.warnings(logits, method.needed))
+    still_ours()
+    evaluator.save(job.directory / "predictions", logits)
+    if loop is not None:
+        _save_networks(method, loop, job.directory)
+    files = results(job.directory, record["nets"])
+    record.update(metrics=metrics, files=files if loop is None else {**files, METRICS: loop.log.sum()})
 
 
 def _ask_teacher(assembly: Assembly, record: Record, logits: Logits) -> None:
@@ -326,55 +377,3 @@ def _save_networks(method: Method[Any], loop: Loop, directory: Path) -> None:
         own = apart({name: value for name, value in method.state_dict().items() if not name.startswith(skipped)})
     if own:
         write_bytes(directory / "method.safetensors", save(own))
-
-
-def _new_record(job: Job) -> Record:
-    config = job.config
-    old = read_record(job.directory) or {}
-    return {
-        "schema": SCHEMA,
-        "status": "running",
-        "key": job.key,
-        "method": config.method.name,
-        "dataset": config.dataset.name,
-        "num_labels": config.dataset.num_labels,
-        "seed": config.seed,
-        "config": _write_config(config, job.directory),
-        "overrides": list(job.overrides),
-        "code": code_version(),
-        "packages": package_versions(),
-        "plugins": dict(plugins_of(config)),
-        "inputs": {key: content_hash(path, key, file) for key, path, file in named_files(config)},
-        "device": None,
-        "precision": config.schedule.precision,
-        "threads": old.get("threads") if (job.directory / "checkpoint").exists() else None,
-        "world_size": 1,
-        "steps": None,
-        "seconds": {},
-        "overview": [],
-        "split": old.get("split") or {},
-        "requires": {},
-        "artifacts": (old.get("artifacts") or {}) if (job.directory / "checkpoint").exists() else {},
-        "nets": {},
-        "headline": None,
-        "metrics": {},
-        "best_on_val": None,
-        "corruptions": None,
-        "sets": {},
-        "files": {},
-        "warnings": [],
-        "error": None,
-    }
-
-
-def _write_config(config: RunConfig, directory: Path) -> dict[str, Any]:
-    node = dump(config)
-    write_text(directory / "config.yaml", yaml.safe_dump(node, sort_keys=False, allow_unicode=True))
-    return node
-
-
-def _write_failure(directory: Path, record: Record) -> None:
-    try:
-        write_record(directory, record)
-    except OSError as error:  # the disk may be what failed
-        log.error("%s: the record could not be written either (%s)", directory, error.strerror)

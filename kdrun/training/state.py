@@ -13,6 +13,7 @@ from kdrun.runs.metrics_log import MetricsLog
 from kdrun.training.checkpoint import random_state, set_random_state
 from kdrun.training.ema import Ema
 from kdrun.training.rates import LearningRate, Ramps
+from kdrun.training.window import Window
 
 SHAPE = {
     "progress": dict, "method": dict, "optimizer": dict, "ema": list, "scaler": dict, "decay": dict, "window": list,
@@ -44,9 +45,8 @@ class Loop(Protocol):
     ramps: Ramps
     log: MetricsLog
     progress: Progress
-    window: list[Tensor]
-    """Logged values of the steps since the last line, under `names`."""
-    names: list[str]
+    window: Window
+    """Logged values of the steps since the last line."""
     best: dict[str, bytes]
     """Network -> its file with the weights that were best on the validation images."""
     touched: bool
@@ -72,8 +72,8 @@ def state_of(loop: Loop) -> dict[str, Any]:
         "scaler": loop.scaler.state_dict(),
         "decay": loop.rate.decay.state_dict(),
         "ramps": loop.ramps.state_dict(),
-        "window": loop.window,
-        "names": loop.names,
+        "window": loop.window.steps,
+        "names": loop.window.names,
         "unevaluated": loop.unevaluated,
         "random": random_state(loop.device),
         "metrics": loop.log.sum(),
@@ -101,7 +101,7 @@ def restore(loop: Loop, state: dict[str, Any]) -> None:
     loop.scaler.load_state_dict(state["scaler"])
     loop.rate.decay.load_state_dict(state["decay"])
     loop.ramps.load_state_dict(state.get("ramps", {}))
-    loop.window, loop.names = [value.to(loop.device) for value in state["window"]], list(state["names"])
+    loop.window.restore([value.to(loop.device) for value in state["window"]], list(state["names"]))
     loop.unevaluated = bool(state.get("unevaluated"))
     loop.progress = Progress(**state["progress"])
     set_random_state(state["random"], loop.device)

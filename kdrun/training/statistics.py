@@ -18,6 +18,7 @@ from kdrun.core.artifacts import Artifact
 from kdrun.core.errors import KdrunError
 from kdrun.core.files import write_bytes
 from kdrun.core.registry import plugin_hashes
+from kdrun.core.world import world
 from kdrun.data.views.view import View
 from kdrun.losses.term import Statistic
 from kdrun.training.assembly import Assembly
@@ -67,7 +68,7 @@ class AskedTeacher:
         def read(folder: Path, _: dict[str, Any]) -> Tensor:
             return load((folder / FILE).read_bytes())["value"]
 
-        value = artifact.value(build, read)
+        value = world().first_then(lambda: artifact.value(build, read))
         self.figures[f"teacher_{name.rpartition('.')[2]}"] = {"key": artifact.key, "images": len(target)}
         return value
 

@@ -1,4 +1,4 @@
-"""What a slot says to a run in it; launches of several processes for one run are refused."""
+"""What a slot says to a run in it."""
 
 import os
 
@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from kdrun.core.device import device_of, use_machine
-from kdrun.core.errors import ConfigError
-from kdrun.core.ranks import refuse_ranks
 from kdrun.core.slot import WHOLE, Slot, occupied, slot
 
 
@@ -46,23 +44,3 @@ def test_a_slot_shows_its_gpu_alone(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with occupied(Slot(gpu="1")):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
-
-
-@pytest.mark.parametrize(
-    ("name", "launcher"),
-    [
-        ("WORLD_SIZE", "torchrun"),
-        ("SLURM_STEP_NUM_TASKS", "srun"),
-        ("OMPI_COMM_WORLD_SIZE", "mpirun"),
-        ("PMI_SIZE", "mpirun"),
-    ],
-)
-def test_several_processes_for_one_run_are_refused(monkeypatch, capsys, train, name, launcher):
-    monkeypatch.setenv(name, "1")
-    refuse_ranks()
-    monkeypatch.setenv(name, "4")
-    with pytest.raises(ConfigError, match=f"{launcher} has started 4 processes"):
-        refuse_ranks()
-    assert train("seed=0") == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {launcher} has started 4 processes ({name}), and a run is made by one")
