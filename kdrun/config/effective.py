@@ -43,7 +43,9 @@ def effective(config: RunConfig) -> RunConfig:
     config = config.replace(views=config.views.replace(weak=WeakConfig(**kept)))
     if not config.dataset.mirror:
         config = config.replace(views=config.views.replace(weak=config.views.weak.replace(flip=True)))  # no effect
-    if not any("strong" in views for views in needs.streams.values()):
+    if "weak" not in needs.streams.get("labeled", ()):
+        config = config.replace(views=config.views.replace(labeled="weak"))  # nobody sees any
+    if config.views.labeled == "weak" and not any("strong" in views for views in needs.streams.values()):
         config = config.replace(views=config.views.replace(strong=StrongConfig()))
     config = config.replace(views=config.views.replace(strong=config.views.strong.effective()))
     dataset = config.dataset

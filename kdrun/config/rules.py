@@ -32,6 +32,17 @@ def _of_views(config: RunConfig) -> list[str]:
             f"views.strong.policy: ctaugment learns from a view `probe` of labeled images, which "
             f"method={config.method.name} does not ask for; choose randaugment, or a method of FixMatch's kind"
         )
+    if config.views.labeled == "strong" and "weak" in config.needs.streams.get("labeled", ()):
+        if config.views.strong.learns:
+            errors.append(
+                "views.labeled: strong, but views.strong.policy=ctaugment has its operations done by methods of "
+                "FixMatch's kind, to unlabeled images; choose randaugment, or set views.labeled=weak"
+            )
+        if config.teacher.cache.mode != "off" and config.needs_teacher:
+            errors.append(
+                f"teacher.cache.mode: {config.teacher.cache.mode} keeps logits of weak views, and views.labeled=strong "
+                "shows others; set it to off, or views.labeled=weak"
+            )
     if config.views.weak.scale is None:
         errors += [
             f"views.{name}: goes with crops at random scales; give views.weak.scale, e.g. views=imagenet"

@@ -125,7 +125,7 @@ def make_loader(
     wanted: Mapping[str, tuple[str, ...]], arrays: Arrays, split: Split, images: Source, batch_sizes: Mapping[str, int],
     recipes: Mapping[str, Recipe], seed: int, total_steps: int | None = None,
     mix: MixConfig | None = None, device: torch.device | None = None, size: tuple[int, int] | None = None,
-    stored: StoredViews | None = None, small_last: bool = False,
+    stored: StoredViews | None = None, small_last: bool = False, shown: str = "weak",
 ) -> Loader:  # fmt: skip
     """Build the streams that a method declares. Only the labeled stream has targets, and only of labeled images.
 
@@ -134,6 +134,7 @@ def make_loader(
         size: of the views; None: that of the images.
         stored: where the weak views come from; None: they are drawn afresh.
         small_last: whether the last labeled batch of an epoch has what is left of the labeled images.
+        shown: the recipe of what is called the weak view of labeled images.
     """
     streams = {}
     device = images.device if device is None else device
@@ -147,7 +148,7 @@ def make_loader(
             targets = torch.full((len(arrays.train_labels),), -1, dtype=torch.int64)
             targets[index] = torch.from_numpy(arrays.train_labels)[index]
             targets = targets.to(device)
-        chosen = {view: recipes[view] for view in views}
+        chosen = {view: recipes[shown if (name, view) == ("labeled", "weak") else view] for view in views}
         streams[name] = Stream(
             name, images, targets, index, batch_sizes[name], chosen, seed, mix=mixed, device=device, stored=stored,
             small_last=small_last and name == "labeled",

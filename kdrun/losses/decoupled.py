@@ -4,7 +4,7 @@ As in `kdrun.losses.logits`: per sample, in float32 at least, finite for logits 
 only. y is the class of the label, N(z) = softmax over the other classes.
 """
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -117,7 +117,7 @@ class NKD(LogitTerm):
 
     equation = (
         "-p_t,y log p_s,y - gamma temperature^2 sum_{i != y} N(z_t / temperature)_i log N(z_s / temperature)_i, "
-        "N = softmax over classes != y"
+        "N = softmax over classes != y; of mixed labels as mixed says: of both classes by their shares, or the larger's"
     )
     source = "Yang et al. 2023, arXiv 2303.13005"
 
@@ -126,7 +126,12 @@ class NKD(LogitTerm):
         """Factor on the other classes; 0: none but the target."""
         temperature: float = Field(1.0, gt=0)
         """Of the other classes only."""
+        mixed: Literal["both", "larger"] = "both"
+        """Of mixed labels: the loss of both classes by their shares, or that of the larger share's class alone, as in
+        yzd-v/cls_KD."""
 
     def forward(self, pair: Pair) -> Tensor:
-        c, (student, teacher) = self.config, self.logits(pair)
-        return over_classes(labels_of(pair, self), lambda y: nkd(student, teacher, y, c.gamma, c.temperature))
+        c, (student, teacher), target = self.config, self.logits(pair), labels_of(pair, self)
+        if c.mixed == "larger" and target.ndim > 1:
+            target = target.argmax(1)
+        return over_classes(target, lambda y: nkd(student, teacher, y, c.gamma, c.temperature))

@@ -23,6 +23,7 @@ from kdrun.data.loader import Loader, make_loader
 from kdrun.data.residency import place
 from kdrun.data.splits import Split, make_split
 from kdrun.data.views.center import Center
+from kdrun.data.views.erase import NOTHING, Erase
 from kdrun.data.views.recipes import Crop, CtaView, FileCrop, Strong, Weak
 from kdrun.data.views.stored import StoredViews
 from kdrun.data.views.view import Recipe, Source, View
@@ -146,7 +147,8 @@ class Assembly:
         if strong.learns:
             views = {name: CtaView.of(strong, weak, self.size, name == "probe") for name in ("strong", "probe")}
             return {"weak": weak, **views}
-        return {"weak": weak, "strong": Strong.of(strong, weak, self.size)}
+        erase = Erase(strong.erase, self.factory.mean, self.factory.std) if strong.erase else NOTHING
+        return {"weak": weak, "strong": Strong.of(strong, weak, self.size, erase)}
 
     @cached_property
     def stored(self) -> StoredViews | None:
@@ -268,7 +270,7 @@ class Assembly:
         return make_loader(
             config.needs.streams, self.arrays, self.split, self.images[0], config.method_class.batch_sizes(config),
             self.recipes, self.stream_seed, self.clock.total_steps, config.views.mix, self.device, self.size,
-            self.stored, config.schedule.last_batch == "small",
+            self.stored, config.schedule.last_batch == "small", config.views.labeled,
         )  # fmt: skip
 
     @cached_property

@@ -149,7 +149,8 @@ def _build_without_memory(outline: Assembly) -> None:
     for key, model in config.networks:
         for name, values in (("mean", model.mean), ("std", model.std)):
             for_channels(values or [0.0], channels, f"{key}.{name}")
-    if channels not in (1, 3) and any("strong" in views for views in wanted.values()):
+    strong = config.views.labeled == "strong" or any("strong" in views for views in wanted.values())
+    if channels not in (1, 3) and strong:
         raise ConfigError(
             f"method={config.method.name}: its strong views are of gray or color images, and these have {channels} "
             "channels; choose a method without strong views"

@@ -129,7 +129,7 @@ def _batch(outline: Assembly, sizes: dict[str, int]) -> Batch:
             index = torch.zeros(size, dtype=torch.int64)
             pixels = torch.empty(shape, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
             unmixed = Unmixed(pixels, index, torch.empty(size)) if mixes else None
-            shown = pixels.float() if mixes and config.views.mix.kind == "mixup" else pixels
+            shown = pixels.float() if mixes and config.views.mix.blends else pixels
             target = None
             if stream == "labeled":
                 target = torch.empty(size, arrays.num_classes) if mixes else index

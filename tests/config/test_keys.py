@@ -37,7 +37,7 @@ def test_what_cannot_change_the_result_is_not_in_the_key(composer):
         "tracker=none", "tracker.project=other", "dataset.split_seed=0",
         "++coefficients={wttm: {wttm.gamma: 0.3}}", "student.lr_scale=1.0", "schedule.eval_every_steps=7", "views.weak.flip=false",
         "+schedule.lr_for.resnet14=0.1", "views.mix.alpha=0.2", "evaluate.corruptions=/somewhere", "teacher.mix.per=batch", "views.mix.share=0",
-        "teacher.temperature=1",
+        "teacher.temperature=1", "views.strong.erase=0.5", "views.mix.cutmix_share=0.1",
     ]  # fmt: skip
     assert moving(composer, overrides) == []
 
@@ -46,7 +46,7 @@ def test_what_can_change_the_result_is_in_the_key(composer):
     overrides = [
         "seed=1", "dataset.num_labels=50", "dataset.val_seed=1", "loss.kd.temperature=2", "loss=ttm", "schedule.lr=0.1",
         "schedule/decay=linear", "student=resnet14", "student.args.width=8", "teacher=resnet8", "teacher.seed=1",
-        "views.weak.pad=2", "schedule.ema_decay=0.9", "views.mix.kind=mixup", "teacher.mix.kind=mixup", "teacher.temperature=2",
+        "views.weak.pad=2", "schedule.ema_decay=0.9", "views.mix.kind=mixup", "teacher.mix.kind=mixup", "teacher.temperature=2", "views.labeled=strong",
     ]  # fmt: skip
     assert moving(composer, overrides) == overrides
 

@@ -50,6 +50,14 @@ OTHER = {
         "peer_fixmatch", "views=ctaugment", "schedule.precision=bf16", *TEACHER,
     ),
     "boxes of other images": ("mixup_distill", "views.mix.kind=cutmix"),
+    "views of DeiT": (
+        # crops at random scales are computed otherwise for a captured step, see test_crops.py
+        "distill", "views=deit", "views.size=null", "views.weak.scale=null", "views.eval_ratio=1",
+        "loss=nkd_vitkd", "loss.nkd.mixed=larger", "loss.ce.label_smoothing=0.1", *TEACHER, *VITS,
+    ),
+    "strong views of labeled images": (
+        "fixmatch", "views.labeled=strong", "views.strong.levels=timm", "views.strong.erase=0.5",
+    ),
     "stored views": ("distill", "teacher.cache.mode=views", "teacher.cache.num_views=2", *TEACHER),
     "two backward passes": ("sho", "method.pcgrad=true"),
     "conflicts at some steps": ("dho", "execution.log_every_steps=2"),

@@ -13,6 +13,7 @@ from kdrun.data.views.recipes import Weak
 from kdrun.data.views.view import clean
 
 SIZE, CLASSES = (6, 5), 4
+KINDS = ["mixup", "cutmix", "mixup_or_cutmix"]
 
 
 def generator(seed=0):
@@ -46,8 +47,9 @@ def by_hand(pixels, mixture):
     for i, (j, share, (top, bottom, left, right)) in enumerate(
         zip(mixture.partner.tolist(), mixture.share.tolist(), mixture.box.tolist(), strict=True)
     ):
-        image = share * x[i] + (1 - share) * x[j] if kind == "mixup" else x[i].copy()
-        if kind == "cutmix":
+        cut = kind == "cutmix" or (kind == "mixup_or_cutmix" and bottom > top and right > left)
+        image = x[i].copy() if cut else share * x[i] + (1 - share) * x[j]
+        if cut:
             image[:, top:bottom, left:right] = x[j][:, top:bottom, left:right]
             height, width = SIZE
             assert share == pytest.approx(1 - (bottom - top) * (right - left) / (height * width))
@@ -56,15 +58,15 @@ def by_hand(pixels, mixture):
 
 
 @pytest.mark.parametrize("per", ["sample", "batch"])
-@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_images_and_labels_are_mixed_one_by_one(kind, per):
     pixels, target = clean(images(), torch.arange(12)), torch.arange(12) % CLASSES
     for seed in range(20):
         mixture = mix(kind, per=per, alpha=0.7, share=0.8).draw(generator(seed), 12)
         got = mixture.images(pixels)
-        assert got.dtype == (torch.float32 if kind == "mixup" else torch.uint8)
+        assert got.dtype == (torch.uint8 if kind == "cutmix" else torch.float32)
         assert got.is_contiguous(memory_format=torch.channels_last)
-        scale = 1 if kind == "mixup" else 255
+        scale = 255 if kind == "cutmix" else 1
         np.testing.assert_allclose(got.numpy() / scale, by_hand(pixels, mixture), atol=1e-6)
         one_hot, share = np.eye(CLASSES)[target], mixture.share.numpy()[:, None]
         expected = share * one_hot + (1 - share) * one_hot[mixture.partner]
@@ -113,7 +115,7 @@ def after_permutation(seed, n):
     return made
 
 
-@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_lambda_is_drawn_per_sample_or_per_batch(kind):
     single, shared = mix(kind).draw(generator(), 32), mix(kind, per="batch").draw(generator(), 32)
     assert len(single.share.unique()) > 4
@@ -121,6 +123,37 @@ def test_lambda_is_drawn_per_sample_or_per_batch(kind):
     assert len({tuple(box) for box in shared.box.tolist()}) == 1
     partly = mix(kind, per="batch", share=0.5).draw(generator(), 32)
     assert set(partly.share.tolist()) == {1.0, shared.share[0].item()}
+
+
+def cut_of(mixture):
+    top, bottom, left, right = mixture.box.T
+    return (bottom > top) & (right > left)
+
+
+def test_by_turns_chance_says_which_of_the_two_for_an_image_or_a_batch():
+    turns = dataclasses.replace(mix("mixup_or_cutmix", alpha=0.8, cutmix_share=0.3), size=(64, 64))
+    cut = cut_of(turns.draw(generator(), 4000)).double().mean().item()
+    assert cut == pytest.approx(0.3, abs=0.04)  # some boxes are empty
+    whole = dataclasses.replace(turns, config=turns.config.replace(per="batch", cutmix_share=0.5))
+    shared = [cut_of(whole.draw(generator(seed), 8)) for seed in range(200)]
+    assert all(kinds.all() or not kinds.any() for kinds in shared)
+    assert sum(kinds.all().item() for kinds in shared) == pytest.approx(98, abs=30)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_by_turns_each_of_the_two_is_itself(share):
+    alone = mix("cutmix", alpha=0.4) if share else mix("mixup", alpha=0.4)
+    given = {"cutmix_alpha": 0.4, "alpha": 3.0} if share else {"cutmix_alpha": 3.0, "alpha": 0.4}
+    turns = mix("mixup_or_cutmix", cutmix_share=share, per="batch", **given)
+    pixels = clean(images(), torch.arange(12))
+    alone = dataclasses.replace(alone, config=alone.config.replace(per="batch"))
+    for seed in range(20):  # for a batch the numbers that both draw are the first of all
+        one, other = alone.draw(generator(seed), 12), turns.draw(generator(seed), 12)
+        assert torch.equal(one.share, other.share)
+        if share:
+            assert torch.equal(one.images(pixels).float() / 255, other.images(pixels))
+        else:
+            assert torch.equal(one.images(pixels), other.images(pixels))
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 4.0])
@@ -136,16 +169,16 @@ def test_share_is_the_share_of_mixed_images():
     assert (mix().draw(generator(), 5000).share < 1).all()
 
 
-@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_unmixed_images_are_bitwise_what_networks_make_of_pixels(kind):
     pixels, target = clean(images(), torch.arange(12)), torch.arange(12) % CLASSES
     mixture = mix(kind, share=0.0).draw(generator(), 12)
     got = mixture.images(pixels)
-    assert torch.equal(got if kind == "mixup" else got.float() / 255, pixels.float() / 255)
+    assert torch.equal(got.float() / 255 if kind == "cutmix" else got, pixels.float() / 255)
     assert torch.equal(mixture.labels(target), torch.eye(CLASSES)[target])
 
 
-@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_mixed_batch_is_a_function_of_seed_and_step(kind):
     forward = [stream(mix(kind)).batch(step) for step in range(6)]
     jumping = stream(mix(kind))

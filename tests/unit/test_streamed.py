@@ -26,7 +26,7 @@ from kdrun.data.residency import place
 from kdrun.data.splits import Split
 from kdrun.data.streamed import ImageFiles, num_workers
 from kdrun.data.views.center import Center
-from kdrun.data.views.recipes import Crop, FileCrop
+from kdrun.data.views.recipes import Crop, FileCrop, Strong
 from kdrun.data.views.view import clean
 from kdrun.training.assembly import Assembly
 from kdrun.training.evaluator import Evaluator
@@ -287,3 +287,22 @@ def wait_for(found, seconds=60):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return found()
+
+
+def test_labeled_images_are_shown_strong_of_files_too(tree, composer, outputs):
+    strong = ["views.labeled=strong", "views.strong.levels=timm", "views.strong.cutout=0", "views.strong.erase=0.5"]
+    config = config_of(composer, tree, outputs, *CROPS, *strong, "dataset.stream=true")
+    recipes = Assembly.of(config, torch.device("cpu")).recipes
+    expected = batches(loader_of(config, outputs, 0, ("weak",), shown="strong"))
+    assert_same(batches(loader_of(config, outputs, 2, ("weak",), shown="strong")), expected)
+    loader = loader_of(config, outputs, 0, ("weak",), shown="strong")
+    assert loader.streams["labeled"].recipes["weak"] is not recipes["weak"]
+    one = loader.streams["labeled"]
+    assert isinstance(one.recipes["weak"], Strong)
+    decoded = one.decode(2)
+    params = one.drawn(range(2, 3), decoded).params["weak"]
+    cut = decoded.pixels["weak"]
+    assert torch.equal(one.recipes["weak"].apply(cut, torch.arange(4), params), expected[2].views["weak"].pixels)
+    weak = batches(loader_of(config, outputs, 0, ("weak",)))
+    assert not torch.equal(weak[2].views["weak"].pixels, expected[2].views["weak"].pixels)
+    loader.close()

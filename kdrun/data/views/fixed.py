@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kdrun.data.views.cubic import move
 from kdrun.data.views.levels import OUTSIDE, Op
 from kdrun.data.views.randaugment import (
     StrongParams,
@@ -19,6 +20,7 @@ from kdrun.data.views.randaugment import (
     fill,
     grays,
     histograms,
+    matrices,
     means,
     posterize,
     row_of,
@@ -39,7 +41,7 @@ class FixedStrong:
     op: Tensor
     """(num_ops, n) int64."""
     maps: Tensor
-    """(6, num_ops, n) int32, see `affine`."""
+    """(6, num_ops, n), see `affine`; of timm `matrices`."""
     setting: Tensor
     """(num_ops, n) float32."""
     box: Tensor
@@ -54,7 +56,8 @@ def fixed(recipe: StrongRecipe, params: StrongParams, size: tuple[int, int]) -> 
     """On the CPU, for images of `size` (height, width)."""
     op, value = params.op.T.contiguous(), params.value.T.contiguous()
     rows = (row_of(recipe.fill, size[1], channels) for channels in (3, 1))
-    return FixedStrong(op, affine(op, value, *size), settings(op, value), params.box.short(), *rows)
+    maps = (matrices if recipe.levels == "timm" else affine)(op, value, *size)
+    return FixedStrong(op, maps, settings(op, value), params.box.short(), *rows)
 
 
 def apply_fixed(pixels: Tensor, recipe: StrongRecipe, params: FixedStrong) -> Tensor:
@@ -62,9 +65,13 @@ def apply_fixed(pixels: Tensor, recipe: StrongRecipe, params: FixedStrong) -> Te
     _, height, width, channels = pixels.shape
     images = pixels.clone(memory_format=torch.contiguous_format)
     shown = torch.full_like(images, 255) if recipe.levels == "official" else None
+    color = params.gray if channels == 1 else params.color
     for op, maps, setting in zip(params.op, params.maps.unbind(1), params.setting, strict=True):
-        seen = source(maps, height, width)
-        warp(images, seen, OUTSIDE[recipe.levels])
+        if recipe.levels == "timm":
+            move(images, maps, color)
+        else:
+            seen = source(maps, height, width)
+            warp(images, seen, OUTSIDE[recipe.levels])
         if shown is not None:
             warp(shown, seen)
             shown.masked_fill_(_wide(op > Op.SHARPNESS), 255)
@@ -72,10 +79,10 @@ def apply_fixed(pixels: Tensor, recipe: StrongRecipe, params: FixedStrong) -> Te
         posterize(images, torch.where(op == Op.POSTERIZE, setting, 8), [])
         solarize(images, torch.where(op == Op.SOLARIZE, setting, 256), [])
         _retone(images, op)
-        if recipe.levels == "imagenet":
+        if recipe.levels in ("imagenet", "timm"):
             images = torch.where(_wide(op == Op.INVERT), 255 - images, images)
             solarize_add(images, torch.where(op == Op.SOLARIZE_ADD, setting, 0), [])
-    fill(images, torch.empty_like(images), shown, params.box, params.gray if channels == 1 else params.color)
+    fill(images, torch.empty_like(images), shown, params.box, color)
     return images
 
 

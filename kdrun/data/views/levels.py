@@ -33,10 +33,14 @@ USB_RANGES = {
     Op.TRANSLATE_Y: (-0.3, 0.3), Op.BRIGHTNESS: (0.05, 0.95), Op.CONTRAST: (0.05, 0.95), Op.COLOR: (0.05, 0.95),
     Op.SHARPNESS: (0.05, 0.95), Op.POSTERIZE: (4, 8), Op.SOLARIZE: (0, 256),
 }  # fmt: skip
-COUNTS = {"official": 14, "imagenet": 16, "kekmodel": 14, "usb": 14}
-"""Whose rules -> how many of the operations, from the first on, are drawn."""
+TIMM_REACH = {
+    Op.ROTATE: 30, Op.SHEAR_X: 0.3, Op.SHEAR_Y: 0.3, Op.TRANSLATE_X: 0.45, Op.TRANSLATE_Y: 0.45, Op.BRIGHTNESS: 0.9,
+    Op.CONTRAST: 0.9, Op.COLOR: 0.9, Op.SHARPNESS: 0.9, Op.POSTERIZE: 4, Op.SOLARIZE: 256, Op.SOLARIZE_ADD: 110,
+}  # fmt: skip
+COUNTS = {"official": 14, "imagenet": 16, "kekmodel": 14, "usb": 14, "timm": 15}
+"""Whose rules -> how many of the operations, from the first on, are drawn; of timm from the second on."""
 OUTSIDE = {"official": 0, "imagenet": 128, "kekmodel": 0, "usb": 0}
-"""What comes in from outside of an image."""
+"""What comes in from outside of an image; of timm the color of `views.strong.fill`."""
 
 
 @cache
@@ -63,6 +67,25 @@ def usb_ranges(height: int, width: int) -> tuple[Tensor, Tensor]:
     pixels = torch.ones(len(Op), dtype=torch.float64)
     pixels[Op.TRANSLATE_X], pixels[Op.TRANSLATE_Y] = width, height
     return low * pixels, high * pixels
+
+
+def timm_values(op: Tensor, magnitude: Tensor, negative: Tensor, height: int, width: int) -> Tensor:
+    """What operations take by the rules of timm's increasing set, float64 in the shape of `op`.
+
+    Args:
+        magnitude: float64, 0 to 10.
+        negative: bool, whether the operation goes the other way, if it has two.
+    """
+    reach = torch.tensor([TIMM_REACH.get(op, 0) for op in Op], dtype=torch.float64)
+    side = torch.ones(len(Op), dtype=torch.float64)
+    side[Op.TRANSLATE_X], side[Op.TRANSLATE_Y] = width, height
+    far = magnitude / 10 * reach[op] * side[op]
+    signed = torch.where(negative, -far, far)
+    value = torch.where(op <= Op.SHARPNESS, (1 + signed).clamp(min=0.1), far)
+    value = torch.where(op <= Op.TRANSLATE_Y, signed, value)
+    value = torch.where(op == Op.POSTERIZE, 4 - far.floor(), value)
+    value = torch.where(op == Op.SOLARIZE, 256 - far.floor(), value)
+    return torch.where(op == Op.SOLARIZE_ADD, far.floor(), value)
 
 
 def _of_imagenet(level: float) -> list[float]:

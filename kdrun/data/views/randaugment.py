@@ -12,6 +12,7 @@ The public programs disagree about this step of FixMatch; `levels` names the one
     imagenet   google-research/fixmatch, imagenet/augment/rand_augment.py: 16 operations, of which Pillow lacks one
     kekmodel   kekmodel/FixMatch-pytorch, dataset/randaugment.py, RandAugmentMC(n=2, m=10) and TransformFixMatch
     usb        microsoft/Semi-supervised-learning, semilearn/datasets/augmentation/randaugment.py, RandAugment(3, 5)
+    timm       huggingface/pytorch-image-models, timm/data/auto_augment.py, rand-m9-mstd0.5-inc1 with bicubic geometry
 
 Not followed: `official` goes through float32 and back, which lowers some pixels by 1, and its gray is 127.5; `imagenet`
 computes in TensorFlow what others leave to Pillow, which cuts off fractions of Sharpness that Pillow rounds.
@@ -25,7 +26,8 @@ from torch import Generator, Tensor
 
 from kdrun.core.device import send
 from kdrun.core.errors import ConfigError, allowed
-from kdrun.data.views.levels import COUNTS, OUTSIDE, Op, discrete_values, usb_ranges
+from kdrun.data.views.cubic import move
+from kdrun.data.views.levels import COUNTS, OUTSIDE, Op, discrete_values, timm_values, usb_ranges
 
 LUMA = (19595, 38470, 7471)  # Pillow's weights of red, green and blue, in 1/65536
 
@@ -39,11 +41,15 @@ class StrongRecipe:
     p_op: float = 0.5
     """Probability that a drawn operation is applied."""
     levels: str = "official"
-    """official, imagenet, kekmodel or usb: the operations, their ranges, and the position of the cutout."""
+    """official, imagenet, kekmodel, usb or timm: the operations, their ranges, and the position of the cutout."""
     cutout: float = 16
     """Side in pixels; below 1: uniform between 0 and this share of the width; 0: none."""
     fill: tuple[int, ...] = (127,)
-    """Color of the cutout, one value or one per channel; an image with one channel takes the luma of three."""
+    """Color of the cutout (timm: and of what comes in from outside), one value or one per channel; an image with one
+    channel takes the luma of three."""
+    magnitude: float = 9.0
+    """Of timm, 0 to 10, and its standard deviation."""
+    magnitude_std: float = 0.5
 
     def __post_init__(self) -> None:
         if self.num_ops < 0:
@@ -87,6 +93,11 @@ def draw_strong(recipe: StrongRecipe, generator: Generator, n: int, size: tuple[
         low, high = usb_ranges(*size)
         value = low[op] + (high - low)[op] * level
         value = torch.where(op == Op.POSTERIZE, value.floor(), value)
+    elif recipe.levels == "timm":
+        op = op + 1  # all but IDENTITY
+        away = torch.special.ndtri(level.clamp(min=2**-54))  # normal, for `level` is uniform
+        magnitude = (recipe.magnitude + recipe.magnitude_std * away).clamp(0, 10)
+        value = timm_values(op, magnitude, sign < 0.5, *size)
     else:
         values = discrete_values(recipe.levels, *size)
         value = values[op, (level * values.shape[1]).long()]
@@ -100,7 +111,8 @@ def _boxes(recipe: StrongRecipe, uniform: Tensor, height: int, width: int) -> Te
     side = uniform[:, 2] * recipe.cutout * width if recipe.cutout < 1 else torch.full_like(uniform[:, 2], recipe.cutout)
     edges = []
     for u, length in ((uniform[:, 0], height), (uniform[:, 1], width)):
-        if recipe.levels in ("official", "imagenet"):  # around a pixel, cut off at the border; odd sides lose one
+        if recipe.levels in ("official", "imagenet", "timm"):
+            # around a pixel, cut off at the border; odd sides lose one
             center, half = (u * length).floor(), (side / 2).floor()
             edges += [(center - half).clamp(min=0), (center + half).clamp(max=length)]
         else:
@@ -128,8 +140,9 @@ def apply_strong(pixels: Tensor, recipe: StrongRecipe, params: StrongParams) -> 
     op, value = params.op.T.gather(1, order), params.value.T.gather(1, order)
     ends = (op[:, None] <= torch.arange(len(Op))[:, None]).sum(-1).tolist()
     moves = send(_moves(order), device)
-    maps = send(affine(op, value, height, width), device)
+    maps = send((matrices if recipe.levels == "timm" else affine)(op, value, height, width), device)
     setting = send(settings(op, value), device)
+    color = send(row_of(recipe.fill, width, pixels.shape[3]), device)
 
     # Two buffers take turns: fresh memory would cost more than most operations, for the system has to clear it.
     images, spare = (torch.empty_like(pixels, memory_format=torch.contiguous_format) for _ in range(2))
@@ -140,8 +153,13 @@ def apply_strong(pixels: Tensor, recipe: StrongRecipe, params: StrongParams) -> 
     for slot, end in enumerate(ends):
         # Sorted by operation, a group is a slice, which is changed in place.
         group = slice(end[Op.IDENTITY], end[Op.TRANSLATE_Y])
-        seen = source(maps[:, slot, group], height, width)
-        warp(images[group], seen, OUTSIDE[recipe.levels])
+        if recipe.levels == "timm":
+            for op_moves, taps in TAPS.items():
+                group = slice(end[op_moves - 1], end[op_moves])
+                move(images[group], maps[:, slot, group], color, *taps)
+        else:
+            seen = source(maps[:, slot, group], height, width)
+            warp(images[group], seen, OUTSIDE[recipe.levels])
         if shown is not None:
             warp(shown[group], seen)
             shown[end[Op.SHARPNESS] :] = 255
@@ -152,7 +170,6 @@ def apply_strong(pixels: Tensor, recipe: StrongRecipe, params: StrongParams) -> 
         images, spare = torch.index_select(images, 0, moves[slot + 1], out=spare), images
         if shown is not None:
             shown = shown.index_select(0, moves[slot + 1])
-    color = send(row_of(recipe.fill, width, pixels.shape[3]), device)
     fill(images, spare, shown, send(params.box.short(), device), color)
     return images
 
@@ -171,14 +188,23 @@ def settings(op: Tensor, value: Tensor) -> Tensor:
 
 
 def affine(op: Tensor, value: Tensor, height: int, width: int) -> Tensor:
-    """(6, num_ops, B) int32: offset and steps along x and y of the source's x, then of its y.
+    """(6, num_ops, B) int32: as `matrices`, from centers of pixels, in the 16.16 fixed-point numbers that Pillow maps
+    with where it takes the nearest pixel; shifts alone it maps in floating point.
+    """
+    shifts = (op == Op.TRANSLATE_X) | (op == Op.TRANSLATE_Y)
+    value = torch.where(shifts, (value + 0.5).floor(), value)
+    x0, xx, xy, y0, yx, yy = matrices(op, value, height, width)
+    matrix = torch.stack([x0 + xx * 0.5 + xy * 0.5, xx, xy, y0 + yx * 0.5 + yy * 0.5, yx, yy])
+    return (matrix * 65536 + 0.5).floor().int()
+
+
+def matrices(op: Tensor, value: Tensor, height: int, width: int) -> Tensor:
+    """(6, num_ops, B) float64: offset and steps along x and y of the source's x, then of its y, in pixels.
 
     Operations that move nothing have the map of the identity.
-
-    Pillow maps coordinates in 16.16 fixed-point numbers, but shifts alone in floating point.
     """
     rotate, zero = op == Op.ROTATE, torch.zeros_like(value)
-    angle = -torch.deg2rad(value)
+    angle = -torch.deg2rad(value.remainder(360))  # as Pillow, which takes -30 for 330
     cos, sin = angle.cos().round(decimals=15), angle.sin().round(decimals=15)
     xx = yy = torch.where(rotate, cos, 1.0)
     xy = torch.where(rotate, sin, torch.where(op == Op.SHEAR_X, value, zero))
@@ -186,11 +212,8 @@ def affine(op: Tensor, value: Tensor, height: int, width: int) -> Tensor:
     # A rotation is about the middle of the image.
     x0 = torch.where(rotate, xx * (-width / 2) + xy * (-height / 2) + width / 2, zero)
     y0 = torch.where(rotate, yx * (-width / 2) + yy * (-height / 2) + height / 2, zero)
-    shift = (value + 0.5).floor()
-    x0, y0 = torch.where(op == Op.TRANSLATE_X, shift, x0), torch.where(op == Op.TRANSLATE_Y, shift, y0)
-    # From centers of pixels, hence the halves.
-    matrix = torch.stack([x0 + xx * 0.5 + xy * 0.5, xx, xy, y0 + yx * 0.5 + yy * 0.5, yx, yy])
-    return (matrix * 65536 + 0.5).floor().int()
+    x0, y0 = torch.where(op == Op.TRANSLATE_X, value, x0), torch.where(op == Op.TRANSLATE_Y, value, y0)
+    return torch.stack([x0, xx, xy, y0, yx, yy])
 
 
 def source(maps: Tensor, height: int, width: int) -> Tensor:
@@ -315,6 +338,9 @@ def equalized(histogram: Tensor, pixels: int) -> Tensor:
     return torch.where(step > 0, (before // step.clamp(min=1)).clamp_(max=255), tone).to(torch.uint8)
 
 
+TAPS = {  # of timm: the lines and columns of pixels around a place that an operation's bicubic filter mixes
+    Op.ROTATE: (4, 4), Op.SHEAR_X: (1, 4), Op.SHEAR_Y: (4, 1), Op.TRANSLATE_X: (1, 4), Op.TRANSLATE_Y: (4, 1),
+}  # fmt: skip
 Change = Callable[[Tensor, Tensor, list[int]], None]
 # Groups of operations, from a first to a last one, and what changes their images in place. It is given the images
 # (k, H, W, C), the settings (k,) and where each operation ends among them.

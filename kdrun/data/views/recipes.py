@@ -17,6 +17,7 @@ from kdrun.core.device import send
 from kdrun.core.errors import ConfigError
 from kdrun.data.types import Images
 from kdrun.data.views.ctaugment import CtaParams, Policy, draw_cta
+from kdrun.data.views.erase import NOTHING, Erase, Erased
 from kdrun.data.views.fixed import FixedStrong, apply_fixed, fixed
 from kdrun.data.views.randaugment import StrongParams, StrongRecipe, apply_strong, draw_strong
 from kdrun.data.views.resample import resize_boxes
@@ -222,37 +223,48 @@ class StrongViewParams:
 
     weak: WeakParams | CropParams | FileCropParams
     strong: StrongParams | FixedStrong
+    erased: Erased
 
 
 @dataclass(frozen=True)
 class Strong:
-    """Recipe of the strong view: a weak view of its own, then RandAugment and cutout."""
+    """Recipe of the strong view: a weak view of its own, then RandAugment, cutout and random erasing."""
 
     weak: Weak | Crop
     strong: StrongRecipe
     size: tuple[int, int]
+    erase: Erase = NOTHING
 
     @classmethod
-    def of(cls, config: StrongConfig, weak: Weak | Crop, size: tuple[int, int]) -> "Strong":
+    def of(cls, config: StrongConfig, weak: Weak | Crop, size: tuple[int, int], erase: Erase = NOTHING) -> "Strong":
         cutout = min(size) // 2 if config.cutout is None else config.cutout
-        recipe = StrongRecipe(config.num_ops, config.p_op, config.levels, cutout, tuple(config.fill))
+        recipe = StrongRecipe(
+            config.num_ops, config.p_op, config.levels, cutout, tuple(config.fill), config.magnitude,
+            config.magnitude_std,
+        )  # fmt: skip
         draw_strong(recipe, Generator(), 1, size)  # refuses what does not fit the size
-        return cls(weak, recipe, size)
+        return cls(weak, recipe, size, erase)
 
     def draw(self, generator: Generator, n: int) -> StrongViewParams:
-        return StrongViewParams(self.weak.draw(generator, n), draw_strong(self.strong, generator, n, self.size))
+        weak, strong = self.weak.draw(generator, n), draw_strong(self.strong, generator, n, self.size)
+        return StrongViewParams(weak, strong, self.erase.draw(generator, n, self.size))
 
     def apply(self, images: Tensor, index: Tensor, params: StrongViewParams) -> Tensor:
         pixels = self.weak.gather(images, index, params.weak)  # type: ignore[arg-type]  # its own
-        return apply_strong(pixels, self.strong, params.strong).permute(0, 3, 1, 2)  # type: ignore[arg-type]
+        pixels = apply_strong(pixels, self.strong, params.strong)  # type: ignore[arg-type]
+        self.erase.apply(pixels, params.erased)
+        return pixels.permute(0, 3, 1, 2)
 
     def fixed(self, params: StrongViewParams) -> StrongViewParams:
         weak, strong = self.weak.fixed(params.weak), params.strong  # type: ignore[arg-type]
-        return StrongViewParams(weak, fixed(self.strong, strong, self.size))  # type: ignore[arg-type]
+        strong = fixed(self.strong, strong, self.size)  # type: ignore[arg-type]
+        return StrongViewParams(weak, strong, self.erase.fixed(params.erased))
 
     def apply_fixed(self, images: Tensor, index: Tensor, params: StrongViewParams) -> Tensor:
         pixels = self.weak.gather_fixed(images, index, params.weak)  # type: ignore[arg-type]
-        return apply_fixed(pixels, self.strong, params.strong).permute(0, 3, 1, 2)  # type: ignore[arg-type]
+        pixels = apply_fixed(pixels, self.strong, params.strong)  # type: ignore[arg-type]
+        self.erase.apply_fixed(pixels, params.erased)
+        return pixels.permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)

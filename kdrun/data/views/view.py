@@ -30,7 +30,7 @@ class View:
     """One view of a batch of images."""
 
     pixels: Tensor
-    """(B, C, H, W) uint8, or float32 in [0, 1] once mixed by mixup; not normalised."""
+    """(B, C, H, W) uint8, or float32 in [0, 1] once mixed by mixup (or by turns); not normalised."""
     index: Tensor
     """(B,) int64, position in the dataset's train (or test) array; of a mixed image, that of the first."""
     replay: Tensor | None = None
