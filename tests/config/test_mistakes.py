@@ -109,7 +109,7 @@ MISTAKES = {
     "method that must mix": (["method=mixup_distill", "views=usb"], "views.mix.kind: none, but method=mixup_distill mixes; choose mixup or cutmix"),
     "labeled images and views by their rates": (["method=fixmatch", "views=ctaugment", "views.labeled=strong"], "views.labeled: strong, but views.strong.policy=ctaugment has its operations done by methods of FixMatch's kind"),
     "kept logits of strong views": (["loss=kd", "views.labeled=strong", "teacher.cache.mode=views"], "teacher.cache.mode: views keeps logits of weak views, and views.labeled=strong shows others; set it to off"),
-    "erasing behind views by their rates": (["method=fixmatch", "views=ctaugment", "views.strong.erase=0.5"], "views.strong: erase: goes with policy=randaugment; set it to 0"),
+    "erasing behind views by their rates": (["method=fixmatch", "views=ctaugment", "views.strong.erase=0.5"], "views.strong.erase: goes with policy=randaugment; set it to 0"),
     "magnitude above 10": (["views.strong.magnitude=11"], "views.strong.magnitude: must be less than or equal to 10, got 11"),
     "memory of mixed images": (["method=mixup_distill", "loss=crd"], "loss.crd: crd remembers single images, and views.mix.kind=mixup mixes them"),
     "mixing for a teacher from a file": (["teacher=file", "student@teacher.model=resnet8", f"teacher.path={__file__}", "teacher.mix.kind=mixup"], "teacher.mix: not for source=file; source=train has it"),

@@ -96,7 +96,7 @@ def test_a_sweep_goes_over_names(composer):
         ("students=[resnet8x]", "student.name: timm knows no network 'resnet8x'; nearest: resnet8x4"),
         ("loss=wtm", "loss=wtm: no such option; nearest: wttm (allowed: at, binary_kl, ce, crd, ctkd, "),
         ("loss=kd_nce", "loss=kd_nce: no such option; nearest: kd_noce (allowed: "),
-        ("+loss/term@loss.x=dkdd", "loss/term=dkdd: no such option; nearest: dkd (allowed: "),
+        ("+loss/term@loss.x=dkdd", "loss/term@loss.x=dkdd: no such option; nearest: dkd (allowed: "),
         ("loss=null", "loss=null: not an option of the group (allowed: at, binary_kl, ce, "),
     ],
 )
