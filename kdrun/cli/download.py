@@ -155,13 +155,13 @@ def _parts(config: RunConfig) -> Iterator[tuple[str, Callable[[], Need]]]:
 def _files(config: RunConfig) -> Iterator[tuple[str, str, str | None]]:
     """(key, path, where it is published or None) of single files and folders that the user has to give."""
 
-    data = config.dataset
+    data, several = config.dataset, len(config.students) > 1
     yield from _of_teachers(config.teacher)
     given = [
         ("dataset.split_file", data.split_file), ("dataset.unlabeled", data.unlabeled),
         ("dataset.coop_split", data.coop_split if isinstance(data, FilesConfig) else None),
         ("evaluate.corruptions", config.evaluate.corruptions),
-        *(("student.file", model.file) for model in config.students),
+        *((f"students.{k}.file" if several else "student.file", model.file) for k, model in enumerate(config.students)),
     ]  # fmt: skip
     yield from ((key, path, None) for key, path in given if path is not None)
 

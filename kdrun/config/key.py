@@ -81,7 +81,8 @@ def _content(value: Any, key: str = "") -> Any:
     if isinstance(value, Mapping):
         return {str(k): _content(v, f"{key}.{k}") for k, v in value.items()}
     if isinstance(value, list):
-        return [_content(v, f"{key}.{i}") for i, v in enumerate(value)]
+        alone = key == "students" and len(value) == 1  # by the words of the command line
+        return [_content(v, "student" if alone else f"{key}.{i}") for i, v in enumerate(value)]
     return value
 
 

@@ -19,6 +19,7 @@ from kdrun.core.paths import CONF_DIR
 DEVIATES = "deviates: "
 MARK = re.compile(r"\b([Pp]roposed|[Pp]roposals?|[Oo]urs)\b")
 COMMAND = re.compile(r"\bpython |^#   .*[\w/]=\S")
+COMMAND_LINE = re.compile(r"# +(python|kdrun) ")
 POINTER = re.compile(r"\bis marked\b")  # at the marks that stand beside the keys
 SENTENCE = re.compile(r"(?<=[.])\s+(?=[A-Z])")
 KEY = re.compile(r"(?P<indent> *)(?P<key>[\w/@-]+):(?P<rest>(?:\s.*)?)$")
@@ -67,7 +68,7 @@ def _comments(path: Path) -> Iterator[tuple[bool, str]]:
     for line in [*(path.read_text("utf-8").splitlines() if path.is_file() else []), ""]:
         comment = line.startswith("#")
         before, found, text = line.partition(DEVIATES)
-        goes_on = note is not None and line.startswith("#   ")
+        goes_on = note is not None and line.startswith("#   ") and not COMMAND_LINE.match(line)
         if note is not None and (found or not goes_on):
             yield True, " ".join(note)
             note = None

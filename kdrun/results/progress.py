@@ -79,7 +79,7 @@ class Todo:
         """
         seen: set[str] = set()
         for cell in sorted(self.plan.cells, key=lambda cell: not any(run.place in self.needed for run in cell.runs)):
-            runs = [run for run in self.undone(cell) if run.place not in seen]
+            runs = [*{run.place: run for run in self.undone(cell) if run.place not in seen}.values()]
             seen.update(run.place for run in runs)
             if runs:
                 yield cell, runs

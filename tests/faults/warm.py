@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from kdrun.cli import plan, train
 from kdrun.cli.command import main
+from kdrun.config.loader import Loader
 from kdrun.runs.record import code_version, package_versions
 
 _COMPOSED: dict[str, Any] = {}
@@ -23,6 +24,8 @@ _plain = ConfigLoaderImpl.load_configuration
 
 def _composed(self: ConfigLoaderImpl, *args: Any, **keys: Any) -> Any:
     """As Hydra composes it, once for each command line: that is most of the time of a short run."""
+    if isinstance(self, Loader):  # which remembers by itself, and is told of each file as Hydra merges it
+        return _plain(self, *args, **keys)
     name = repr((str(self.config_search_path), args, sorted(keys.items())))
     if name not in _COMPOSED:
         _COMPOSED[name] = _plain(self, *args, **keys)

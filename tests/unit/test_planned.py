@@ -8,7 +8,7 @@ import pytest
 
 from kdrun.cli.table import main
 from kdrun.config.compose import Composer, configs_of_seeds
-from kdrun.config.key import run_dir
+from kdrun.config.key import run_dir, run_key
 from kdrun.config.nodes import to_config
 from kdrun.core.errors import ConfigError
 from kdrun.core.schema import FileContent, build
@@ -187,7 +187,7 @@ def test_deviations_are_read_with_their_next_lines(tmp_path):
         "# What it is.\n# deviates: they pad, we\n#   do not.\n#   python -m x\n# Ours. deviates: one line.\n"
         "a: 1\n#   not a note\n"
     )
-    assert deviations_in(path) == ["they pad, we do not. python -m x", "one line."]
+    assert deviations_in(path) == ["they pad, we do not.", "one line."]
     assert deviations_in(tmp_path / "none.yaml") == []
 
 
@@ -196,7 +196,7 @@ def test_a_cell_whose_file_is_not_there_is_shown_without_runs_and_planned_once_i
     file = tmp_path / "weights.safetensors"
     words = [f"method={method}", "student.pretrained=true", f"student.file='{file}'"]
     small = spec.replace(seeds=[0], rows={"there": words})
-    told = f"students.0.file: {file}: cannot be read (No such file or directory)"
+    told = f"student.file: {file}: cannot be read (No such file or directory)"
     with pytest.raises(ConfigError, match=re.escape(told)):
         plan_of("small", small, tmp_path)
     plan = plan_of("small", small, tmp_path, lenient=True)
@@ -211,12 +211,18 @@ def test_a_cell_whose_file_is_not_there_is_shown_without_runs_and_planned_once_i
     assert (len(there.runs), there.lacks) == (1, "")
 
 
+def test_the_key_of_a_missing_file_is_the_word_of_the_command_line():
+    words = ["experiment=dual_student/digits", "students=[resnet8,{name: resnet14, pretrained: true, file: gone.pth}]"]
+    with Composer() as composer, pytest.raises(ConfigError, match=r"^students\.1\.file: gone\.pth: cannot be read"):
+        run_key(composer.typed(words))
+
+
 def test_published_numbers_are_shown_where_weights_are_not(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "o").mkdir()
     text = main(["table=dho_heads", "outputs=o"])
     assert "not planned | paper 65.37" in text
-    assert "not planned: all cells: students.0.file: data/dino_resnet50_pretrain.pth" in text
+    assert "not planned: all cells: student.file: data/dino_resnet50_pretrain.pth" in text
     assert "; see conf/experiment/dho/imagenet_r50.yaml" in text
     with pytest.raises(ConfigError, match="dino_resnet50_pretrain"):
         main(["table=dho_heads", "plan=true", "outputs=o"])

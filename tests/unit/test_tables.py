@@ -225,6 +225,10 @@ def test_what_is_not_done_and_its_commands(outputs):
         "python -m kdrun.train x=1 loss=ttm seed=1",
         "python -m kdrun.train -m x=2 loss=ttm seed=0,1,2",
     ]
+    once = PLAN.cells[3].replace(runs=[PLAN.cells[3].runs[0]] * 3)  # whatever the seed, a teacher is one run
+    assert commands_of(Todo.of(PLAN.replace(cells=[once]), outputs), Path("outputs"), []) == [
+        "python -m kdrun.train x=2 loss=ttm seed=0"
+    ]
     (outputs / "runs/supervised/d/nall/s0-t/record.json").unlink()
     todo = Todo.of(PLAN, outputs)
     assert [run.net for run in todo.wanted()] == ["resnet56"]
