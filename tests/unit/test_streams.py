@@ -226,6 +226,10 @@ KINDS = {
     "crops": ({"weak": CROP, "strong": Strong.of(STRONG, CROP, (4, 4))}, {}),
     "mixup": ({"weak": RECIPE}, {"mix": Mix(MixConfig(kind="mixup"), (4, 5), NUM)}),
     "cutmix": ({"weak": CROP, "strong": CROP}, {"mix": Mix(MixConfig(kind="cutmix"), (4, 4), NUM)}),
+    "deit": (
+        {"weak": Strong.of(StrongConfig(levels="timm", erase=0.5, cutout=0), CROP, (4, 4))},
+        {"mix": Mix(MixConfig(kind="mixup_or_cutmix"), (4, 4), NUM)},
+    ),
     "stored": ({"weak": RECIPE}, {"stored": StoredViews(RECIPE, NUM, 2)}),
     "small last": ({"weak": RECIPE}, {"small_last": True}),
 }

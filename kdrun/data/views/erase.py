@@ -32,7 +32,7 @@ class Erased:
     number: Tensor
     """(n,) int32, what the noise is made from."""
     table: Tensor
-    """(C * 2**BITS,) uint8 of `quantiles` for `Erase.apply_fixed`; of what was drawn: empty."""
+    """(C * 2**BITS,) uint8 of `quantiles` for `Erase.apply_fixed`; of what was drawn: (n, 0)."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Erase:
 
     def draw(self, generator: Generator, n: int, size: tuple[int, int]) -> Erased:
         """For images of `size` (height, width). A recipe that erases nothing draws nothing."""
-        none = torch.zeros(0, dtype=torch.uint8)
+        none = torch.zeros(n, 0, dtype=torch.uint8)
         if not self.probability:
             return Erased(torch.zeros(n, 4, dtype=torch.int64), torch.zeros(n, dtype=torch.int32), none)
         coin, area, shape, down, right, number = torch.rand(n, 6, generator=generator, dtype=torch.float64).unbind(1)
