@@ -19,6 +19,7 @@ from kdrun.config.parts import TermConfig
 from kdrun.config.resolvers import set_of_terms
 from kdrun.config.source import PROVIDER
 from kdrun.core.errors import ConfigError
+from kdrun.core.ranks import launch_line
 from kdrun.core.registry import lookup
 
 Keys = tuple[str, ...]
@@ -44,7 +45,9 @@ def main(arguments: Sequence[str]) -> str:
         needed = {label for run in config.method_class.requires(config).values() for label in run.losses}
     idle = sorted(asked - config.losses.keys())
     lines = [f"{'of the run that it needs' if name in needed else 'weight 0, not built'}: {name}" for name in idle]
-    return "\n\n".join([*parts, "\n".join([_ratio(config.losses), *lines])])
+    devices = config.execution.devices if config.needs.trains else None
+    launch = [] if devices is None else [f"made with {devices} processes: {launch_line(devices, arguments)}"]
+    return "\n\n".join([*parts, "\n".join([_ratio(config.losses), *lines]), *launch])
 
 
 def _term(label: str, term: TermConfig, ce_weight: float, origins: "_Origins") -> str:

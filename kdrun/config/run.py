@@ -49,6 +49,9 @@ class ExecutionConfig(Schema):
 
     device: str = "auto"
     """auto (cuda where there is one, else cpu), cpu, cuda, cuda:<n> or mps."""
+    devices: int | None = Field(None, gt=0)
+    """Processes that the recipe was made with, a device each; null: any number. A run of another number says so: its
+    batch is the same."""
     threads: Annotated[int, Field(gt=0, le=4096)] | Literal["auto"] | None = "auto"
     """Threads of torch on the CPU; auto: as many of its slot's as the networks gain by, one where they are small; null:
     all of its slot's, which are torch's own choice where one run at a time is made. A run that goes on keeps its

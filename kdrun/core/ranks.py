@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kdrun.core.errors import ConfigError, KdrunError
@@ -41,6 +42,12 @@ class Launch:
         own = cores()
         bound = self.launcher == "srun" and own * self.local_size <= (os.cpu_count() or 1)
         return own if bound else max(1, own // self.local_size)
+
+
+def launch_line(processes: int, arguments: Sequence[str]) -> str:
+    """What starts a run of so many processes on one machine, for a shell."""
+    start = "python" if processes == 1 else f"torchrun --nproc_per_node={processes}"
+    return f"{start} -m kdrun.train {shlex.join(arguments)}".rstrip()
 
 
 class BadLaunch(ConfigError):

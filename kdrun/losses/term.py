@@ -148,7 +148,7 @@ def width(dims: Mapping[str, int], feature: str, role: str) -> int:
 _GONE = {
     "against": "needs, Needs(teacher=True)",
     "works_against": "needs, Needs(teacher=...)",
-    "per_sample": 'needs, Needs(over_ranks="gathered")',
+    "per_sample": "needs, Needs(per_sample=False)",
     "needs_index": "needs, Needs(index=True)",
     "needs_mix": "needs, Needs(mixed=True)",
     "unmixed": "needs, Needs(unmixed=...)",

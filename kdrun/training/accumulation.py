@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kdrun.config.run import RunConfig
@@ -19,7 +19,7 @@ from kdrun.core.world import Part
 from kdrun.data.views.view import Batch, View, part_of
 from kdrun.methods.method import Method
 from kdrun.methods.step import Context, Guesses, Step
-from kdrun.models.network import Network, kept_statistics
+from kdrun.models.network import Network
 from kdrun.models.output import Output
 
 Scale = Callable[[Tensor], Tensor]
@@ -68,17 +68,25 @@ def _together(guesses: Sequence[Guesses]) -> Guesses | None:
 
 
 class _MadeAgain:
-    """Around a pass that is made again: running statistics have moved already. Two backward passes enter it twice."""
+    """Around a pass that is made again as it was: running statistics have moved already, so that it moves copies of
+    them. Unlike with `kept_statistics`, as many tensors are saved for the backward pass as the first time, which
+    checkpoint insists on. Two backward passes enter it twice."""
 
     def __init__(self, network: Network) -> None:
-        self._network = network
+        norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+        self._tracked = [(module, module.track_running_stats) for module in norms]
 
     def __enter__(self) -> None:
-        self._kept = kept_statistics(self._network)
-        self._kept.__enter__()
+        self._now = [(module, module.track_running_stats, dict(module._buffers)) for module, _ in self._tracked]
+        for module, tracked in self._tracked:
+            module.track_running_stats = tracked
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else buffer.clone()
 
     def __exit__(self, *error: Any) -> None:
-        self._kept.__exit__(*error)
+        for module, tracked, buffers in self._now:
+            module.track_running_stats = tracked
+            module._buffers.update(buffers)
 
 
 def _in_chunks(network: Network, count: int) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from kdrun.core.ranks import launch_line
+from kdrun.core.world import world
 from kdrun.teachers.tip_adapter import AdapterConfig
 from kdrun.training.assembly import Assembly
 from kdrun.training.rates import LearningRate
@@ -13,7 +15,7 @@ def remarks(assembly: Assembly) -> list[str]:
     """One line for each."""
     return [
         *assembly.arrays.warnings, *_of_classes(assembly), *_of_validation(assembly), *_of_schedule(assembly),
-        *_of_heads(assembly), *_of_new_heads(assembly), *_of_search(assembly),
+        *_of_heads(assembly), *_of_new_heads(assembly), *_of_search(assembly), *_of_devices(assembly),
     ]  # fmt: skip
 
 
@@ -64,6 +66,18 @@ def _of_schedule(assembly: Assembly) -> list[str]:
 def _of_search(assembly: Assembly) -> list[str]:
     spec = assembly.config.method
     return spec.remarks if isinstance(spec, AdapterConfig) else []
+
+
+def _of_devices(assembly: Assembly) -> list[str]:
+    config, count = assembly.config, world().size
+    devices, arguments = config.execution.devices, assembly.job.overrides
+    if devices in (None, count) or not config.needs.trains:
+        return []
+    how = f", as {launch_line(devices, arguments)}" if arguments else ""  # of what another run needs, nothing is known
+    return [
+        f"execution.devices: its recipe was made with {devices} processes{how}; this run has {count}, and the same "
+        "batch of all"
+    ]
 
 
 def _of_heads(assembly: Assembly) -> list[str]:

@@ -22,7 +22,8 @@ BENCHES = {
     "start": ("start", 1.5), "step": ("step", 80.0), "views": ("views", 1.5), "students": ("students", 3.0),
     "losses": ("losses", 0.5), "metrics": ("metrics", 0.5), "memory": ("memory", 1.0), "sweep": ("sweep", 0.5),
     "data": ("data", 1.0), "dho": ("dho", 1.0), "tables": ("tables", 1.5), "engines": ("engines", 15.0),
-    "scheduler": ("engines", 2.0), "growth": ("growth", 8.0),
+    "scheduler": ("engines", 2.0), "growth": ("growth", 8.0), "ranks": ("distributed", 6.0),
+    "accumulate": ("distributed", 4.0),
 }  # fmt: skip
 """Name -> the file that has its `bench_<name>`, and its minutes on two cores at five rounds."""
 ON_CUDA = ("step",)

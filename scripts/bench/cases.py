@@ -48,6 +48,11 @@ class Case:
     def title(self) -> str:
         return f"{self.name}, {self.networks}"
 
+    @property
+    def alone(self) -> "Case":
+        """Without what is measured beside it, which no other process can be sent."""
+        return dataclasses.replace(self, peers=None, by_hand=None)
+
 
 CIFAR, CIFAR_EPOCH, TESTED = "resnet56 -> resnet20, 32 px, 64", 50_000, 10_000
 SMALL = ("student=resnet20", "teacher=resnet56")

@@ -224,7 +224,7 @@ class Timed:
         if step == self.first:
             self.began = started = clock(self.device)
             if self.inside is not None:
-                self.inside.seconds = 0.0
+                self.inside.begin()
         given = call(step)
         if step >= self.first:
             self.data += time.perf_counter() - started
@@ -238,6 +238,9 @@ class Inside:
     """Seconds inside the calls that a bare step has too, of a loop on the CPU."""
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
         self.seconds = 0.0
 
     def watch(self, made: Loop) -> None:

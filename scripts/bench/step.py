@@ -269,7 +269,7 @@ def measure(
     an_image = [bench.evaluation(200 if case.side <= 32 else 32) for _ in range(again)]
     train = sorted(seconds["loop"])[times // 2] * case.epoch / bench.sizes["labeled"]
     if not cuda and memory:
-        most = peak_memory(case.name, precision, more)
+        most = peak_memory(case, precision, more)
     return Measured(
         case, precision, more, bench.images_a_step, seconds["loop"], seconds["bare"], seconds.get("by_hand", []),
         seconds.get("peers", []), ran[-1].loss if ran else None, [one["data"] for one in shares],
@@ -289,19 +289,19 @@ def _one_round(timed: Mapping[str, Callable[[], float]], k: int) -> dict[str, fl
     return found
 
 
-def peak_memory(name: str, precision: str, more: Sequence[str] = ()) -> float:
+def peak_memory(case: Case, precision: str, more: Sequence[str] = ()) -> float:
     """Bytes that a process takes at most in a short run of a case, imports and images included; 0 where the system is
     not Linux. It is a child of a fresh server that has imported everything and computed nothing."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["scripts.bench.step"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_peak, name, precision, tuple(more)).result()
+        return pool.submit(_peak, case.alone, precision, tuple(more)).result()
 
 
-def _peak(name: str, precision: str, more: tuple[str, ...]) -> float:
+def _peak(case: Case, precision: str, more: tuple[str, ...]) -> float:
     if sys.platform != "linux":
         return 0.0
-    bench = CaseBench(CASES[name], precision, *more, steps=2)
+    bench = CaseBench(case, precision, *more, steps=2)
     Path("/proc/self/clear_refs").write_text("5")  # what making the images took does not count
     bench.loop_seconds()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

@@ -25,6 +25,7 @@ from kdrun.core.world import World, enter, world
 from kdrun.losses.logits import KD
 from kdrun.methods.distill import Distill
 from kdrun.methods.step import Context
+from kdrun.training import accumulation
 from kdrun.training.accumulation import gradients, whole
 from kdrun.training.assembly import Assembly
 from kdrun.training.distributed import average_gradients, prepare, refuse_over_ranks, settle_statistics
@@ -61,6 +62,7 @@ class Case:
 
 
 SURE = "method.threshold=0.1"  # so that unlabeled images teach from the first step on
+WITH_DIST = ("+loss/term@loss.dist=dist", "loss.dist.weight=2")
 CASES = {
     **{name: Case(name, (SURE,) if "fixmatch" in name else ()) for name in METHODS},
     "terms": Case("distill", (), tuple(TERMS)),
@@ -73,7 +75,7 @@ CASES = {
     ),
     "pcgrad": Case("sho", ("method.pcgrad=true", *TEACHER, "loss=kd", "loss.kd.temperature=1")),
     "alignment": Case("dhkd", ("method.gradient_alignment=true",)),
-    "sho with a statistic": Case("sho", ("loss=kd", "+loss/term@loss.dist=dist", "loss.dist.weight=2")),
+    "sho with a statistic": Case("sho", ("loss=kd", *WITH_DIST)),
     "normalized weights": Case("uncertainty_distill", ("method.normalize_weights=true",)),
     "mc dropout": Case("uncertainty_distill", ("method/uncertainty=mc_dropout", *DROPPING_TEACHER), alike=False),
     "dropout": Case("supervised", ("students=[{name: wrn_16_1, args: {drop_rate: 0.3}}]",), alike=False),
@@ -261,10 +263,11 @@ def without_batch_norm(module: nn.Module) -> None:
         without_batch_norm(child)
 
 
-def accumulated(config: RunConfig) -> dict[str, Any]:
+def accumulated(config: RunConfig, batch_norm: bool = False) -> dict[str, Any]:
     """As `first_step`, without the gradients of single losses."""
     run = assembled(config)
-    without_batch_norm(run.method)
+    if not batch_norm:
+        without_batch_norm(run.method)
     method, count = run.method.double(), config.schedule.accumulate
     if run.teacher is not None:
         run.teacher.network.double()
@@ -300,6 +303,27 @@ def test_a_batch_in_parts_has_the_losses_and_gradients_of_the_whole(name, cases)
     compare(found, one)
     if config.method.name != "peer_fixmatch":  # there the guesses of several students follow one another in each part
         assert found["guesses"] == one["guesses"]
+
+
+IN_CHUNKS = {
+    "one pass": ("distill", "loss=dist", *TEACHER),
+    "two backward passes": ("sho", "method.pcgrad=true", *TEACHER, "loss=kd"),
+    "several passes": ("sho", "method.concatenate=false", *TEACHER, "loss=kd", *WITH_DIST),
+    "kept statistics": ("mixup_distill", "views.mix.kind=mixup", "loss=kd_linearity"),
+}
+
+
+@each("name", IN_CHUNKS)
+def test_passes_that_are_made_again_are_as_they_were_with_batch_norm(name, monkeypatch):
+    method, *overrides = IN_CHUNKS[name]
+    with Composer() as composer:
+        config = composer.typed(
+            [f"method={method}", *FAST, *EXTRA.get(method, []), *overrides, "schedule.accumulate=2"]
+        )
+    assert whole(config)
+    found = accumulated(config, batch_norm=True)
+    monkeypatch.setattr(accumulation, "checkpoint", lambda function, *given, **_: function(*given))
+    compare(found, accumulated(config, batch_norm=True))
 
 
 @pytest.mark.parametrize(

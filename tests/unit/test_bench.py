@@ -1,8 +1,10 @@
 """The benchmarks as they are called, on networks and images so small that the figures mean nothing."""
 
+import dataclasses
 import importlib
 import json
 import math
+import multiprocessing
 from functools import partial
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from kdrun.cli import publish
 from kdrun.config.compose import Composer
 from kdrun.core.errors import KdrunError
-from scripts.bench import losses, metrics
+from scripts.bench import distributed, losses, metrics
 from scripts.bench.__main__ import BENCHES, asked, main
 from scripts.bench.by_hand import distill, fixmatch, two_heads
 from scripts.bench.cases import CASES, KD, Case, contrast
@@ -135,6 +137,19 @@ def test_every_loss_term_is_measured():
     session.rounds = 1
     losses.bench_losses(("resnet8", "resnet8"), 8, calls=1)
     assert [one["what"].partition(":")[0] for one in session.figures[1:]] == list(losses.TERMS)
+
+
+def test_ranks_and_parts_stand_beside_one_process():
+    session.rounds, session.bench = 1, "ranks"
+    case = dataclasses.replace(tiny("crd", "loss=crd", *SMALL, peers=contrast), steps=2)  # it gathers
+    distributed.bench_ranks([(case, ("schedule.batch_norm=local",))])
+    found = {one["what"]: one["median"] for one in session.figures}
+    assert 0 < found["of the step, in averaging gradients"] < found["share in exchanging tensors"] < 100
+    assert all(value > 0 for value in found.values())
+    session.bench, session.figures[:] = "accumulate", []
+    distributed.bench_accumulate([tiny("dist", "loss=dist", *SMALL)], batch=16, memory=False)
+    assert [one["what"] for one in session.figures[1:]] == ["accumulate=2 / whole", "accumulate=4 / whole"]
+    assert multiprocessing.active_children() == []
 
 
 def test_what_was_measured_is_no_published_table(tmp_path):

@@ -43,6 +43,14 @@ def test_each_coefficient_names_who_had_the_last_word():
     assert whole["other.gamma"] == ["0.1", "default of the schema"]
 
 
+def test_a_recipe_of_several_devices_has_its_launch_line():
+    words = ["experiment=dho/imagenet_l14_h14", "dataset.num_labels=10%"]
+    start = "made with 8 processes: torchrun --nproc_per_node=8 -m kdrun.train experiment=dho/imagenet_l14_h14 "
+    assert main(words).splitlines()[-1] == f"{start}dataset.num_labels=10%"
+    assert "torchrun" not in main([*words, "execution.devices=null"])
+    assert "torchrun" not in main([*words, "method=zero_shot"])  # it trains nothing
+
+
 def test_files_of_a_users_own_folder_are_named(tmp_path):
     (tmp_path / "loss").mkdir()
     (tmp_path / "loss" / "mine.yaml").write_text("# Mine.\ndefaults: [term/ce@ce, _self_]\nce: {weight: 0.5}\n")

@@ -7,12 +7,16 @@ import pytest
 import torch
 
 from kdrun.cli.command import main as kdrun
+from kdrun.config.compose import Composer
+from kdrun.config.job import Job
 from kdrun.core import world as worlds
 from kdrun.core.joining import Facts, absent, mistakes
 from kdrun.core.peers import Failure, Process, RankFailed
 from kdrun.core.ranks import BadLaunch, Launch, launched
 from kdrun.core.world import World, world
 from kdrun.results.cell import Cell
+from kdrun.training.assembly import Assembly
+from kdrun.training.remarks import remarks
 from kdrun.training.window import Window
 
 TORCHRUN = {
@@ -277,6 +281,28 @@ def test_values_are_averaged_over_the_ranks_that_have_measured_them(monkeypatch)
     found = window._looked_at()
     assert torch.equal(found.nan_to_num(-1), torch.tensor([[2.0, 4.0, 6.0], [-1.0, 2.0, -1.0]]))
     assert torch.equal(window._looked_at().nan_to_num(-1), found.nan_to_num(-1))
+
+
+def test_a_run_of_another_number_than_its_recipe_says_so_with_the_launch_line():
+    words = ("method=supervised", "loss=ce", "execution.device=cpu", "tracker=none", "execution.devices=3")
+
+    def said(*more: str, given: bool = True) -> list[str]:
+        with Composer() as composer:
+            job = Job(composer.typed([*words, *more]), (*words, *more) if given else ())
+        return [line for line in remarks(Assembly.of(job)) if "devices" in line]
+
+    assert said() == [
+        "execution.devices: its recipe was made with 3 processes, as torchrun --nproc_per_node=3 -m kdrun.train "
+        + " ".join(words) + "; this run has 1, and the same batch of all"
+    ]  # fmt: skip
+    (line,) = said(given=False)
+    assert "made with 3 processes; this run has 1" in line
+    assert said("execution.devices=1") == said("execution.devices=null") == []
+    worlds.enter(World(1, 3))
+    try:
+        assert said() == []
+    finally:
+        worlds.enter(World())
 
 
 def test_a_table_flags_what_mixes_world_sizes():
