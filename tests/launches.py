@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.processes import Forked
 
-PLACES = {"a step": ("_optimize", 7), "an evaluation": ("_logits", 1)}
+PLACES = {"a step": ("_optimize", 7), "an early step": ("_optimize", 3), "an evaluation": ("_logits", 1)}
 
 
 def free_port() -> int:

@@ -161,6 +161,26 @@ def test_a_signal_to_one_rank_stops_all_and_any_number_goes_on(outputs):
     assert record["seconds"]["total"] > 0
 
 
+def test_what_was_stopped_ends_bitwise_as_if_it_had_not_been(tmp_path):
+    base = [word for word in FAST if not word.startswith("student")]
+    words = [
+        *base, "student=wrn_16_1", "student.args.drop_rate=0.3", "method=fixmatch", "method.unlabeled_ratio=1", "schedule.accumulate=2", "schedule.ema_decay=0.9",
+        "schedule.steps=5", "schedule.eval_every_steps=2", "execution.log_every_steps=1",
+    ]  # fmt: skip
+    made = []
+    for name, faults in (("whole", {}), ("stopped", {1: ("SIGTERM", "an early step")})):
+        place = f"execution.outputs={tmp_path / name}"
+        if faults:
+            ranks = Ranks(2, *words, place, faults=faults)
+            assert ranks.wait() == [143, 143], ranks.texts
+        ranks = Ranks(2, *words, place)
+        assert ranks.wait() == [0, 0], ranks.texts
+        assert ("resumed at step" in ranks.texts[0]) == bool(faults)
+        (run,) = (tmp_path / name).glob("runs/fixmatch/*/*/*")
+        made.append({file: (run / file).read_bytes() for file in ("student.safetensors", "metrics.jsonl")})
+    assert made[0] == made[1]
+
+
 # -------------------------------------------------------------------------------------------------------- evaluation
 
 
