@@ -161,7 +161,7 @@ KEYS = [
     line("new key of args without +", "student.args.foo=1", "student.args.foo: a new key goes in with a +; write +student.args.foo=1"),
     line("new key of optimizer_args without +", "schedule.optimizer_args.foo=1", "write +schedule.optimizer_args.foo=1"),
     line("new key of lr_for without +", "schedule.lr_for.resnet8=1", "write +schedule.lr_for.resnet8=1"),
-    line("unknown key", "schedule.lrr=1", "schedule.lrr: unknown key; nearest: lr (allowed: batch_size"),
+    line("unknown key", "schedule.lrr=1", "schedule.lrr: unknown key; nearest: lr (allowed: accumulate"),
     line("unknown key, none near", "views.weak.zzz=1", "views.weak.zzz: unknown key (allowed: "),
     line("unknown value, none near", "views.mix.per=image", "views.mix.per: 'image' is not allowed (allowed: batch, sample)"),
     line("unknown root key", "+a.b.c=1", "a: unknown key (allowed: coefficients"),
