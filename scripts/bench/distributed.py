@@ -9,6 +9,7 @@ import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -24,11 +25,14 @@ from scripts.bench.step import CaseBench, peak_memory
 RANKS = 2
 LOCAL = "schedule.batch_norm=local"
 OVER_RANKS = tuple(
-    (dataclasses.replace(CASES[name], images=5_000), more)
+    (dataclasses.replace(CASES[name], images=5_000, steps=10), more)
     for name, more in (("kd", ()), ("kd", (LOCAL,)), ("dist", (LOCAL,)), ("crd", (LOCAL,)))
 )
 """With `local` a step exchanges gradients, what its loss gathers and what the host decides; without, statistics too."""
-IN_PARTS = tuple(dataclasses.replace(CASES[name], images=5_000, steps=6) for name in ("kd", "dist"))
+IN_PARTS = tuple(
+    dataclasses.replace(CASES[name], networks="resnet56 -> resnet20, 32 px", images=5_000, steps=4)
+    for name in ("kd", "dist")
+)
 """Of which the former is a mean over images, so parts are steps of their own, and the latter's passes are chunks."""
 BATCH, PARTS = 256, (1, 2, 4)
 
@@ -137,8 +141,7 @@ def bench_ranks(cases: Sequence[tuple[Case, Sequence[str]]] = OVER_RANKS) -> Non
         alone = CaseBench(case, "fp32", *more)
         with Ranks(case, *more) as ranks:
             found = _by_turns({
-                "ranks": ranks.spent, "two": lambda alone=alone: _with_threads(2, alone),  # type: ignore[misc]
-                "one": lambda alone=alone: _with_threads(1, alone),  # type: ignore[misc]
+                "ranks": ranks.spent, "two": partial(_with_threads, 2, alone), "one": partial(_with_threads, 1, alone)
             })  # fmt: skip
         spent: list[Spent] = found["ranks"]
         told = {"case": case.name, "networks": case.networks, "overrides": " ".join(more)}
@@ -168,7 +171,7 @@ def _with_threads(count: int, bench: CaseBench) -> float:
 
 
 def bench_accumulate(cases: Sequence[Case] = IN_PARTS, batch: int = BATCH, memory: bool = True) -> None:
-    """`schedule.accumulate` beside the whole batch, in its two forms, on the threads that torch takes.
+    """`schedule.accumulate` beside the whole batch, in its two forms, on one thread.
 
     Args:
         memory: at most, of a process of its own for each.
@@ -176,7 +179,7 @@ def bench_accumulate(cases: Sequence[Case] = IN_PARTS, batch: int = BATCH, memor
     for case in cases:
         words = {k: (f"schedule.batch_size={batch}", f"schedule.accumulate={k}") for k in PARTS}
         benches = {k: CaseBench(case, "fp32", *more) for k, more in words.items()}
-        found = _by_turns({k: bench.loop_seconds for k, bench in benches.items()})
+        found = _by_turns({k: partial(_with_threads, 1, bench) for k, bench in benches.items()})
         told = {"case": case.name, "networks": case.networks}
         form = "passes in chunks" if case.name == "dist" else "a mean over images"
         report(f"{case.title}, batch {batch}, {form}: whole", _ms(found[1]), "ms", **told)
