@@ -30,6 +30,17 @@ FAST = [
 TEACHER = ["teacher=resnet8", "teacher.model.args.width=8", "teacher.steps=10"]
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For many small operations: a second thread only waits for a core."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def outputs(tmp_path: Path) -> Path:
     return tmp_path / "outputs"

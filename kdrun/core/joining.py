@@ -194,8 +194,8 @@ def join(launch: Launch, store: Any, facts: Mapping[int, Facts], device: torch.d
             backend_of(device), store=PrefixStore("tensors", store), rank=launch.rank, world_size=launch.size,
             timeout=timedelta(seconds=seconds),
         )  # fmt: skip
-        here.any(False)
-        here.mean(torch.ones((), device=device))
+        for place in (torch.device("cpu"), device):  # connections are made now
+            here.mean(torch.ones((), device=place))
         (c10d.set_timeout if hasattr(c10d, "set_timeout") else c10d._set_pg_timeout)(SILENCE)  # the former from 2.15 on
     except RuntimeError as error:
         failed = here.failure()

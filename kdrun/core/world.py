@@ -94,8 +94,7 @@ class World(Peers):
         if self.size == 1:
             return
         for tensor in tensors:
-            whole = tensor.detach().contiguous()
-            bits = whole.to(torch.uint8) if whole.dtype == torch.bool else whole
+            bits = _sent(tensor)
             dist.broadcast(bits, 0)
             tensor.copy_(bits)
 
@@ -122,7 +121,7 @@ class World(Peers):
         key, self._asked = f"once/{self._asked}", self._asked + 1
         if self.first:
             try:
-                with _alone(self.first):
+                with alone(self.first):
                     result = act()
             except BaseException as error:
                 self.store.set(key, pickle.dumps((False, _portable(error))))
@@ -147,16 +146,8 @@ class World(Peers):
         self.once(as_first)
         if done:
             return done[0]
-        with _alone(self.first):
+        with alone(self.first):
             return act()
-
-    def any(self, here: bool) -> bool:
-        """Whether it is so on a rank."""
-        if self.size == 1:
-            return here
-        flag = torch.tensor([float(here)])
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag.item())
 
     def lately(self, *here: int) -> tuple[int, ...]:
         """Of each number the largest that a rank gave when this was called the last time, so that nobody waits for
@@ -209,11 +200,16 @@ class _Gathered(torch.autograd.Function):
 
 
 def _all(own: Tensor, size: int) -> list[Tensor]:
-    whole = own.detach().contiguous()
-    bits = whole.to(torch.uint8) if whole.dtype == torch.bool else whole
+    bits = _sent(own)
     parts = [torch.empty_like(bits) for _ in range(size)]
     dist.all_gather(parts, bits)
-    return [part.to(whole.dtype) for part in parts]
+    return [part.to(own.dtype) for part in parts]
+
+
+def _sent(tensor: Tensor) -> Tensor:
+    """As ranks exchange it: gloo knows no bool."""
+    whole = tensor.detach().contiguous()
+    return whole.to(torch.uint8) if whole.dtype == torch.bool else whole
 
 
 def _portable(error: BaseException) -> BaseException:
@@ -229,8 +225,12 @@ _HERE = [World()]
 
 
 @contextmanager
-def _alone(first: bool) -> Iterator[None]:
-    """Whoever acts for all, or after the first one, asks nobody else."""
+def alone(first: bool = True) -> Iterator[None]:
+    """Inside, this process asks nobody else: it acts for all, or after the first one, or tries shapes.
+
+    Args:
+        first: whether it writes, logs and decides.
+    """
     one = World()
     one.first = first
     _HERE.append(one)
@@ -248,13 +248,3 @@ def world() -> World:
 def enter(other: World) -> None:
     """From now on this process is one of these."""
     _HERE[:] = [other]
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """Inside, this process is one run by itself: shapes are tried, say."""
-    _HERE.append(World())
-    try:
-        yield
-    finally:
-        _HERE.pop()

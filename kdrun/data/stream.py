@@ -64,8 +64,9 @@ class Stream:
 
     def for_workers(self) -> "Stream":
         """A stream that decodes the same, without what is on the training device."""
+        mix = self.mix if self.part.count > 1 else None  # whose partners are decoded too
         return Stream(
-            self.name, self.images, None, self.index, self.batch_size, self.recipes, self.seed, mix=self.mix,
+            self.name, self.images, None, self.index, self.batch_size, self.recipes, self.seed, mix=mix,
             small_last=self.small_last, part=self.part,
         )  # fmt: skip
 

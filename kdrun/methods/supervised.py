@@ -18,9 +18,8 @@ class Supervised(Method[NamesConfig]):
 
     def __init__(self, config: RunConfig, setup: Setup) -> None:
         super().__init__(config, setup)
-        if (
-            isinstance(config.method, NamesConfig) and config.method.language_aware_init != "none"
-        ):  # a plug-in's may lack it
+        spec = config.method  # a plug-in's may be another kind
+        if isinstance(spec, NamesConfig) and spec.language_aware_init != "none":
             start_from_names([net.net.get_classifier() for net in self.networks().values()], config, setup)
 
     @classmethod

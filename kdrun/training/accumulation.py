@@ -30,6 +30,11 @@ def whole(config: RunConfig) -> bool:
     return config.needs.over_ranks != "mean"
 
 
+def steps_in(config: RunConfig) -> int:
+    """Parts of a batch that are steps of their own."""
+    return 1 if whole(config) else config.schedule.accumulate
+
+
 def prepare_passes(method: Method[Any], count: int) -> None:
     """Have each student's passes in training made in so many chunks."""
     for network in method.networks().values():

@@ -21,7 +21,7 @@ from kdrun.core.seeding import seed_everything, subseed
 from kdrun.core.world import world
 from kdrun.losses.labels import full
 from kdrun.methods.method import Method
-from kdrun.training.accumulation import prepare_passes, whole
+from kdrun.training.accumulation import prepare_passes, steps_in, whole
 from kdrun.training.assembly import Assembly
 
 # --------------------------------------------------------------------------------------------------------- refusals
@@ -48,14 +48,12 @@ def refuse_over_ranks(outline: Assembly) -> None:
     ]
     if errors:
         raise ConfigError(*errors)
-    if schedule.accumulate > 1 and whole(config):
-        if schedule.compile is not None:
-            raise ConfigError(
-                "schedule.accumulate: a step of this run is no mean over images, so networks take its batch in chunks, "
-                "which are not compiled; set schedule.compile to null"
-            )
-    else:
-        count *= schedule.accumulate
+    if schedule.accumulate > steps_in(config) and schedule.compile is not None:
+        raise ConfigError(
+            "schedule.accumulate: a step of this run is no mean over images, so networks take its batch in chunks, "
+            "which are not compiled; set schedule.compile to null"
+        )
+    count *= steps_in(config)
     for sizes in outline.batch_sizes:
         for stream, size in sizes.items():
             if size % count:
@@ -80,10 +78,8 @@ def _file(cls: type) -> str:
 
 def parts_seen(config: RunConfig) -> int:
     """In how many parts batch normalisation sees a batch."""
-    parts = (
-        1 if whole(config) else config.schedule.accumulate
-    )  # where networks take it in chunks, all streams share them
-    return parts * (world().size if config.schedule.batch_norm == "local" else 1)
+    # where networks take it in chunks, all streams share them
+    return steps_in(config) * (world().size if config.schedule.batch_norm == "local" else 1)
 
 
 def _shares(config: RunConfig) -> str:

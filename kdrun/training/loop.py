@@ -29,7 +29,7 @@ from kdrun.data.views.view import Batch
 from kdrun.methods.method import Method
 from kdrun.methods.step import Context, Step
 from kdrun.runs.metrics_log import MetricsLog, Unwritten
-from kdrun.training.accumulation import gradients, whole
+from kdrun.training.accumulation import gradients, steps_in
 from kdrun.training.captured import CapturedStep
 from kdrun.training.checkpoint import Checkpoint, random_state, set_random_state
 from kdrun.training.distributed import average_gradients, prepare, seed_step, settle_statistics
@@ -79,7 +79,7 @@ class Loop:
         self.touched = False  # by a checkpoint
         self.unevaluated = False  # a signal broke off the evaluation that was due after the last step
         self.window = Window(hidden)
-        self._parts = 1 if whole(self.config) else self.schedule.accumulate
+        self._parts = steps_in(self.config)
         self._watch = Stopwatch(self.progress.seconds)
 
     # ------------------------------------------------------------------------------------------------- training

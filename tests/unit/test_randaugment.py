@@ -30,13 +30,7 @@ OPS = list(Op)[:14]  # of all but the rules for ImageNet
 PLAIN = StrongRecipe(num_ops=1, p_op=1.0, cutout=0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Many small operations: a second thread only waits for a core."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def generator(seed=0):

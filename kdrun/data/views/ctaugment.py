@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from kdrun.core.device import send
+from kdrun.data.views.box import in_box
 from kdrun.data.views.levels import Op
 from kdrun.data.views.randaugment import (
     StrongRecipe,
@@ -297,13 +298,12 @@ def _solarized(images: Tensor, level: Tensor, place: Tensor) -> Tensor:
 
 def _cut(images: Tensor, level: Tensor, place: Tensor) -> Tensor:
     """A gray square around a pixel, of up to half the side."""
-    inside: list[Tensor] = []
+    edges: list[Tensor] = []
     half = (1 + (level[:, 0] * min(images.shape[1:3]) * 0.499).floor()).div(2, rounding_mode="floor")
     for length, at in zip(images.shape[1:3], place.unbind(1), strict=True):
         center = (at * length).floor()
-        pixel = torch.arange(length, device=images.device)
-        inside.append((pixel >= (center - half)[:, None]) & (pixel < (center + half)[:, None]))
-    return torch.where((inside[0][:, :, None] & inside[1][:, None, :])[..., None], GRAY, images)
+        edges += [center - half, center + half]
+    return torch.where(in_box(torch.stack(edges, 1), *images.shape[1:3])[..., None], GRAY, images)
 
 
 def _rescaled(images: Tensor, level: Tensor, place: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from kdrun.core.device import send
+from kdrun.data.views.box import in_box
 
 AREA = (0.02, 1 / 3)
 RATIO = (3 / 10, 10 / 3)
@@ -110,12 +111,8 @@ def _erased(images: Tensor, box: Tensor, number: Tensor, table: Tensor) -> Tenso
 
 
 def _part(images: Tensor, box: Tensor, number: Tensor, table: Tensor) -> Tensor:
-    _, height, width, _ = images.shape
-    row, column = (torch.arange(side, device=images.device) for side in (height, width))
-    top, bottom, left, right = box[:, :, None].unbind(1)
-    inside = ((row >= top) & (row < bottom))[:, :, None] & ((column >= left) & (column < right))[:, None]
     noise = _noise(hashed(_positions(images)), number[:, None, None, None], table)
-    return torch.where(inside[..., None], noise, images)
+    return torch.where(in_box(box, *images.shape[1:3])[..., None], noise, images)
 
 
 def _positions(images: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from kdrun.config.views import MixConfig
+from kdrun.data.views.box import in_box
 
 
 @dataclass(frozen=True)
@@ -107,13 +108,11 @@ class Mixture:
         if kind == "mixup":
             mixed = _blended(self.share, own, other)
         else:
-            row, column = (torch.arange(side, device=pixels.device) for side in self.mix.size)
-            top, bottom, left, right = self.box.T[:, :, None]
-            inside = ((row >= top) & (row < bottom))[:, :, None] & ((column >= left) & (column < right))[:, None, :]
-            mixed = torch.where(inside[..., None], other, own)
+            mixed = torch.where(in_box(self.box, *self.mix.size)[..., None], other, own)
             if kind == "mixup_or_cutmix":
                 # where CutMix took nothing, lambda is 1 or mixup's
-                cut = ((bottom > top) & (right > left)).squeeze(1)
+                top, bottom, left, right = self.box.unbind(1)
+                cut = (bottom > top) & (right > left)
                 mixed = _blended(torch.where(cut, 1.0, self.share), mixed, other)
         return mixed.permute(0, 3, 1, 2)
 
