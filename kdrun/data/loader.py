@@ -112,13 +112,18 @@ def _one_thread() -> None:
 SPLITS = ("labeled", "unlabeled")
 
 
+def recipe_of(view: str) -> str:
+    """By which recipe a view is made: `weak_2` is a weak one, drawn for itself."""
+    return view.partition("_")[0]
+
+
 def check_streams(wanted: Mapping[str, tuple[str, ...]], recipes: Mapping[str, Recipe]) -> None:
     """Refuse streams and views that do not exist."""
     for name, views in wanted.items():
         if name not in SPLITS:
             raise ConfigError(f"stream {name}: unknown{allowed(name, SPLITS)}")
         for view in views:
-            if view not in recipes:
+            if recipe_of(view) not in recipes:
                 raise ConfigError(f"stream {name}: unknown view {view!r}{allowed(view, recipes)}")
 
 
@@ -150,7 +155,7 @@ def make_loader(
             targets = torch.full((len(arrays.train_labels),), -1, dtype=torch.int64)
             targets[index] = torch.from_numpy(arrays.train_labels)[index]
             targets = targets.to(device)
-        chosen = {view: recipes[shown if (name, view) == ("labeled", "weak") else view] for view in views}
+        chosen = {view: recipes[shown if (name, view) == ("labeled", "weak") else recipe_of(view)] for view in views}
         streams[name] = Stream(
             name, images, targets, index, batch_sizes[name], chosen, seed, mix=mixed, device=device, stored=stored,
             small_last=small_last and name == "labeled", part=world().part,

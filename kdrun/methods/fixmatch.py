@@ -5,112 +5,104 @@ q = p(weak) without gradient and the second mean divides by all unlabeled images
 the `loss` group holds against labels (cross entropy in the paper); the labeled term always is cross entropy.
 """
 
-from typing import TypeVar
+from dataclasses import replace
+from typing import ClassVar, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from kdrun.config.needs import Needs
-from kdrun.config.parts import MethodConfig
 from kdrun.config.run import RunConfig
 from kdrun.core.registry import register
-from kdrun.data.views.view import Batch, Samples, together
-from kdrun.losses.labels import cross_entropy
+from kdrun.data.views.view import Batch, Samples
 from kdrun.losses.term import Pair
-from kdrun.methods.augment import Augment
-from kdrun.methods.method import Method
+from kdrun.methods.labeler import Labeler, Seen
+from kdrun.methods.semi_supervised import SemiSupervised, SemiSupervisedConfig, label_of
 from kdrun.methods.step import Context, Guesses, Setup, Step
 from kdrun.models.output import Output
 
 BINS = 10
 
 
-class FixMatchConfig(MethodConfig):
+class FixMatchConfig(SemiSupervisedConfig):
     threshold: float = Field(0.95, ge=0, le=1)
     """tau: the confidence from which on a prediction becomes a label."""
-    unlabeled_ratio: int = Field(7, gt=0)
-    """mu: unlabeled images for each labeled one in a batch."""
-    unlabeled_weight: float = Field(1.0, ge=0)
-    """lambda_u."""
     joint_forward: bool = True
     """Labeled images, weak and strong views in one pass, as the authors do: batch normalisation sees them together, and
-    the weak views cost a backward pass. false: three passes, that of the weak views without gradient."""
+    the weak views cost a backward pass. false: a pass for each, that of the unlabeled weak views without gradient."""
 
 
 F = TypeVar("F", bound=FixMatchConfig)
 
 
 @register("method", "fixmatch")
-class FixMatch(Method[F]):
+class FixMatch(SemiSupervised[F]):
     Config = FixMatchConfig
+    labels_by: ClassVar[type[Labeler]] = Labeler
+    """How predictions become labels."""
+
+    @classmethod
+    def labels_with(cls, spec: F) -> tuple[type[Labeler], FixMatchConfig]:
+        """How predictions become labels, and the configuration of that."""
+        return cls.labels_by, spec
 
     @classmethod
     def needs(cls, config: RunConfig) -> Needs:
-        labeled = ("weak", "probe") if config.views.strong.learns else ("weak",)
-        return Needs(streams={"labeled": labeled, "unlabeled": ("weak", "strong")}, over_ranks="mean")
-
-    @classmethod
-    def batch_sizes(cls, config: RunConfig) -> dict[str, int]:
-        size = config.schedule.batch_size
-        return {"labeled": size, "unlabeled": size * cls.spec_of(config).unlabeled_ratio}
+        gathers = cls.labels_with(cls.spec_of(config))[0].gathers
+        return replace(super().needs(config), over_ranks="gathered" if gathers else "mean")
 
     def __init__(self, config: RunConfig, setup: Setup) -> None:
         super().__init__(config, setup)
-        strong = config.views.strong
-        self.augment = Augment(strong.rate_threshold, strong.rate_decay) if strong.learns else None
-
-    def forward(self, batch: Batch, ctx: Context) -> Step:
-        return super().forward(batch if self.augment is None else self.augment.augmented(batch), ctx)
-
-    @property
-    def probes(self) -> bool:
-        return self.augment is not None
-
-    def probe(self, batch: Batch) -> None:
-        if self.augment is not None:
-            self.augment.learn(batch["labeled"], self.students.values())
+        kind, spec = self.labels_with(self.spec)
+        self.labeler = None if setup.restoring else kind(spec, setup)  # what is predicted knows nothing of it
 
     def step(self, batch: Batch, ctx: Context) -> Step:
-        labeled, unlabeled = batch["labeled"], batch["unlabeled"]
-        known, weak, strong = self.outputs(batch)
-        confidence, label = weak.logits.detach().softmax(1).max(1)
-        target, used = self.targets(unlabeled, confidence, label, ctx)
-        index = unlabeled.views["strong"].index
-        pair = Pair(strong, None, target, index, ctx.progress, ctx.draw)
-        supervised = cross_entropy(known.logits, labeled.target).mean()  # type: ignore[arg-type]
-        return Step(
-            {"labeled": supervised, **self.unlabeled(pair, used, ctx)},
-            histogram(confidence),
-            Guesses(index, target, used),
-        )
+        known, weak, strong, *_ = self.outputs(batch)
+        return self.learned(batch, known, weak, strong, ctx)
+
+    def learned(self, batch: Batch, known: Output, weak: Output, strong: Output, ctx: Context) -> Step:
+        """The losses, from what the student gave for labeled images, weak and strong views of unlabeled ones."""
+        unlabeled, p = batch["unlabeled"], weak.logits.detach().softmax(1)
+        seen = Seen(p, unlabeled.views["weak"].index, known.logits.detach(), label_of(batch["labeled"]), ctx.progress)
+        target, weight = self.targets(unlabeled, seen, ctx)
+        pair = Pair(strong, None, target, seen.index, ctx.progress, ctx.draw)
+        losses = {"labeled": self.labeled(known, batch["labeled"]), **self.unlabeled(pair, weight, ctx)}
+        if self.labeler is not None:
+            losses |= self.labeler.penalty(strong.logits, weight)
+        losses |= self.taught(batch, known, strong, ctx)
+        metrics = {**histogram(p.amax(1)), **({} if self.labeler is None else self.labeler.metrics())}
+        label = target if target.ndim == 1 else target.argmax(1)
+        return Step(losses, metrics, Guesses(seen.index, label, weight > 0))
 
     def outputs(self, batch: Batch, k: int = 0) -> list[Output]:
-        """The k-th student on the labeled images and on the weak and the strong views of the unlabeled ones."""
-        labeled, unlabeled = batch["labeled"].views, batch["unlabeled"].views
-        views = [labeled["weak"], unlabeled["weak"], unlabeled["strong"]]
-        student, features = list(self.students.values())[k], self.losses(k).needed.features
+        """The k-th student on each of `views`, in their order."""
+        named = [(stream, name) for stream, names in self.views.items() for name in names]
+        views = [batch[stream].views[name] for stream, name in named]
         if self.spec.joint_forward:
-            out: Output = student(together(views), features)
-            return out.split([len(v.index) for v in views])
-        known, weak, strong = views
-        of_known = student(known, features)
-        with torch.no_grad():
-            of_weak = student(weak, features)
-        return [of_known, of_weak, student(strong, features)]
+            return self.joint(views, k)
+        student, features = list(self.students.values())[k], self.features(k)
+        out: list[Output] = []
+        for (stream, name), view in zip(named, views, strict=True):
+            with torch.set_grad_enabled((stream, name) != ("unlabeled", "weak")):
+                out.append(student(view, features))
+        return out
 
-    def unlabeled(self, pair: Pair, used: Tensor, ctx: Context, k: int = 0) -> dict[str, Tensor]:
+    def unlabeled(self, pair: Pair, weight: Tensor, ctx: Context, k: int = 0) -> dict[str, Tensor]:
         """The k-th student's terms against labels that were given to strong views.
 
         Args:
-            used: (B,) bool. Every mean divides by all B images.
+            weight: (B,), of each label. Every mean divides by all B images.
         """
-        weight = self.weight("unlabeled_weight", ctx) * used.float()
+        weight = self.weight("unlabeled_weight", ctx) * weight
         return {f"unlabeled_{name}": value for name, value in self.losses(k).target(pair, weight).items()}
 
-    def targets(self, unlabeled: Samples, confidence: Tensor, label: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
-        """Target (B,) int64 of each unlabeled image, and whether it is used, (B,) bool."""
-        return label, confidence >= self.spec.threshold
+    def targets(self, unlabeled: Samples, seen: Seen, ctx: Context) -> tuple[Tensor, Tensor]:
+        """Label of each unlabeled image, (B,) int64 or (B, C) probabilities, and its weight (B,) in [0, 1]."""
+        if self.labeler is None:
+            raise TypeError("a finished run labels nothing")
+        label, weight = self.labeler(seen)
+        return label, weight
 
 
 def histogram(confidence: Tensor) -> dict[str, Tensor]:

@@ -9,15 +9,18 @@ from dataclasses import replace
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 from torch import Tensor
+from torch.nn import functional as F
 
 from kdrun.config.effective import effective, ramps_in
 from kdrun.config.model import ModelConfig
 from kdrun.config.needs import Needs
+from kdrun.config.nodes import part_config
+from kdrun.config.parts import MethodConfig
 from kdrun.config.run import RunConfig
 from kdrun.config.schedule import ScheduleConfig
-from kdrun.core.errors import KdrunError
+from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.registry import lookup, register
 from kdrun.core.schema import Schema
 from kdrun.core.seeding import subseed
@@ -25,8 +28,8 @@ from kdrun.core.world import world
 from kdrun.data.views.view import Samples
 from kdrun.methods.clustering import ClusteringConfig
 from kdrun.methods.fixmatch import FixMatch, FixMatchConfig
+from kdrun.methods.labeler import Labeler, Seen
 from kdrun.methods.pool import Required, Start
-from kdrun.methods.requires import head_warmup_runs
 from kdrun.methods.step import Context, chosen
 from kdrun.methods.trusted import Clustering, Selection, Selector, trusted_labels
 
@@ -51,6 +54,16 @@ class KDFixMatchConfig(FixMatchConfig):
     """heuristic1; outer_only: trusted labels alone; inner_only: FixMatch; switch_at:<step>: one, then the other."""
     outer: OuterConfig = Field(default_factory=OuterConfig)
     clustering: ClusteringConfig = Field(default_factory=ClusteringConfig)
+    live: SerializeAsAny[MethodConfig] | None = None
+    """Whose live labels both networks learn from, {name: flexmatch}, say: the outer run is one of that method. null:
+    FixMatch's. Its threshold is that of `live`; ratio, weight and joint_forward are those beside it here."""
+
+    @field_validator("live", mode="before")
+    @classmethod
+    def of_its_kind(cls, value: Any) -> Any:
+        if value is None or isinstance(value, MethodConfig):
+            return value
+        return part_config("method", value, "method.live")
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
@@ -77,21 +90,28 @@ class KDFixMatch(FixMatch[KDFixMatchConfig]):
 
     @classmethod
     def requires(cls, config: RunConfig) -> dict[str, RunConfig]:
-        spec = cls.spec_of(config)
-        fixmatch, ce = lookup("method", "fixmatch", "method"), lookup("loss", "ce", "loss")
-        shared = {name: getattr(spec, name) for name in FixMatchConfig.model_fields if name != "name"}
+        spec, ce = cls.spec_of(config), lookup("loss", "ce", "loss")
         outer = config.replace(
-            method=fixmatch.Config(name="fixmatch", **shared),
+            method=live_method(spec),
             losses={"ce": ce.Config(name="ce")},
             students=[spec.outer.model] if spec.outer.model else config.students,
         )
-        return {**head_warmup_runs(config), "outer": effective(outer.replace(ramps=ramps_in(outer)))}
+        return {**super().requires(config), "outer": effective(outer.replace(ramps=ramps_in(outer)))}
+
+    @classmethod
+    def labels_with(cls, spec: KDFixMatchConfig) -> tuple[type[Labeler], FixMatchConfig]:
+        live = live_method(spec)
+        kind: tuple[type[Labeler], FixMatchConfig] = lookup("method", live.name, "method.live.name").labels_with(live)
+        return kind
 
     @classmethod
     def contradictions(cls, config: RunConfig) -> list[str]:
-        if cls.spec_of(config).takes_best and config.dataset.val_fraction == 0:
-            return ["method.outer.checkpoint: best_on_val needs validation images; give dataset.val_fraction"]
-        return []
+        errors, spec = list[str](), cls.spec_of(config)
+        if spec.takes_best and config.dataset.val_fraction == 0:
+            errors.append("method.outer.checkpoint: best_on_val needs validation images; give dataset.val_fraction")
+        if spec.live is not None and spec.threshold != FixMatchConfig.model_fields["threshold"].default:
+            errors.append("method.threshold: live labels are those of method.live; give method.live.threshold")
+        return errors
 
     def before(self, start: Start) -> dict[str, tuple[Tensor, dict[str, Any]]]:
         """The trusted labels."""
@@ -105,18 +125,34 @@ class KDFixMatch(FixMatch[KDFixMatchConfig]):
         weights = outer.directory / ("student.best.safetensors" if spec.takes_best else "student.safetensors")
         return world().once(lambda: {"trusted_label": trusted_labels(weights, outer.key, selection, start.pool)})
 
-    def targets(self, unlabeled: Samples, confidence: Tensor, label: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
-        trusted = unlabeled.extra["trusted_label"]
-        has = trusted >= 0
-        label, live = super().targets(unlabeled, confidence, label, ctx)
+    def targets(self, unlabeled: Samples, seen: Seen, ctx: Context) -> tuple[Tensor, Tensor]:
+        given = unlabeled.extra["trusted_label"]
+        has = given >= 0
+        label, weight = super().targets(unlabeled, seen, ctx)
+        trusted = given.clamp(min=0)
+        if label.ndim == 2:
+            trusted = F.one_hot(trusted, label.shape[1]).to(label.dtype)
         merge = self.spec.merge
         if merge == "heuristic1":
-            return torch.where(live, label, trusted.clamp(min=0)), live | has
+            # where labels have shares of a weight (softmatch): the live one where that is a half or more
+            better = has & (weight < 0.5)
+            at = better if label.ndim == 1 else better[:, None]
+            return torch.where(at, trusted, label), torch.where(better, 1.0, weight)
         outer: bool | Tensor = merge == "outer_only"
         if merge.startswith("switch_at:"):
             until = int(merge.partition(":")[2])
             outer = ctx.holds(lambda step: step < until)
-        return chosen(outer, lambda: trusted.clamp(min=0), lambda: label), chosen(outer, lambda: has, lambda: live)
+        return chosen(outer, lambda: trusted, lambda: label), chosen(outer, lambda: has.float(), lambda: weight)
+
+
+def live_method(spec: KDFixMatchConfig) -> FixMatchConfig:
+    """The method of the outer run, whose live labels the inner one learns from, too."""
+    shared = {name: getattr(spec, name) for name in ("unlabeled_ratio", "unlabeled_weight", "joint_forward")}
+    if spec.live is None:
+        return FixMatchConfig(name="fixmatch", threshold=spec.threshold, **shared)
+    if not isinstance(spec.live, FixMatchConfig):
+        raise ConfigError(f"method.live: {spec.live.name} gives no labels to unlabeled images; choose e.g. flexmatch")
+    return spec.live.replace(**shared)
 
 
 def _same_cadence(outer: Required, schedule: ScheduleConfig) -> None:

@@ -20,7 +20,9 @@ from kdrun.core.registry import lookup, register
 from kdrun.data.views.view import Batch, View
 from kdrun.losses.term import Pair
 from kdrun.methods.fixmatch import FixMatch, FixMatchConfig, histogram
+from kdrun.methods.labeler import Seen
 from kdrun.methods.peer_distill import PeerConfig, PeerDistill
+from kdrun.methods.semi_supervised import label_of
 from kdrun.methods.step import Context, Guesses, Step
 
 
@@ -65,16 +67,17 @@ class PeerFixMatch(PeerDistill[PeerFixMatchConfig], FixMatch[PeerFixMatchConfig]
         losses = self.together(self.beside(labeled, known, teacher, ctx), weight, ctx)
         labels = self.labels(unlabeled.views["weak"], [output.logits for output in weak], ctx)
         index = unlabeled.views["strong"].index
-        confidences, targets, masks = [], [], []
+        confidences, targets, weights = [], [], []
         for k, name in enumerate(self.students):
-            confidence, label = labels[k].max(1)
-            target, used = self.targets(unlabeled, confidence, label, ctx)
+            seen = Seen(labels[k], index, known[k].logits.detach(), label_of(labeled), ctx.progress)
+            target, weight = self.targets(unlabeled, seen, ctx)
             pair = Pair(strong[k], None, target, index, ctx.progress, ctx.again().draw)
-            losses |= {f"{name}/{term}": value for term, value in self.unlabeled(pair, used, ctx, k).items()}
-            confidences.append(confidence)
+            losses |= {f"{name}/{term}": value for term, value in self.unlabeled(pair, weight, ctx, k).items()}
+            confidences.append(labels[k].amax(1))
             targets.append(target)
-            masks.append(used)
-        guesses = Guesses(index.repeat(len(masks)), torch.cat(targets), torch.cat(masks))  # all students' together
+            weights.append(weight)
+        # all students' together
+        guesses = Guesses(index.repeat(len(weights)), torch.cat(targets), torch.cat(weights) > 0)
         return Step(losses, {**metrics, **histogram(torch.cat(confidences))}, guesses)
 
     def labels(self, view: View, logits: list[Tensor], ctx: Context) -> list[Tensor]:

@@ -124,11 +124,11 @@ class SHO(Method[S]):
             new = replace(outputs[1], logits=self.heads(outputs[1], ctx)[1])
             target = taught[1].logits.argmax(1)
             pairs.append(replace(known, student=new, teacher=taught[1], target=target, index=views[1].index))
-        against_labels, against_teacher = losses.target(own), _against_teacher(losses, *pairs)
+        of_labels, of_teacher = losses.target(own), against_teacher(losses, *pairs)
         metrics = {}
-        if against_labels and self.shared in root.features and self.config.schedule.compile is None:
-            metrics["gradient_conflict"] = self._conflict(against_labels, against_teacher, root, sizes[0], ctx)
-        return Step({**against_labels, **against_teacher}, metrics)
+        if of_labels and self.shared in root.features and self.config.schedule.compile is None:
+            metrics["gradient_conflict"] = self._conflict(of_labels, of_teacher, root, sizes[0], ctx)
+        return Step({**of_labels, **of_teacher}, metrics)
 
     def _conflict(
         self, one: Mapping[str, Tensor], other: Mapping[str, Tensor], root: Output, labeled: int, ctx: Context
@@ -155,7 +155,7 @@ class SHO(Method[S]):
         return backward_with_surgery(scale(_sum(one)), scale(_sum(other)), parameters, SURGERIES[self.spec.surgery])
 
 
-def _against_teacher(losses: LossSet, known: Pair, new: Pair | None = None) -> dict[str, Tensor]:
+def against_teacher(losses: LossSet, known: Pair, new: Pair | None = None) -> dict[str, Tensor]:
     """The terms against the teacher, on labeled images, and on unlabeled ones where there are any."""
     out = losses.teacher(known)
     if new is not None:

@@ -149,7 +149,7 @@ def test_an_unlabeled_pool_from_elsewhere(train, outputs, tmp_path, kind):
         (["method=kd_fixmatch", "method.merge=both"], "method.merge: "),
         (["method=fixmatch", "dataset.num_labels=5000"], "dataset.num_labels: 5000"),
         (["method=fixmatch", "dataset.unlabeled=nowhere"], "dataset.unlabeled: nowhere"),
-        (["method=fixmatch", "loss=kd", "teacher=resnet8"], "loss.kd: kd works against the teacher"),
+        (["method=supervised", "loss=kd", "teacher=resnet8"], "loss.kd: kd works against the teacher"),
         (
             ["method=kd_fixmatch", "method.outer.checkpoint=best_on_val", "dataset.val_fraction=0"],
             "method.outer.checkpoint: best_on_val needs validation images",

@@ -11,6 +11,7 @@ from kdrun.core.errors import ConfigError
 from kdrun.data.views.view import Samples
 from kdrun.losses.robust import symmetric_cross_entropy
 from kdrun.methods.clustering import ClusteringConfig
+from kdrun.methods.labeler import Seen
 from kdrun.methods.pool import Pool
 from kdrun.methods.trusted import Selection, select
 from kdrun.models.network import build_network
@@ -113,8 +114,11 @@ def test_one_target_for_each_image(merge, step, targets):
     config, method, _, _ = make("kd_fixmatch", f"method.merge={merge}")
     confidence = torch.tensor([c for c, _ in CASES])
     samples = Samples({}, None, {"trusted_label": torch.tensor([t for _, t in CASES])})
-    target, used = method.targets(samples, confidence, torch.full((4,), 3), ctx(config, step))
-    assert [int(t) if u else None for t, u in zip(target, used, strict=True)] == targets
+    p = ((1 - confidence) / 9)[:, None].repeat(1, 10)
+    p[:, 3] = confidence
+    nothing = torch.empty(0)
+    target, weight = method.targets(samples, Seen(p, nothing, nothing, nothing, 0.0), ctx(config, step))
+    assert [int(t) if u else None for t, u in zip(target, weight, strict=True)] == targets
     assert ((target >= 0) & (target < 10)).all()  # also where it is not used: the loss looks it up
 
 

@@ -62,6 +62,7 @@ def test_the_unlabeled_term_by_hand(labeler, students):
     found = by_hand(method, batch, labeler)
     threshold = torch.cat([q.amax(1) for q, _ in found]).median().item() - 1e-6
     method.config = config.replace(method=config.method.replace(threshold=threshold))
+    method.labeler.spec = method.spec
     out = method(batch, ctx(config, 0))
     used, labels = [], []
     for name, (q, strong) in zip(method.students, found, strict=True):
