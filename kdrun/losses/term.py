@@ -57,6 +57,8 @@ class TermSpec:
     teacher_classifier: Callable[[Tensor], Tensor] | None = None
     """The teacher's frozen linear layer, `prelogits` (B, D) -> logits (B, C), to send a gradient through; None: no such
     layer. A function, so that a term that keeps it neither trains nor saves it."""
+    student_classifier: Callable[[Tensor], Tensor] | None = None
+    """The student's, as it is trained; as above."""
     teacher_source: str = "none"
     """`teacher.source`, for messages."""
     student_reductions: Mapping[str, int] = field(default_factory=dict)

@@ -40,6 +40,10 @@ class Method(nn.Module, Generic[C]):
 
     Config: ClassVar[type[MethodConfig]]
     """The schema of its YAML node."""
+    equation: ClassVar[str] = ""
+    """The loss in the names of its `Config`, in a line: p are probabilities, z logits, y the label."""
+    source: ClassVar[str] = ""
+    """The paper and its arXiv id."""
     alone: ClassVar[Mapping[str, str]] = {}
     """What `predict` names -> the network that it is, and nothing more, where the two have different names."""
 
@@ -221,6 +225,7 @@ class Method(nn.Module, Generic[C]):
         spec = TermSpec(
             self.setup.num_classes, len(target), student_dims, teacher_dims, target,
             teacher_classifier=teacher.classifier if teacher else None, teacher_source=self.config.teacher.source,
+            student_classifier=getattr(student, "linear_classifier", None),
             student_reductions=own, teacher_reductions=others,
         )  # fmt: skip
         return LossSet({} if self.setup.restoring else self.config.losses, self.config.seed, spec)

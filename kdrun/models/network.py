@@ -28,6 +28,7 @@ from kdrun.models.output import Output
 from kdrun.models.pretrained import timm_network
 
 TOKENS = "tokens"
+MAP = "map"
 log = logging.getLogger(__name__)
 
 
@@ -48,7 +49,8 @@ class Network(nn.Module):
     Call it with a `View`, or with pixels (B, C, H, W): uint8, or float in [0, 1]. `dims[name]` is the number of
     channels of the feature `name`: `prelogits` (B, D), the input of the last linear layer, `stage1` and so on,
     (B, C, H, W), of a transformer `tokens`, the last of them behind the final norm, and where the head is not linear
-    `pooled` (B, D), the input of the head.
+    `pooled` (B, D), the input of the head. `map` (B, D, H, W) is what a convolutional network pools for its classifier:
+    the last stage, or what follows it.
     """
 
     mean: Tensor
@@ -75,6 +77,9 @@ class Network(nn.Module):
         self._seen: dict[str, Tensor] | None = None  # where a forward pass that was asked for prelogits keeps them
         if classifier is not None:
             self.dims["prelogits"] = classifier.in_features
+            pooled = self._stages and TOKENS not in self.dims
+            if pooled and getattr(self._net, "num_features", None) == classifier.in_features:
+                self.dims[MAP] = classifier.in_features
             # once: torch.compile cannot trace registering
             classifier.register_forward_pre_hook(partial(self._keep, "prelogits"))
         head = self._net.get_classifier()
@@ -191,13 +196,16 @@ class Network(nn.Module):
         out: dict[str, Tensor] = {}
         stages = [name for name in self._stages if name in features]
         self._seen = out if {"prelogits", "pooled"} & set(features) else None
-        if stages or TOKENS in features:
-            asked = stages if TOKENS not in features else list(dict.fromkeys((*stages, self._stages[-1])))
+        if stages or {TOKENS, MAP} & set(features):
+            # some of timm's networks give nothing where no stage is asked
+            asked = stages if stages and TOKENS not in features else list(dict.fromkeys((*stages, self._stages[-1])))
             places = [self._stages.index(name) for name in asked]
             final, maps = self._net.forward_intermediates(x, indices=places, **self._whole)
             out.update(zip(asked, maps, strict=True))
             if TOKENS in features:  # timm puts class tokens first
                 out[TOKENS] = final[:, -maps[-1].shape[2:].numel() :].mT.reshape(maps[-1].shape)
+            if MAP in features:
+                out[MAP] = final.permute(0, 3, 1, 2) if getattr(self._net, "output_fmt", "") == "NHWC" else final
             logits = self._logits(self._net.forward_head(final))
         else:
             logits = self._logits(self.net(x))

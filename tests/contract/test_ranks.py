@@ -64,7 +64,7 @@ class Case:
 SURE = "method.threshold=0.1"  # so that unlabeled images teach from the first step on
 WITH_DIST = ("+loss/term@loss.dist=dist", "loss.dist.weight=2")
 CASES = {
-    **{name: Case(name, (SURE,) if "fixmatch" in name else ()) for name in METHODS},
+    **{name: Case(name, (SURE,) if "threshold" in lookup("method", name, "").Config.model_fields else ()) for name in METHODS},
     "terms": Case("distill", (), tuple(TERMS)),
     "weights of a memory": Case("uncertainty_distill", ("loss=wttm_crd", "loss.crd.num_negatives=8")),
     "gathered": Case("distill", (), ("ce", "dist", "crd", "rkd")),

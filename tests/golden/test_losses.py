@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from kdrun.core.registry import lookup
+from kdrun.methods.semi_supervised import SemiSupervised
 from tests.contract.test_methods import METHODS, VITS, fit, make
 
 # With pseudo labels rounding grows a thousandfold faster; small steps keep it down.
-CALM = {name: ["schedule.lr=0.001"] for name in ("fixmatch", "kd_fixmatch", "peer_fixmatch")}
+CALM = {name: ["schedule.lr=0.001"] for name in METHODS if issubclass(lookup("method", name, ""), SemiSupervised)}
 FILE = Path(__file__).parent / "losses.json"
 # beside wttm, which is distill's own here
 LOSSES = ["kd", "ttm", "dkd", "dist", "nkd", "kd_zscore", "wttm_noce", "ctkd", "rld"]
