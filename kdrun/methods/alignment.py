@@ -24,12 +24,13 @@ def aligned(p: Tensor, mean: Tensor, target: Tensor) -> Tensor:
 
 
 class MovingMean(nn.Module):
-    """The mean of probabilities over the last steps; over several ranks that of all their rows.
+    """The mean of probabilities, or of other rows, over the last steps; over several ranks that of all their rows.
 
     Args:
         size: C.
         kind: ema: m <- decay m + (1 - decay) batch mean; window: the plain mean of the last `window` batch means.
-        start: what it holds at first: uniform (each slot of a window, too); first: the first batch's mean; zero.
+        start: what it holds at first: uniform (each slot of a window, too); first: the first batch's mean; zero; or a
+            number.
     """
 
     mean: Tensor
@@ -39,18 +40,19 @@ class MovingMean(nn.Module):
 
     def __init__(
         self, size: int, kind: Literal["ema", "window"] = "ema", decay: float = 0.999, window: int = 128,
-        start: Literal["uniform", "first", "zero"] = "uniform",
+        start: Literal["uniform", "first", "zero"] | float = "uniform",
     ) -> None:  # fmt: skip
         super().__init__()
         self.kind, self.decay, self.start = kind, decay, start
         shape = (size,) if kind == "ema" else (window, size)
-        self.register_buffer("mean", torch.full(shape, 0.0 if start == "zero" else 1 / size))
+        named = 0.0 if start == "zero" else 1 / size
+        self.register_buffer("mean", torch.full(shape, named if isinstance(start, str) else start))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
     def forward(self, p: Tensor) -> Tensor:
         """Take in (B, C) probabilities; the mean then, (C,)."""
-        batch = world().mean(p.detach().float().mean(0))
+        batch = world().mean(p.detach().to(self.mean.dtype).mean(0))
         if self.kind == "ema":
             moved = torch.lerp(batch, self.mean, self.decay)
             self.mean.copy_(torch.where(self.count == 0, batch, moved) if self.start == "first" else moved)

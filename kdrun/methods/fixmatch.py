@@ -16,7 +16,7 @@ from kdrun.config.needs import Needs
 from kdrun.config.run import RunConfig
 from kdrun.core.registry import register
 from kdrun.data.views.view import Batch, Samples
-from kdrun.losses.term import Pair
+from kdrun.losses.term import Pair, factor
 from kdrun.methods.labeler import Labeler, Seen
 from kdrun.methods.semi_supervised import SemiSupervised, SemiSupervisedConfig, label_of
 from kdrun.methods.step import Context, Guesses, Setup, Step
@@ -25,15 +25,20 @@ from kdrun.models.output import Output
 BINS = 10
 
 
-class FixMatchConfig(SemiSupervisedConfig):
-    threshold: float = Field(0.95, ge=0, le=1)
-    """tau: the confidence from which on a prediction becomes a label."""
+class LabelsConfig(SemiSupervisedConfig):
+    """Of FixMatch and its like."""
+
     joint_forward: bool = True
     """Labeled images, weak and strong views in one pass, as the authors do: batch normalisation sees them together, and
     the weak views cost a backward pass. false: a pass for each, that of the unlabeled weak views without gradient."""
 
 
-F = TypeVar("F", bound=FixMatchConfig)
+class FixMatchConfig(LabelsConfig):
+    threshold: float = Field(0.95, ge=0, le=1)
+    """tau: the confidence from which on a prediction becomes a label."""
+
+
+F = TypeVar("F", bound=LabelsConfig)
 
 
 @register("method", "fixmatch")
@@ -47,7 +52,7 @@ class FixMatch(SemiSupervised[F]):
     """How predictions become labels."""
 
     @classmethod
-    def labels_with(cls, spec: F) -> tuple[type[Labeler], FixMatchConfig]:
+    def labels_with(cls, spec: F) -> tuple[type[Labeler], LabelsConfig]:
         """How predictions become labels, and the configuration of that."""
         return cls.labels_by, spec
 
@@ -67,15 +72,20 @@ class FixMatch(SemiSupervised[F]):
 
     def learned(self, batch: Batch, known: Output, weak: Output, strong: Output, ctx: Context) -> Step:
         """The losses, from what the student gave for labeled images, weak and strong views of unlabeled ones."""
-        unlabeled, p = batch["unlabeled"], weak.logits.detach().softmax(1)
-        seen = Seen(p, unlabeled.views["weak"].index, known.logits.detach(), label_of(batch["labeled"]), ctx.progress)
+        unlabeled, labeler, p = batch["unlabeled"], self.own_labeler, weak.logits.detach().softmax(1)
+        seen = Seen(
+            p, unlabeled.views["weak"].index, known.logits.detach(), label_of(batch["labeled"]), ctx.progress,
+            strong.logits.detach(),
+        )  # fmt: skip
         target, weight = self.targets(unlabeled, seen, ctx)
         pair = Pair(strong, None, target, seen.index, ctx.progress, ctx.draw)
-        losses = {"labeled": self.labeled(known, batch["labeled"]), **self.unlabeled(pair, weight, ctx)}
-        if self.labeler is not None:
-            losses |= self.labeler.penalty(strong.logits, weight)
+        losses = {"labeled": self.labeled(known, batch["labeled"], labeler.of_labeled(seen))}
+        losses |= self.unlabeled(pair, labeler.counted(weight), ctx)
+        for name, value in labeler.penalty(strong.logits, weight).items():
+            key = f"{name}_weight"
+            losses[name] = factor(getattr(labeler.spec, key) * ctx.factors.get(f"method.{key}", 1.0)) * value
         losses |= self.taught(batch, known, strong, ctx)
-        metrics = {**histogram(p.amax(1)), **({} if self.labeler is None else self.labeler.metrics())}
+        metrics = {**histogram(p.amax(1)), **labeler.metrics()}
         label = target if target.ndim == 1 else target.argmax(1)
         return Step(losses, metrics, Guesses(seen.index, label, weight > 0))
 
@@ -103,10 +113,14 @@ class FixMatch(SemiSupervised[F]):
 
     def targets(self, unlabeled: Samples, seen: Seen, ctx: Context) -> tuple[Tensor, Tensor]:
         """Label of each unlabeled image, (B,) int64 or (B, C) probabilities, and its weight (B,) in [0, 1]."""
+        label, weight = self.own_labeler(seen)
+        return label, weight
+
+    @property
+    def own_labeler(self) -> Labeler:
         if self.labeler is None:
             raise TypeError("a finished run labels nothing")
-        label, weight = self.labeler(seen)
-        return label, weight
+        return self.labeler
 
 
 def histogram(confidence: Tensor) -> dict[str, Tensor]:

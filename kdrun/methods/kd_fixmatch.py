@@ -6,12 +6,11 @@ live prediction on its weak view where that is confident, else its trusted label
 """
 
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 from torch import Tensor
-from torch.nn import functional as F
 
 from kdrun.config.effective import effective, ramps_in
 from kdrun.config.model import ModelConfig
@@ -27,11 +26,16 @@ from kdrun.core.seeding import subseed
 from kdrun.core.world import world
 from kdrun.data.views.view import Samples
 from kdrun.methods.clustering import ClusteringConfig
-from kdrun.methods.fixmatch import FixMatch, FixMatchConfig
-from kdrun.methods.labeler import Labeler, Seen
+from kdrun.methods.fixmatch import FixMatch, FixMatchConfig, LabelsConfig
+from kdrun.methods.labeler import Labeler, Seen, one_hot
 from kdrun.methods.pool import Required, Start
 from kdrun.methods.step import Context, chosen
 from kdrun.methods.trusted import Clustering, Selection, Selector, trusted_labels
+
+SHARED = ("unlabeled_ratio", "unlabeled_weight", "joint_forward")
+"""Keys that `live` has, too, and that hold for both networks."""
+STEP = ("step", "learned", "outputs", "labeled", "unlabeled", "targets")
+"""What a method leaves as FixMatch has it, if its labels are all it differs in."""
 
 
 class OuterConfig(Schema):
@@ -55,15 +59,15 @@ class KDFixMatchConfig(FixMatchConfig):
     outer: OuterConfig = Field(default_factory=OuterConfig)
     clustering: ClusteringConfig = Field(default_factory=ClusteringConfig)
     live: SerializeAsAny[MethodConfig] | None = None
-    """Whose live labels both networks learn from, {name: flexmatch}, say: the outer run is one of that method. null:
-    FixMatch's. Its threshold is that of `live`; ratio, weight and joint_forward are those beside it here."""
+    """Whose live labels both networks learn from: a name, or {name: flexmatch, threshold: 0.9}; the outer run is one
+    of that method. null: FixMatch's. Ratio, weight and joint_forward are those beside it here."""
 
     @field_validator("live", mode="before")
     @classmethod
     def of_its_kind(cls, value: Any) -> Any:
         if value is None or isinstance(value, MethodConfig):
             return value
-        return part_config("method", value, "method.live")
+        return part_config("method", {"name": value} if isinstance(value, str) else value, "method.live")
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
@@ -99,18 +103,26 @@ class KDFixMatch(FixMatch[KDFixMatchConfig]):
         return {**super().requires(config), "outer": effective(outer.replace(ramps=ramps_in(outer)))}
 
     @classmethod
-    def labels_with(cls, spec: KDFixMatchConfig) -> tuple[type[Labeler], FixMatchConfig]:
+    def labels_with(cls, spec: KDFixMatchConfig) -> tuple[type[Labeler], LabelsConfig]:
         live = live_method(spec)
-        kind: tuple[type[Labeler], FixMatchConfig] = lookup("method", live.name, "method.live.name").labels_with(live)
+        kind: tuple[type[Labeler], LabelsConfig] = lookup("method", live.name, "method.live.name").labels_with(live)
         return kind
 
     @classmethod
     def contradictions(cls, config: RunConfig) -> list[str]:
-        errors, spec = list[str](), cls.spec_of(config)
+        errors, spec = super().contradictions(config), cls.spec_of(config)
         if spec.takes_best and config.dataset.val_fraction == 0:
             errors.append("method.outer.checkpoint: best_on_val needs validation images; give dataset.val_fraction")
-        if spec.live is not None and spec.threshold != FixMatchConfig.model_fields["threshold"].default:
-            errors.append("method.threshold: live labels are those of method.live; give method.live.threshold")
+        if spec.live is not None:
+            fields, ours = type(spec.live).model_fields, type(spec).model_fields
+            if spec.threshold != ours["threshold"].default:
+                errors.append(
+                    f"method.threshold: live labels are those of method.live={spec.live.name}; give its own keys in "
+                    "method.live"
+                )
+            for name in SHARED:
+                if getattr(spec.live, name) not in (fields[name].default, getattr(spec, name)):
+                    errors.append(f"method.live.{name}: both networks have that beside it; give method.{name}")
         return errors
 
     def before(self, start: Start) -> dict[str, tuple[Tensor, dict[str, Any]]]:
@@ -131,7 +143,7 @@ class KDFixMatch(FixMatch[KDFixMatchConfig]):
         label, weight = super().targets(unlabeled, seen, ctx)
         trusted = given.clamp(min=0)
         if label.ndim == 2:
-            trusted = F.one_hot(trusted, label.shape[1]).to(label.dtype)
+            trusted = one_hot(trusted, label.shape[1]).to(label.dtype)
         merge = self.spec.merge
         if merge == "heuristic1":
             # where labels have shares of a weight (softmatch): the live one where that is a half or more
@@ -145,14 +157,15 @@ class KDFixMatch(FixMatch[KDFixMatchConfig]):
         return chosen(outer, lambda: trusted, lambda: label), chosen(outer, lambda: has.float(), lambda: weight)
 
 
-def live_method(spec: KDFixMatchConfig) -> FixMatchConfig:
+def live_method(spec: KDFixMatchConfig) -> LabelsConfig:
     """The method of the outer run, whose live labels the inner one learns from, too."""
-    shared = {name: getattr(spec, name) for name in ("unlabeled_ratio", "unlabeled_weight", "joint_forward")}
+    shared = {name: getattr(spec, name) for name in SHARED}
     if spec.live is None:
         return FixMatchConfig(name="fixmatch", threshold=spec.threshold, **shared)
-    if not isinstance(spec.live, FixMatchConfig):
-        raise ConfigError(f"method.live: {spec.live.name} gives no labels to unlabeled images; choose e.g. flexmatch")
-    return spec.live.replace(**shared)
+    kind = lookup("method", spec.live.name, "method.live.name")
+    if not (issubclass(kind, FixMatch) and all(getattr(kind, name) is getattr(FixMatch, name) for name in STEP)):
+        raise ConfigError(f"method.live: {spec.live.name} is not FixMatch with other labels; choose e.g. flexmatch")
+    return cast("LabelsConfig", spec.live.replace(**shared))
 
 
 def _same_cadence(outer: Required, schedule: ScheduleConfig) -> None:

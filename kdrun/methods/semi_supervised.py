@@ -89,9 +89,14 @@ class SemiSupervised(Method[U]):
             out: Output = student(view, self.features(k))
         return out
 
-    def labeled(self, known: Output, labeled: Samples) -> Tensor:
-        """Cross entropy of labeled images, ()."""
-        return cross_entropy(known.logits, label_of(labeled)).mean()
+    def labeled(self, known: Output, labeled: Samples, weight: Tensor | None = None) -> Tensor:
+        """Cross entropy of labeled images, ().
+
+        Args:
+            weight: (L,), of each of them in the mean; None: all alike.
+        """
+        each = cross_entropy(known.logits, label_of(labeled))
+        return (each if weight is None else weight * each).mean()
 
     def terms(self, known: Output, batch: Batch, ctx: Context, view: str = "weak") -> dict[str, Tensor]:
         """The terms of `loss` against the labels of labeled images."""

@@ -111,6 +111,8 @@ class Setup(NetworkFactory):
 
     train_target: Tensor
     """(N,) int64, -1 where the label is hidden from the run."""
+    num_unlabeled: int = 0
+    """Images of the unlabeled pool, which mostly has the labeled ones, too, and not those for validation."""
     teacher: Teacher | None = None
     restoring: bool = False
     """A finished run is opened again: what only its training needs is left out, and weights follow."""

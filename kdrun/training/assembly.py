@@ -170,7 +170,10 @@ class Assembly:
         names = tuple(name.replace("_", " ") for name in arrays.class_names) if arrays.named else ()
         target = np.full(len(arrays.train_labels), -1, dtype=np.int64)  # -1 where the run may not see the label
         target[self.split.labeled] = arrays.train_labels[self.split.labeled]
-        return self._setup_class(arrays.num_classes, in_chans, mean, std, names, train_target=torch.from_numpy(target))
+        return self._setup_class(
+            arrays.num_classes, in_chans, mean, std, names,
+            train_target=torch.from_numpy(target), num_unlabeled=len(self.split.unlabeled),
+        )  # fmt: skip
 
     @cached_property
     def setup(self) -> Setup:

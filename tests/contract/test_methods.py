@@ -34,7 +34,7 @@ VITS = [
 EXTRA: dict[str, list[str]] = {
     "distill": ["loss=wttm", *TEACHER], "uncertainty_distill": TEACHER, "peer_distill": [TWO, *TEACHER],
     "mixup_distill": ["loss=kd_mixup", *TEACHER], "peer_fixmatch": [TWO, *TEACHER],
-    "linear_eval": ["method.num_labels=50"],
+    "linear_eval": ["method.num_labels=50"], "dash": ["method.rho_min=3"],
 }  # fmt: skip
 # How a batch is fitted in 60 steps: a head alone takes more of them, on features that nobody trained.
 FITS = {"linear_eval": ["schedule.optimizer=adam", "student.args.width=16"]}

@@ -90,6 +90,9 @@ CASES = {
     "half precision": Case("distill", ("schedule.precision=bf16",), near=0.05),
     "parts": Case("fixmatch", ("schedule.accumulate=2", SURE, "views=ctaugment")),
     "chunks": Case("sho", ("method.pcgrad=true", "schedule.accumulate=2", *TEACHER, "loss=kd"), alike=False),
+    "labels in chunks": Case("flexmatch", ("schedule.accumulate=2", SURE), alike=False),
+    "annealing": Case("uda", ("method.annealing=log", SURE)),
+    "live labels": Case("kd_fixmatch", ("method.live={name: freematch}",)),
     "batch_norm=local": Case("distill", ("schedule.batch_norm=local",), alike=False),
 }  # fmt: skip
 
