@@ -45,7 +45,7 @@ F = TypeVar("F", bound=LabelsConfig)
 class FixMatch(SemiSupervised[F]):
     """Confident predictions on weak views are labels for strong views."""
 
-    Config = FixMatchConfig
+    Config: ClassVar[type[LabelsConfig]] = FixMatchConfig
     equation = "H(y, p(weak)) + unlabeled_weight 1[max q >= threshold] H(argmax q, p(strong)), q = p(weak)"
     source = "Sohn et al. 2020, arXiv 2001.07685"
     labels_by: ClassVar[type[Labeler]] = Labeler

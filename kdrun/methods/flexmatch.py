@@ -44,7 +44,8 @@ class Curriculum(Labeler):
         if self.spec.warmup:
             largest = torch.maximum(largest, self.pool - self.count.sum())
         beta = self.count / largest.clamp(min=1)
-        return self.spec.threshold * beta / (2 - beta)
+        thresholds: Tensor = self.spec.threshold * beta / (2 - beta)
+        return thresholds
 
     @torch.no_grad()
     def forward(self, seen: Seen) -> tuple[Tensor, Tensor]:
