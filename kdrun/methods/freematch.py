@@ -1,15 +1,15 @@
 """FreeMatch (Wang et al. 2023, arXiv 2205.07246): FixMatch with thresholds that follow predictions, and fairness.
 
 Moving means of weak predictions q: tau of max q, p~ of q, h~ of the one-hot argmax q, each with the batch at hand taken
-in first. The threshold of class c is tau p~_c / max p~. The fairness term draws predictions on strong views that are
-learned from towards p~ / h~: it is sum_c SN(p~ / h~)_c log SN(p / h)_c, where p is their mean, h the histogram of their
-argmax and SN divides by the sum. Of it alone p has a gradient.
+in first. The threshold of class c is tau p~_c / max p~. The fairness term, sum_c SN(p~ / h~)_c log SN(p / h)_c, is of
+the strong views that are learned from: p is their mean prediction, which has the gradient, h the histogram of their
+argmax, and SN divides by the sum. It grows where predictions gather in the classes that p~ / h~ favours.
 """
 
-from typing import Any
+from typing import Any, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdrun.core.registry import register
@@ -31,6 +31,12 @@ class FreeMatchConfig(LabelsConfig):
     """Of every class; the authors' on SVHN: 0.95."""
     fairness_weight: float = Field(0.01, ge=0)
     """w_f; 0.01 is that of the authors' code (TorchSSL), USB has 0.001."""
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if self.lowest_threshold > self.highest_threshold:
+            raise ValueError(f"lowest_threshold: is above highest_threshold, which is {self.highest_threshold}")
+        return self
 
 
 class SelfAdaptive(Labeler):

@@ -34,7 +34,7 @@ from kdrun.methods.trusted import Clustering, Selection, Selector, trusted_label
 
 SHARED = ("unlabeled_ratio", "unlabeled_weight", "joint_forward")
 """Keys that `live` has, too, and that hold for both networks."""
-STEP = ("step", "learned", "outputs", "labeled", "unlabeled", "targets")
+STEP = ("views", "step", "learned", "outputs", "labeled", "unlabeled", "targets")
 """What a method leaves as FixMatch has it, if its labels are all it differs in."""
 
 

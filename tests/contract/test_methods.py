@@ -36,8 +36,12 @@ EXTRA: dict[str, list[str]] = {
     "mixup_distill": ["loss=kd_mixup", *TEACHER], "peer_fixmatch": [TWO, *TEACHER],
     "linear_eval": ["method.num_labels=50"], "dash": ["method.rho_min=3"],
 }  # fmt: skip
-# How a batch is fitted in 60 steps: a head alone takes more of them, on features that nobody trained.
-FITS = {"linear_eval": ["schedule.optimizer=adam", "student.args.width=16"]}
+# How a batch is fitted in 60 steps: a head alone takes more of them, on features that nobody trained; a fairness term asks
+# for classes that the batch lacks.
+FITS = {
+    "linear_eval": ["schedule.optimizer=adam", "student.args.width=16"],
+    "freematch": ["method.fairness_weight=0.001"],
+}
 # What `Method.before` would give, for the 1,397 training digits.
 ARTIFACTS = {"kd_fixmatch": {"trusted_label": torch.arange(1397) % 11 - 1}}
 

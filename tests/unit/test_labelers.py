@@ -130,6 +130,8 @@ def test_freematch_clips_the_thresholds_of_classes():
     made = labeler("freematch", decay=0.9, lowest_threshold=0.37, highest_threshold=0.375)
     made(SEEN)
     assert made.thresholds.tolist() == near(0.37, 0.37, 0.375)
+    with pytest.raises(ConfigError, match=r"^method\.lowest_threshold: is above highest_threshold, which is 0\.8"):
+        composed("method=freematch", "method.lowest_threshold=0.9", "method.highest_threshold=0.8")
 
 
 def test_fairness_by_hand_and_without_a_gradient_where_nothing_counts():
