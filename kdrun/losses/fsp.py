@@ -11,6 +11,7 @@ from torch import Tensor
 from kdrun.core.errors import ConfigError
 from kdrun.core.registry import register
 from kdrun.losses.features import StagesTerm, smaller
+from kdrun.losses.labels import full
 from kdrun.losses.term import TermSpec
 
 Map = Annotated[str, Field(pattern=r"^(stem|stage[1-9][0-9]*)$")]
@@ -26,7 +27,7 @@ def flow(before: Tensor, after: Tensor) -> Tensor:
     Returns:
         (B, C', C).
     """
-    before, after = (x.flatten(2) for x in smaller(before, after))
+    before, after = (x.flatten(2) for x in smaller(full(before), full(after)))
     return after @ before.mT / before.shape[2]
 
 
@@ -40,7 +41,7 @@ def fsp(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tenso
     Returns:
         (B,).
     """
-    return (flow(*student) - flow(*teacher)).square().flatten(1).mean(1)
+    return (flow(*student) - flow(*teacher).detach()).square().flatten(1).mean(1)
 
 
 @register("loss", "fsp")
