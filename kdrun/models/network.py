@@ -79,7 +79,7 @@ class Network(nn.Module):
         self._asked: Sequence[str] = ()  # if it was asked for it
         if classifier is not None:
             self.dims["prelogits"] = classifier.in_features
-            pooled = self._stages and TOKENS not in self.dims
+            pooled = self._stages and TOKENS not in self.dims and self._net.get_classifier() is classifier
             if pooled and getattr(self._net, "num_features", None) == classifier.in_features:
                 self.dims[MAP] = classifier.in_features
             self._watch("prelogits", classifier)
