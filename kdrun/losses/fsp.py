@@ -56,10 +56,10 @@ class FSP(StagesTerm):
     most: ClassVar[float] = math.inf
 
     class Config(StagesTerm.Config):
-        features: list[Map] | None = Field(None, min_length=2)  # type: ignore[assignment]
+        features: list[Map] | None = Field(None, min_length=2)
         """The student's maps, e.g. [stem, stage1, stage2]; null: what goes into the first stage, where both networks
         tell, and the stages, the last ones of each, as many as both have."""
-        teacher_features: list[Map] | None = Field(None, min_length=2)  # type: ignore[assignment]
+        teacher_features: list[Map] | None = Field(None, min_length=2)
         """The teacher's, held against `features` one by one; null: those of the same names."""
 
     def __init__(self, config: Any, spec: TermSpec) -> None:

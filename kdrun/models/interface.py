@@ -53,7 +53,7 @@ def stage_channels(net: Any, name: str) -> dict[str, int]:
     return found
 
 
-def last_activations(net: Any, name: str) -> dict[str, tuple[nn.Module, nn.Module | None]]:
+def last_activations(net: Any, name: str) -> dict[str, tuple[nn.Module, nn.BatchNorm2d | None]]:
     """`pre1` and so on -> the activation that ends this stage, whose input is the feature, and the batch normalization
     before it, None where that is not of all channels.
 
@@ -75,7 +75,7 @@ def last_activations(net: Any, name: str) -> dict[str, tuple[nn.Module, nn.Modul
         except AttributeError as error:
             raise ConfigError(f"{KEY}: {name}: feature_info[{i}]: {error}; {PAGE}") from None
         whole = isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.num_features == entry["num_chs"]
-        found[f"pre{i + 1}"] = act, norm if whole else None
+        found[f"pre{i + 1}"] = (act, norm if whole else None)
     return found
 
 

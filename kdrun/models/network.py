@@ -246,7 +246,8 @@ class Network(nn.Module):
     def _keep(self, name: str, module: nn.Module, args: tuple[Tensor]) -> None:
         """A hook that belongs to the copy, too, when the network is copied."""
         if self._seen is not None and name in self._asked:
-            value = module.before(*args) if callable(getattr(module, "before", None)) else args[0]
+            before: Callable[..., Tensor] | None = getattr(module, "before", None)
+            value = args[0] if before is None else before(*args)
             self._seen[name] = value.clone() if getattr(module, "inplace", False) else value
 
     def load(self, path: Path) -> None:
