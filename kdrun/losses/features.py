@@ -1,4 +1,4 @@
-"""Losses between features of the student and the teacher: FitNet, AT, RKD, PKT and VID.
+"""Losses between features of the student and the teacher: AT, RKD, PKT and VID, and what such losses share.
 
 In float32 whatever comes in (float64 stays), gradients to the student only. A stage's feature is a map (B, C, H, W); of
 two maps the larger one is average-pooled to the smaller. Constants are those of the CIFAR-100 comparison of Tian et al.
@@ -8,7 +8,7 @@ two maps the larger one is average-pooled to the smaller. Constants are those of
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -24,20 +24,6 @@ from kdrun.losses.labels import full
 from kdrun.losses.term import Pair, Term, TermSpec, width
 
 TINY = 1e-12  # what a norm or a mean distance is at least, where it divides
-
-
-def fitnet(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over channels and positions of (f_s - f_t)^2 (Romero et al. 2015, arXiv 1412.6550).
-
-    Args:
-        student: (B, C, H, W), regressed to the teacher's channels.
-        teacher: (B, C, H', W').
-
-    Returns:
-        (B,).
-    """
-    student, teacher = same_size(student, teacher)
-    return (student - teacher).square().flatten(1).mean(1)
 
 
 def at(student: Tensor, teacher: Tensor) -> Tensor:
@@ -144,8 +130,13 @@ def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     for role, feature in (("student", student), ("teacher", teacher)):
         if feature.ndim != 4:
             raise KdrunError(f"the {role}'s feature of shape {tuple(feature.shape)} is no map (B, C, H, W)")
-    height, breadth = (min(student.shape[i], teacher.shape[i]) for i in (2, 3))
-    return _pooled(full(student), height, breadth), _pooled(full(teacher.detach()), height, breadth)
+    return smaller(full(student), full(teacher.detach()))
+
+
+def smaller(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Two maps at the smaller height and width of both, by average pooling."""
+    height, breadth = (min(one.shape[i], other.shape[i]) for i in (2, 3))
+    return _pooled(one, height, breadth), _pooled(other, height, breadth)
 
 
 def _pooled(feature: Tensor, height: int, breadth: int) -> Tensor:
@@ -211,71 +202,11 @@ def stages(dims: Mapping[str, int], role: str) -> list[str]:
     return found
 
 
-@register("loss", "fitnet")
-class FitNet(FeatureTerm):
-    """`fitnet` of one stage; the student's map goes through a convolution, batch normalization and ReLU."""
-
-    equation = (
-        "mean (r(f_s) - f_t)^2, f_s the student's map at feature, f_t the teacher's at teacher_feature, r the "
-        "learned regressor"
-    )
-    source = "Romero et al. 2015, arXiv 1412.6550; weight: Tian et al. 2020, arXiv 1910.10699"
-
-    class Config(TermConfig):
-        regressor: Literal["pool", "conv"] = "pool"
-        """Where the maps differ in size: pool: the larger one is pooled, which fits any two; conv: the literature's, a
-        3x3 convolution of stride 2, or a transposed 4x4 one, where one map is twice as large as the other."""
-        feature: Stage | None = None
-        """The student's stage; null: the middle one. That is hint layer 2 of the literature in all its pairs."""
-        teacher_feature: Stage | None = None
-        """The teacher's stage; null: of the same name as `feature` where that is given, else the middle one."""
-
-    def __init__(self, config: Any, spec: TermSpec) -> None:
-        super().__init__(config, spec)
-        student = config.feature or _middle(spec.student_dims, "student")
-        teacher = config.teacher_feature or config.feature or _middle(spec.teacher_dims, "teacher")
-        self.needed = replace(self.needed, features=(student,), teacher_features=(teacher,))
-        inputs, outputs = width(spec.student_dims, student, "student"), width(spec.teacher_dims, teacher, "teacher")
-        convolution: nn.Module = nn.Conv2d(inputs, outputs, 1, bias=False)
-        if config.regressor == "conv":
-            sides = spec.student_reductions.get(student), spec.teacher_reductions.get(teacher)
-            convolution = _between(*sides, inputs, outputs)
-        self.regressor = nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
-
-    def value(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-        mine, other = student[0], teacher[0]
-        if self.config.regressor == "pool":
-            mine, other = same_size(mine, other)
-        return fitnet(self.regressor(mine), other)
-
-
-def _between(student: int | None, teacher: int | None, inputs: int, outputs: int) -> nn.Module:
-    """The convolution from the student's map to the size of the teacher's, as in the code of arXiv 1910.10699.
-
-    Args:
-        student: side of the image over that of the student's map; None: not known.
-        teacher: likewise.
-    """
-    if student is None or teacher is None or max(student, teacher) > 2 * min(student, teacher):
-        known = "not known" if student is None or teacher is None else f"1/{student} and 1/{teacher} of the image"
-        raise ConfigError(
-            f"regressor: conv is for maps of which one is at most twice as large, and their sides are {known}; set it "
-            "to pool"
-        )
-    if student < teacher:
-        return nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False)
-    if student > teacher:
-        return nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False)
-    return nn.Conv2d(inputs, outputs, 1, bias=False)
-
-
-def _middle(dims: Mapping[str, int], role: str) -> str:
-    found = stages(dims, role)
-    return found[(len(found) - 1) // 2]
-
-
 class StagesTerm(FeatureTerm):
     """The sum of a loss over pairs of stages."""
+
+    most: ClassVar[float] = 4
+    """As many pairs at most where none are named."""
 
     class Config(TermConfig):
         features: list[Stage] | None = Field(None, min_length=1)
@@ -290,18 +221,30 @@ class StagesTerm(FeatureTerm):
         if config.features is None:
             if config.teacher_features is not None:
                 raise ConfigError("teacher_features needs features, the student's stages to hold them against")
-            pairs = stages(spec.student_dims, "student"), stages(spec.teacher_dims, "teacher")
-            count = min(4, *map(len, pairs))
-            student, teacher = (names[-count:] for names in pairs)
+            student, teacher = self.maps(spec)
         else:
             student, teacher = config.features, config.teacher_features or config.features
         if len(student) != len(teacher):
             raise ConfigError(f"features names {len(student)} stages, teacher_features {len(teacher)}: they are paired")
+        self.pairs = list(zip(student, teacher, strict=True))
+        """The stages by their names."""
+        mine, others = spec.student_dims, spec.teacher_dims
+        student = [self.place(s, mine, "student") for s in student]
+        teacher = [self.place(t, others, "teacher") for t in teacher]
         self.needed = replace(self.needed, features=tuple(student), teacher_features=tuple(teacher))
         self.widths = [
-            (width(spec.student_dims, s, "student"), width(spec.teacher_dims, t, "teacher"))
-            for s, t in zip(student, teacher, strict=True)
+            (width(mine, s, "student"), width(others, t, "teacher")) for s, t in zip(student, teacher, strict=True)
         ]
+
+    def maps(self, spec: TermSpec) -> tuple[list[str], list[str]]:
+        """The student's and the teacher's stages where none are named."""
+        pairs = stages(spec.student_dims, "student"), stages(spec.teacher_dims, "teacher")
+        count = int(min(self.most, *map(len, pairs)))
+        return pairs[0][-count:], pairs[1][-count:]
+
+    def place(self, stage: str, dims: Mapping[str, int], role: str) -> str:
+        """The feature that is looked at of a stage of the network of this role."""
+        return stage
 
     def value(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         values = [self.of_stage(k, s, t) for k, (s, t) in enumerate(zip(student, teacher, strict=True))]

@@ -1,14 +1,17 @@
 """ReviewKD: the student's stages, fused from the last to the first, against the teacher's (Chen et al. 2021)."""
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdrun.core.errors import ConfigError
 from kdrun.core.registry import register
+from kdrun.losses.before_relu import before_relu
 from kdrun.losses.features import StagesTerm
 from kdrun.losses.labels import full
 from kdrun.losses.term import Pair, TermSpec, risen, width
@@ -83,16 +86,18 @@ class ReviewKD(StagesTerm):
 
     equation = (
         "min(progress / warmup, 1) sum over levels of (mse + sum_k 2^-k mse of maps pooled to sides 4, 2, 1) / sum of "
-        "the weights, of features fused from the last to the first in middle channels, and teacher_features"
+        "the weights, of features fused from the last to the first in middle channels, and teacher_features, with "
+        "targets=pre before the last ReLU"
     )
     source = "Chen et al. 2021, arXiv 2104.09044"
     # deviates: the authors raise the weight once an epoch, by 1/20 from the first; we at each step, as for dkd.
-    # deviates: the authors' targets are the teacher's maps before the last ReLU of a stage (of wide ResNets behind the
-    # next batch normalization); ours are the stages as networks give them, behind that ReLU (of wide ResNets the sums).
 
     class Config(StagesTerm.Config):
         middle: int = Field(512, gt=0)
         """Channels in which levels are fused, at most; fewer where the student's classifier has fewer inputs."""
+        targets: Literal["pre", "post"] = "post"
+        """The teacher's maps: pre: before the activation that ends a stage (of wide ResNets behind the next batch
+        normalization), the authors'; post: the stages as the network gives them (of wide ResNets the sums)."""
         warmup: float = Field(20 / 240, ge=0, lt=1)
         """Share of the run in which the weight rises from 0: the paper's 20 epochs of 240."""
 
@@ -109,6 +114,15 @@ class ReviewKD(StagesTerm):
             Fusion(inputs, middle, outputs, top=k == len(self.widths))
             for k, (inputs, outputs) in enumerate([*self.widths, top])
         )
+
+    def place(self, stage: str, dims: Mapping[str, int], role: str) -> str:
+        name = stage if role == "student" or self.config.targets == "post" else before_relu(stage)
+        if name != stage and stage in dims and name not in dims:
+            raise ConfigError(
+                f"the teacher gives no {name}, its {stage} before the last ReLU, and targets is pre; set it to post: "
+                "loss.reviewkd.targets=post"
+            )
+        return name
 
     def forward(self, pair: Pair) -> Tensor:
         return risen(pair.progress, self.config.warmup) * super().forward(pair)

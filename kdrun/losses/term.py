@@ -64,6 +64,8 @@ class TermSpec:
     student_reductions: Mapping[str, int] = field(default_factory=dict)
     """Stage -> side of the image over that of its map; without stages where that is not known."""
     teacher_reductions: Mapping[str, int] = field(default_factory=dict)
+    teacher_norms: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """`pre1` and so on -> weight and bias (C,) of the teacher's batch normalization before it, where it has one."""
 
 
 Statistic = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -227,6 +227,7 @@ class Method(nn.Module, Generic[C]):
             teacher_classifier=teacher.classifier if teacher else None, teacher_source=self.config.teacher.source,
             student_classifier=getattr(student, "linear_classifier", None),
             student_reductions=own, teacher_reductions=others,
+            teacher_norms=getattr(teacher and teacher.network, "norms", {}),
         )  # fmt: skip
         return LossSet({} if self.setup.restoring else self.config.losses, self.config.seed, spec)
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import timm
+from timm.models.resnet import BasicBlock, Bottleneck
+from timm.models.resnet import ResNet as TimmResNet
 from torch import Tensor, nn
 
 from kdrun.core.errors import ConfigError
@@ -49,6 +51,45 @@ def stage_channels(net: Any, name: str) -> dict[str, int]:
             raise ConfigError(f"{KEY}: {name}: feature_info[{i}] lacks num_chs, a number of channels; {PAGE}")
         found[f"stage{i + 1}"] = entry["num_chs"]
     return found
+
+
+def last_activations(net: Any, name: str) -> dict[str, tuple[nn.Module, nn.BatchNorm2d | None]]:
+    """`pre1` and so on -> the activation that ends this stage, whose input is the feature, and the batch normalization
+    before it, None where that is not of all channels.
+
+    A network names both as `act` and `norm` in the stage's entry of its feature_info; where the activation begins the
+    next stage, as in networks that normalise first, it is that one. An activation of several inputs makes the feature
+    of them by its method `before`. Entries without `act` have no such feature. Of timm's networks ResNets are known.
+
+    Raises:
+        ConfigError: an entry names what is not there.
+    """
+    found = {}
+    for i, entry in enumerate(net.feature_info or ()):
+        told = {**_of_resnet(net, entry["module"]), **entry} if isinstance(net, TimmResNet) else entry
+        if not told.get("act"):
+            continue
+        try:
+            act = net.get_submodule(told["act"])
+            norm = net.get_submodule(told["norm"]) if told.get("norm") else None
+        except AttributeError as error:
+            raise ConfigError(f"{KEY}: {name}: feature_info[{i}]: {error}; {PAGE}") from None
+        whole = isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.num_features == entry["num_chs"]
+        found[f"pre{i + 1}"] = (act, norm if whole else None)
+    return found
+
+
+def _of_resnet(net: Any, stage: str) -> dict[str, str]:
+    """`act` and `norm` of a stage of timm's ResNet; none where it ends otherwise than the original does."""
+    module = net.get_submodule(stage)
+    ends: dict[type, tuple[str, str]] = {BasicBlock: ("act2", "bn2"), Bottleneck: ("act3", "bn3")}
+    if stage == "act1":
+        act, norm = "act1", "bn1"
+    elif isinstance(module, nn.Sequential) and type(module[-1]) in ends:
+        act, norm = (f"{stage}.{len(module) - 1}.{part}" for part in ends[type(module[-1])])
+    else:
+        return {}
+    return {"act": act, "norm": norm} if isinstance(net.get_submodule(act), nn.ReLU) else {}
 
 
 def whole_pass(net: Any) -> dict[str, bool]:

@@ -23,7 +23,7 @@ from kdrun.core.schema import build
 from kdrun.core.seeding import subseed
 from kdrun.data.views.view import View
 from kdrun.models.heads import hidden_head
-from kdrun.models.interface import refuse_logits, stage_channels, whole_pass
+from kdrun.models.interface import last_activations, refuse_logits, stage_channels, whole_pass
 from kdrun.models.output import Output
 from kdrun.models.pretrained import timm_network
 
@@ -50,7 +50,8 @@ class Network(nn.Module):
     channels of the feature `name`: `prelogits` (B, D), the input of the last linear layer, `stage1` and so on,
     (B, C, H, W), of a transformer `tokens`, the last of them behind the final norm, and where the head is not linear
     `pooled` (B, D), the input of the head. `map` (B, D, H, W) is what a convolutional network pools for its classifier:
-    the last stage, or what follows it.
+    the last stage, or what follows it. `pre1` and so on are the stages before the activation that ends them, `stem`
+    what goes into the first of kdrun's own networks; where there are such.
     """
 
     mean: Tensor
@@ -74,18 +75,20 @@ class Network(nn.Module):
             self.dims[TOKENS] = self.dims[self._stages[-1]]
         self._whole = whole_pass(self.net)
         classifier = self._classifier()
-        self._seen: dict[str, Tensor] | None = None  # where a forward pass that was asked for prelogits keeps them
+        self._seen: dict[str, Tensor] | None = None  # where a forward pass keeps what hooks see,
+        self._asked: Sequence[str] = ()  # if it was asked for it
         if classifier is not None:
             self.dims["prelogits"] = classifier.in_features
-            pooled = self._stages and TOKENS not in self.dims
+            pooled = self._stages and TOKENS not in self.dims and self._net.get_classifier() is classifier
             if pooled and getattr(self._net, "num_features", None) == classifier.in_features:
                 self.dims[MAP] = classifier.in_features
-            # once: torch.compile cannot trace registering
-            classifier.register_forward_pre_hook(partial(self._keep, "prelogits"))
+            self._watch("prelogits", classifier)
         head = self._net.get_classifier()
         if isinstance(head, nn.Sequential) and isinstance(head[0], nn.Linear) and classifier is not head[0]:
             self.dims["pooled"] = head[0].in_features
-            head.register_forward_pre_hook(partial(self._keep, "pooled"))
+            self._watch("pooled", head)
+        if self._stages:
+            self._watch_activations(model.name)
 
     @property
     def _net(self) -> Any:
@@ -194,8 +197,16 @@ class Network(nn.Module):
         if unknown:
             raise ConfigError(f"{self.name} has no feature {unknown[0]!r}; it has {', '.join(self.dims) or 'none'}")
         out: dict[str, Tensor] = {}
+        self._seen, self._asked = out, features
+        try:
+            logits = self._pass(x, features, out)
+        finally:  # a pass that is made again for the backward pass is left before its end
+            self._seen = None
+        return Output(logits, {name: out[name] for name in features})
+
+    def _pass(self, x: Tensor, features: Sequence[str], out: dict[str, Tensor]) -> Tensor:
+        """Logits; stages, tokens and map go into `out`."""
         stages = [name for name in self._stages if name in features]
-        self._seen = out if {"prelogits", "pooled"} & set(features) else None
         if stages or {TOKENS, MAP} & set(features):
             # some of timm's networks give nothing where no stage is asked
             asked = stages if stages and TOKENS not in features else list(dict.fromkeys((*stages, self._stages[-1])))
@@ -206,20 +217,38 @@ class Network(nn.Module):
                 out[TOKENS] = final[:, -maps[-1].shape[2:].numel() :].mT.reshape(maps[-1].shape)
             if MAP in features:
                 out[MAP] = final.permute(0, 3, 1, 2) if getattr(self._net, "output_fmt", "") == "NHWC" else final
-            logits = self._logits(self._net.forward_head(final))
-        else:
-            logits = self._logits(self.net(x))
-        self._seen = None
-        return Output(logits, {name: out[name] for name in features})
+            return self._logits(self._net.forward_head(final))
+        return self._logits(self.net(x))
 
     def _logits(self, found: Tensor) -> Tensor:
         refuse_logits(found, self.name, self.spec.num_classes)
         return found.float()
 
-    def _keep(self, name: str, _: nn.Module, args: tuple[Tensor]) -> None:
+    def _watch(self, name: str, module: nn.Module) -> None:
+        """Have the input of a module as a feature. Once: torch.compile cannot trace registering."""
+        module.register_forward_pre_hook(partial(self._keep, name))
+
+    def _watch_activations(self, name: str) -> None:
+        """`pre1` and so on, and `stem`."""
+        for feature, (act, _) in last_activations(self._net, name).items():
+            self.dims[feature] = self.dims[feature.replace("pre", "stage")]
+            self._watch(feature, act)
+        if stem := getattr(self._net, "stem_chs", 0):
+            self.dims["stem"] = stem
+            self._watch("stem", self._net.get_submodule(self._net.feature_info[0]["module"]))
+
+    @property
+    def norms(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """`pre1` and so on -> weight and bias (C,) of the batch normalization that comes last before it."""
+        found = last_activations(self._net, self.name) if self._stages else {}
+        return {name: (norm.weight, norm.bias) for name, (_, norm) in found.items() if norm is not None}
+
+    def _keep(self, name: str, module: nn.Module, args: tuple[Tensor]) -> None:
         """A hook that belongs to the copy, too, when the network is copied."""
-        if self._seen is not None:
-            self._seen[name] = args[0]
+        if self._seen is not None and name in self._asked:
+            before: Callable[..., Tensor] | None = getattr(module, "before", None)
+            value = args[0] if before is None else before(*args)
+            self._seen[name] = value.clone() if getattr(module, "inplace", False) else value
 
     def load(self, path: Path) -> None:
         """Take the weights of a file that `save` of an equal network wrote."""

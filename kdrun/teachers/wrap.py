@@ -47,6 +47,12 @@ class Tempered(nn.Module):
         return found
 
     @property
+    def norms(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The network's own, where it tells."""
+        found: dict[str, tuple[Tensor, Tensor]] = getattr(self.network, "norms", {})
+        return found
+
+    @property
     def class_embeddings(self) -> Tensor | None:
         """The network's own, of a CLIP."""
         found: Tensor | None = getattr(self.network, "class_embeddings", None)

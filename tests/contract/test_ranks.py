@@ -40,7 +40,8 @@ from tests.ranks import over
 lookup("loss", "ce", "")
 STEPS = 5
 AT = 11  # where the step is taken: warm-ups are over, and a small last batch is met
-OTHERS = ("vitkd", "linearity")  # terms that do not go with the others: of transformers, and of mixed images
+# Terms that do not go with the others: of transformers, of mixed images, and of networks as wide as each other.
+OTHERS = ("vitkd", "linearity", "fsp")
 TERMS = sorted(set(_REGISTRY["loss"]) - set(OTHERS))
 # No two processes drop the same, so what one process has is no measure.
 DROPPING_TEACHER = (
@@ -69,6 +70,7 @@ CASES = {
     "weights of a memory": Case("uncertainty_distill", ("loss=wttm_crd", "loss.crd.num_negatives=8")),
     "gathered": Case("distill", (), ("ce", "dist", "crd", "rkd")),
     "vitkd": Case("distill", ("loss=kd", *VITS), ("vitkd", "ce", "dist")),
+    "fsp": Case("distill", ("student.args.width=16",), ("fsp", "ce")),
     "linearity": Case("mixup_distill", ("views.mix.kind=mixup",), ("linearity", "kd", "ce")),
     "linearity of the teacher": Case(
         "mixup_distill", ("views.mix.kind=cutmix", "loss=kd_linearity", "loss.linearity.of=teacher")

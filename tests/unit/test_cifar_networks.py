@@ -40,6 +40,7 @@ NETWORKS = {
     "shufflenetv2": (1_355_528, (116, 232, 464), (16, 8, 4)),
 }
 SMALL = ("resnet8x4", "wrn_16_1", "wrn_28_2", "vgg8_cifar", "mobilenetv2_half", "shufflenetv1", "shufflenetv2")
+STEMS = {"resnet8x4": 32, "resnet32x4": 32, "resnet50_cifar": 64, "shufflenetv1": 24, "shufflenetv2": 24}
 PRELOGITS = {"mobilenetv2_half": 1280, "shufflenetv2": 1024}
 FIXMATCH = ("wrn_28_2", "wrn_28_8", "wrn_37_2")
 each_network = each("name", NETWORKS)
@@ -101,12 +102,19 @@ def test_features_have_the_shapes_that_are_announced(name):
     _, widths, sides = NETWORKS[name]
     net = built(name)
     stages = [f"stage{i + 1}" for i in range(len(widths))]
-    assert net.dims == {**dict(zip(stages, widths, strict=True)), "prelogits": PRELOGITS.get(name, widths[-1])}
+    last = PRELOGITS.get(name, widths[-1])
+    before = {} if name == "mobilenetv2_half" else {f"pre{i + 1}": width for i, width in enumerate(widths)}
+    stem = {} if name.startswith("vgg") else {"stem": STEMS.get(name, 16)}
+    announced = {**dict(zip(stages, widths, strict=True)), "prelogits": last, "map": last, **before, **stem}
+    assert list(net.dims.items()) == list(announced.items())
     with torch.no_grad():
         features = net(batch(), tuple(net.dims)).features
     assert [tuple(features[stage].shape) for stage in stages] == [
         (2, w, s, s) for w, s in zip(widths, sides, strict=True)
     ]
+    assert all(features[name.replace("stage", "pre")].shape == features[name].shape for name in stages if before)
+    assert features["map"].shape == (2, last, sides[-1], sides[-1])
+    assert "stem" not in features or features["stem"].shape[1] == net.dims["stem"]
     assert features["prelogits"].shape == (2, net.dims["prelogits"])
     assert [32 // info["reduction"] for info in net.net.feature_info] == list(sides)
 
@@ -328,7 +336,7 @@ def test_shuffle_net_mixes_the_groups():
     x = torch.randn(2, 116, 4, 4)
     out = block(x)
     assert torch.equal(out[:, ::2], x[:, :58])
-    assert torch.equal(out[:, 1::2], block.branch(x[:, 58:]))
+    assert torch.equal(out[:, 1::2], block.branch(x[:, 58:]).relu())
 
 
 def test_first_block_of_shuffle_net_1_passes_the_pooled_input_on():

@@ -15,7 +15,8 @@ from kdrun.config.model import ModelConfig
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.registry import lookup
 from kdrun.losses.crd import nce, of_other_classes
-from kdrun.losses.features import at, fitnet, pkt, rkd_angle, rkd_distance, vid
+from kdrun.losses.features import at, pkt, rkd_angle, rkd_distance, vid
+from kdrun.losses.fitnet import fitnet
 from kdrun.losses.itrd import correlation_loss, mutual_information_loss
 from kdrun.losses.set import LossSet
 from kdrun.losses.term import Pair, TermSpec

@@ -42,7 +42,8 @@ def test_the_mlp_head_takes_the_place_of_any_classifier(name, tmp_path):
     assert [type(m) for m in head] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout, nn.Linear]
     assert (head[0].in_features, head[0].out_features, head[0].bias) == (plain.dims["prelogits"], 256, None)
     assert (head[3].p, head[4].out_features) == (0.3, 7)
-    assert net.dims == {**plain.dims, "prelogits": 256, "pooled": plain.dims["prelogits"]}
+    others = {name: dim for name, dim in plain.dims.items() if name != "map"}  # which no linear layer is about
+    assert net.dims == {**others, "prelogits": 256, "pooled": plain.dims["prelogits"]}
     assert sum(p.numel() for n, p in net.net.named_parameters() if n in dict(plain.net.named_parameters())) == (
         plain.num_params - sum(p.numel() for p in plain.net.get_classifier().parameters())
     )

@@ -156,7 +156,7 @@ def test_where_the_teacher_rates_no_class_below_the_label_there_is_nothing_to_le
 
 def term(name: str, student=DIMS, teacher=WIDE, classifier=classify, source: str = "train", **fields):
     config = lookup("loss", name, name).Config(name=name, **fields)
-    spec = TermSpec(3, len(LABELS), student, teacher, LABELS, classifier, source)
+    spec = TermSpec(3, len(LABELS), student, teacher, LABELS, classifier, teacher_source=source)
     return LossSet({name: config}, 0, spec).terms[name]
 
 

@@ -20,17 +20,27 @@ class CifarNetwork(nn.Module):
     fc: nn.Linear
     pretrained_cfg: dict[str, Any]
     """timm's: the input of exported weights; other networks have none."""
+    stem_chs: int = 0
+    """Channels of what goes into the first stage, the feature `stem`; 0: that is the image itself."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.feature_info: list[dict[str, Any]] = []
 
-    def add_stage(self, modules: Iterable[nn.Module], num_chs: int, reduction: int) -> None:
-        """The next stage, `layer1` ...; its output has `num_chs` channels and 1 / `reduction` of the image's side."""
+    def add_stage(
+        self, modules: Iterable[nn.Module], num_chs: int, reduction: int, act: str = "", norm: str = ""
+    ) -> None:
+        """The next stage, `layer1` ...; its output has `num_chs` channels and 1 / `reduction` of the image's side.
+
+        Args:
+            act: name within the stage of the activation that ends it; none: something else does.
+            norm: likewise of the batch normalization before that; see `kdrun.models.interface.last_activations`.
+        """
         name = f"layer{len(self.feature_info) + 1}"
         self.add_module(name, nn.Sequential(*modules))
-        self.feature_info.append({"num_chs": num_chs, "reduction": reduction, "module": name})
+        told = {key: f"{name}.{part}" for key, part in (("act", act), ("norm", norm)) if part}
+        self.feature_info.append({"num_chs": num_chs, "reduction": reduction, "module": name, **told})
 
     def add_classifier(self, num_features: int) -> None:
         self.num_features = self.head_hidden_size = num_features

@@ -49,7 +49,7 @@ class CifarMobileNetV2(CifarNetwork):
 
     def __init__(self, width: float, num_classes: int = 10, in_chans: int = 3) -> None:
         super().__init__(num_classes)
-        inputs = int(32 * width)
+        self.stem_chs = inputs = int(32 * width)
         self.conv1 = nn.Conv2d(in_chans, inputs, 3, 2, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(inputs)
         for i, groups in enumerate(STAGES):

@@ -7,6 +7,7 @@ resnet50_cifar is the ImageNet network of bottleneck blocks with a stem for smal
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
+        self.act2 = nn.ReLU()
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             self.shortcut = (
@@ -28,7 +30,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+        return torch.as_tensor(self.act2(self.bn2(self.conv2(out)) + self.shortcut(x)))
 
 
 class Projection(nn.Sequential):
@@ -63,6 +65,7 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(middle)
         self.conv3 = nn.Conv2d(middle, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
+        self.act3 = nn.ReLU()
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             self.shortcut = Projection(inputs, outputs, stride)
@@ -70,7 +73,7 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
-        return F.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
+        return torch.as_tensor(self.act3(self.bn3(self.conv3(out)) + self.shortcut(x)))
 
 
 class CifarResNet(CifarNetwork):
@@ -96,13 +99,13 @@ class CifarResNet(CifarNetwork):
             widths = [width * w // widths[0] for w in widths]
         self.conv1 = nn.Conv2d(in_chans, widths[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        inputs = widths[0]
+        self.stem_chs = inputs = widths[0]
         for i, outputs in enumerate(widths[1:]):
             blocks = []
             for j in range((depth - 2) // 6):
                 blocks.append(BasicBlock(inputs, outputs, 2 if i > 0 and j == 0 else 1, shortcut))
                 inputs = outputs
-            self.add_stage(blocks, outputs, 2**i)
+            self.add_stage(blocks, outputs, 2**i, f"{len(blocks) - 1}.act2", f"{len(blocks) - 1}.bn2")
         self.add_classifier(widths[3])
         self.init_convolutions()
 
@@ -121,13 +124,13 @@ class CifarBottleneckResNet(CifarNetwork):
         super().__init__(num_classes)
         self.conv1 = nn.Conv2d(in_chans, 64, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        inputs = 64
+        self.stem_chs = inputs = 64
         for i, depth in enumerate(depths):
             blocks = []
             for j in range(depth):
                 blocks.append(Bottleneck(inputs, 64 * 2**i, 2 if i > 0 and j == 0 else 1))
                 inputs = 4 * 64 * 2**i
-            self.add_stage(blocks, inputs, 2**i)
+            self.add_stage(blocks, inputs, 2**i, f"{depth - 1}.act3", f"{depth - 1}.bn3")
         self.add_classifier(inputs)
         self.init_convolutions()
 

@@ -41,17 +41,18 @@ class V1Block(nn.Module):
         self.reduce = ConvNorm(inputs, middle, 1, groups=self.groups)
         self.depthwise = ConvNorm(middle, middle, 3, stride, groups=middle)
         self.expand = ConvNorm(middle, own, 1, groups=groups)
+        self.act = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.channel_shuffle(F.relu(self.reduce(x)), self.groups)
         out = self.expand(F.relu(self.depthwise(out)))
         if self.stride == 1:
-            return F.relu(out + x)
-        return F.relu(torch.cat([out, F.avg_pool2d(x, 3, stride=2, padding=1)], 1))
+            return torch.as_tensor(self.act(out + x))
+        return torch.as_tensor(self.act(torch.cat([out, F.avg_pool2d(x, 3, stride=2, padding=1)], 1)))
 
 
 class V2Branch(nn.Sequential):
-    """1x1, depthwise 3x3 and 1x1 convolution."""
+    """1x1, depthwise 3x3 and 1x1 convolution, without the last ReLU."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__(
@@ -59,7 +60,6 @@ class V2Branch(nn.Sequential):
             nn.ReLU(),
             ConvNorm(outputs, outputs, 3, stride, groups=outputs),
             ConvNorm(outputs, outputs, 1),
-            nn.ReLU(),
         )
 
 
@@ -73,7 +73,7 @@ class V2DownBlock(nn.Module):
         self.right = V2Branch(inputs, half, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.channel_shuffle(torch.cat([self.left(x), self.right(x)], 1), 2)
+        return joined(self.left(x), F.relu(self.right(x)))
 
 
 class V2Block(nn.Module):
@@ -82,10 +82,26 @@ class V2Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.branch = V2Branch(width // 2, width // 2, 1)
+        self.act = V2Activation()
 
     def forward(self, x: Tensor) -> Tensor:
         left, right = x.chunk(2, 1)
-        return F.channel_shuffle(torch.cat([left, self.branch(right)], 1), 2)
+        return torch.as_tensor(self.act(left, self.branch(right)))
+
+
+class V2Activation(nn.Module):
+    """ReLU of the second half; the first has come through one."""
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return joined(left, F.relu(right))
+
+    def before(self, left: Tensor, right: Tensor) -> Tensor:
+        """The map that ReLU would make the output of."""
+        return joined(left, right)
+
+
+def joined(left: Tensor, right: Tensor) -> Tensor:
+    return F.channel_shuffle(torch.cat([left, right], 1), 2)
 
 
 class CifarShuffleNetV1(CifarNetwork):
@@ -101,10 +117,11 @@ class CifarShuffleNetV1(CifarNetwork):
     ) -> None:
         super().__init__(num_classes)
         self.conv1 = ConvNorm(in_chans, STEM, 1)
-        inputs = STEM
+        self.stem_chs = inputs = STEM
         for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
             blocks = [V1Block(inputs, width, 2, groups), *(V1Block(width, width, 1, groups) for _ in range(1, depth))]
-            self.add_stage(blocks, width, 2 ** (i + 1))
+            last = depth - 1
+            self.add_stage(blocks, width, 2 ** (i + 1), f"{last}.act", f"{last}.expand.1")
             inputs = width
         self.add_classifier(inputs)
 
@@ -126,9 +143,10 @@ class CifarShuffleNetV2(CifarNetwork):
     ) -> None:
         super().__init__(num_classes)
         self.conv1 = ConvNorm(in_chans, STEM, 1)
-        inputs = STEM
+        self.stem_chs = inputs = STEM
         for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
-            self.add_stage([V2DownBlock(inputs, width), *(V2Block(width) for _ in range(depth))], width, 2 ** (i + 1))
+            blocks = [V2DownBlock(inputs, width), *(V2Block(width) for _ in range(depth))]
+            self.add_stage(blocks, width, 2 ** (i + 1), f"{depth}.act")
             inputs = width
         self.conv2 = ConvNorm(inputs, last, 1)
         self.add_classifier(last)

@@ -31,7 +31,8 @@ class CifarVGG(CifarNetwork):
             for _ in range(depth):
                 modules += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
                 inputs = outputs
-            self.add_stage(modules, outputs, 2 ** min(i, 3))
+            last = len(modules) - 1
+            self.add_stage(modules, outputs, 2 ** min(i, 3), str(last), str(last - 1))
         self.add_classifier(inputs)
         self.init_convolutions()
 

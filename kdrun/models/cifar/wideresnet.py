@@ -5,6 +5,7 @@ arXiv 2001.07685, which differs in slope, batch normalization, shortcuts and the
 wrn_28_2 with a fourth stage, for the 96 px of STL-10. FixMatch counts the convolutions of shortcuts, one a stage.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,6 +36,7 @@ class PreactBlock(nn.Module):
         super().__init__()
         self.activate_first, self.slope, self.drop_rate = activate_first, slope, drop_rate
         self.bn1 = norm(inputs)
+        self.act1 = nn.LeakyReLU(slope)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn2 = norm(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
@@ -43,7 +45,7 @@ class PreactBlock(nn.Module):
             self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.leaky_relu(self.bn1(x), self.slope)
+        out = self.act1(self.bn1(x))
         if self.activate_first:
             x = out
         out = F.leaky_relu(self.bn2(self.conv1(out)), self.slope)
@@ -73,7 +75,7 @@ class WideResNet(CifarNetwork):
         if left or units < 1:
             raise ValueError(f"depth must be {2 * stages}n + {stages + 1}, got {depth}")
         self.conv1 = nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False)
-        inputs = 16
+        self.stem_chs = inputs = 16
         for i in range(stages):
             outputs = 16 * widen * 2**i
             blocks = []
@@ -84,6 +86,10 @@ class WideResNet(CifarNetwork):
                 inputs = outputs
             self.add_stage(blocks, outputs, 2**i)
         self.bn1 = self.norm(inputs)
+        self.act1 = nn.LeakyReLU(self.slope)
+        behind = [f"layer{i + 1}.0." for i in range(1, stages)] + [""]
+        for info, place in zip(self.feature_info, behind, strict=True):
+            info.update(act=f"{place}act1", norm=f"{place}bn1")
         self.add_classifier(inputs)
         self.init_convolutions()
 
@@ -99,7 +105,7 @@ class WideResNet(CifarNetwork):
         return out
 
     def tail(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(self.bn1(x), self.slope)
+        return torch.as_tensor(self.act1(self.bn1(x)))
 
 
 class FixMatchWideResNet(WideResNet):
