@@ -213,7 +213,7 @@ def stages(dims: Mapping[str, int], role: str) -> list[str]:
 
 @register("loss", "fitnet")
 class FitNet(FeatureTerm):
-    """A map of the student, behind a convolution, batch normalization and ReLU, is drawn to one of the teacher."""
+    """`fitnet` of one stage; the student's map goes through a convolution, batch normalization and ReLU."""
 
     equation = (
         "mean (r(f_s) - f_t)^2, f_s the student's map at feature, f_t the teacher's at teacher_feature, r the "
