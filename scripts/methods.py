@@ -9,7 +9,8 @@ Costs are of outputs/published/bench_rivals, where `python -m scripts.bench riva
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +148,18 @@ def needed(kind: str, config: RunConfig, needs: Needs, memory: bool) -> str:
         found.append("mixed images")
     if kind == "method":
         if "unlabeled" in needs.streams:
-            found.append(f"unlabeled images ({', '.join(needs.streams['unlabeled'])})")
+            found.append(f"unlabeled images ({counted(needs.streams['unlabeled'])})")
         if needs.students[0] > 1:
             found.append(f"{needs.students[0]} students or more")
         others = [role for role in config.method_class.requires(config) if not role.startswith("teacher")]
         found += [f"a run ({', '.join(others)})"] if others else []
     return "; ".join(found)
+
+
+def counted(views: Sequence[str]) -> str:
+    """`weak, 2 strong` of weak, strong and strong_2."""
+    kinds = Counter(view.partition("_")[0] for view in views)
+    return ", ".join(kind if count == 1 else f"{count} {kind}" for kind, count in kinds.items())
 
 
 def ratio(figure: Mapping[str, Any] | None) -> str:

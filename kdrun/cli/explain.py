@@ -61,7 +61,8 @@ def idea_of(cls: type) -> str:
     own, file = cls.__doc__, sys.modules[cls.__module__].__doc__ or ""
     text = " ".join(inspect.cleandoc(own or file).split())
     first = re.split(r"(?<=\.) (?=[A-Z`])", text, maxsplit=1)[0]
-    return first if own else first.partition(": ")[2] or first
+    first = first if own else first.partition(": ")[2] or first
+    return first[:1].upper() + first[1:]
 
 
 def _method(config: RunConfig, origins: "_Origins") -> str:

@@ -23,7 +23,7 @@ from scripts.bench.cases import Case
 from scripts.bench.harness import report, rounds
 from scripts.bench.step import CaseBench
 
-WAYS: tuple[tuple[str, ...], ...] = ((), ("students=[{0},{0}]",), ("views=mixup",))
+WAYS = ((), ("students=[{0},{0}]",), ("views=mixup",), ("method.views=[weak,strong]",))
 """What a part may ask for beside its name, the first that is taken; {0}: the student."""
 ASKED = 300
 """Images that a term asks the teacher about before the first step, here noise."""

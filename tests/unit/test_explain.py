@@ -118,7 +118,7 @@ def test_a_class_made_from_another_one_has_its_own_equation_or_none(tmp_path):
     )
     text = main([f"plugins=[{tmp_path}/mine.py]", "method=fixmatch", "method.name=mine"])
     assert text.startswith(
-        "method: mine\n  idea: surer labels.\n  equation: its class names none\n  source: its class names none\n"
+        "method: mine\n  idea: Surer labels.\n  equation: its class names none\n  source: its class names none\n"
     )
 
 

@@ -53,6 +53,11 @@ def test_a_row_tells_what_the_part_needs(made):
     assert loss["mae"][7:] == ["-", "mean"]
 
 
+def test_views_are_counted_by_their_kind():
+    assert methods.counted(("weak", "strong")) == "weak, strong"
+    assert methods.counted(("weak", "weak_2", "strong", "strong_2", "strong_3")) == "2 weak, 3 strong"
+
+
 def test_costs_come_from_the_benchmark_and_are_a_dash_where_it_has_none(tmp_path):
     figures = [
         {**FIGURE, "registry": "loss", "case": "at", "kind": "step / ce"},
