@@ -1,4 +1,4 @@
-"""Print what method and loss of a run are: ideas, equations, sources, keys and where each came from. Trains nothing.
+"""Print what method and loss of a run are: equations, sources, keys, where each came from. Trains nothing.
 
 kdrun explain loss=wttm                            what `kdrun loss=wttm` would minimise
 kdrun explain method=fixmatch method.threshold=0.9
