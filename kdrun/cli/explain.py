@@ -1,11 +1,14 @@
-"""Print what the loss of a run is: equations, sources, coefficients and where each came from. Trains nothing.
+"""Print what method and loss of a run are: equations, sources, keys, where each came from. Trains nothing.
 
 kdrun explain loss=wttm                            what `kdrun loss=wttm` would minimise
+kdrun explain method=fixmatch method.threshold=0.9
 kdrun explain experiment=demo loss=wttm loss.wttm.gamma=0.3
 """
 
+import inspect
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -17,13 +20,16 @@ from kdrun.config.needs import Needs
 from kdrun.config.nodes import to_config
 from kdrun.config.parts import TermConfig
 from kdrun.config.resolvers import set_of_terms
+from kdrun.config.run import RunConfig
 from kdrun.config.source import PROVIDER
 from kdrun.core.errors import ConfigError
 from kdrun.core.ranks import launch_line
 from kdrun.core.registry import lookup
+from kdrun.core.schema import Schema
 
 Keys = tuple[str, ...]
 COMMAND_LINE = "the command line"
+NONE = "its class names none"
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -39,7 +45,7 @@ def main(arguments: Sequence[str]) -> str:
         config = to_config(composed)
         origins = _Origins(composer, args.overrides, composed)
         ce = sum(term.weight for term in config.losses.values() if term.name == "ce")
-        parts = [_term(label, term, ce, origins) for label, term in config.losses.items()]
+        parts = [_method(config, origins), *(_term(label, term, ce, origins) for label, term in config.losses.items())]
         # but for the cross entropy of a term that stands alone, which nobody asked for
         asked = {str(label) for label, term in composed.loss.items_ex(resolve=False) if "${beside:" not in str(term)}
         needed = {label for run in config.method_class.requires(config).values() for label in run.losses}
@@ -50,23 +56,55 @@ def main(arguments: Sequence[str]) -> str:
     return "\n\n".join([*parts, "\n".join([_ratio(config.losses), *lines]), *launch])
 
 
+def idea_of(cls: type) -> str:
+    """The first sentence of what a class says of itself; where it says nothing, of its file behind a first colon."""
+    own, file = cls.__doc__, sys.modules[cls.__module__].__doc__ or ""
+    text = " ".join(inspect.cleandoc(own or file).split())
+    first = re.split(r"(?<=\.) (?=[A-Z`])", text, maxsplit=1)[0]
+    first = first if own else first.partition(": ")[2] or first
+    return first[:1].upper() + first[1:]
+
+
+def _method(config: RunConfig, origins: "_Origins") -> str:
+    cls = config.method_class
+    rows = [(key, value, origins.of(("method", *key.split(".")))) for key, value in _keys_of(config.method)]
+    return "\n".join([
+        f"method: {config.method.name}", f"  idea: {idea_of(cls) or NONE}", *_told(cls), *_table(rows)
+    ])  # fmt: skip
+
+
+def _keys_of(node: Schema, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted key and value of each field, those of parts too; not of other runs, and not its own name."""
+    for name in type(node).model_fields:
+        value = getattr(node, name)
+        if isinstance(value, Schema) and not isinstance(value, RunConfig):
+            yield from _keys_of(value, f"{prefix}{name}.")
+        elif (prefix or name != "name") and not isinstance(value, RunConfig):
+            yield f"{prefix}{name}", f"{value}"
+
+
 def _term(label: str, term: TermConfig, ce_weight: float, origins: "_Origins") -> str:
     cls = lookup("loss", term.name, f"loss.{label}.name")
     needs: Needs = cls.needs(term)
-    rows = [
-        (name, f"{getattr(term, name)}", origins.of(("loss", label, name)))
-        for name in type(term).model_fields
-        if name != "name"
-    ]
-    wide, broad = (max(len(row[i]) for row in rows) for i in (0, 1))
+    rows = [(key, value, origins.of(("loss", label, *key.split(".")))) for key, value in _keys_of(term)]
     lines = [
         f"loss.{label}: {term.name}" + ("" if needs.per_sample else " (a statistic of the batch)"),
-        f"  equation: {cls.equation or 'its class names none'}",
-        f"  source: {cls.source or 'its class names none'}",
-        *(f"    {name:<{wide}} = {value:<{broad}}   {origin}" for name, value, origin in rows),
+        *_told(cls),
+        *_table(rows),
         *(f"  {line}" for line in cls.remarks(term, ce_weight)),
     ]
     return "\n".join(lines)
+
+
+def _told(cls: type) -> list[str]:
+    """Its own: a class that is made from another one does something else."""
+    return [f"  {name}: {vars(cls).get(name) or NONE}" for name in ("equation", "source")]
+
+
+def _table(rows: Sequence[tuple[str, str, str]]) -> list[str]:
+    """A line for each key: its name, its value and where that came from."""
+    wide, broad = (max((len(row[i]) for row in rows), default=0) for i in (0, 1))
+    return [f"    {name:<{wide}} = {value:<{broad}}   {origin}" for name, value, origin in rows]
 
 
 def _ratio(losses: dict[str, TermConfig]) -> str:

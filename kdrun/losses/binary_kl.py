@@ -54,7 +54,7 @@ class BinaryKLConfig(LogitConfig):
 
 @register("loss", "binary_kl")
 class BinaryKL(LogitTerm):
-    """`binary_kl` as a term."""
+    """Each class is a binary problem of its own: `binary_kl`."""
 
     equation = (
         "temperature^2 sum_c KL(Bernoulli(a_c) || Bernoulli(b_c)); norm: a = 1/2, b = sigmoid((z_s - z_t) / "

@@ -57,7 +57,7 @@ class DISTConfig(LogitConfig):
 
 @register("loss", "dist")
 class DIST(LogitTerm):
-    """`dist` as a term."""
+    """Probabilities need only correlate with the teacher's, between classes and between images: `dist`."""
 
     equation = (
         "temperature^2 (beta (1 - mean_i r(P_s[i, :], P_t[i, :])) + gamma (1 - mean_j r(P_s[:, j], P_t[:, j]))), "

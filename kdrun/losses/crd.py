@@ -69,7 +69,7 @@ def _first(kind: str, count: int, dim: int) -> Tensor:
 
 @register("loss", "crd")
 class CRD(PenultimateTerm):
-    """`nce` of the student against the memory of the teacher, and of the teacher against that of the student.
+    """An image's features in student and teacher are told from those of other images, by `nce` against a memory each.
 
     Negatives are labeled training images of another class than the sample's target. An unlabeled image may be a sample
     where the method gives it a class, never a negative. Z is N times the mean of e^score in the first batch, as in the

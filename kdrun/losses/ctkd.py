@@ -39,7 +39,7 @@ def reversal(progress: float | Tensor, share: float) -> float | Tensor:
 
 @register("loss", "ctkd")
 class CTKD(LogitTerm):
-    """`ctkd` at one temperature for all images, which climbs its gradient: what is hard for the student is sought."""
+    """A temperature that is learned against the student, one for all images: what is hard for it is sought."""
 
     equation = (
         "T^2 KL(softmax(z_t / T) || softmax(z_s / T)), T = lowest + span sigmoid(theta), theta learned with its "

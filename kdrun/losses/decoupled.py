@@ -87,7 +87,7 @@ class DKDConfig(LogitConfig):
 
 @register("loss", "dkd")
 class DKD(LogitTerm):
-    """`dkd` as a term."""
+    """What the teacher says of the image's class and of the others is weighted apart: `dkd`."""
 
     equation = (
         "min(progress / warmup, 1) temperature^2 (alpha TCKD + beta NCKD), TCKD = KL((p_t,y, 1 - p_t,y) || (p_s,y, "
@@ -113,7 +113,7 @@ class DKD(LogitTerm):
 
 @register("loss", "nkd")
 class NKD(LogitTerm):
-    """`nkd` as a term."""
+    """The other classes count by their shares among themselves, the image's class as a soft label: `nkd`."""
 
     equation = (
         "-p_t,y log p_s,y - gamma temperature^2 sum_{i != y} N(z_t / temperature)_i log N(z_s / temperature)_i, "

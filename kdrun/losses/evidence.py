@@ -47,7 +47,7 @@ def _kl_to_uniform(alpha: Tensor) -> Tensor:
 
 @register("loss", "evidential")
 class Evidential(Term):
-    """`evidential` as a term."""
+    """Logits are evidence for a Dirichlet distribution over class probabilities: `evidential`."""
 
     equation = (
         "sum_j (y_j - p_j)^2 + p_j (1 - p_j) / (S + 1) + min(progress / annealing, 1) KL(Dir(a~) || Dir(1)), "

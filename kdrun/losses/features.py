@@ -257,7 +257,7 @@ class StagesTerm(FeatureTerm):
 
 @register("loss", "at")
 class AT(StagesTerm):
-    """`at`, summed over stages."""
+    """The student's maps are strong where the teacher's are: `at`, summed over stages."""
 
     equation = (
         "sum over pairs of features and teacher_features of mean (a_s - a_t)^2, a = v / ||v||, v = mean_c f_c^2 at "
@@ -271,7 +271,7 @@ class AT(StagesTerm):
 
 @register("loss", "vid")
 class VID(StagesTerm):
-    """`vid`, summed over stages.
+    """The student's maps tell the teacher's through a Gaussian: `vid`, summed over stages.
 
     The mean comes from the student's map by three 1x1 convolutions with ReLU between; the variance of each channel is
     softplus of a parameter, and starts at 5.
@@ -303,7 +303,7 @@ class VID(StagesTerm):
 
 @register("loss", "rkd")
 class RKD(StatisticTerm):
-    """`rkd_distance` and `rkd_angle`, each with its weight."""
+    """Distances and angles between images are the teacher's: `rkd_distance` and `rkd_angle`, each with its weight."""
 
     equation = (
         "distance_weight mean Huber(d_s - d_t) + angle_weight mean Huber(c_s - c_t), d the distances of pairs over "
@@ -323,7 +323,7 @@ class RKD(StatisticTerm):
 
 @register("loss", "pkt")
 class PKT(StatisticTerm):
-    """`pkt` as a term."""
+    """Images are as alike to the student, as shares of a batch, as they are to the teacher: `pkt`."""
 
     equation = "mean over pairs of p_t log(p_t / p_s), p = (cosine + 1) / 2 over the sum of its row"
     source = "Passalis and Tefas 2018, arXiv 1803.10837; weight: Tian et al. 2020, arXiv 1910.10699"

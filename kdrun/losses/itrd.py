@@ -61,7 +61,7 @@ def mutual_information_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 @register("loss", "itrd")
 class ITRD(StatisticTerm):
-    """`correlation_loss` and `mutual_information_loss`, each with its weight; they share the student's embedding.
+    """Embeddings correlate and share information: `correlation_loss` and `mutual_information_loss`, weighted.
 
     The linear embedding to the teacher's width always stands before the correlation, before the mutual information only
     where the widths differ.

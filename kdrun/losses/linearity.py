@@ -39,7 +39,8 @@ def linearity(mixed_logits: Tensor, logits: Tensor, partner: Tensor, share: Tens
 
 @register("loss", "linearity")
 class Linearity(Term):
-    """`linearity` as a term. Of CutMix, lambda is the share of the area, as for its labels."""
+    """The student is linear between the images of a mixture: `linearity`. Of CutMix, lambda is the share of the area,
+    as for its labels."""
 
     equation = (
         "KL(lambda q(x_i) + (1 - lambda) q(x_j) || p_s(x~)), q of the network that `of` names, without gradient where "

@@ -169,7 +169,7 @@ class _Softening(LogitTerm):
 
 @register("loss", "kd")
 class KD(_Softening):
-    """`kd` as a term."""
+    """The teacher's probabilities at a temperature are the student's target: `kd`."""
 
     equation = (
         "temperature^2 KL(softmax(z_t / temperature) || softmax(z_s / temperature)); scale: none leaves out the square"
@@ -214,7 +214,7 @@ class _Transformed(_Softening):
 
 @register("loss", "ttm")
 class TTM(_Transformed):
-    """`ttm` as a term."""
+    """The teacher's probabilities at a temperature are the target of the student's own: `ttm`."""
 
     equation = "KL(softmax(gamma z_t) || p_s), gamma = 1/T"
     source = "Zheng and Yang 2024, arXiv 2402.11148"
@@ -236,7 +236,7 @@ class TTM(_Transformed):
 
 @register("loss", "wttm")
 class WTTM(_Transformed):
-    """`wttm` as a term."""
+    """As TTM, and an image counts the more the smoother the teacher is on it: `wttm`."""
 
     equation = "sum_j p_t,j^gamma KL(softmax(gamma z_t) || p_s), gamma = 1/T"
     source = "Zheng and Yang 2024, arXiv 2402.11148"

@@ -36,7 +36,7 @@ def nd(student: Tensor, teacher: Tensor, directions: Tensor) -> Tensor:
 
 @register("loss", "nd")
 class ND(PenultimateTerm):
-    """`nd` as a term; where the widths differ, the student's embedding goes through an adaptor of the term's own."""
+    """Embeddings are long and point to the teacher's mean of their class; an adaptor where the widths differ."""
 
     equation = (
         "1 - <s, c_y / |c_y|> / max(|s|, |t|), s and t embeddings, c_y the teacher's mean over the labeled images of "

@@ -82,7 +82,7 @@ def _resized(x: Tensor, size: torch.Size) -> Tensor:
 
 @register("loss", "reviewkd")
 class ReviewKD(StagesTerm):
-    """`hierarchical`, summed over stages and the input of the classifier, which is the top level."""
+    """Each stage learns with what later ones know; the input of the classifier is the top level: `hierarchical`."""
 
     equation = (
         "min(progress / warmup, 1) sum over levels of (mse + sum_k 2^-k mse of maps pooled to sides 4, 2, 1) / sum of "

@@ -62,7 +62,7 @@ class RLDConfig(DKDConfig):
 
 @register("loss", "rld")
 class RLD(LogitTerm):
-    """`sample_confidence` and `masked_correlation` as a term."""
+    """The teacher tells its confidence, and classes that it ranks above the label are masked."""
 
     equation = (
         "min(progress / warmup, 1) (alpha SCD + beta MCD), SCD = alpha_temperature^2 KL((max p_t, 1 - max p_t) || "

@@ -93,7 +93,7 @@ class _Robust(Term):
 
 @register("loss", "sce")
 class SymmetricCrossEntropy(_Robust):
-    """alpha * CE + beta * RCE."""
+    """Cross entropy and its reverse, which noise in labels moves less."""
 
     equation = "alpha H(y, p_s) + beta H(p_s, y), log 0 := log_zero"
     source = "Wang et al. 2019, arXiv 1908.06112"
@@ -110,6 +110,8 @@ class SymmetricCrossEntropy(_Robust):
 
 @register("loss", "mae")
 class MeanAbsoluteError(_Robust):
+    """A distance of probabilities from the label that is bounded: noise in labels moves it less."""
+
     equation = "sum_k |p_s,k - y_k|"
     source = "Ghosh et al. 2017, arXiv 1712.09482"
 
@@ -122,6 +124,8 @@ class MeanAbsoluteError(_Robust):
 
 @register("loss", "nce")
 class NormalizedCrossEntropy(_Robust):
+    """Cross entropy with the label over that with all classes: bounded, so noise in labels moves it less."""
+
     equation = "H(y, p_s) / sum_j H(j, p_s)"
     source = "Ma et al. 2020, arXiv 2006.13554"
 
@@ -134,6 +138,8 @@ class NormalizedCrossEntropy(_Robust):
 
 @register("loss", "gce")
 class GeneralizedCrossEntropy(_Robust):
+    """Between cross entropy (q to 0) and the distance of probabilities (q = 1)."""
+
     equation = "sum_k y_k (1 - p_s,k^q) / q"
     source = "Zhang and Sabuncu 2018, arXiv 1805.07836"
 

@@ -41,7 +41,7 @@ def masked(uniform: Tensor, share: float) -> Tensor:
 
 @register("loss", "vitkd")
 class ViTKD(FeatureTerm):
-    """Mimicking of the first two blocks, and generation of masked tokens of the last one."""
+    """The student mimics the first two blocks and generates masked tokens of the last one."""
 
     equation = (
         "alpha sum_(k=1,2) |a_k(f_s,k) - f_t,k|^2 + beta / mask_ratio |m (g(a(h_s) or a learned token) - h_t)|^2, f_k "

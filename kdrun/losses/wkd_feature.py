@@ -59,7 +59,8 @@ def _edges(side: int, grid: int) -> list[tuple[int, int]]:
 
 @register("loss", "wkd_feature")
 class WKDFeature(FeatureTerm):
-    """`wkd_feature` of one stage; the student's map goes through a convolution, batch normalization and ReLU."""
+    """Parts of a map are Gaussians near the teacher's: `wkd_feature`; the student's map goes through a convolution,
+    batch normalization and ReLU."""
 
     equation = (
         "mean over grid x grid parts of mean_weight sum_c (m_s,c - m_t,c)^2 + sum_c (d_s,c - d_t,c)^2, m mean and d "

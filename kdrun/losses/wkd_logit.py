@@ -72,7 +72,7 @@ def wkd_logit(
 
 @register("loss", "wkd_logit")
 class WKDLogit(LogitTerm):
-    """`wkd_logit` as a term; classes cost the less the more alike the teacher finds them."""
+    """Probabilities are moved to the teacher's at least cost; alike classes, to the teacher, cost less: `wkd_logit`."""
 
     equation = (
         "sum_ij q_ij c_ij, q of iterations of Sinkhorn's algorithm with regularizer, between softmax(z_s / "

@@ -38,7 +38,14 @@ class ContrastiveConfig(MethodConfig):
 
 @register("method", "contrastive")
 class Contrastive(Method[ContrastiveConfig]):
+    """A CLIP learns which caption belongs to which image."""
+
     Config = ContrastiveConfig
+    equation = (
+        "(H(q, softmax(s I T')) + H(q, softmax(s T I'))) / 2, I and T features of images and captions, q shared "
+        "among equal captions"
+    )
+    source = "Radford et al. 2021, arXiv 2103.00020"
 
     tokens: Tensor
     """(classes, 2, K, length): all captions of a class on dark and on bright images; the rest is 0."""

@@ -43,7 +43,14 @@ class DHKDConfig(SHOConfig):
 
 @register("method", "dhkd")
 class DHKD(TwoHeads[DHKDConfig]):
+    """Labels teach the classifier and logits of the teacher a second head, which is thrown away."""
+
     Config = DHKDConfig
+    equation = (
+        "terms against the labels with h_CE + terms against the teacher with a second head; of its gradient g only g "
+        "- min(<g, g_CE>, 0) g_CE / |g_CE|^2 counts (gradient_alignment)"
+    )
+    source = "Yang et al. 2024, arXiv 2411.08937"
 
     def second_head(self, dim: int) -> tuple[str, Callable[[], nn.Module]]:
         kind, classes = self.spec.kd_head, self.setup.num_classes

@@ -63,7 +63,14 @@ class DHOConfig(SHOConfig):
 
 @register("method", "dho")
 class DHO(TwoHeads[DHOConfig]):
+    """Two heads on the same features, one for labels and one for a teacher."""
+
     Config = DHOConfig
+    equation = (
+        "as sho, against labels with h_CE and against the teacher with h_KD; p = ce_share softmax(h_CE) + (1 - "
+        "ce_share) softmax(h_KD / kd_head_temperature)"
+    )
+    source = "Kang et al. 2025, arXiv 2505.07675"
     alone = MappingProxyType({"ce_head": "student"})
 
     ce_share: Tensor

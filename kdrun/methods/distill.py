@@ -14,6 +14,13 @@ from kdrun.methods.step import Context, Step
 
 @register("method", "distill")
 class Distill(Method[MethodConfig]):
+    """Distillation from a frozen teacher on labeled images."""
+
+    equation = (
+        "sum of the terms of loss, those against the labels and those against the teacher, which sees the same view"
+    )
+    source = "Hinton et al. 2015, arXiv 1503.02531"
+
     class Config(MethodConfig):
         pass
 

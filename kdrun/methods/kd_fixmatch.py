@@ -86,7 +86,14 @@ class KDFixMatchConfig(FixMatchConfig):
 
 @register("method", "kd_fixmatch")
 class KDFixMatch(FixMatch[KDFixMatchConfig]):
+    """FixMatch again, started with what a first FixMatch is trusted with."""
+
     Config = KDFixMatchConfig
+    equation = (
+        "as fixmatch, an image labeled argmax q if max q >= threshold, else argmax q_outer if max q_outer >= "
+        "select_threshold and its cluster agrees"
+    )
+    source = "Wang et al. 2023, arXiv 2309.05826"
 
     @classmethod
     def needs(cls, config: RunConfig) -> Needs:

@@ -76,7 +76,11 @@ class LinearEvalConfig(MethodConfig):
 
 @register("method", "linear_eval")
 class LinearEval(Method[LinearEvalConfig]):
+    """A new linear classifier on the frozen features of what another run learned."""
+
     Config: ClassVar[type[MethodConfig]] = LinearEvalConfig
+    equation = "H(y, softmax(W f(x) + b)), f frozen"
+    source = "Chen et al. 2020, arXiv 2006.10029"
 
     def __init__(self, config: RunConfig, setup: Setup) -> None:
         super().__init__(config, setup)

@@ -13,6 +13,14 @@ from kdrun.methods.distill import Distill
 
 @register("method", "mixup_distill")
 class MixupDistill(Distill):
+    """Student and teacher see the same mixed images."""
+
+    equation = (
+        "as distill, on x~ = lambda x_i + (1 - lambda) x_j with lambda y_i + (1 - lambda) y_j; the paper: T^2 "
+        "KL(p_t(x~) || p_s(x~))"
+    )
+    source = "Medina et al. 2026, arXiv 2606.12171"
+
     class Config(MethodConfig):
         pass
 

@@ -37,7 +37,14 @@ P = TypeVar("P", bound=PeerConfig)
 
 @register("method", "peer_distill")
 class PeerDistill(UncertaintyDistill[P]):
+    """Students learn from a teacher, as far as it is sure, and from each other."""
+
     Config = PeerConfig
+    equation = (
+        "for each student k: as uncertainty_distill + peer_weight tau^2 KL(p_peer || p_k), tau = peer_temperature, "
+        "p_peer the others' mean"
+    )
+    source = "Gore et al. 2025, arXiv 2511.18826; without a teacher: Zhang et al. 2018, arXiv 1706.00384"
 
     @classmethod
     def needs(cls, config: RunConfig) -> Needs:

@@ -33,7 +33,14 @@ class PeerFixMatchConfig(PeerConfig, FixMatchConfig):
 
 @register("method", "peer_fixmatch")
 class PeerFixMatch(PeerDistill[PeerFixMatchConfig], FixMatch[PeerFixMatchConfig]):
+    """What the others are sure of labels a student's strong views."""
+
     Config = PeerFixMatchConfig
+    equation = (
+        "for each student k: as peer_distill + unlabeled_weight 1[max q_k >= threshold] l(argmax q_k, p_k(strong)), "
+        "q_k of the others, l of loss"
+    )
+    source = "ours; made of Gore et al. 2025, arXiv 2511.18826, and Sohn et al. 2020, arXiv 2001.07685"
 
     @classmethod
     def needs(cls, config: RunConfig) -> Needs:

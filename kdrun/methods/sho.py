@@ -48,7 +48,14 @@ S = TypeVar("S", bound=SHOConfig)
 
 @register("method", "sho")
 class SHO(Method[S]):
+    """One head on labels and on a teacher, with unlabeled images: the rival of DHO."""
+
     Config = SHOConfig
+    equation = (
+        "terms of loss against the labels + terms against the teacher, a mean over labeled and one over unlabeled "
+        "images"
+    )
+    source = "Kang et al. 2025, arXiv 2505.07675; pcgrad: Yu et al. 2020, arXiv 2001.06782"
 
     def __init__(self, config: RunConfig, setup: Setup) -> None:
         super().__init__(config, setup)

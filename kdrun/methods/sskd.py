@@ -24,6 +24,14 @@ from kdrun.models.output import Output
 
 @register("method", "sskd")
 class SSKD(TwoHeads[SHOConfig]):
+    """Labeled images teach the classifier, unlabeled ones a second head, which is thrown away."""
+
+    equation = (
+        "labeled: terms against labels and teacher with the classifier; unlabeled: terms against the teacher with a "
+        "second head"
+    )
+    source = "He et al. 2021, arXiv 2108.05045"
+
     @classmethod
     def contradictions(cls, config: RunConfig) -> list[str]:
         errors = super().contradictions(config)

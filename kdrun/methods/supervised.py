@@ -14,7 +14,11 @@ from kdrun.methods.step import Context, Setup, Step
 
 @register("method", "supervised")
 class Supervised(Method[NamesConfig]):
+    """Training on labels alone: the baseline of every table, and the maker of teachers."""
+
     Config = NamesConfig
+    equation = "sum of the terms of loss against the labels: H(y, p) with loss=ce"
+    source = "the usual training of a classifier"
 
     def __init__(self, config: RunConfig, setup: Setup) -> None:
         super().__init__(config, setup)

@@ -40,7 +40,11 @@ class TipAdapterConfig(MethodConfig, AdapterConfig):
 
 @register("method", "tip_adapter")
 class TipAdapterF(Method[TipAdapterConfig]):
+    """Features of labeled images are keys of a cache over a frozen CLIP, and are learned."""
+
     Config = TipAdapterConfig
+    equation = "H(y, softmax(z_CLIP + residual_ratio exp(-sharpness (1 - <f, keys>)) labels))"
+    source = "Zhang et al. 2022, arXiv 2111.03930"
 
     def __init__(self, config: RunConfig, setup: Setup) -> None:
         super().__init__(config, setup)

@@ -43,7 +43,14 @@ W = TypeVar("W", bound=WeightedConfig)
 
 @register("method", "uncertainty_distill")
 class UncertaintyDistill(Method[W]):
+    """What the teacher is unsure of counts less."""
+
     Config = WeightedConfig
+    equation = (
+        "terms of loss against the labels + mean_x w(x) of those against the teacher; uncertainty=entropy: w = 1 - "
+        "H(p_T) / log C"
+    )
+    source = "Gore et al. 2025, arXiv 2511.18826"
 
     @classmethod
     def needs(cls, config: RunConfig) -> Needs:

@@ -9,6 +9,11 @@ from kdrun.methods.method import Method
 
 @register("method", "zero_shot")
 class ZeroShotTeacher(Method[MethodConfig]):
+    """The teacher itself as a row of a table."""
+
+    equation = "nothing is trained: p = p_t"
+    source = "a CLIP's: Radford et al. 2021, arXiv 2103.00020"
+
     class Config(MethodConfig):
         pass
 

@@ -4,6 +4,7 @@ python -m scripts.bench                                      everything, one aft
 python -m scripts.bench step views rounds=3                  some of it
 python -m scripts.bench step cases=kd,fixmatch precisions=bf16
 python -m scripts.bench step device=cuda                     what can run there
+python -m scripts.bench rivals rounds=3 write=outputs/published/bench_rivals    costs in docs/methods/index.md
 python -m scripts.bench write=outputs/published/bench        bench.json and bench.svg too, as `make bench`
 
 Each line has the minimum, the median and the maximum. Nothing else should run on the machine.
@@ -23,10 +24,12 @@ BENCHES = {
     "losses": ("losses", 0.5), "metrics": ("metrics", 0.5), "memory": ("memory", 1.0), "sweep": ("sweep", 0.5),
     "data": ("data", 1.0), "dho": ("dho", 1.0), "tables": ("tables", 1.5), "engines": ("engines", 15.0),
     "scheduler": ("engines", 2.0), "growth": ("growth", 8.0), "ranks": ("distributed", 6.0),
-    "accumulate": ("distributed", 4.0),
+    "accumulate": ("distributed", 4.0), "rivals": ("rivals", 12.0),
 }  # fmt: skip
 """Name -> the file that has its `bench_<name>`, and its minutes on two cores at five rounds."""
 ON_CUDA = ("step",)
+OWN = {"step": ("cases", "precisions"), "rivals": ("cases",)}
+"""The options that not all of them take."""
 OPTIONS = {"rounds": "5", "device": "cpu", "write": "", "cases": "", "precisions": "fp32,bf16"}
 
 
@@ -53,8 +56,10 @@ def asked(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
             parser.error(f"{elsewhere[0]} runs on the CPU only; with device=cuda: {', '.join(ON_CUDA)}")
         chosen = chosen or list(ON_CUDA)
     chosen = chosen or list(BENCHES)
-    if "step" not in chosen and (own := {"cases", "precisions"} & set(given)):
-        parser.error(f"{min(own)}: is of step, which is not asked for")
+    for key in sorted(given):
+        owners = [name for name, keys in OWN.items() if key in keys]
+        if owners and not set(owners) & set(chosen):
+            parser.error(f"{key}: goes with {' or '.join(owners)}")
     return chosen, options
 
 
@@ -76,7 +81,7 @@ def main(arguments: list[str]) -> None:
     began, spent = time.time(), {}
     for name in chosen:
         session.bench, started = name, time.perf_counter()
-        own: dict[str, Any] = {key: options[key] for key in ("cases", "precisions")} if name == "step" else {}
+        own: dict[str, Any] = {key: options[key] for key in OWN.get(name, ())}
         getattr(importlib.import_module(f"scripts.bench.{BENCHES[name][0]}"), f"bench_{name}")(**own)
         spent[name] = (time.perf_counter() - started) / 60
     if options["write"]:

@@ -13,7 +13,7 @@ import torch
 from kdrun.cli import publish
 from kdrun.config.compose import Composer
 from kdrun.core.errors import KdrunError
-from scripts.bench import distributed, losses, metrics
+from scripts.bench import distributed, losses, metrics, rivals
 from scripts.bench.__main__ import BENCHES, asked, main
 from scripts.bench.by_hand import distill, fixmatch, two_heads
 from scripts.bench.cases import CASES, KD, Case, contrast
@@ -109,7 +109,8 @@ def test_every_case_composes_and_peers_are_given_the_teacher_that_they_ask_for()
         ("rounds=none", "rounds: none is no number above 0"),
         ("device=tpu", "device: tpu is neither cpu nor cuda"),
         ("views device=cuda", "views runs on the CPU only; with device=cuda: step"),
-        ("views cases=kd", "cases: is of step, which is not asked for"),
+        ("views cases=kd", "cases: goes with step or rivals"),
+        ("rivals precisions=bf16", "precisions: goes with step"),
     ],
 )
 def test_mistakes_are_one_line(words, says, capsys):
@@ -150,6 +151,28 @@ def test_ranks_and_parts_stand_beside_one_process():
     distributed.bench_accumulate([tiny("dist", "loss=dist", *SMALL)], batch=16, memory=False)
     assert [one["what"] for one in session.figures[1:]] == ["accumulate=2 / whole", "accumulate=4 / whole"]
     assert multiprocessing.active_children() == []
+
+
+def test_terms_and_methods_stand_beside_a_bare_step_or_say_why_they_cannot(monkeypatch, capsys):
+    session.rounds, session.bench = 1, "rivals"
+    small = {"student": "resnet8", "teacher": "resnet8", "batch": 4, "steps": 1, "images": 400, "side": 8}
+    for name in ("TAUGHT", "GUESSED"):
+        monkeypatch.setattr(rivals, name, rivals.Setting("resnet8, 8 px", **small))
+    rivals.bench_rivals("mae,nd,linearity,vitkd,fixmatch,peer_distill,zero_shot")
+    found = {(one["case"], one["kind"]): one for one in session.figures}
+    kinds = {name: {kind for case, kind in found if case == name} for name, _ in found}
+    alone = {"step", "step / ce", "images"}
+    assert kinds == {
+        "mae": alone, "linearity": alone, "nd": {*alone, "step / kd"}, "fixmatch": alone,
+        "peer_distill": {*alone, "step / kd"},
+    }  # fmt: skip
+    assert found["fixmatch", "images"]["median"] == 4 + 2 * 28
+    assert {one["registry"] for one in session.figures} == {"loss", "method"}
+    out = capsys.readouterr().out
+    assert "loss vitkd: skipped, loss.vitkd: the student gives no tokens" in out
+    assert "method zero_shot: skipped, trains no student" in out
+    with pytest.raises(SystemExit, match="cases: unknown 'nope'; allowed: at, "):
+        rivals.bench_rivals("kd,nope")
 
 
 def test_what_was_measured_is_no_published_table(tmp_path):

@@ -5,19 +5,25 @@ import sys
 
 import pytest
 
-from kdrun.cli.explain import main
+from kdrun.cli.explain import idea_of, main
 from kdrun.core.errors import ConfigError
 from kdrun.core.registry import _REGISTRY, lookup
 from tests.conftest import ROOT
 
 lookup("loss", "ce", "")
+lookup("method", "supervised", "")
+# what must be given beside the name
+ASKS = {
+    "peer_distill": ["students=[resnet8,resnet14]"], "peer_fixmatch": ["students=[resnet8,resnet14]"],
+    "tip_adapter": ["dataset.num_labels=20"],
+}  # fmt: skip
 
 
 def rows(text: str) -> dict[str, list[str]]:
     """{term.field: [value, origin]}"""
     out, label = {}, ""
     for line in text.splitlines():
-        if line.startswith("loss."):
+        if line.startswith(("loss.", "method:")):
             label = line.split(":")[0].removeprefix("loss.")
         elif line.startswith("    "):
             name, _, rest = line.strip().partition("=")
@@ -81,6 +87,39 @@ def test_every_term_is_explained(name):
     text = main(["loss=ce", f"+loss/term@loss.extra={name}", *mixed])
     assert f"equation: {cls.equation}" in text
     assert {f"extra.{field}" for field in cls.Config.model_fields if field != "name"} <= rows(text).keys()
+
+
+@pytest.mark.parametrize("name", sorted(_REGISTRY["method"]))
+def test_every_method_is_explained_by_what_its_own_class_says(name):
+    cls = lookup("method", name, "")
+    text = main([f"method={name}", *ASKS.get(name, [])])
+    assert text.startswith(f"method: {name}\n  idea: {idea_of(cls)}\n  equation: {vars(cls)['equation']}\n")
+    assert f"\n  source: {vars(cls)['source']}\n" in text
+    told = {key.split(".")[1] for key in rows(text) if key.startswith("method.")}
+    assert told == cls.Config.model_fields.keys() - {"name", "source" if name == "linear_eval" else "name"}
+
+
+def test_each_key_of_the_method_names_who_had_the_last_word():
+    found = rows(main(["method=kd_fixmatch", "method.threshold=0.9", "method.clustering.pca=8"]))
+    assert found["method.threshold"] == ["0.9", "the command line"]
+    assert found["method.select_threshold"] == ["0.8", "conf/method/kd_fixmatch.yaml"]
+    assert found["method.clustering.pca"] == ["8", "the command line"]
+    assert found["method.live"] == ["None", "default of the schema"]
+    found = rows(main(["method=uncertainty_distill", "method/uncertainty=max_prob"]))
+    assert found["method.uncertainty.name"] == ["max_prob", "conf/method/uncertainty/max_prob.yaml"]
+    found = rows(main(["method=dho", "++settings={dho: {ce_share: 0.3}}"]))
+    assert found["method.ce_share"] == ["0.3", "settings.dho on the command line"]
+
+
+def test_a_class_made_from_another_one_has_its_own_equation_or_none(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        '"""Mine: surer labels. And more."""\n\nfrom kdrun import register\nfrom kdrun.methods.fixmatch import FixMatch\n\n\n'
+        '@register("method", "mine")\nclass Mine(FixMatch):\n    pass\n'
+    )
+    text = main([f"plugins=[{tmp_path}/mine.py]", "method=fixmatch", "method.name=mine"])
+    assert text.startswith(
+        "method: mine\n  idea: Surer labels.\n  equation: its class names none\n  source: its class names none\n"
+    )
 
 
 @pytest.mark.parametrize(
