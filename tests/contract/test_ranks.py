@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ CASES = {
     "half precision": Case("distill", ("schedule.precision=bf16",), near=0.05),
     "parts": Case("fixmatch", ("schedule.accumulate=2", SURE, "views=ctaugment")),
     "chunks": Case("sho", ("method.pcgrad=true", "schedule.accumulate=2", *TEACHER, "loss=kd"), alike=False),
+    "two momenta": Case("distill", ("schedule.optimizer=dot",)),
     "batch_norm=local": Case("distill", ("schedule.batch_norm=local",), alike=False),
 }  # fmt: skip
 
@@ -275,7 +277,7 @@ def accumulated(config: RunConfig, batch_norm: bool = False) -> dict[str, Any]:
     ctx, batch = Context(config.seed, AT, 20, run.device), run.loader.batch(AT)
     run.loader.close()
     if count > 1 and not whole(config):
-        out = gradients(method, batch, ctx, count, lambda loss: loss, nullcontext)
+        out = gradients(method, batch, ctx, count, partial(method.backward, scale=lambda loss: loss), nullcontext)
     else:
         out = method(batch, ctx)
         method.backward(out.losses, lambda loss: loss)
