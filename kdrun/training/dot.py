@@ -53,10 +53,10 @@ class DOT(torch.optim.Optimizer):
                 before = self._taught.get(parameter)
                 self._taught[parameter] = gradient if before is None else before + gradient
         if task:
-            torch.stack(list(task)).sum().backward()  # type: ignore[no-untyped-call]
+            torch.stack(list(task)).sum().backward()
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Move the parameters. Over several ranks `grad` is the mean already, and g_teacher becomes it here."""
         taught = self._taught
         world().average(list(taught.values()))

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from kdrun.config.compose import Composer
+from kdrun.config.key import run_key
 from kdrun.core.errors import ConfigError
 from kdrun.core.world import world
 from kdrun.training.accumulation import gradients
@@ -120,6 +121,16 @@ def test_the_terms_against_the_teacher_are_told_by_their_names(name, overrides, 
     assert names == wanted
     assert len(taught) + len(task) == len(losses)
     assert task
+
+
+def test_a_teacher_on_labels_is_that_of_runs_with_sgd_and_an_assistant_is_not():
+    chain = ["teacher=distilled", "teacher.model=resnet8", "teacher.teacher.model=resnet14"]
+    with Composer() as composer:
+        configs = [composer.typed([*chain, f"schedule.optimizer={name}"]) for name in ("sgd", "dot")]
+    assistants = [config.method_class.requires(config)["teacher"] for config in configs]
+    teachers = [config.method_class.requires(config)["teacher"] for config in assistants]
+    assert run_key(assistants[0]) != run_key(assistants[1])
+    assert run_key(teachers[0]) == run_key(teachers[1])
 
 
 @pytest.mark.parametrize(
