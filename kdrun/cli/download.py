@@ -140,7 +140,7 @@ def _parts(config: RunConfig) -> Iterator[tuple[str, Callable[[], Need]]]:
     plain = data.replace(num_labels=None, split_seed=None, split_file=None, val_seed=0, val_fraction=0.0)
     yield f"dataset {plain.model_dump_json()}", lambda: _dataset(data)
     for key, path, url in _files(config):
-        yield f"file {key} {path}", lambda key=key, path=path, url=url: _file(key, path, url)  # type: ignore[misc]
+        yield f"file {path}", lambda key=key, path=path, url=url: _file(key, path, url)  # type: ignore[misc]
     for name in config.evaluate.sets:
         place = Path(config.evaluate.root).expanduser() / FOLDERS[name]
         yield f"set {place}", lambda name=name, place=place: _folder(name, place)  # type: ignore[misc]

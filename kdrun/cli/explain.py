@@ -22,6 +22,7 @@ from kdrun.config.parts import TermConfig
 from kdrun.config.resolvers import set_of_terms
 from kdrun.config.run import RunConfig
 from kdrun.config.source import PROVIDER
+from kdrun.config.teacher import NetworkConfig, TaughtConfig
 from kdrun.core.errors import ConfigError
 from kdrun.core.ranks import launch_line
 from kdrun.core.registry import lookup
@@ -53,7 +54,23 @@ def main(arguments: Sequence[str]) -> str:
     lines = [f"{'of the run that it needs' if name in needed else 'weight 0, not built'}: {name}" for name in idle]
     devices = config.execution.devices if config.needs.trains else None
     launch = [] if devices is None else [f"made with {devices} processes: {launch_line(devices, arguments)}"]
-    return "\n\n".join([*parts, "\n".join([_ratio(config.losses), *lines]), *launch])
+    return "\n\n".join([*parts, *_chain(config), "\n".join([_ratio(config.losses), *lines]), *launch])
+
+
+def _chain(config: RunConfig) -> list[str]:
+    """Of teachers that are taught themselves: by what, a line each."""
+    lines = []
+    for key, part in config.teacher.parts().items() if config.needs_teacher else ():
+        if isinstance(part, TaughtConfig):
+            terms = " + ".join(f"{term.weight:g} {label}" for label, term in part.terms.items())
+            named, taught_by = (_network(config, place) for place in (key, f"{key}.teacher"))
+            lines.append(f"{key}: {named}, taught by {taught_by}: {terms}")
+    return ["\n".join(lines)] if lines else []
+
+
+def _network(config: RunConfig, key: str) -> str:
+    part = config.teacher.parts()[key]
+    return part.model.name if isinstance(part, NetworkConfig) else part.source
 
 
 def idea_of(cls: type) -> str:

@@ -23,6 +23,8 @@ def derived(config: RunConfig, **changes: Any) -> RunConfig:
         "views": config.views.replace(mix=MixConfig()),
     }  # fmt: skip
     run = config.replace(**{**plain, **changes})
+    if run.schedule.optimizer == "dot" and "teacher" not in run.sides:  # then it has one momentum
+        run = run.replace(schedule=run.schedule.replace(optimizer="sgd", optimizer_args={}))
     return effective(run.replace(plugins=config.plugins if plugin_hashes(part_classes(run)) else []))
 
 

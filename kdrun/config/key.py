@@ -7,7 +7,7 @@ from typing import Any
 from kdrun.config.dataset import DatasetConfig
 from kdrun.config.parts import UncertaintyConfig
 from kdrun.config.run import RunConfig
-from kdrun.config.teacher import RecipeConfig
+from kdrun.config.teacher import RecipeConfig, TaughtConfig
 from kdrun.core.errors import MissingFile
 from kdrun.core.hashing import content_hash, json_hash
 from kdrun.core.registry import lookup, plugin_hashes
@@ -128,12 +128,13 @@ def part_classes(config: RunConfig) -> list[Any]:
     recipes = [part.schedule for part in teachers.values() if isinstance(part, RecipeConfig)]
     schedules = [config.schedule, *(schedule for schedule in recipes if schedule is not None)]
     trained = [(f"{key}.loss", getattr(part, "loss", None)) for key, part in teachers.items()]
+    taught = [term for part in teachers.values() if isinstance(part, TaughtConfig) for term in part.terms.values()]
     return [
         config.method_class,
         *(type(kind) for kind in config.teacher.kinds),
         lookup("dataset", config.dataset.name, "dataset.name"),
         *(lookup("decay", schedule.decay.name, "schedule.decay.name") for schedule in schedules),
-        *(lookup("loss", term.name, "loss") for term in config.losses.values()),
+        *(lookup("loss", term.name, "loss") for term in (*config.losses.values(), *taught)),
         *(lookup("loss", name, key) for key, name in trained if isinstance(name, str)),
         *(timm.model_entrypoint(model.name) for model in models),
         *(

@@ -105,7 +105,7 @@ def from_nodes(node: dict[str, Any], written: Mapping[str, str] | None = None) -
 
     collect("method", lambda: part_config("method", node["method"], "method"))
     collect("dataset", lambda: part_config("dataset", node["dataset"], "dataset"))
-    collect("losses", lambda: _losses(node["loss"]))
+    collect("losses", lambda: _losses(node["loss"], "loss"))
     collect("students", lambda: _students(node))
     collect("ramps", lambda: _ramps(node.get("ramps") or {}))
     collect("schedule", lambda: build(ScheduleConfig, _decay(node["schedule"], "schedule"), "schedule"))
@@ -141,17 +141,19 @@ def part_config(kind: str, node: Any, key: str) -> Any:
     return build(lookup(kind, node["name"], f"{key}.name").Config, node, key)
 
 
-def _losses(node: Any) -> dict[str, TermConfig]:
+def _losses(node: Any, key: str) -> dict[str, TermConfig]:
     if not isinstance(node, Mapping):
-        raise ConfigError(f"loss: expected a mapping of terms, got {node!r}")
+        raise ConfigError(f"{key}: expected a mapping of terms, got {node!r}")
     errors: list[str] = []
     terms: dict[str, TermConfig] = {}
     for label, term in node.items():
         if NAME.fullmatch(str(label)) is None or hasattr(dict, str(label)):
-            errors.append(f"loss.{str(label)[:80]}: not a name for a term; take letters, digits, _ and -, e.g. its own")
+            errors.append(
+                f"{key}.{str(label)[:80]}: not a name for a term; take letters, digits, _ and -, e.g. its own"
+            )
             continue
         try:
-            terms[str(label)] = part_config("loss", term, f"loss.{label}")
+            terms[str(label)] = part_config("loss", term, f"{key}.{label}")
         except ConfigError as error:
             errors += error.lines
     if errors:
@@ -167,7 +169,7 @@ def _decay(schedule: Any, key: str) -> Any:
 
 
 def teacher_of(node: Any, key: str = "teacher") -> TeacherConfig:
-    """The typed configuration of a teacher: the keys of the kind that `source` names, its members typed alike.
+    """The typed configuration of a teacher: the keys of the kind that `source` names, its own teachers typed alike.
 
     Args:
         key: where it stands, for messages.
@@ -186,6 +188,10 @@ def teacher_of(node: Any, key: str = "teacher") -> TeacherConfig:
         given["model"] = _named_network(given["model"])
     if isinstance(given.get("members"), list):
         given["members"] = [teacher_of(member, f"{key}.members.{i}") for i, member in enumerate(given["members"])]
+    if "teacher" in given:
+        given["teacher"] = teacher_of(given["teacher"], f"{key}.teacher")
+    if "terms" in given:
+        given["terms"] = _losses(given["terms"], f"{key}.terms")
     return build(schema, given, key)
 
 

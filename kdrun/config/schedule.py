@@ -82,7 +82,8 @@ class ScheduleConfig(Schema):
     """Whether a labeled set smaller than a batch is repeated to fill it; false: batches, those of unlabeled images too,
     are as small as it then. With last_batch=small it is not repeated in either case."""
     optimizer: str = "sgd"
-    """sgd (with `momentum` and `nesterov`), or any optimizer name of timm."""
+    """sgd (with `momentum` and `nesterov`), dot (sgd with a momentum for the labels and one for the teacher, `momentum`
+    -/+ the `delta` in its arguments, 0.075), or any optimizer name of timm."""
     optimizer_args: dict[str, Any] = Field(default_factory=dict)
     """Passed on to the optimizer, e.g. {betas: [0.9, 0.999]}."""
     lr: float = Field(0.05, gt=0)

@@ -6,6 +6,7 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from kdrun.config.dataset import NumLabels
 from kdrun.config.model import ModelConfig
+from kdrun.config.parts import TermConfig
 from kdrun.config.schedule import MOST_STEPS, ScheduleConfig
 from kdrun.core.registry import lookup
 from kdrun.core.schema import Schema
@@ -143,4 +144,27 @@ class RecipeConfig(OwnRunConfig):
     def one_recipe(self) -> Self:
         if self.schedule is not None and (self.steps, self.epochs) != (None, None):
             raise ValueError("teacher.schedule has a length of its own; leave teacher.steps and teacher.epochs null")
+        return self
+
+
+class TaughtConfig(OwnRunConfig):
+    """A teacher whose own run is taught by another one."""
+
+    teacher: SerializeAsAny[TeacherConfig]
+    """Who teaches it, with the keys of its kind."""
+    terms: dict[str, SerializeAsAny[TermConfig]] = Field(default_factory=dict)
+    """What it is trained with, as `loss`; one term at least is against that teacher."""
+
+    def parts(self, key: str = "teacher") -> dict[str, TeacherConfig]:
+        return {key: self, **self.teacher.parts(f"{key}.teacher")}
+
+    @model_validator(mode="after")
+    def is_taught(self) -> Self:
+        if not self.teacher.kind().present:
+            raise ValueError(f"teacher.teacher.source: {self.teacher.source} is no teacher; choose another")
+        terms = [term for term in self.terms.values() if term.weight > 0]
+        if not any(lookup("loss", term.name, "teacher.terms").needs(term).teacher for term in terms):
+            raise ValueError(
+                "teacher.terms: none is against a teacher; give one, e.g. {kd: {name: kd}}, or choose source=train"
+            )
         return self

@@ -1,7 +1,8 @@
-"""A network that an ordinary supervised run trains: built once, and shared by all that ask for the same."""
+"""A network that an ordinary run trains: built once, and shared by all that ask for the same. train: on labels."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pydantic import Field
 from torch import nn
@@ -17,16 +18,17 @@ from kdrun.models.network import load_network
 from kdrun.teachers.kind import TeacherKind
 
 
-class TrainConfig(NetworkConfig, RecipeConfig, LabelsConfig):
-    loss: str = "ce"
-    """What it is trained with, a loss term against labels, e.g. evidential."""
+class OwnTrainingConfig(NetworkConfig, RecipeConfig, LabelsConfig):
     mix: MixConfig = Field(default_factory=MixConfig)
     """Mixed images in the teacher's own training; `views.mix` is for the student's."""
 
 
-@register("teacher", "train")
-class TrainedTeacher(TeacherKind[TrainConfig]):
-    Config = TrainConfig
+T = TypeVar("T", bound=OwnTrainingConfig)
+
+
+class OwnTraining(TeacherKind[T]):
+    """A kind whose network is that of a run with one student."""
+
     as_its_run = True
     trains_model = True
 
@@ -36,13 +38,9 @@ class TrainedTeacher(TeacherKind[TrainConfig]):
     def outline(self, factory: NetworkFactory) -> nn.Module:
         return factory.network(self.spec.model.replace(pretrained=False), seed=0, role="teacher")
 
-    def runs(self, config: RunConfig, role: str) -> dict[str, RunConfig]:
-        """Same data and recipe as `config`, own network and seed."""
-        spec, key = self.spec, f"{self.key}.loss"
-        loss = lookup("loss", spec.loss, key)
-        term = loss.Config(name=spec.loss)
-        if loss.needs(term).teacher:
-            raise ConfigError(f"{key}: {spec.loss} works against a teacher; choose a loss against labels, e.g. ce")
+    def changes(self, config: RunConfig) -> dict[str, Any]:
+        """What its run has other than `config`, whose data and recipe it shares, beside method, losses and teacher."""
+        spec = self.spec
         schedule = spec.schedule or config.schedule
         if spec.steps is not None or spec.epochs is not None:
             schedule = schedule.replace(steps=spec.steps, epochs=spec.epochs)
@@ -50,13 +48,12 @@ class TrainedTeacher(TeacherKind[TrainConfig]):
         if dataset.split_file is None:  # else it sees what the file names as labeled
             drawn = spec.num_labels is not None
             dataset = dataset.replace(num_labels=spec.num_labels, split_seed=config.split_seed if drawn else None)
-        run = supervised(
-            config, losses={term.name: term}, students=[spec.model], views=config.views.replace(mix=spec.mix),
-            schedule=schedule, dataset=dataset, seed=spec.seed,
-        )  # fmt: skip
-        return {role: run}
+        return {
+            "students": [spec.model], "views": config.views.replace(mix=spec.mix), "schedule": schedule,
+            "dataset": dataset, "seed": spec.seed,
+        }  # fmt: skip
 
-    def effective(self, config: RunConfig) -> TrainConfig:
+    def effective(self, config: RunConfig) -> T:
         return super().effective(config).replace(mix=self.spec.mix.effective())
 
     @property
@@ -66,6 +63,24 @@ class TrainedTeacher(TeacherKind[TrainConfig]):
     @property
     def follows_schedule(self) -> bool:
         return self.spec.schedule is None
+
+
+class TrainConfig(OwnTrainingConfig):
+    loss: str = "ce"
+    """What it is trained with, a loss term against labels, e.g. evidential."""
+
+
+@register("teacher", "train")
+class TrainedTeacher(OwnTraining[TrainConfig]):
+    Config = TrainConfig
+
+    def runs(self, config: RunConfig, role: str) -> dict[str, RunConfig]:
+        spec, key = self.spec, f"{self.key}.loss"
+        loss = lookup("loss", spec.loss, key)
+        term = loss.Config(name=spec.loss)
+        if loss.needs(term).teacher:
+            raise ConfigError(f"{key}: {spec.loss} works against a teacher; choose a loss against labels, e.g. ce")
+        return {role: supervised(config, losses={term.name: term}, **self.changes(config))}
 
     def trained_with(self, loss: str) -> bool:
         return self.spec.loss == loss

@@ -22,7 +22,7 @@ from kdrun.methods.step import Context, Guesses, Step
 from kdrun.models.network import Network
 from kdrun.models.output import Output
 
-Scale = Callable[[Tensor], Tensor]
+Backward = Callable[[Mapping[str, Tensor]], None]
 
 
 def whole(config: RunConfig) -> bool:
@@ -42,20 +42,20 @@ def prepare_passes(method: Method[Any], count: int) -> None:
 
 
 def gradients(
-    method: Method[Any], batch: Batch, ctx: Context, count: int, scale: Scale,
+    method: Method[Any], batch: Batch, ctx: Context, count: int, backward: Backward,
     around: Callable[[], AbstractContextManager[object]],
 ) -> Step:  # fmt: skip
     """Add up the gradients of so many parts of a batch; what the step of the whole batch gives, detached.
 
     Args:
-        scale: as of `Method.backward`.
+        backward: adds the gradients of a step's losses.
         around: what each forward pass is made in.
     """
     found = []
     for k in range(count):
         with around():
             out: Step = method(part_of(batch, Part(k, count)), ctx.within(k, count))
-        method.backward({name: loss / count for name, loss in out.losses.items()}, scale)
+        backward({name: loss / count for name, loss in out.losses.items()})
         losses = {name: loss.detach() for name, loss in out.losses.items()}
         found.append(Step(losses, out.metrics, out.guesses))
     guesses = [step.guesses for step in found if step.guesses is not None]

@@ -33,6 +33,7 @@ from kdrun.training.accumulation import gradients, steps_in
 from kdrun.training.captured import CapturedStep
 from kdrun.training.checkpoint import Checkpoint, random_state, set_random_state
 from kdrun.training.distributed import average_gradients, prepare, seed_step, settle_statistics
+from kdrun.training.dot import DOT, parted
 from kdrun.training.ema import Ema
 from kdrun.training.evaluator import Evaluator, choice_metrics
 from kdrun.training.optimizer import make_optimizer
@@ -228,12 +229,12 @@ class Loop:
 
         if self._parts > 1:
             self.optimizer.zero_grad(set_to_none=True)
-            out = gradients(self.method, batch, ctx, self._parts, self.scaler.scale, around)
+            out = gradients(self.method, batch, ctx, self._parts, self._backward, around)
         else:
             with around():
                 out = self.method(batch, ctx)
             self.optimizer.zero_grad(set_to_none=True)
-            self.method.backward(out.losses, self.scaler.scale)
+            self._backward(out.losses)
         average_gradients(self.method)
         if clip:
             self.scaler.unscale_(self.optimizer)
@@ -247,6 +248,12 @@ class Loop:
         if self.method.probes:
             self._probe(batch)
         return out
+
+    def _backward(self, losses: Mapping[str, Tensor]) -> None:
+        if isinstance(self.optimizer, DOT):
+            self.optimizer.backward(*parted(self.method, losses))
+        else:
+            self.method.backward(losses, self.scaler.scale)
 
     @torch.no_grad()
     def _probe(self, batch: Batch) -> None:

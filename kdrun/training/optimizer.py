@@ -10,6 +10,7 @@ from torch import nn
 
 from kdrun.core.errors import ConfigError, allowed
 from kdrun.methods.method import Method
+from kdrun.training.dot import DOT, refuse_for_dot
 
 CAPTURABLE = (torch.optim.SGD, torch.optim.Adam)  # and AdamW: fused, they take a learning rate from the device
 
@@ -72,6 +73,9 @@ def make_optimizer(method: Method[Any]) -> torch.optim.Optimizer:
     name, known = schedule.optimizer, [str(n) for n in list_optimizers()]
     own: Any = getattr(torch.optim, name, None)
     torch_own = isinstance(own, type) and name not in ("Optimizer", "LBFGS", "SparseAdam")
+    if name == "dot":
+        refuse_for_dot(method)
+        own, torch_own = DOT, True
     if not torch_own and name not in known:
         raise ConfigError(f"schedule.optimizer: unknown optimizer {name!r}{allowed(name, known, most=0)}")
     plain = torch_own or name == "sgd"  # timm's "sgd" is always Nesterov's

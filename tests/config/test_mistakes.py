@@ -112,7 +112,7 @@ MISTAKES = {
     "erasing behind views by their rates": (["method=fixmatch", "views=ctaugment", "views.strong.erase=0.5"], "views.strong.erase: goes with policy=randaugment; set it to 0"),
     "magnitude above 10": (["views.strong.magnitude=11"], "views.strong.magnitude: must be less than or equal to 10, got 11"),
     "memory of mixed images": (["method=mixup_distill", "loss=crd"], "loss.crd: crd remembers single images, and views.mix.kind=mixup mixes them"),
-    "mixing for a teacher from a file": (["teacher=file", "student@teacher.model=resnet8", f"teacher.path={__file__}", "teacher.mix.kind=mixup"], "teacher.mix: not for source=file; source=train has it"),
+    "mixing for a teacher from a file": (["teacher=file", "student@teacher.model=resnet8", f"teacher.path={__file__}", "teacher.mix.kind=mixup"], "teacher.mix: not for source=file; source=distilled and train have it"),
     "temperature of zero": (["method=mixup_distill", "loss.kd.temperature=0"], "loss.kd.temperature: must be greater than 0, got 0"),
     "coefficient of no term": (["++coefficients={wttn: {wttm.gamma: 1}}"], "coefficients.wttn: unknown loss 'wttn'; nearest: wttm"),
     "coefficient of no field": (["++coefficients={wttm: {wttm.gama: 1}}"], "coefficients.wttm.wttm.gama: wttm has no 'gama'; nearest: gamma"),

@@ -33,6 +33,7 @@ NEEDS = {
     "dataset=base_files": None,
     "student=timm": ["student.name=resnet10t"],
     "teacher=train": ["teacher.model.name=resnet10t"],
+    "teacher=distilled": ["teacher.model.name=resnet8", "teacher.teacher.model.name=resnet14"],
     "teacher=none": ["loss=ce"],
     "teacher=timm": ["teacher.model.name=resnet10t"],
     "teacher=file": ["teacher.model.name=resnet10t", f"teacher.path={__file__}"],

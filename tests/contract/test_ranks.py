@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ CASES = {
     "labels in chunks": Case("flexmatch", ("schedule.accumulate=2", SURE), alike=False),
     "annealing": Case("uda", ("method.annealing=log", SURE)),
     "live labels": Case("kd_fixmatch", ("method.live={name: freematch}",)),
+    "two momenta": Case("distill", ("schedule.optimizer=dot",)),
     "batch_norm=local": Case("distill", ("schedule.batch_norm=local",), alike=False),
 }  # fmt: skip
 
@@ -280,7 +282,7 @@ def accumulated(config: RunConfig, batch_norm: bool = False) -> dict[str, Any]:
     ctx, batch = Context(config.seed, AT, 20, run.device), run.loader.batch(AT)
     run.loader.close()
     if count > 1 and not whole(config):
-        out = gradients(method, batch, ctx, count, lambda loss: loss, nullcontext)
+        out = gradients(method, batch, ctx, count, partial(method.backward, scale=lambda loss: loss), nullcontext)
     else:
         out = method(batch, ctx)
         method.backward(out.losses, lambda loss: loss)
