@@ -211,30 +211,8 @@ def stages(dims: Mapping[str, int], role: str) -> list[str]:
     return found
 
 
-class StageTerm(FeatureTerm):
-    """A term over one stage of each network."""
-
-    class Config(TermConfig):
-        feature: Stage | None = None
-        """The student's stage; null: the last one."""
-        teacher_feature: Stage | None = None
-        """The teacher's stage; null: of the same name as `feature` where that is given, else the last one."""
-
-    def __init__(self, config: Any, spec: TermSpec) -> None:
-        super().__init__(config, spec)
-        student = config.feature or self.usual(stages(spec.student_dims, "student"))
-        teacher = config.teacher_feature or config.feature or self.usual(stages(spec.teacher_dims, "teacher"))
-        self.needed = replace(self.needed, features=(student,), teacher_features=(teacher,))
-        self.widths = width(spec.student_dims, student, "student"), width(spec.teacher_dims, teacher, "teacher")
-
-    @staticmethod
-    def usual(found: list[str]) -> str:
-        """The stage that null stands for."""
-        return found[-1]
-
-
 @register("loss", "fitnet")
-class FitNet(StageTerm):
+class FitNet(FeatureTerm):
     """`fitnet` of one stage; the student's map goes through a convolution, batch normalization and ReLU."""
 
     equation = (
@@ -254,18 +232,15 @@ class FitNet(StageTerm):
 
     def __init__(self, config: Any, spec: TermSpec) -> None:
         super().__init__(config, spec)
-        inputs, outputs = self.widths
+        student = config.feature or _middle(spec.student_dims, "student")
+        teacher = config.teacher_feature or config.feature or _middle(spec.teacher_dims, "teacher")
+        self.needed = replace(self.needed, features=(student,), teacher_features=(teacher,))
+        inputs, outputs = width(spec.student_dims, student, "student"), width(spec.teacher_dims, teacher, "teacher")
         convolution: nn.Module = nn.Conv2d(inputs, outputs, 1, bias=False)
         if config.regressor == "conv":
-            reductions = spec.student_reductions, spec.teacher_reductions
-            names = (*self.needed.features, *self.needed.of_teacher)
-            sides = [told.get(name) for told, name in zip(reductions, names, strict=True)]
+            sides = spec.student_reductions.get(student), spec.teacher_reductions.get(teacher)
             convolution = _between(*sides, inputs, outputs)
         self.regressor = nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
-
-    @staticmethod
-    def usual(found: list[str]) -> str:
-        return found[(len(found) - 1) // 2]
 
     def value(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         mine, other = student[0], teacher[0]
@@ -292,6 +267,11 @@ def _between(student: int | None, teacher: int | None, inputs: int, outputs: int
     if student > teacher:
         return nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False)
     return nn.Conv2d(inputs, outputs, 1, bias=False)
+
+
+def _middle(dims: Mapping[str, int], role: str) -> str:
+    found = stages(dims, role)
+    return found[(len(found) - 1) // 2]
 
 
 class StagesTerm(FeatureTerm):

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdrun.core.registry import register
-from kdrun.losses.features import TINY, StageTerm
+from kdrun.losses.features import TINY
 from kdrun.losses.labels import full
+from kdrun.losses.stage import StageTerm
 from kdrun.losses.term import TermSpec
 
 
@@ -32,7 +33,7 @@ def _correlations(feature: Tensor) -> Tensor:
 
 @register("loss", "ickd")
 class ICKD(StageTerm):
-    """`ickd` of one stage; the student's map goes through a 1x1 convolution and batch normalization."""
+    """Channels correlate as the teacher's do: `ickd` of one stage, the student's map behind a convolution and a norm."""
 
     equation = (
         "1/C sum over pairs of channels of (g_s - g_t)^2, g = F F^T with rows of length 1, F the map at feature and "

@@ -30,7 +30,8 @@ class RightVectors(torch.autograd.Function):
         _, values, vectors = torch.linalg.svd(matrix, full_matrices=False)
         ctx.save_for_backward(matrix, values.square(), vectors.mT)
         ctx.count = count
-        return vectors.mT[..., :count]
+        first: Tensor = vectors.mT[..., :count]
+        return first
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -40,7 +41,8 @@ class RightVectors(torch.autograd.Function):
         with full_precision(matrix):
 
             def inverse(gap: Tensor) -> Tensor:
-                return gap / (gap.square() + near.square())
+                found: Tensor = gap / (gap.square() + near.square())
+                return found
 
             within = vectors.mT @ gradient
             outside = gradient - vectors @ within  # where the matrix has nothing: its squared singular values are 0
@@ -99,7 +101,10 @@ def _radial(one: Tensor, other: Tensor) -> Tensor:
 
 @register("loss", "kdsvd")
 class KDSVD(StagesTerm):
-    """`kdsvd` of the stages. A singular value decomposition makes the host wait, so its step is not captured."""
+    """The main direction of the maps turns from stage to stage as the teacher's does: `kdsvd`.
+
+    A singular value decomposition makes the host wait, so its step cannot be captured.
+    """
 
     equation = (
         "sum over successive stages and pairs of their channels of (r_s - r_t)^2, r = exp(-(v_a - v_b)^2 / 8), v the "

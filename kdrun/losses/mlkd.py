@@ -40,7 +40,7 @@ def lower_half(x: Tensor) -> Tensor:
 
 @register("loss", "mlkd")
 class MLKD(LogitTerm):
-    """KD, `batch_relation` and `class_relation` at several temperatures, on a weak and a strong view of each image.
+    """Student and teacher agree on images, on their batch and on the classes, at several temperatures, on two views.
 
     As the authors' code has it, which the published figures come from and which alone was read. There the masks of
     unsure images and rare classes fall on sums, of which they leave a share (`lower_half`); at some temperatures KD of

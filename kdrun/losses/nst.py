@@ -30,7 +30,7 @@ def _alike(one: Tensor, other: Tensor) -> Tensor:
 
 @register("loss", "nst")
 class NST(StagesTerm):
-    """`nst`, summed over stages, with the polynomial kernel of the paper's best results."""
+    """The student's channels, taken as a set, are active where the teacher's are: `nst`, summed over stages."""
 
     equation = (
         "sum over pairs of features and teacher_features of k(t, t) + k(s, s) - 2 k(s, t), k the mean over pairs of "

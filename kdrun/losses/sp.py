@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from kdrun.config.needs import Needs
 from kdrun.core.registry import register
-from kdrun.losses.features import TINY, StageTerm
+from kdrun.losses.features import TINY
 from kdrun.losses.labels import full
+from kdrun.losses.stage import StageTerm
 
 
 def sp(student: Tensor, teacher: Tensor) -> Tensor:
@@ -32,7 +33,7 @@ def _similarities(feature: Tensor) -> Tensor:
 
 @register("loss", "sp")
 class SP(StageTerm):
-    """`sp` of one stage's maps, which are not averaged over positions."""
+    """Images are as alike to the student as to the teacher: `sp` of the maps of one stage, whole."""
 
     equation = (
         "mean over pairs of (g_s - g_t)^2, g the products of a sample's feature with those of all samples, over the "

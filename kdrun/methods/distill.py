@@ -6,6 +6,7 @@ The sum of all terms of `loss`: those against the labels and those against the t
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from kdrun.config.needs import Needs
 from kdrun.config.parts import MethodConfig
@@ -17,7 +18,7 @@ from kdrun.methods.step import Context, Step
 
 
 class DistillConfig(MethodConfig):
-    views: list[Literal["weak", "strong"]] = Field(default_factory=lambda: ["weak"], min_length=1)
+    views: list[Literal["weak", "strong"]] = Field(["weak"], min_length=1)
     """Of each image, those that both networks see, one after the other; all terms are added on each."""
 
     @model_validator(mode="after")
@@ -38,7 +39,7 @@ class Distill(Method[DistillConfig]):
         )  # fmt: skip
 
     def step(self, batch: Batch, ctx: Context) -> Step:
-        losses, out = self.losses(), {}
+        losses, out = self.losses(), dict[str, Tensor]()
         for view in views_of(self.config):
             pair, prefix = self.pair(batch, ctx, view=view), "" if view == "weak" else f"{view}_"
             found = {**losses.target(pair), **losses.teacher(pair)}

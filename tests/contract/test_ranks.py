@@ -40,7 +40,7 @@ from tests.ranks import over
 lookup("loss", "ce", "")
 STEPS = 5
 AT = 11  # where the step is taken: warm-ups are over, and a small last batch is met
-OTHERS = ("vitkd", "linearity", "kdsvd")  # terms that do not go with the others: of transformers, of mixed images, of alike channels
+OTHERS = ("vitkd", "linearity", "kdsvd")  # do not go with the others: of transformers, mixed images, alike channels
 TERMS = sorted(set(_REGISTRY["loss"]) - set(OTHERS))
 # No two processes drop the same, so what one process has is no measure.
 DROPPING_TEACHER = (
@@ -69,9 +69,9 @@ CASES = {
     "weights of a memory": Case("uncertainty_distill", ("loss=wttm_crd", "loss.crd.num_negatives=8")),
     "gathered": Case("distill", (), ("ce", "dist", "crd", "rkd")),
     "vitkd": Case("distill", ("loss=kd", *VITS), ("vitkd", "ce", "dist")),
-    "kdsvd": Case("distill", ("student.args.width=8",), ("kdsvd", "ce")),
-    "two views": Case("distill", ("method.views=[weak,strong]", "loss=mlkd", *TEACHER)),
-    "correlation of the code": Case("distill", (*TEACHER, "loss=cc", "loss.cc.form=code")),
+    "kdsvd": Case("distill", ("student.args.width=16",), ("kdsvd", "ce")),
+    "two views": Case("distill", ("method.views=[weak,strong]", "loss=mlkd")),
+    "correlation of the code": Case("distill", ("loss=cc", "loss.cc.form=code")),
     "linearity": Case("mixup_distill", ("views.mix.kind=mixup",), ("linearity", "kd", "ce")),
     "linearity of the teacher": Case(
         "mixup_distill", ("views.mix.kind=cutmix", "loss=kd_linearity", "loss.linearity.of=teacher")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kdrun.config.compose import Composer
+from kdrun.config.key import run_key
 from kdrun.core.errors import ConfigError
 from kdrun.core.registry import lookup
 from kdrun.losses.cc import congruence, consecutive
@@ -288,6 +289,15 @@ def test_every_term_is_added_on_each_view_of_an_image():
     for name, given in zip(("", "strong_"), pairs, strict=True):
         torch.testing.assert_close(out[f"{name}ce"], 0.1 * terms["ce"](given).mean())
         torch.testing.assert_close(out[f"{name}mlkd"], 0.9 * terms["mlkd"](given))
+
+
+def test_the_weak_view_alone_is_what_distill_always_was():
+    with Composer() as composer:
+        known, same, other = (
+            run_key(composer.typed(["method=distill", "loss=kd", *more]))
+            for more in ([], ["method.views=[weak]"], [TWO_VIEWS])
+        )
+    assert known == same != other
 
 
 def test_a_strong_view_alone_is_shown_where_it_is_asked_for():
