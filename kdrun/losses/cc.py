@@ -53,10 +53,10 @@ def consecutive(student: Tensor, teacher: Tensor) -> Tensor:
 
 @register("loss", "cc")
 class CC(StatisticTerm):
-    """Pairs of images are as alike to the student as to the teacher, by a kernel: `congruence` of the classifiers' inputs.
+    """Pairs of images are as alike to the student as to the teacher, by a kernel: `congruence`.
 
-    Published CIFAR-100 figures come from the other form, `consecutive` of embeddings. That is no kernel: it falls with the distance of an image's two embeddings, both of which it trains, and
-    depends on which image comes next in the batch.
+    Published CIFAR-100 figures come from the other form, `consecutive` of learned embeddings. That is no kernel: it
+    falls with the distance of an image's two embeddings, both of which it trains, and depends on the order of a batch.
     """
 
     equation = (

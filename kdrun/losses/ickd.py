@@ -33,7 +33,7 @@ def _correlations(feature: Tensor) -> Tensor:
 
 @register("loss", "ickd")
 class ICKD(StageTerm):
-    """Channels correlate as the teacher's do: `ickd` of one stage, the student's map behind a convolution and a norm."""
+    """Channels correlate as the teacher's do: `ickd` of one stage, the student's behind a convolution and a norm."""
 
     equation = (
         "1/C sum over pairs of channels of (g_s - g_t)^2, g = F F^T with rows of length 1, F the map at feature and "
