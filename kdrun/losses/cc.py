@@ -60,8 +60,8 @@ class CC(StatisticTerm):
     """
 
     equation = (
-        "paper: mean over pairs of (k_s - k_t)^2, k = sum_{p <= order} e^(-2 gamma) (2 gamma)^p / p! cos^p; code: mean "
-        "over i of <d_i, d_i+1>, d = |e_s(f_s) - e_t(f_t)|, e learned"
+        "form paper: mean over pairs of (k_s - k_t)^2, k = sum_{p <= order} e^(-2 gamma) (2 gamma)^p / p! cos^p; form "
+        "code: mean over i of <d_i, d_i+1>, d = |e_s(f_s) - e_t(f_t)|, e learned, of embedding_dim"
     )
     source = "Peng et al. 2019, arXiv 1904.01802; code: the authors', in Tian et al. 2020, arXiv 1910.10699"
 

@@ -107,8 +107,8 @@ class KDSVD(StagesTerm):
     """
 
     equation = (
-        "sum over successive stages and pairs of their channels of (r_s - r_t)^2, r = exp(-(v_a - v_b)^2 / 8), v the "
-        "first right singular vectors of the maps, in the teacher's signs and lengths"
+        "sum over successive features and teacher_features, and pairs of their channels, of (r_s - r_t)^2, r = "
+        "exp(-(v_a - v_b)^2 / 8), v the first right singular vectors of the maps, in the teacher's signs and lengths"
     )
     source = "Lee et al. 2018, arXiv 1807.06819; form: Tian et al. 2020, arXiv 1910.10699"
     # deviates: the sign of a singular vector is chance, and the value depends on it; of the teacher's vectors the

@@ -49,9 +49,9 @@ class MLKD(LogitTerm):
     """
 
     equation = (
-        "weak: sum over T of h T^2 KL_T + h bc_T + h' cc_T, + sum over misplaced T of T^2 KL_T; strong: sum over the "
-        "other T of T^2 KL_T; bc = |P_t P_t^T - P_s P_s^T|^2 / B, cc = |P_t^T P_t - P_s^T P_s|^2 / C, h and h' the "
-        "shares of images and classes of at most median confidence"
+        "weak view: sum over T of temperatures of h (T^2 KL_T + bc_T) + h' cc_T, + sum over misplaced of T^2 KL_T; "
+        "strong view: sum over the other T of T^2 KL_T; bc = |P_t P_t^T - P_s P_s^T|^2 / B, cc = |P_t^T P_t - P_s^T "
+        "P_s|^2 / C, h and h' the shares of images and classes of at most median confidence"
     )
     source = "Jin et al. 2023, CVPR, Multi-level logit distillation (no arXiv id)"
 
