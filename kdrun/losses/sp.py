@@ -36,8 +36,8 @@ class SP(StageTerm):
     """Images are as alike to the student as to the teacher: `sp` of the maps of one stage, whole."""
 
     equation = (
-        "mean over pairs of (g_s - g_t)^2, g the products of an image's map, at feature and teacher_feature, with those "
-        "of all images, over the norm of that row"
+        "mean over pairs of (g_s - g_t)^2, g the products of an image's map, at feature and teacher_feature, with "
+        "those of all images, over the norm of that row"
     )
     source = "Tung and Mori 2019, arXiv 1907.09682; weight: the paper's and Tian et al. 2020, arXiv 1910.10699"
 
