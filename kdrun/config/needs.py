@@ -42,6 +42,8 @@ class Needs:
     per_sample: bool = True
     """A term: whether `forward` gives (B,), which can be weighted sample by sample; else (), a statistic of the batch.
     """
+    views: tuple[str, ...] = ()
+    """A term: of labeled images, those that it must see, each in a pair of its own; (): any one."""
 
     # of a method only
     streams: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"labeled": ("weak",)})
@@ -89,6 +91,7 @@ class Needs:
             mixed=self.mixed or other.mixed,
             over_ranks=max(self.over_ranks, other.over_ranks, key=_ORDER.index),
             per_sample=self.per_sample and other.per_sample,
+            views=_union(self.views, other.views),
         )
 
 

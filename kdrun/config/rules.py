@@ -65,6 +65,13 @@ def _of_terms(config: RunConfig) -> list[str]:
         if needs.mixed and not mix.mixes:
             hint = "choose mixup or cutmix" if method.takes_mixed else "choose method=mixup_distill"
             errors.append(f"loss.{label}: {term} is about mixed images, and views.mix mixes none; {hint}")
+        shown = method.streams.get("labeled", ())
+        if not set(needs.views) <= set(shown):
+            errors.append(
+                f"loss.{label}: {term} is about the views {', '.join(needs.views)} of labeled images, and "
+                f"method={config.method.name} shows it {', '.join(shown) or 'none'}; choose method=distill and set "
+                f"method.views=[{','.join(needs.views)}]"
+            )
         if needs.side not in method.sides:
             errors.append(
                 f"loss.{label}: {term} works against the {needs.side}, "

@@ -172,8 +172,9 @@ def gathered(pair: Pair, features: AbstractSet[str], teacher_features: AbstractS
     student = of(pair.student, features) or pair.student
     target = None if pair.target is None else here.gathered(pair.target)
     return Pair(
-        student, of(pair.teacher, teacher_features), target, here.gathered(pair.index), pair.progress, draw, unmixed
-    )
+        student, of(pair.teacher, teacher_features), target, here.gathered(pair.index), pair.progress, draw, unmixed,
+        view=pair.view,
+    )  # fmt: skip
 
 
 def _refuse_value(value: object, name: str, pair: Pair, needs: Needs) -> None:

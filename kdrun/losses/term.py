@@ -42,6 +42,8 @@ class Pair:
     """Where a term asks for it."""
     memo: dict[str, Tensor] = field(default_factory=dict)
     """What a term's `forward` leaves for its `metrics` and `after_step` of the same pair; each term has its own."""
+    view: str = "weak"
+    """Of the images: where a method shows its terms several, each in a pair of its own."""
 
 
 @dataclass(frozen=True)

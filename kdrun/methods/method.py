@@ -187,7 +187,7 @@ class Method(nn.Module, Generic[C]):
         teacher = self.teacher(seen, needed.of_teacher) if self.teacher else None
         student: Output = list(self.students.values())[k](seen, needed.features)
         unmixed = self._unmixed(seen, k)
-        return Pair(student, teacher, samples.target, seen.index, ctx.progress, ctx.draw, unmixed)
+        return Pair(student, teacher, samples.target, seen.index, ctx.progress, ctx.draw, unmixed, view=view)
 
     # -- what the run calls
 

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from kdrun.core.errors import ConfigError
 
 ASKED = {Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.__array__}  # on a CPU no operation tells of them
+SOLVERS = ("aten::_linalg_svd", "aten::_linalg_eigh")  # on CUDA they look whether they have converged
 COPIES = ("aten::_to_copy", "aten::copy_")
 
 
@@ -65,6 +66,8 @@ def _why(func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> str | None:
     name, tags = func.name(), func.tags
     if torch.Tag.data_dependent_output in tags:
         return "asks for numbers on the host"
+    if name.startswith(SOLVERS):
+        return "waits for a decomposition"
     if name.startswith(("aten::index", "aten::_index", "aten::_unsafe_index")):
         places = [place for place in args[1:] if isinstance(place, Sequence)]
         if any(isinstance(k, Tensor) and k.dtype in (torch.bool, torch.uint8) for place in places for k in place):

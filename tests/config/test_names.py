@@ -54,11 +54,12 @@ def test_what_is_known_of_a_name_can_be_overridden(composer):
 @pytest.mark.parametrize("name", sorted(set(TERMS) - {"ce", "kd", "wkd_logit"}))  # of these conf/loss has more
 def test_a_term_stands_beside_cross_entropy_or_does_its_work(composer, name):
     term = lookup("loss", name, "")
-    mixed = ["views=mixup"] if term.needs(term.Config(name=name)).mixed else []
-    found = weights(composer, f"loss={name}", *mixed)
+    needs = term.needs(term.Config(name=name))
+    asked = ["views=mixup"] if needs.mixed else ["method.views=[weak,strong]"] if needs.views else []
+    found = weights(composer, f"loss={name}", *asked)
     alone = name in {"evidential", "gce", "mae", "nce", "sce"}
     assert set(found) == ({name} if alone else {"ce", name})
-    assert found.get("ce", 1.0) == (0.1 if name == "ctkd" else 1.0)  # its authors', as for kd
+    assert found.get("ce", 1.0) == (0.1 if name in ("ctkd", "mlkd") else 1.0)  # its authors', as for kd
 
 
 def test_terms_are_added_and_taken_away(composer):

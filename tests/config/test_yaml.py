@@ -52,6 +52,7 @@ NEEDS = {
     "method/uncertainty=deep_ensemble": [WEIGHTED, "teacher=ensemble", MEMBERS],
     "method/uncertainty=evidential": [WEIGHTED, "teacher.loss=evidential"],
     "loss=linearity": ["views=mixup"],
+    "loss=mlkd": ["method.views=[weak,strong]"],
     "loss=kd_linearity": ["views=mixup"],
     "schedule=base": ["schedule.steps=1"],
     "schedule/decay=step": ["schedule.decay.milestones_steps=[1]"],

@@ -42,7 +42,7 @@ lookup("loss", "ce", "")
 STEPS = 5
 AT = 11  # where the step is taken: warm-ups are over, and a small last batch is met
 # Terms that do not go with the others: of transformers, of mixed images, and of networks as wide as each other.
-OTHERS = ("vitkd", "linearity", "fsp")
+OTHERS = ("vitkd", "linearity", "fsp", "kdsvd")
 TERMS = sorted(set(_REGISTRY["loss"]) - set(OTHERS))
 # No two processes drop the same, so what one process has is no measure.
 DROPPING_TEACHER = (
@@ -71,7 +71,9 @@ CASES = {
     "weights of a memory": Case("uncertainty_distill", ("loss=wttm_crd", "loss.crd.num_negatives=8")),
     "gathered": Case("distill", (), ("ce", "dist", "crd", "rkd")),
     "vitkd": Case("distill", ("loss=kd", *VITS), ("vitkd", "ce", "dist")),
-    "fsp": Case("distill", ("student.args.width=16",), ("fsp", "ce")),
+    "as wide": Case("distill", ("student.args.width=16",), ("fsp", "kdsvd", "ce")),
+    "two views": Case("distill", ("method.views=[weak,strong]", "loss=mlkd")),
+    "correlation of the code": Case("distill", ("loss=cc", "loss.cc.form=code")),
     "linearity": Case("mixup_distill", ("views.mix.kind=mixup",), ("linearity", "kd", "ce")),
     "linearity of the teacher": Case(
         "mixup_distill", ("views.mix.kind=cutmix", "loss=kd_linearity", "loss.linearity.of=teacher")

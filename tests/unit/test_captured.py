@@ -32,8 +32,9 @@ DROPPING = "students=[{name: resnet8, args: {width: 4}}, {name: wrn_16_1, args: 
 TERMS = {
     f"loss.{name}": ("mixup_distill" if name in MIXES else "distill", "loss=ce", *TEACHER, *(VITS if name == "vitkd" else []),
                      *([f"+loss/term@loss.other={name}"] if name != "ce" else []),
-                     *(["loss.other.num_negatives=8"] if name == "crd" else []))
-    for name in sorted(_REGISTRY["loss"])
+                     *(["loss.other.num_negatives=8"] if name == "crd" else []),
+                     *(["method.views=[weak,strong]"] if name == "mlkd" else []))
+    for name in sorted(set(_REGISTRY["loss"]) - {"kdsvd"})  # which is refused there
 }  # fmt: skip
 OTHER = {
     "average and clipping": ("supervised", "schedule.ema_decay=0.9", "schedule.clip_norm=0.1"),

@@ -83,8 +83,9 @@ def test_equation_source_and_ratio_are_told():
 @pytest.mark.parametrize("name", sorted(_REGISTRY["loss"]))
 def test_every_term_is_explained(name):
     cls = lookup("loss", name, "")
-    mixed = ["views=mixup"] if cls.needs(cls.Config(name=name)).mixed else []
-    text = main(["loss=ce", f"+loss/term@loss.extra={name}", *mixed])
+    needs = cls.needs(cls.Config(name=name))
+    asked = ["views=mixup"] if needs.mixed else ["method.views=[weak,strong]"] if needs.views else []
+    text = main(["loss=ce", f"+loss/term@loss.extra={name}", *asked])
     assert f"equation: {cls.equation}" in text
     assert {f"extra.{field}" for field in cls.Config.model_fields if field != "name"} <= rows(text).keys()
 
