@@ -122,7 +122,7 @@ MISTAKES = {
     "missing split file": (["dataset.split_file=/nowhere.npz"], "dataset.split_file: /nowhere.npz: cannot be read (No such file or directory)"),
     "absent device": (["execution.device=cuda:99"], "execution.device: cuda:99 was asked for"),
     "fp16 without cuda": (["schedule.precision=fp16", "execution.device=cpu"], "schedule.precision: fp16 needs cuda, this run is on cpu"),
-    "group set to null": (["method=null"], "method=null: not an option of the group (allowed: contrastive, dhkd, dho, distill, "),
+    "group set to null": (["method=null"], "method=null: not an option of the group (allowed: "),
     "group set to a number": (["loss=5"], "loss=5: "),
     "learning rate in two places": (["+schedule.optimizer_args.lr=5"], "schedule.optimizer_args: lr belongs to schedule.lr"),
     "small batches of no whole pass": (["schedule.last_batch=small"], "schedule.last_batch: small batches end a pass of whole steps"),
