@@ -11,7 +11,7 @@ from kdrun.losses.term import Pair
 class AvgKD(MembersTerm):
     """Distillation against each teacher, all of one weight."""
 
-    # At each temperature it has the gradient of KD against mean_k softmax(z_k / T), from which it differs by a constant.
+    # It has the gradient of KD against mean_k softmax(z_k / T), from which it differs by a constant.
     equation = "1/K sum_k temperature^2 KL(softmax(z_k / temperature) || softmax(z_s / temperature)), K teachers"
     source = "You et al. 2017, KDD; weight: Zhang et al. 2022, arXiv 2201.00007"
 

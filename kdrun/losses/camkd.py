@@ -30,7 +30,9 @@ def confidence_shares(members: Tensor, target: Tensor) -> Tensor:
 class CAMKD(MembersTerm):
     """Distillation against each teacher, weighed by `confidence_shares`."""
 
-    equation = "sum_k w_k KD_k, w_k = (1 - softmax_k(H(y, p_k))) / (K - 1), KD_k at temperature; form: code divides by K"
+    equation = (
+        "sum_k w_k KD_k, w_k = (1 - softmax_k(H(y, p_k))) / (K - 1), KD_k at temperature; form: code divides by K"
+    )
     source = "Zhang et al. 2022, arXiv 2201.00007"
     # deviates: the paper's second term, between maps of the student and of each teacher, is left out: an ensemble gives
     # the logits of its members alone.

@@ -1,9 +1,9 @@
 """SimKD: the student learns the teacher's last map, and the teacher's own classifier predicts (Chen et al. 2022).
 
-L = map_weight mean (P(f_s) - f_t)^2, f the maps that are pooled for the classifiers, P a projector of three convolutions;
-p = softmax(h_t(mean over positions of P(f_s))), h_t the teacher's classifier as it is. Projector and classifier are part
-of the network that is left: they are saved with the run, exported with it, and cost at inference. The student's own
-classifier is neither trained nor asked. Terms of `loss`, of which the paper has none, see the logits of h_t.
+L = map_weight mean (P(f_s) - f_t)^2, f the maps that are pooled for classifiers, P a projector of three convolutions;
+p = softmax(h_t(mean over positions of P(f_s))), h_t the teacher's classifier as it is. Projector and classifier are
+part of what is left: they are saved and exported with the run, and cost at inference. The student's own classifier is
+neither trained nor asked. Terms of `loss`, of which the paper has none, see the logits of h_t.
 """
 
 import copy
@@ -42,28 +42,24 @@ class SimKDConfig(MethodConfig):
 @register("method", "simkd")
 class SimKD(Method[SimKDConfig]):
     Config = SimKDConfig
-    equation = "map_weight mean (P(f_s) - f_t)^2, predicted: h_t(mean over positions of P(f_s)), h_t the teacher's classifier"
+    equation = (
+        "map_weight mean (P(f_s) - f_t)^2, predicted: h_t(mean over positions of P(f_s)), h_t the teacher's classifier"
+    )
     source = "Chen et al. 2022, arXiv 2203.14001"
-    # deviates: where the student's map is larger than the teacher's, the authors pool it before the projector, we behind
-    # it, so that a finished run need not know the teacher's size.
+    # deviates: where the student's map is larger than the teacher's, the authors pool it before the projector, we
+    # behind it, so that a finished run need not know the teacher's size.
 
     def __init__(self, config: RunConfig, setup: Setup) -> None:
         super().__init__(config, setup)
         student = self.networks()["student"]
         if MAP not in student.dims:
-            raise ConfigError(
-                "method=simkd needs a convolutional student with one linear layer behind the mean of its last map, and "
-                f"{student.name} has none; choose another student, e.g. student=resnet8, or method=distill"
-            )
+            raise ConfigError(_refused("student", student.name))
         self._width = student.dims[MAP]
         student.net.get_classifier().requires_grad_(False)
         if setup.teacher is not None:
             classifier = setup.teacher.last_layer
             if classifier is None or MAP not in setup.teacher.dims:
-                raise ConfigError(
-                    "method=simkd needs a convolutional teacher with one linear layer behind the mean of its last map, and "
-                    f"{setup.teacher.name} has none; choose another teacher, e.g. teacher=resnet20, or method=distill"
-                )
+                raise ConfigError(_refused("teacher", setup.teacher.name))
             self._build(classifier)
         elif not setup.restoring:
             raise KdrunError("method=simkd was built without a teacher")
@@ -96,10 +92,7 @@ class SimKD(Method[SimKDConfig]):
             out = self.teacher(start.batches(start.first)["labeled"].views["weak"], (MAP,))
             difference = (self._classified(out.features[MAP]) - out.logits).abs().amax()
             if difference > 0.05 * out.logits.abs().amax():  # half precision may be in force
-                raise ConfigError(
-                    f"method=simkd reuses a classifier of the mean of a map, and {self.teacher.name} does more between them; "
-                    "choose another teacher, e.g. teacher=resnet20, or method=distill"
-                )
+                raise ConfigError(_refused("teacher", self.teacher.name))
         return {}
 
     def step(self, batch: Batch, ctx: Context) -> Step:
@@ -116,7 +109,7 @@ class SimKD(Method[SimKDConfig]):
         return Step({"simkd": matched, **losses.target(pair), **losses.teacher(pair)})
 
     def predict(self, view: View) -> dict[str, Tensor]:
-        """The student's map through projector and the teacher's classifier, as `reused`: no network of the run alone."""
+        """The student's map through projector and the teacher's classifier, as `reused`: more than one network."""
         out: Output = self.students["student"](view, (MAP,))
         return {"reused": self._classified(self.projector(out.features[MAP]))}
 
@@ -129,8 +122,15 @@ class SimKD(Method[SimKDConfig]):
         return logits.float()
 
 
+def _refused(role: str, name: str) -> str:
+    return (
+        f"method=simkd needs a convolutional {role} with one linear layer on the mean of its last map, and {name} is none; "
+        f"choose another {role}, e.g. {role}=resnet20, or method=distill"
+    )
+
+
 def projector(inputs: int, outputs: int, factor: int) -> nn.Sequential:
-    """Convolutions of side 1, 3 and 1, each with batch normalization and ReLU; the inner ones of outputs / factor channels."""
+    """Convolutions of side 1, 3 and 1, each with batch normalization and ReLU; inner ones of outputs / factor channels."""
     inner = max(1, outputs // factor)
     sizes = ((inputs, inner, 1), (inner, inner, 3), (inner, outputs, 1))
     layers = [

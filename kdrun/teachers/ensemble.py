@@ -1,8 +1,8 @@
 """Several teachers as one: the logits are the logarithm of the mean of their probabilities, or the mean of logits.
 
 `loss=kd` at temperature 1 against the mean of probabilities has the gradient of the mean of the losses against each: KL
-to the mean and the mean of KLs differ by what does not depend on the student. At other temperatures `loss=avgkd` is that
-mean of losses. Against the mean of logits the gradient is another.
+to the mean and the mean of KLs differ by what does not depend on the student. At other temperatures `loss=avgkd` is
+that mean of losses. Against the mean of logits the gradient is another.
 """
 
 from collections.abc import Mapping
@@ -47,6 +47,6 @@ class EnsembleTeacher(MembersKind[EnsembleConfig]):
         if not asked or self.spec.temperature == 1:
             return []
         return [
-            f"{self.key}.temperature: divides the logits of the ensemble, and loss.{asked[0]} looks at its members; give "
-            "each its own (teacher.members), or set it to 1"
+            f"{self.key}.temperature: divides the logits of the ensemble, and loss.{asked[0]} looks at its members; "
+            "give each its own (teacher.members), or set it to 1"
         ]

@@ -19,7 +19,9 @@ class Ensemble(nn.Module):
     Its one feature is `members`, (B, K, classes), the logits of each.
     """
 
-    def __init__(self, members: Sequence[nn.Module], mean: Literal["probabilities", "logits"] = "probabilities") -> None:
+    def __init__(
+        self, members: Sequence[nn.Module], mean: Literal["probabilities", "logits"] = "probabilities"
+    ) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
         self.mean = mean
