@@ -74,14 +74,12 @@ class SimKD(Method[SimKDConfig]):
         """A finished run is opened without its teacher: the sizes are those of the saved classifier."""
         if "classifier" not in self._modules and prefix + CLASSIFIER in state_dict:
             classes, channels = state_dict[prefix + CLASSIFIER].shape
-            self._build(nn.Linear(channels, classes))
+            self._build(nn.Linear(channels, classes, bias=f"{prefix}classifier.bias" in state_dict))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @classmethod
     def needs(cls, config: RunConfig) -> Needs:
-        return Needs(
-            teacher=True, features=(MAP,), sides=("target", "teacher"), takes_mixed=True, over_ranks="mean", terms=False
-        )
+        return Needs(teacher=True, features=(MAP,), sides=("target", "teacher"), over_ranks="mean", terms=False)
 
     def parts(self, student: str) -> list[nn.Module]:
         return [*super().parts(student), self.projector]
@@ -104,7 +102,7 @@ class SimKD(Method[SimKDConfig]):
         out: Output = self.students["student"](view, self.needed.features)
         projected = self.projector(out.features[MAP])
         seen = Output(self._classified(projected), out.features)
-        pair = Pair(seen, taught, samples.target, view.index, ctx.progress, ctx.draw, self._unmixed(view, 0))
+        pair = Pair(seen, taught, samples.target, view.index, ctx.progress, ctx.draw)
         matched = self.weight("map_weight", ctx) * fitnet(projected, taught.features[MAP]).mean()
         return Step({"simkd": matched, **losses.target(pair), **losses.teacher(pair)})
 
@@ -124,13 +122,13 @@ class SimKD(Method[SimKDConfig]):
 
 def _refused(role: str, name: str) -> str:
     return (
-        f"method=simkd needs a convolutional {role} with one linear layer on the mean of its last map, and {name} is none; "
-        f"choose another {role}, e.g. {role}=resnet20, or method=distill"
+        f"method=simkd needs a convolutional {role} with one linear layer on the mean of its last map, and {name} is "
+        f"none; choose another {role}, e.g. {role}=resnet20, or method=distill"
     )
 
 
 def projector(inputs: int, outputs: int, factor: int) -> nn.Sequential:
-    """Convolutions of side 1, 3 and 1, each with batch normalization and ReLU; inner ones of outputs / factor channels."""
+    """Convolutions of side 1, 3 and 1, each with batch normalization and ReLU; inside of outputs / factor channels."""
     inner = max(1, outputs // factor)
     sizes = ((inputs, inner, 1), (inner, inner, 3), (inner, outputs, 1))
     layers = [

@@ -51,6 +51,8 @@ NEEDS = {
     "method/uncertainty=deep_ensemble": [WEIGHTED, "teacher=ensemble", MEMBERS],
     "method/uncertainty=evidential": [WEIGHTED, "teacher.loss=evidential"],
     "loss=linearity": ["views=mixup"],
+    "loss=none": ["method=simkd", "loss=none"],
+    **{f"loss={name}": ["teacher=ensemble", MEMBERS] for name in ("avgkd", "ebkd", "camkd")},
     "loss=kd_linearity": ["views=mixup"],
     "schedule=base": ["schedule.steps=1"],
     "schedule/decay=step": ["schedule.decay.milestones_steps=[1]"],
