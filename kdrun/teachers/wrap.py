@@ -72,7 +72,7 @@ class Tempered(nn.Module):
         if found is not None:
             with torch.no_grad():
                 for parameter in found.parameters():
-                    parameter /= self.temperature
+                    parameter.div_(self.temperature)
         return found
 
     def forward(self, view: View | Tensor, features: Sequence[str] = ()) -> Output:

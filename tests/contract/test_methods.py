@@ -32,6 +32,7 @@ VITS = [
     "teacher.model.args.width=null", "teacher.model.args.shortcut=null",
     *(f"+teacher.model.args.{k}={v}" for k, v in ({**VIT, "embed_dim": 24}).items()),
 ]  # fmt: skip
+OF_SEVERAL = ("avgkd", "ebkd", "camkd")  # terms
 SEVERAL = [
     "teacher=ensemble",
     "teacher.members=[{source: train, model: resnet8}, {source: train, model: resnet8, seed: 1}]",

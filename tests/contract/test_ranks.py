@@ -33,7 +33,7 @@ from kdrun.training.evaluator import Evaluator
 from kdrun.training.loop import Loop
 from kdrun.training.tracking import Tracker
 from tests.conftest import FAST, TEACHER
-from tests.contract.test_methods import EXTRA, METHODS, SEVERAL, TWO, VITS, assembled, make
+from tests.contract.test_methods import EXTRA, METHODS, OF_SEVERAL, SEVERAL, TWO, VITS, assembled, make
 from tests.each import each
 from tests.ranks import over
 
@@ -41,7 +41,7 @@ lookup("loss", "ce", "")
 STEPS = 5
 AT = 11  # where the step is taken: warm-ups are over, and a small last batch is met
 # terms that do not go with the others: of transformers, of mixed images, and of several teachers
-OTHERS = ("vitkd", "linearity", "avgkd", "ebkd", "camkd")
+OTHERS = ("vitkd", "linearity", *OF_SEVERAL)
 TERMS = sorted(set(_REGISTRY["loss"]) - set(OTHERS))
 # No two processes drop the same, so what one process has is no measure.
 DROPPING_TEACHER = (
@@ -70,7 +70,7 @@ CASES = {
     "weights of a memory": Case("uncertainty_distill", ("loss=wttm_crd", "loss.crd.num_negatives=8")),
     "gathered": Case("distill", (), ("ce", "dist", "crd", "rkd")),
     "vitkd": Case("distill", ("loss=kd", *VITS), ("vitkd", "ce", "dist")),
-    "several teachers": Case("sho", ("loss=kd", *SEVERAL), ("avgkd", "ebkd", "camkd", "dist", "ce")),
+    "several teachers": Case("sho", ("loss=kd", *SEVERAL), (*OF_SEVERAL, "dist", "ce")),
     "exits, the paper's": Case("supervised", ("loss=byot",)),
     "exits, the code's": Case("supervised", ("loss=byot", "loss.byot.form=code")),
     "linearity": Case("mixup_distill", ("views.mix.kind=mixup",), ("linearity", "kd", "ce")),

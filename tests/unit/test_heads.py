@@ -29,7 +29,7 @@ from kdrun.teachers.teacher import Teacher
 from kdrun.teachers.wrap import Ensemble, Tempered
 from kdrun.training.check import check
 from tests.conftest import FAST, TEACHER
-from tests.contract.test_methods import SEVERAL, VITS, ctx, fit, make
+from tests.contract.test_methods import OF_SEVERAL, SEVERAL, VITS, ctx, fit, make
 from tests.unit.test_later_losses import FS, FT, ZS, ZT, Y
 
 ZT2 = torch.tensor([[0, 2, 0.5], [0.6, -1, 1.2]], dtype=torch.float64)
@@ -191,7 +191,7 @@ def test_an_ensemble_gives_the_mean_that_is_asked_and_its_members_behind_the_ima
     assert Ensemble(nets).dims == {"members": 3}
 
 
-@pytest.mark.parametrize("loss", ["avgkd", "ebkd", "camkd"])
+@pytest.mark.parametrize("loss", OF_SEVERAL)
 def test_terms_of_several_teachers_see_both_streams_and_their_parts_are_the_whole(loss):
     """One pass of labeled and unlabeled images, or two: without batch normalisation the same losses."""
     found = []
