@@ -76,7 +76,7 @@ class DiffKD(Term):
     equation = (
         "map_weight mean (d(f_s) - e(f_t))^2 + logits_weight KL(p_t || softmax(d(z_s))) + ddim_weight mean (n - n')^2 "
         "of each + reconstruction_weight mean (f_t - g(e(f_t)))^2, d the denoising in so many steps, n' the "
-        "noise n that is found in e(f_t) or z_t, e and g learned"
+        "noise n that is found in e(f_t) or z_t, e and g learned, e of latent channels"
     )
     source = "Huang et al. 2023, arXiv 2305.15712"
 
