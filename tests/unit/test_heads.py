@@ -1,304 +1,271 @@
-"""SimKD, DiffKD, BYOT and several teachers: golden values, values by hand, what is kept, what is refused."""
-
-import math
-from dataclasses import replace
+"""The head of arXiv 2606.12171's students, networks of which only the head is trained, and the warm-up run of a head."""
 
 import pytest
+import timm
 import torch
+from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional as F
 
-from kdrun.cli.export import main as export
+from kdrun import load
 from kdrun.config.compose import Composer
 from kdrun.config.key import run_key
+from kdrun.config.model import ModelConfig
 from kdrun.core.errors import ConfigError, KdrunError
-from kdrun.core.registry import lookup
-from kdrun.losses.byot import hint, hint_of_batch, soft_cross_entropy
-from kdrun.losses.camkd import confidence_shares
-from kdrun.losses.diffusion import denoised, kept_shares, noisy, normal, times
-from kdrun.losses.ebkd import entropy_shares
-from kdrun.losses.features import fitnet
-from kdrun.losses.logits import kd, mean_of_probabilities
-from kdrun.losses.members import to_members
-from kdrun.losses.term import Pair, TermSpec
-from kdrun.methods.simkd import SimKD
-from kdrun.models.network import MAP
-from kdrun.models.output import Output
-from kdrun.runs.finished import FinishedRun
-from kdrun.runs.trained import open_trained
-from kdrun.teachers.teacher import Teacher
-from kdrun.teachers.wrap import Ensemble, Tempered
+from kdrun.data.loader import Loader
+from kdrun.methods.requires import head_warmup_runs
+from kdrun.models.network import Network, build_network, load_network
+from kdrun.runs.record import find_records
 from kdrun.training.check import check
 from tests.conftest import FAST, TEACHER
-from tests.contract.test_methods import OF_SEVERAL, SEVERAL, VITS, ctx, fit, make
-from tests.unit.test_later_losses import FS, FT, ZS, ZT, Y
+from tests.contract.test_methods import fit, make
 
-ZT2 = torch.tensor([[0, 2, 0.5], [0.6, -1, 1.2]], dtype=torch.float64)
-BOTH = torch.stack([ZT, ZT2], 1)
-PIXELS = torch.arange(2 * 64).view(2, 1, 8, 8).to(torch.uint8)
-KEPT, ONE = kept_shares(), torch.ones(1, 1, 1, 1)
+NAMES = ["resnet8", "wrn_16_1", "test_resnet", "test_convnext", "test_vit", "test_efficientnet"]
+MLP = "student.head=mlp"
+WARM = [MLP, "student.head_warmup={epochs: 2, lr: 0.01}"]
 
 
-def weighed(shares):
-    return (shares * to_members(ZS, BOTH, 4.0)).sum(1)
+def network(name="resnet8", **fields) -> Network:
+    size = 160 if name.startswith("test_") else 32
+    model = ModelConfig(name=name, size=size, **fields)
+    return build_network(model, num_classes=7, in_chans=3, mean=(0.5,) * 3, std=(0.25,) * 3, seed=0)
 
 
-GOLDEN = {
-    "simkd": (lambda: fitnet(FS, FT), 1.98875),
-    "byot, soft cross entropy": (lambda: soft_cross_entropy(ZS, ZT, 3.0), 1.03517429811643),
-    "byot, norm of a batch": (lambda: hint_of_batch(ZS, ZT), 2.11660104885167),
-    "mean of losses": (lambda: weighed(torch.full((2, 2), 0.5).double()), 0.184524632163580),
-    "mean of logits": (lambda: kd(ZS, BOTH.mean(1), 4.0), 0.121071629253204),
-    "mean of probabilities": (lambda: kd(ZS, mean_of_probabilities(BOTH.transpose(0, 1), 4.0), 4.0), 0.117031096375697),
-    "camkd, the code's": (lambda: weighed(confidence_shares(BOTH, Y)) / 2, 0.0992212317119311),
-}
+def pixels(n=4):
+    return torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", GOLDEN)
-def test_golden_values(name):
-    value, expected = GOLDEN[name]
-    assert value().mean().item() == pytest.approx(expected, rel=1e-12)
-
-
-def test_golden_values_of_the_diffusion():
-    assert times(5) == [400, 300, 200, 100, 0]
-    assert KEPT[times(5)].tolist() == pytest.approx(
-        [0.19357197, 0.39401102, 0.65634704, 0.89514136, 0.99989998], rel=1e-6
+@pytest.mark.parametrize("name", NAMES)
+def test_the_mlp_head_takes_the_place_of_any_classifier(name, tmp_path):
+    plain, net = network(name), network(name, head="mlp")
+    head = net.net.get_classifier()
+    assert [type(m) for m in head] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout, nn.Linear]
+    assert (head[0].in_features, head[0].out_features, head[0].bias) == (plain.dims["prelogits"], 256, None)
+    assert (head[3].p, head[4].out_features) == (0.3, 7)
+    assert net.dims == {**plain.dims, "prelogits": 256, "pooled": plain.dims["prelogits"]}
+    assert sum(p.numel() for n, p in net.net.named_parameters() if n in dict(plain.net.named_parameters())) == (
+        plain.num_params - sum(p.numel() for p in plain.net.get_classifier().parameters())
     )
-    for noise, expected in ((0.0, 2.27289176), (0.5, 1.25234807)):
-        found = denoised(ONE, lambda x, time, noise=noise: torch.full_like(x, noise), KEPT, times(5))
-        assert found.item() == pytest.approx(expected, rel=1e-6)
+    net.train()(pixels())
+    net.eval()
+    with torch.no_grad():
+        out = net(pixels(), tuple(net.dims))
+        assert torch.equal(F.linear(out.features["prelogits"], head[4].weight, head[4].bias), out.logits)
+        assert torch.equal(head(out.features["pooled"]), out.logits)
+        assert torch.equal(net(pixels()).logits, net(pixels(), ("prelogits",)).logits)
+        net.save(tmp_path / "net.safetensors")
+        again = load_network(tmp_path / "net.safetensors")
+        assert again.spec == net.spec
+        assert torch.equal(again(pixels()).logits, net(pixels()).logits)
 
 
-# ------------------------------------------------------------------------------------------------------- diffusion
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+@pytest.mark.parametrize("name", ["resnet8", "test_vit"])
+def test_of_a_frozen_network_the_head_alone_learns(name, head):
+    net = network(name, head=head, trainable="head").train()
+    own = {id(p) for p in net.net.get_classifier().parameters()}
+    assert {id(p) for p in net.parameters() if p.requires_grad} == own
+    learned = {f"{n}.{k}" for n, m in net.net.named_modules() if m is net.net.get_classifier() for k in m.state_dict()}
+    before = {k: v.clone() for k, v in net.net.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        net(pixels()).logits.square().sum().backward()
+        optimizer.step()
+    changed = {k for k, v in net.net.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == learned  # running statistics too: those of the head move, all others stay
+    assert net.training
+    assert not any(m.training for m in net.eval().modules())
 
 
-def test_a_denoiser_that_knows_the_noise_finds_the_feature():
-    """Whatever noise was added at the first time is taken out in all the steps."""
-    clean, noise = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
-    start = noisy(clean, noise, KEPT[400].expand(2))
-    torch.testing.assert_close(denoised(start, lambda x, time: noise, KEPT, times(5)), clean, atol=1e-4, rtol=1e-4)
+def test_a_default_network_is_what_it_was():
+    plain = network()
+    assert all(p.requires_grad for p in plain.parameters())
+    assert [m.training for m in plain.train().modules()] == [True] * len(list(plain.modules()))
+    spec = {k: v for k, v in ModelConfig(name="resnet8").model_dump().items() if k not in ("head", "trainable")}
+    assert ModelConfig.model_validate({k: v for k, v in spec.items() if k != "head_warmup"}) == ModelConfig(
+        name="resnet8"
+    )
 
 
-def test_normal_numbers_of_uniform_ones():
-    uniform = torch.rand(100_000, generator=torch.Generator().manual_seed(0))
-    found = normal(uniform)
-    assert found.mean().abs() < 0.01
-    assert found.std().item() == pytest.approx(1, abs=0.01)
-    ends = normal(torch.tensor([0.0, 1 - 2**-24]))
-    assert torch.isfinite(ends).all()
-    assert ends[0] == -ends[1]
+@pytest.mark.parametrize("fields", [{}, {"head": "mlp"}, {"head": "hidden"}, {"trainable": "head"}], ids=str)
+@pytest.mark.parametrize("name", ["resnet8", "test_efficientnet", "test_vit"])
+def test_a_head_at_zero_is_the_same_network_that_says_nothing_yet_and_learns(name, fields, tmp_path):
+    plain, zero = network(name, **fields), network(name, zero_head=True, **fields)
+    differ = {k for k, v in plain.state_dict().items() if not torch.equal(v, zero.state_dict()[k])}
+    last = zero.net.get_classifier() if fields.get("head") is None else zero.net.get_classifier()[-1]
+    place = next(n for n, m in zero.named_modules() if m is last)
+    assert f"{place}.weight" in differ <= {f"{place}.weight", f"{place}.bias"}
+    assert (plain.eval()(pixels()).logits != 0).any()
+    assert (zero.eval()(pixels()).logits == 0).all()
+    zero.train()
+    F.cross_entropy(zero(pixels()).logits, torch.arange(4)).backward()
+    with torch.no_grad():
+        last.weight -= last.weight.grad
+    logits = zero.eval()(pixels()).logits
+    assert (logits != 0).any()
+    zero.save(tmp_path / "net.safetensors")
+    assert torch.equal(load_network(tmp_path / "net.safetensors")(pixels()).logits, logits)  # of a file: as it was kept
 
 
-def test_what_diffkd_learns_from_the_teacher_does_not_move_the_student_and_nothing_moves_the_teacher():
-    spec = TermSpec(3, 9, {MAP: 2}, {MAP: 4}, torch.zeros(9, dtype=torch.int64))
-    term = lookup("loss", "diffkd", "")(lookup("loss", "diffkd", "").Config(name="diffkd"), spec)
-    student = Output(torch.randn(5, 3, requires_grad=True), {MAP: torch.randn(5, 2, 4, 4, requires_grad=True)})
-    teacher = Output(torch.randn(5, 3, requires_grad=True), {MAP: torch.randn(5, 4, 2, 2, requires_grad=True)})
-    pair = Pair(student, teacher, None, torch.arange(5), 0.0, torch.rand)
-    _, _, wrong, rebuilt = term.sites["map"](torch.randn(5, 2, 2, 2), teacher.features[MAP].detach(), pair)
-    given = [student.logits, student.features[MAP], teacher.logits, teacher.features[MAP]]
-    assert wrong.shape == rebuilt.shape == (5,)
-    value = term(pair)
-    assert value.shape == (5,)
-    gradients = torch.autograd.grad(value.sum(), given, allow_unused=True)
-    assert [g is not None for g in gradients] == [True, True, False, False]
-    # the autoencoder is taught by what it rebuilds alone
-    found, target, *_ = term.sites["map"](torch.randn(5, 2, 2, 2), teacher.features[MAP].detach(), pair)
-    assert not target.requires_grad
-    assert found.shape == target.shape == (5, 2, 2, 2)
+def test_published_weights_of_other_classes_stay_under_a_head_at_zero(tmp_path):
+    """By order too, from a file as PyTorch pickles it."""
+    source = timm.create_model("test_efficientnet", num_classes=1000).state_dict()
+    torch.save({f"_{k}": v for k, v in source.items()}, tmp_path / "w.pth")
+    published = {"pretrained": True, "file": str(tmp_path / "w.pth"), "match": "order"}
+    net = network("test_efficientnet", zero_head=True, **published).net
+    heads = {"classifier.weight", "classifier.bias"}
+    assert all(torch.equal(v, source[k]) for k, v in net.state_dict().items() if k not in heads)
+    assert not any(net.state_dict()[k].any() for k in heads)
 
 
-def test_diffkd_draws_from_the_run_alone():
-    losses = []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        config, method, loader, _ = make("distill", "loss=diffkd")
-        losses.append(method(loader.batch(0), ctx(config, 3)).losses["diffkd"].item())
-    assert losses[0] == losses[1]
+def test_a_large_new_head_on_published_weights_is_told(tmp_path):
+    """timm starts EfficientNets with up to 1/sqrt(classes), whatever their features; others with less."""
+    for name, large in (("test_efficientnet", True), ("test_vit", False), ("test_resnet", False)):
+        torch.save(timm.create_model(name, num_classes=1000).state_dict(), tmp_path / "w.pth")
+        published = {"pretrained": True, "file": str(tmp_path / "w.pth")}
+        told = network(name, **published).large_new_head
+        assert (told is not None) == large
+        assert told is None or 0.9 < told * 7**0.5 <= 1
+        for quiet in ({}, {**published, "zero_head": True}, {**published, "trainable": "head"}):
+            assert network(name, **quiet).large_new_head is None
 
 
-# ------------------------------------------------------------------------------------------------------------ exits
-
-
-def test_byot_by_hand():
-    """Two classes, T = 2: p' = (3/4, 1/4) beside (1/2, 1/2); features (3, 0) and (0, 4) apart."""
-    end = torch.tensor([[2 * math.log(3), 0.0]]).double()
-    assert soft_cross_entropy(torch.zeros(1, 2).double(), end, 2.0).item() == pytest.approx(math.log(2))
-    one, other = torch.tensor([[3.0, 0], [0, 1]]), torch.tensor([[0.0, 4], [0, 1]])
-    assert hint(one, other).tolist() == [25, 0]
-    assert hint_of_batch(one, other).item() == 5
-
-
-@pytest.mark.parametrize("form", ["paper", "code"])
-def test_the_end_of_a_network_learns_nothing_from_its_exits_and_its_stages_do(form):
-    config, method, loader, _ = make("supervised", "loss=byot", f"loss.byot.form={form}")
-    term, view = method.losses().terms["byot"], loader.batch(0)["labeled"]
-    assert len(term.exits) == 2
-    assert [isinstance(one.adapter, nn.Linear) for one in term.exits] == [True, form == "paper"]
-    out = method.students["student"](view.views["weak"], term.needed.features)
-    pair = Pair(out, None, view.target, view.views["weak"].index, 0.0, ctx(config, 0).draw)
-    value = term(pair)
-    assert value.shape == ((16,) if form == "paper" else ())
-    found = torch.autograd.grad(value.sum(), [out.logits, *out.features.values()], allow_unused=True)
-    given = dict(zip(["logits", *out.features], found, strict=True))
-    assert {name for name, gradient in given.items() if gradient is not None} == {"stage1", "stage2"}
-
-
-def test_exits_are_left_out_of_what_a_run_leaves():
-    _, method, _, _ = make("supervised", "loss=byot")
-    assert {name.partition(".")[0] for name in method.state_dict()} == {"students", "loss_sets"}
-
-
-# ------------------------------------------------------------------------------------------------ several teachers
-
-
-def test_shares_by_hand():
-    """Two classes: a teacher that knows nothing has entropy log 2, one that is certain 0; of the labels' cross entropies 0
-    and log 3 softmax makes 1/4 and 3/4."""
-    certain, uniform = torch.tensor([100.0, 0]), torch.tensor([0.0, 0])
-    members = torch.stack([certain, uniform])[None].double()
-    assert entropy_shares(members)[0].tolist() == pytest.approx([0.5, 0.0], abs=1e-12)
-    third = torch.tensor([math.log(0.5), 0.0]).double()
-    members = torch.stack([certain.double(), third])[None]
-    assert confidence_shares(members, torch.tensor([0]))[0].tolist() == pytest.approx([0.75, 0.25])
-    assert torch.isfinite(entropy_shares(torch.full((1, 2, 3), 1.0) * torch.tensor([1e4, 0, 0]))).all()
-
-
-def test_the_mean_of_losses_has_the_gradient_of_the_loss_of_the_mean_of_probabilities():
-    """At each temperature; of the mean of logits it is another one."""
-
-    def gradient(loss):
-        student = ZS.clone().requires_grad_()
-        return torch.autograd.grad(loss(student).sum(), student)[0]
-
-    for temperature in (1.0, 4.0):
-        of_losses = gradient(lambda s, t=temperature: to_members(s, BOTH, t).mean(1))
-        mean = mean_of_probabilities(BOTH.transpose(0, 1), temperature)
-        torch.testing.assert_close(of_losses, gradient(lambda s, t=temperature, m=mean: kd(s, m, t)))
-        of_logits = gradient(lambda s, t=temperature: kd(s, BOTH.mean(1), t))
-        assert (of_losses - of_logits).abs().max() > 1e-3
-
-
-def test_an_ensemble_gives_the_mean_that_is_asked_and_its_members_behind_the_images():
-    nets = [make("supervised", f"seed={seed}")[1].students["student"].eval() for seed in (1, 2, 3)]
-    each = torch.stack([net(PIXELS).logits for net in nets], 1)
-    for mean, expected in (("logits", each.mean(1)), ("probabilities", each.softmax(2).mean(1).log())):
-        out = Teacher(Ensemble(nets, mean))(PIXELS, ("members",))
-        torch.testing.assert_close(out.logits, expected)
-        assert torch.equal(out.features["members"], each)
-        first, second = out.split([1, 1])
-        assert torch.equal(torch.cat([first.features["members"], second.features["members"]]), each)
-    assert Ensemble(nets).dims == {"members": 3}
-
-
-@pytest.mark.parametrize("loss", OF_SEVERAL)
-def test_terms_of_several_teachers_see_both_streams_and_their_parts_are_the_whole(loss):
-    """One pass of labeled and unlabeled images, or two: without batch normalisation the same losses."""
-    found = []
-    for concatenate in (True, False):
-        config, method, loader, _ = make("sho", f"loss={loss}", *SEVERAL, f"method.concatenate={concatenate}")
-        method.eval()
-        out = method(loader.batch(0), ctx(config, 0))
-        assert {loss, f"unlabeled_{loss}"} <= out.losses.keys()
-        assert 0 < out.metrics[f"{loss}/largest_share"] <= 1
-        found.append({name: value.item() for name, value in out.losses.items()})
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
-
-
-# ------------------------------------------------------------------------------------------------------------ simkd
-
-
-def test_the_teachers_own_map_gets_the_teachers_logits_at_its_temperature():
-    _, method, loader, _ = make("simkd")
-    view, network = loader.batch(0)["labeled"].views["weak"], method.teacher.network
-    for teacher in (network, Tempered(network, 4.0)):
-        made = SimKD(method.config, replace(method.setup, teacher=Teacher(teacher)))
-        out = made.teacher(view, (MAP,))
-        torch.testing.assert_close(made._classified(out.features[MAP]), out.logits)
-
-
-def test_the_teachers_classifier_and_the_students_own_stay_as_they_are():
-    config, method, loader, _ = make("simkd", "schedule.weight_decay=0.1")
-    parts = [method.classifier, method.students["student"].net.get_classifier()]
-    before = [p.clone() for part in parts for p in part.parameters()]
-    first = fit(config, method, loader, 0, 5)
-    assert all(torch.equal(b, p) for b, p in zip(before, (p for part in parts for p in part.parameters()), strict=True))
-    assert first[-1] < first[0]
-
-
-def test_a_term_beside_it_sees_what_is_predicted():
-    config, method, loader, _ = make("simkd", "loss=ce")
-    method.eval()
-    batch = loader.batch(0)
-    logits = method.predict(batch["labeled"].views["weak"])["reused"]
-    losses = method(batch, ctx(config, 0)).losses
-    assert list(losses) == ["simkd", "ce"]
-    torch.testing.assert_close(losses["ce"], nn.functional.cross_entropy(logits, batch["labeled"].target))
-
-
-def test_a_finished_run_is_opened_exported_and_asked_without_its_teacher(train, outputs, tmp_path, capsys):
-    assert train(*FAST, *TEACHER, "method=simkd", "schedule.ema_decay=0.9") == 0
-    assert "parameters of the method's own" in capsys.readouterr().out
-    [path] = outputs.glob("runs/simkd/*/*/*/record.json")
-    run = FinishedRun.open(path.parent)
-    trained = open_trained(run)
-    assert trained.name == "reused"
-    method = run.method()
-    assert method.teacher is None
-    own = sum(p.numel() for part in (method.projector, method.classifier) for p in part.parameters())
-    assert trained.num_params == run.record["nets"]["student"]["num_params"] + own
-    logits, target = run.predictions("test", "reused")
-    pixels, _ = trained.shown.some(len(target))
-    torch.testing.assert_close(trained.classifier(pixels), logits, atol=1e-5, rtol=1e-5)
-    out = tmp_path / "net.pt2"
-    export([f"run={run.directory}", "to=torch_export", f"out={out}", "repeats=0", "check=9", "threads=1"])
-    torch.testing.assert_close(torch.export.load(out).module()(pixels[:7]), logits[:7], atol=1e-5, rtol=1e-5)
+def test_both_classifiers_of_a_deit_begin_at_zero():
+    with torch.device("meta"):
+        assert network("deit_tiny_distilled_patch16_224", zero_head=True).num_heads == 2
+    made = network("resnet8")
+    first, second = nn.Linear(2, 7), nn.Sequential(nn.ReLU(), nn.Conv2d(2, 7, 1))
+    made.net.get_classifier = lambda: (first, second)
+    made._zero_head()
+    assert not any(p.any() for p in (*first.parameters(), *second.parameters()))
+    made.net.get_classifier = nn.Identity
     with pytest.raises(
-        KdrunError, match=r"reused is more than the weights of one network; choose to=onnx, torch_export$"
+        ConfigError, match=r"^resnet8: its classifier is no linear layer; set student\.zero_head to false"
     ):
-        export([f"run={run.directory}", "to=safetensors", f"out={tmp_path / 'n'}", "repeats=0"])
-    with pytest.raises(ConfigError, match=r"predictor: student: not one of"):
-        open_trained(run, "student")
+        made._zero_head()
 
 
-# --------------------------------------------------------------------------------------------------------- refusals
-
-REFUSED = {
-    "a student without a map": (["method=simkd", *TEACHER, VITS[0]], r"method=simkd needs a convolutional student with one linear layer on the mean of its last map, and vit_tiny_patch16_224 is none"),
-    "a teacher without a map": (["method=simkd", *TEACHER, *VITS[1:]], r"method=simkd needs a convolutional teacher .*, and vit_tiny_patch16_224 is none"),
-    "no single classifier": (["method=simkd", *SEVERAL], r"method=simkd needs a convolutional teacher .*, and resnet8\+resnet8 is none"),
-    "no teacher": (["method=simkd", "teacher=none"], r"method=simkd needs a teacher, but teacher.source=none"),
-    "one teacher": (["loss=camkd", *TEACHER], r"loss.camkd: camkd weighs several teachers, and teacher.source=train is one; choose teacher=ensemble"),
-    "members at a temperature": (["loss=ebkd", *SEVERAL, "teacher.temperature=2"], r"teacher.temperature: divides the logits of the ensemble, and loss.ebkd looks at its members"),
-    "a mean of a single teacher": (["loss=kd", *TEACHER, "teacher.mean=logits"], r"teacher.mean: not for source=train; source=ensemble has it"),
-    "members of a kept teacher": (["loss=ebkd", *SEVERAL, "teacher.cache.mode=clean", "views.weak.flip=false", "views.weak.pad=0"], r"members"),
-    "nothing to match": (["loss=diffkd", *TEACHER, "loss.diffkd.map_weight=0", "loss.diffkd.logits_weight=0"], r"loss.diffkd: diffkd has nothing to match"),
-    "no map to denoise": (["loss=diffkd", *TEACHER, VITS[0]], r"loss.diffkd: the student gives no map"),
-    "no terms at all": (["method=distill", "loss=none"], r"loss: no term with a weight above 0"),
-}  # fmt: skip
+@pytest.mark.parametrize("fields", [{"head": "mlp"}, {"trainable": "head"}])
+def test_a_classifier_that_is_no_single_layer_is_refused(fields):
+    with torch.device("meta"), pytest.raises(ConfigError, match="its classifier is not one linear layer"):
+        network("deit_tiny_distilled_patch16_224", **fields)
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_does_not_fit_is_refused_before_anything_runs(name):
-    given, line = REFUSED[name]
-    with Composer() as composer, pytest.raises(ConfigError, match=line) as refused:
-        check(composer.typed([*FAST, *given]))
-    assert len(refused.value.lines) == 1
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["student.head=big"], "student.head: 'big' is not allowed"),
+        (["student.trainable=body"], "student.trainable: 'body' is not allowed"),
+        (["student.head_warmup={epochs: 0}"], "student.head_warmup.epochs: must be greater than 0"),
+        (["student.head_warmup={steps: 3}"], "student.head_warmup.steps: unknown key"),
+        (
+            ["teacher=timm", "teacher.model.name=resnet10t", "teacher.model.head=mlp"],
+            "teacher.model.head: timm's published weights are of a linear head",
+        ),
+        (["student.zero_head=maybe"], "student.zero_head: "),
+    ],
+)
+def test_mistakes(overrides, message):
+    with Composer() as composer, pytest.raises(ConfigError, match=message):
+        composer.typed(overrides)
 
 
-def test_a_teacher_that_does_more_between_map_and_classifier_is_refused_before_the_first_step():
-    _, method, loader, _ = make("simkd")
-    start = type("Start", (), {"fresh": True, "first": 20, "batches": staticmethod(loader.batch)})
-    assert method.before(start) == {}
-    method.classifier.weight.data.neg_()
-    with pytest.raises(ConfigError, match=r"method=simkd needs a convolutional teacher .* and resnet8 is none"):
-        method.before(start)
-
-
-def test_the_mean_of_an_ensemble_is_part_of_its_key_and_the_default_is_not():
+def test_what_a_warm_up_lacks_is_said_before_anything_runs():
     with Composer() as composer:
-        plain, said, other = (
-            run_key(composer.typed([*FAST, "loss=kd", *SEVERAL, *more]))
-            for more in ([], ["teacher.mean=probabilities"], ["teacher.mean=logits"])
-        )
-    assert plain == said != other
+        config = composer.typed([*FAST, "method=supervised", "student.head_warmup={optimizer: adamm}"])
+        with pytest.raises(ConfigError, match=r"head_warmup: schedule\.optimizer: unknown optimizer 'adamm'"):
+            check(config)
+        warm = "{name: resnet8, head_warmup: {epochs: 1}}"
+        twins = composer.typed(["method=peer_distill", f"students=[{warm},{warm}]"])
+        with pytest.raises(ConfigError, match="two of them have the same head_warmup run"):
+            check(twins)
+        others = composer.typed(["method=peer_distill", f"students=[{warm},resnet8]"])
+        assert list(head_warmup_runs(others)) == ["head_warmup_1"]
+
+
+def test_a_teacher_that_is_not_trained_has_no_warm_up_in_the_key():
+    with Composer() as composer:
+        given = ["teacher=timm", "teacher.model.name=resnet10t"]
+        plain = composer.typed(given)
+        warm = composer.typed([*given, "teacher.model.head_warmup={}", "teacher.model.trainable=head"])
+        assert run_key(plain) == run_key(warm)
+        trained = composer.typed(["teacher.model.head_warmup={epochs: 3}"])
+        teacher = trained.method_class.requires(trained)["teacher"]
+        assert teacher.method_class.requires(teacher)["head_warmup"].schedule.epochs == 3
+
+
+def test_methods_train_with_either_head_and_with_a_frozen_body():
+    for overrides in ([MLP], ["student.trainable=head"], [MLP, "student.trainable=head", "schedule.ema_decay=0.9"]):
+        config, method, loader, _ = make("distill", *overrides)
+        losses = fit(config, method, loader, 0, 3)
+        assert losses[0] != losses[1]
+
+
+# ------------------------------------------------------------------------------------------------------- whole runs
+
+RUN = [*FAST, *WARM, "loss=kd", *TEACHER, "execution.checkpoint_every_steps=4"]
+
+
+def runs_of(outputs):
+    return {record["key"]: (directory, record) for directory, record in find_records(outputs)}
+
+
+@pytest.mark.slow
+def test_a_student_starts_from_its_warm_up_which_others_share(train, outputs):
+    assert train(*RUN, "schedule.steps=1", "schedule.lr=1e-9") == 0
+    found = runs_of(outputs)
+    [(directory, record)] = [run for run in found.values() if run[1]["method"] == "distill"]
+    assert record["requires"].keys() == {"head_warmup", "teacher"}
+    warm_dir, warm = found[record["requires"]["head_warmup"]]
+    assert (warm["method"], warm["steps"], warm["seed"]) == ("supervised", round(2 * 50 / 16), 0)
+    start, first = (load_file(place / "student.safetensors") for place in (warm_dir, directory))
+    fresh = make("supervised", MLP)[1].networks()["student"].net.state_dict()
+    for name, value in start.items():
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            torch.testing.assert_close(first[name], value, atol=1e-6, rtol=0)  # one step of next to nothing
+        if not name.startswith("fc."):
+            assert torch.equal(value, fresh[name])  # frozen, batch statistics too
+    assert not torch.equal(start["fc.4.weight"], fresh["fc.4.weight"])
+    network = load(directory)
+    assert (network.spec.model["head"], network.dims["prelogits"]) == ("mlp", 256)
+
+    assert train(*RUN, "schedule.steps=2", "loss.kd.temperature=2", "method=mixup_distill", "loss=kd") == 0
+    assert (
+        len([1 for _, other in runs_of(outputs).values() if other["method"] == "supervised"]) == 3
+    )  # a longer teacher
+    assert {r["requires"].get("head_warmup") for _, r in runs_of(outputs).values()} == {None, warm["key"]}
+
+
+@pytest.mark.slow
+def test_a_run_with_a_warm_up_that_broke_off_ends_as_if_it_had_not(train, outputs, monkeypatch):
+    run = [*FAST, *WARM, "method=supervised", "execution.checkpoint_every_steps=4", "schedule.steps=8"]
+    assert train(*run) == 0
+    [(whole, _)] = [x for x in find_records(outputs) if x[1]["requires"]]
+    expected, metrics = (whole / "student.safetensors").read_bytes(), (whole / "metrics.jsonl").read_text()
+    for file in whole.iterdir():
+        if file.is_file():
+            file.unlink()
+    plain = Loader.batch
+
+    def broken(self, step):
+        if step == 6:
+            raise KdrunError("broken off")
+        return plain(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loader, "batch", broken)
+        assert train(*run) == 1
+    assert (whole / "checkpoint" / "last.pt").exists()
+    assert train(*run) == 0
+    assert (whole / "student.safetensors").read_bytes() == expected
+    assert (whole / "metrics.jsonl").read_text() == metrics
+
+
+def test_several_students_with_a_warm_up_each():
+    students = "students=[{name: resnet8, args: {width: 4}, head_warmup: {epochs: 1}}, {name: wrn_16_1}]"
+    with pytest.raises(ConfigError, match="its `requires` leaves out the head_warmup_1 of a student"):
+        make("peer_distill", students)
+    with Composer() as composer:
+        config = composer.typed(["method=peer_distill", *FAST, *TEACHER, students])
+    assert list(config.method_class.requires(config)) == ["head_warmup_1", "teacher"]
