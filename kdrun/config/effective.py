@@ -20,7 +20,7 @@ def effective(config: RunConfig) -> RunConfig:
     config = config.method_class.settled(config)
     losses = {label: term for label, term in sorted(config.losses.items()) if term.weight > 0}
     needs = config.method_class.needs(config)
-    if not losses and needs.trains:
+    if not losses and needs.trains and needs.terms:
         raise ConfigError("loss: no term with a weight above 0; give one of them a weight")
     config = config.replace(losses=losses)
     if needs.students == (0, 0):

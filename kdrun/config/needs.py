@@ -60,6 +60,8 @@ class Needs:
     """What follows validation images, as a message begins: `method.search: needs`. None: nothing."""
     evaluations: bool = False
     """Whether the result depends on how often networks are evaluated; then the cadence is part of the run key."""
+    terms: bool = True
+    """Whether there is nothing to minimise without a term of `loss`; such a run is refused."""
     trains: bool = True
     """False: nothing is trained, and the teacher is evaluated alone."""
     init: str = ""

@@ -187,7 +187,7 @@ class DeepEnsemble(Uncertainty):
         pass
 
     def weight(self, view: View, output: Output, ctx: Context) -> Tensor:
-        return agreement(output.features["members"])
+        return agreement(output.features["members"].transpose(0, 1))
 
     @classmethod
     def contradictions(cls, config: RunConfig) -> list[str]:

@@ -140,8 +140,12 @@ class Network(nn.Module):
     @property
     def linear_classifier(self) -> Callable[[Tensor], Tensor] | None:
         """The last linear layer, `prelogits` (B, D) -> logits (B, classes); None: there is no such layer."""
-        classifier = self._classifier()
-        return None if classifier is None else classifier.forward
+        return None if self.last_layer is None else self.last_layer.forward
+
+    @property
+    def last_layer(self) -> nn.Linear | None:
+        """The layer of `linear_classifier`: for who copies it."""
+        return self._classifier()
 
     @property
     def reductions(self) -> dict[str, int]:

@@ -62,6 +62,12 @@ class Teacher:
         return found
 
     @property
+    def last_layer(self) -> nn.Linear | None:
+        """The layer of `classifier`, to be copied; None where no such layer makes the logits."""
+        found: nn.Linear | None = getattr(self.network, "last_layer", None)
+        return found
+
+    @property
     def has_dropout(self) -> bool:
         return bool(self._dropouts())
 

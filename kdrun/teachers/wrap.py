@@ -1,6 +1,8 @@
 """Networks around networks: several as one, and one at a temperature."""
 
+import copy
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,22 +14,27 @@ from kdrun.models.output import Output
 
 
 class Ensemble(nn.Module):
-    """Several networks as one: the logits are the logarithm of the mean of their probabilities.
+    """Several networks as one: the logits are the logarithm of the mean of their probabilities, or the mean of logits.
 
-    Its one feature is `members`, (K, B, classes), the logits of each; loss terms can use none.
+    Its one feature is `members`, (B, K, classes), the logits of each.
     """
 
-    def __init__(self, members: Sequence[nn.Module]) -> None:
+    def __init__(
+        self, members: Sequence[nn.Module], mean: Literal["probabilities", "logits"] = "probabilities"
+    ) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
-        self.dims: dict[str, int] = {}
+        self.mean = mean
+        self.dims = {"members": len(members)}
         self.name = "+".join(str(member.name) for member in members)
 
     def forward(self, view: View | Tensor, features: Sequence[str] = ()) -> Output:
         if unknown := [name for name in features if name != "members"]:
             raise ConfigError(f"an ensemble of teachers has no feature {unknown[0]!r}")
-        logits = torch.stack([member(view).logits for member in self.members])
-        return Output(mean_of_probabilities(logits), {"members": logits} if features else {})
+        each = [member(view).logits for member in self.members]
+        stacked = torch.stack(each)
+        logits = stacked.mean(0) if self.mean == "logits" else mean_of_probabilities(stacked)
+        return Output(logits, {"members": torch.stack(each, 1)} if features else {})
 
 
 class Tempered(nn.Module):
@@ -63,6 +70,16 @@ class Tempered(nn.Module):
         """The network's own, at the temperature."""
         found: Callable[[Tensor], Tensor] | None = getattr(self.network, "linear_classifier", None)
         return None if found is None else lambda prelogits: found(prelogits) / self.temperature
+
+    @property
+    def last_layer(self) -> nn.Linear | None:
+        """A copy of the network's own, at the temperature."""
+        found: nn.Linear | None = copy.deepcopy(getattr(self.network, "last_layer", None))
+        if found is not None:
+            with torch.no_grad():
+                for parameter in found.parameters():
+                    parameter.div_(self.temperature)
+        return found
 
     def forward(self, view: View | Tensor, features: Sequence[str] = ()) -> Output:
         out: Output = self.network(view, features)

@@ -20,6 +20,7 @@ from kdrun.core.registry import lookup
 from kdrun.core.seeding import seed_everything, subseed
 from kdrun.core.world import world
 from kdrun.losses.labels import full
+from kdrun.losses.term import Term
 from kdrun.methods.method import Method
 from kdrun.training.accumulation import prepare_passes, steps_in, whole
 from kdrun.training.assembly import Assembly
@@ -143,10 +144,16 @@ def settle_statistics(method: nn.Module) -> None:
 
 
 def synchronise(method: nn.Module) -> None:
-    """Have all batch normalisation in a method, that of its students and of its loss terms, see the rows of all ranks.
-    Parameters and buffers stay the same objects under the same names."""
+    """Have all batch normalisation in a method, that of its students and of its loss terms, see the rows of all ranks;
+    a term that is given those has them already. Parameters and buffers stay the same objects under the same names."""
+    gathered = [m for m in method.modules() if isinstance(m, Term) and m.needed.over_ranks == "gathered"]
+    plain = [
+        (part, name, child) for term in gathered for part in term.modules() for name, child in part.named_children()
+    ]
     for name, child in list(method.named_children()):
         method.add_module(name, convert_sync_batchnorm(child))
+    for part, name, child in plain:
+        part.add_module(name, child)
     for module in method.modules():
         if isinstance(module, nn.SyncBatchNorm) and next(module.buffers()).device.type == "cpu":
             module.__class__ = HostBatchNorm

@@ -47,6 +47,8 @@ from kdrun.training.tracking import Tracker, make_tracker
 log = logging.getLogger(__name__)
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 """What ranks exchange tensors over, by device."""
+BESIDE = ("students.", "loss_sets.")
+"""What is not a method's own; of these, terms serve training alone (CRD's memories are large), and are not saved."""
 
 
 def run(asked: Job | RunConfig, job_type: str = "train", wait: bool = True) -> Record:
@@ -296,6 +298,8 @@ def _describe(assembly: Assembly, record: Record, operations: Operations) -> Non
         record.update(backend=BACKENDS[device.type], batch_norm=config.schedule.batch_norm)
     work = f"{steps} steps of {config.schedule.batch_size}" if method.needed.trains else "nothing to train"
     sizes = [f"{n['model']} {n['num_params']:,} parameters" for n in nets.values()]
+    if own := sum(p.numel() for name, p in method.named_parameters() if not name.startswith(BESIDE)):
+        sizes.append(f"{own:,} parameters of the method's own")
     log.info(
         "%s on %s: %d labeled of %d, %s",
         config.method.name, config.dataset.name, len(split.labeled), len(split.unlabeled), ", ".join([work, *sizes]),
@@ -373,7 +377,6 @@ def _save_networks(method: Method[Any], loop: Loop, directory: Path) -> None:
 
     loop.save_networks()
     with loop.ema.applied() if loop.ema is not None else nullcontext():
-        skipped = ("students.", "loss_sets.")  # terms serve training alone; CRD's memories are large
-        own = apart({name: value for name, value in method.state_dict().items() if not name.startswith(skipped)})
+        own = apart({name: value for name, value in method.state_dict().items() if not name.startswith(BESIDE)})
     if own:
         write_bytes(directory / "method.safetensors", save(own))

@@ -97,7 +97,7 @@ MISTAKES = {
     "adaptive ramp without validation": (["+ramps.a={key: loss.kd.weight, kind: adaptive, end: 0}", "dataset.val_fraction=0"], "ramps.a: adaptive follows the validation score"),
     "absent feature": (["loss=fitnet", "loss.fitnet.feature=stage4"], "loss.fitnet: the student gives no stage4; it gives stage1, stage2, stage3, prelogits"),
     "feature that is no stage": (["loss=at", "loss.at.features=[prelogits]"], "loss.at.features.0: String should match pattern '^stage[1-9][0-9]*$', got 'prelogits'"),
-    "features of an ensemble": (["loss=rkd", "teacher=ensemble", "teacher.members=[{source: train, model: {name: resnet8}}, {source: train, model: {name: resnet14}}]"], "loss.rkd: the teacher gives no prelogits; it gives none"),
+    "features of an ensemble": (["loss=rkd", "teacher=ensemble", "teacher.members=[{source: train, model: {name: resnet8}}, {source: train, model: {name: resnet14}}]"], "loss.rkd: the teacher gives no prelogits; it gives members"),
     "term without a part": (["loss=itrd", "loss.itrd.correlation_weight=0", "loss.itrd.mutual_information_weight=0"], "loss.itrd: correlation_weight and mutual_information_weight are both 0"),
     "alpha of zero": (["method=mixup_distill", "views.mix.alpha=0"], "views.mix.alpha: must be greater than 0, got 0"),
     "negative alpha": (["views.mix.alpha=-1"], "views.mix.alpha: must be greater than 0, got -1"),

@@ -230,7 +230,10 @@ def test_accuracies(column, teacher, student):
     [
         (["teacher.schedule.lrr=1"], "lrr"),
         (["teacher.epochs=3"], "teacher.schedule has a length of its own"),
-        (["teacher.source=timm"], r"teacher\.schedule: not for source=timm; source=distilled and tip_adapter and train have it"),
+        (
+            ["teacher.source=timm"],
+            r"teacher\.schedule: not for source=timm; source=distilled and tip_adapter and train have it",
+        ),
         (["teacher.schedule.decay.name=never"], "teacher.schedule.decay.name: "),
         (["teacher.schedule.decay.gamma=2"], "teacher.schedule.decay.gamma: must be less than 1"),
         (["teacher.schedule.lr=0"], "teacher.schedule.lr: must be greater than 0"),

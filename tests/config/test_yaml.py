@@ -53,6 +53,8 @@ NEEDS = {
     "method/uncertainty=evidential": [WEIGHTED, "teacher.loss=evidential"],
     "loss=linearity": ["views=mixup"],
     "loss=mlkd": ["method.views=[weak,strong]"],
+    "loss=none": ["method=simkd", "loss=none"],
+    **{f"loss={name}": ["teacher=ensemble", MEMBERS] for name in ("avgkd", "ebkd", "camkd")},
     "loss=kd_linearity": ["views=mixup"],
     "schedule=base": ["schedule.steps=1"],
     "schedule/decay=step": ["schedule.decay.milestones_steps=[1]"],

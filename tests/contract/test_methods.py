@@ -14,6 +14,7 @@ from kdrun.methods.distill import Distill
 from kdrun.methods.method import Method
 from kdrun.methods.step import Context, Step
 from kdrun.teachers.teacher import Teacher
+from kdrun.teachers.wrap import Ensemble
 from kdrun.training.assembly import Assembly
 from kdrun.training.optimizer import make_optimizer
 from kdrun.training.statistics import AskedTeacher
@@ -31,10 +32,15 @@ VITS = [
     "teacher.model.args.width=null", "teacher.model.args.shortcut=null",
     *(f"+teacher.model.args.{k}={v}" for k, v in ({**VIT, "embed_dim": 24}).items()),
 ]  # fmt: skip
+OF_SEVERAL = ("avgkd", "ebkd", "camkd")  # terms
+SEVERAL = [
+    "teacher=ensemble",
+    "teacher.members=[{source: train, model: resnet8}, {source: train, model: resnet8, seed: 1}]",
+]
 EXTRA: dict[str, list[str]] = {
     "distill": ["loss=wttm", *TEACHER], "uncertainty_distill": TEACHER, "peer_distill": [TWO, *TEACHER],
     "mixup_distill": ["loss=kd_mixup", *TEACHER], "peer_fixmatch": [TWO, *TEACHER],
-    "linear_eval": ["method.num_labels=50"], "dash": ["method.rho_min=3"],
+    "linear_eval": ["method.num_labels=50"], "dash": ["method.rho_min=3"], "simkd": TEACHER,
 }  # fmt: skip
 # How a batch is fitted in 60 steps: a head alone takes more of them, on features that nobody trained; a fairness term asks
 # for classes that the batch lacks.
@@ -60,6 +66,9 @@ def assembled(config: RunConfig, device: str = "cpu") -> Assembly:
         asked = getattr(config.teacher, "model", None)
         kind = asked if asked is not None and asked.name.startswith(("vit", "wrn")) else ModelConfig(name="resnet8")
         network = run.factory.network(kind, seed=7).to(device)
+        if config.teacher.source == "ensemble":
+            others = [run.factory.network(kind, seed=seed).to(device) for seed in (8, 9)]
+            network = Ensemble([network, *others], config.teacher.mean)
         run.teacher = Teacher(network, config.teacher.precision)
         run.method.before_terms(AskedTeacher(run, keep=False))
     run.stream_seed = config.seed  # the golden losses of all methods are of the same images

@@ -34,15 +34,16 @@ from kdrun.training.evaluator import Evaluator
 from kdrun.training.loop import Loop
 from kdrun.training.tracking import Tracker
 from tests.conftest import FAST, TEACHER
-from tests.contract.test_methods import EXTRA, METHODS, TWO, VITS, assembled, make
+from tests.contract.test_methods import EXTRA, METHODS, OF_SEVERAL, SEVERAL, TWO, VITS, assembled, make
 from tests.each import each
 from tests.ranks import over
 
 lookup("loss", "ce", "")
 STEPS = 5
 AT = 11  # where the step is taken: warm-ups are over, and a small last batch is met
-# Terms that do not go with the others: of transformers, of mixed images, and of networks as wide as each other.
-OTHERS = ("vitkd", "linearity", "fsp", "kdsvd")
+# Terms that do not go with the others: of transformers, of mixed images, of networks as wide as each other, of several
+# teachers.
+OTHERS = ("vitkd", "linearity", "fsp", "kdsvd", *OF_SEVERAL)
 TERMS = sorted(set(_REGISTRY["loss"]) - set(OTHERS))
 # No two processes drop the same, so what one process has is no measure.
 DROPPING_TEACHER = (
@@ -74,6 +75,9 @@ CASES = {
     "as wide": Case("distill", ("student.args.width=16",), ("fsp", "kdsvd", "ce")),
     "two views": Case("distill", ("method.views=[weak,strong]", "loss=mlkd")),
     "correlation of the code": Case("distill", ("loss=cc", "loss.cc.form=code")),
+    "several teachers": Case("sho", ("loss=kd", *SEVERAL), (*OF_SEVERAL, "dist", "ce")),
+    "exits, the paper's": Case("supervised", ("loss=byot",)),
+    "exits, the code's": Case("supervised", ("loss=byot", "loss.byot.form=code")),
     "linearity": Case("mixup_distill", ("views.mix.kind=mixup",), ("linearity", "kd", "ce")),
     "linearity of the teacher": Case(
         "mixup_distill", ("views.mix.kind=cutmix", "loss=kd_linearity", "loss.linearity.of=teacher")

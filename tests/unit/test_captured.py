@@ -22,7 +22,7 @@ from kdrun.training.rehearsal import rehearse
 from kdrun.training.tracking import Tracker
 from kdrun.training.waiting import nothing_waits
 from tests.conftest import FAST, TEACHER
-from tests.contract.test_methods import EXTRA, METHODS, TWO, VITS, make
+from tests.contract.test_methods import EXTRA, METHODS, OF_SEVERAL, SEVERAL, TWO, VITS, make
 from tests.each import each
 
 lookup("loss", "ce", "")
@@ -34,7 +34,7 @@ TERMS = {
                      *([f"+loss/term@loss.other={name}"] if name != "ce" else []),
                      *(["loss.other.num_negatives=8"] if name == "crd" else []),
                      *(["method.views=[weak,strong]"] if name == "mlkd" else []))
-    for name in sorted(set(_REGISTRY["loss"]) - {"kdsvd"})  # which is refused there
+    for name in sorted(set(_REGISTRY["loss"]) - {"kdsvd", *OF_SEVERAL})  # which is refused there
 }  # fmt: skip
 OTHER = {
     "average and clipping": ("supervised", "schedule.ema_decay=0.9", "schedule.clip_norm=0.1"),
@@ -68,6 +68,7 @@ OTHER = {
         "peer_fixmatch", TWO, "loss=wttm_crd", "loss.crd.num_negatives=8", "method.labeler=both", *TEACHER,
     ),
     "dropout": ("peer_distill", DROPPING, *TEACHER),
+    **{f"loss.{name}": ("sho", f"loss={name}", *SEVERAL) for name in OF_SEVERAL},
 }  # fmt: skip
 CASES = {**{f"method {name}": (name,) for name in METHODS}, **TERMS, **OTHER}
 

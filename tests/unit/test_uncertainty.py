@@ -130,9 +130,9 @@ def test_members_of_an_ensemble_from_one_pass():
     kind = lookup("uncertainty", "deep_ensemble", "")
     teacher = Teacher(Ensemble(members))
     output = teacher(VIEW, kind.features)
-    assert torch.equal(output.features["members"], torch.stack([m(VIEW).logits for m in members]))
+    assert torch.equal(output.features["members"], torch.stack([m(VIEW).logits for m in members], 1))
     weigh = kind(kind.Config(name="deep_ensemble"), teacher)
-    assert torch.equal(weigh.weight(VIEW, output, ctx()), agreement(output.features["members"]))
+    assert torch.equal(weigh.weight(VIEW, output, ctx()), agreement(torch.stack([m(VIEW).logits for m in members])))
     assert teacher(VIEW).features == {}
     with pytest.raises(ConfigError, match="an ensemble of teachers has no feature 'prelogits'"):
         teacher(VIEW, ("prelogits",))
