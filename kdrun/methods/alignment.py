@@ -50,7 +50,7 @@ class MovingMean(nn.Module):
     @torch.no_grad()
     def forward(self, p: Tensor) -> Tensor:
         """Take in (B, C) probabilities; the mean then, (C,)."""
-        batch = world().mean(p.detach().float().mean(0))
+        batch = world().mean(p.detach().to(self.mean.dtype).mean(0))
         if self.kind == "ema":
             moved = torch.lerp(batch, self.mean, self.decay)
             self.mean.copy_(torch.where(self.count == 0, batch, moved) if self.start == "first" else moved)
