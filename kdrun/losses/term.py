@@ -145,11 +145,11 @@ def risen(
         return 1.0
     t = progress / share
     t = t.clamp(max=1.0) if isinstance(t, Tensor) else min(t, 1.0)
-    exp, cos = (torch.exp, torch.cos) if isinstance(t, Tensor) else (math.exp, math.cos)
+    by: Any = torch if isinstance(t, Tensor) else math
     if shape == "exponential":
-        t = exp(-5 * (1 - t) ** 2)
+        t = by.exp(-5 * (1 - t) ** 2)
     elif shape == "cosine":
-        t = 0.5 * (1 - cos(math.pi * t))
+        t = 0.5 * (1 - by.cos(math.pi * t))
     return factor(t)
 
 

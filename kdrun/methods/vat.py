@@ -114,7 +114,8 @@ def unit(rows: Tensor) -> Tensor:
     """(B, ...) of length 1 each, however short they are; 0 stays."""
     tiny, flat = torch.finfo(rows.dtype).tiny, rows.flatten(1)
     flat = flat / flat.abs().amax(1, keepdim=True).clamp(min=tiny)
-    return (flat / flat.norm(dim=1, keepdim=True).clamp(min=tiny)).view_as(rows)
+    length: Tensor = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+    return (flat / length.clamp(min=tiny)).view_as(rows)
 
 
 def normal(uniform: Tensor) -> Tensor:
