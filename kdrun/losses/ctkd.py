@@ -1,6 +1,5 @@
 """CTKD: distillation at a temperature that is learned against the student (Li et al. 2022, arXiv 2211.16231)."""
 
-import math
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from kdrun.core.registry import register
 from kdrun.losses.labels import full
 from kdrun.losses.logits import LogitConfig, LogitTerm, kl
-from kdrun.losses.term import Pair, TermSpec, factor
+from kdrun.losses.term import Pair, TermSpec, risen
 
 
 def ctkd(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor) -> Tensor:
@@ -30,11 +29,7 @@ def ctkd(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor) ->
 
 def reversal(progress: float | Tensor, share: float) -> float | Tensor:
     """-(1 - cos(pi min(progress / share, 1))) / 2: from 0 to -1 in this share of the run; -1 where the share is 0."""
-    if not share:
-        return -1.0
-    if isinstance(progress, Tensor):
-        return factor(-0.5 * (1 - torch.cos(math.pi * (progress / share).clamp(max=1.0))))
-    return -0.5 * (1 - math.cos(math.pi * min(progress / share, 1.0)))
+    return -risen(progress, share, "cosine")
 
 
 @register("loss", "ctkd")

@@ -1,9 +1,11 @@
 """The contract of a loss term; a page for authors is docs/extend/loss.md."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from kdrun.config.needs import Needs, refuse_gone
@@ -136,12 +138,23 @@ def factor(value: float | Tensor) -> float | Tensor:
     return value.float() if isinstance(value, Tensor) else value
 
 
-def risen(progress: float | Tensor, share: float) -> float | Tensor:
-    """min(progress / share, 1): a factor that rises from 0 in this share of the run; 1 where the share is 0."""
+def risen(
+    progress: float | Tensor, share: float, shape: Literal["linear", "exponential", "cosine"] = "linear"
+) -> float | Tensor:
+    """A factor that rises to 1 in this share of the run; 1 where the share is 0.
+
+    With t = min(progress / share, 1) it is t, exp(-5 (1 - t)^2) or (1 - cos(pi t)) / 2.
+    """
     if not share:
         return 1.0
-    risen = progress / share
-    return factor(risen.clamp(max=1.0)) if isinstance(risen, Tensor) else min(risen, 1.0)
+    t = progress / share
+    t = t.clamp(max=1.0) if isinstance(t, Tensor) else min(t, 1.0)
+    by: Any = torch if isinstance(t, Tensor) else math
+    if shape == "exponential":
+        t = by.exp(-5 * (1 - t) ** 2)
+    elif shape == "cosine":
+        t = 0.5 * (1 - by.cos(math.pi * t))
+    return factor(t)
 
 
 def width(dims: Mapping[str, int], feature: str, role: str) -> int:

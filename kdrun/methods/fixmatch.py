@@ -91,7 +91,7 @@ class FixMatch(SemiSupervised[F]):
 
     def outputs(self, batch: Batch, k: int = 0) -> list[Output]:
         """The k-th student on each of `views`, in their order."""
-        named = [(stream, name) for stream, names in self.views.items() for name in names]
+        named = [(stream, name) for stream, names in self.views_of(self.config).items() for name in names]
         views = [batch[stream].views[name] for stream, name in named]
         if self.spec.joint_forward:
             return self.joint(views, k)

@@ -44,8 +44,13 @@ class SemiSupervised(Method[U]):
     """Stream -> the views that it should carry; `weak_2` is a weak view of its own, and so on."""
 
     @classmethod
+    def views_of(cls, config: RunConfig) -> dict[str, tuple[str, ...]]:
+        """`views`, of which a configuration may want fewer."""
+        return cls.views
+
+    @classmethod
     def needs(cls, config: RunConfig) -> Needs:
-        streams = dict(cls.views)
+        streams = dict(cls.views_of(config))
         if config.views.strong.learns and any(is_strong(view) for views in streams.values() for view in views):
             streams["labeled"] = (*streams["labeled"], "probe")
         return Needs(streams=streams, sides=("target", "teacher"), over_ranks="mean")

@@ -97,6 +97,17 @@ class FixMatchCosine(Decay):
         return math.cos(7 * math.pi / 16 * self.progress(step))
 
 
+@register("decay", "arc")
+class Arc(Decay):
+    """cos(arccos(final) t): from 1 to `final`, ever faster."""
+
+    class Config(DecayConfig):
+        final: float = Field(0.25, ge=0, le=1)
+
+    def factor(self, step: int) -> float:
+        return math.cos(math.acos(self.config.final) * self.progress(step))
+
+
 @register("decay", "linear")
 class Linear(Decay):
     """A straight line from 1 to `final`."""
