@@ -21,7 +21,7 @@ from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.registry import register
 from kdrun.core.seeding import subseed
 from kdrun.data.views.view import Batch, View
-from kdrun.losses.features import fitnet
+from kdrun.losses.fitnet import fitnet
 from kdrun.losses.term import Pair
 from kdrun.methods.method import Method
 from kdrun.methods.pool import Start

@@ -16,7 +16,7 @@ from kdrun.losses.byot import hint, hint_of_batch, soft_cross_entropy
 from kdrun.losses.camkd import confidence_shares
 from kdrun.losses.diffusion import denoised, kept_shares, noisy, normal, times
 from kdrun.losses.ebkd import entropy_shares
-from kdrun.losses.features import fitnet
+from kdrun.losses.fitnet import fitnet
 from kdrun.losses.logits import kd, mean_of_probabilities
 from kdrun.losses.members import to_members
 from kdrun.losses.term import Pair, TermSpec
