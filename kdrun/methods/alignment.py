@@ -19,8 +19,15 @@ def aligned(p: Tensor, mean: Tensor, target: Tensor) -> Tensor:
         mean: (C,), what they are on average.
         target: (C,), what they should be.
     """
-    scaled = p * (target + TINY) / (mean + TINY)
+    scaled = p * ((target + TINY) / (mean + TINY)).to(p.dtype)
     return scaled / scaled.sum(1, keepdim=True)
+
+
+def sharpen(p: Tensor, temperature: float) -> Tensor:
+    """p^(1 / temperature), renormalised. (B, C) probabilities -> (B, C)."""
+    # over the largest, so that no power of all of a row is 0
+    powers = (p / p.amax(1, keepdim=True)) ** (1 / temperature)
+    return powers / powers.sum(1, keepdim=True)
 
 
 class MovingMean(nn.Module):
@@ -29,7 +36,8 @@ class MovingMean(nn.Module):
     Args:
         size: C.
         kind: ema: m <- decay m + (1 - decay) batch mean; window: the plain mean of the last `window` batch means.
-        start: what it holds at first: uniform (each slot of a window, too); first: the first batch's mean; zero.
+        start: what it holds at first, in each slot of a window: uniform; first: the first batch's mean; zero: of a
+            window, as long as it is not full, the sum of the means seen over its size, whose scale `aligned` cancels.
     """
 
     mean: Tensor
@@ -50,10 +58,11 @@ class MovingMean(nn.Module):
     @torch.no_grad()
     def forward(self, p: Tensor) -> Tensor:
         """Take in (B, C) probabilities; the mean then, (C,)."""
-        batch = world().mean(p.detach().float().mean(0))
+        batch = world().mean(p.detach().to(self.mean.dtype).mean(0))
+        if self.start == "first":
+            self.mean.copy_(torch.where(self.count == 0, batch, self.mean))
         if self.kind == "ema":
-            moved = torch.lerp(batch, self.mean, self.decay)
-            self.mean.copy_(torch.where(self.count == 0, batch, moved) if self.start == "first" else moved)
+            self.mean.copy_(torch.lerp(batch, self.mean, self.decay))
         else:
             self.mean.index_copy_(0, (self.count % len(self.mean))[None], batch[None])
         self.count += 1

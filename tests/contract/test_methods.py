@@ -37,7 +37,10 @@ EXTRA: dict[str, list[str]] = {
     "linear_eval": ["method.num_labels=50"],
 }  # fmt: skip
 # How a batch is fitted in 60 steps: a head alone takes more of them, on features that nobody trained.
-FITS = {"linear_eval": ["schedule.optimizer=adam", "student.args.width=16"]}
+FITS = {
+    "linear_eval": ["schedule.optimizer=adam", "student.args.width=16"],
+    "remixmatch": ["student.args.width=8"],
+}
 # What `Method.before` would give, for the 1,397 training digits.
 ARTIFACTS = {"kd_fixmatch": {"trusted_label": torch.arange(1397) % 11 - 1}}
 
