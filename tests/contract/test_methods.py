@@ -39,7 +39,7 @@ EXTRA: dict[str, list[str]] = {
 # How a batch is fitted in 60 steps: a head alone takes more of them, on features that nobody trained.
 FITS = {
     "linear_eval": ["schedule.optimizer=adam", "student.args.width=16"],
-    "remixmatch": ["student.args.width=8"],
+    "remixmatch": ["student.args.width=16"],
 }
 # What `Method.before` would give, for the 1,397 training digits.
 ARTIFACTS = {"kd_fixmatch": {"trusted_label": torch.arange(1397) % 11 - 1}}
