@@ -36,8 +36,7 @@ class MovingMean(nn.Module):
     Args:
         size: C.
         kind: ema: m <- decay m + (1 - decay) batch mean; window: the plain mean of the last `window` batch means.
-        start: what it holds at first, in each slot of a window: uniform; first: the first batch's mean; zero: of a
-            window, as long as it is not full, the sum of the means seen over its size, whose scale `aligned` cancels.
+        start: what it holds at first: uniform (each slot of a window, too); first: the first batch's mean; zero.
     """
 
     mean: Tensor
@@ -59,11 +58,12 @@ class MovingMean(nn.Module):
     def forward(self, p: Tensor) -> Tensor:
         """Take in (B, C) probabilities; the mean then, (C,)."""
         batch = world().mean(p.detach().to(self.mean.dtype).mean(0))
-        if self.start == "first":
-            self.mean.copy_(torch.where(self.count == 0, batch, self.mean))
         if self.kind == "ema":
-            self.mean.copy_(torch.lerp(batch, self.mean, self.decay))
+            moved = torch.lerp(batch, self.mean, self.decay)
+            self.mean.copy_(torch.where(self.count == 0, batch, moved) if self.start == "first" else moved)
         else:
+            if self.start == "first":
+                self.mean.copy_(torch.where(self.count == 0, batch, self.mean))
             self.mean.index_copy_(0, (self.count % len(self.mean))[None], batch[None])
         self.count += 1
         return self.value

@@ -109,8 +109,8 @@ class CoMatch(Embedding[CoMatchConfig]):
         self.bank.push(embedding=f_weak, label=p)
         self.bank.push(embedding=f_known, label=F.one_hot(label_of(labeled), p.shape[1]))
         out = self.learned(batch, known, strong, target, ctx)
-        rows = map(world().gathered, (f_strong, f_other, target))
-        graph = graph_loss(*rows, self.spec.graph_threshold, self.spec.temperature)
+        f_strong, f_other, target = map(world().gathered, (f_strong, f_other, target))
+        graph = graph_loss(f_strong, f_other, target, self.spec.graph_threshold, self.spec.temperature)
         return replace(out, losses={**out.losses, "graph": self.weight("graph_weight", ctx) * graph})
 
     def smoothed(self, p: Tensor, embedding: Tensor) -> Tensor:

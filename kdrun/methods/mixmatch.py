@@ -3,7 +3,7 @@
 The mean of the student's predictions on two weak views of an unlabeled image, sharpened, is the label of both. Labeled
 images and both views are mixed as one list (`kdrun.methods.batch_mixup`). On mixed images at the places of labeled ones
 the terms of `loss` against labels hold (cross entropy in the paper), which here are mixed too; at those of unlabeled
-ones mean_b mean_c (p - y)^2, whose weight rises from 0 over the share `ramp` of the run.
+ones mean_b mean_c (p - y)^2, whose weight rises from 0 over the share `warmup` of the run.
 
 A teacher beside is asked about the mixed images themselves.
 """
@@ -33,14 +33,14 @@ class MixMatchConfig(SemiSupervisedConfig):
     unlabeled_ratio: int = Field(1, gt=0)
     """Unlabeled images for each labeled one in a batch."""
     unlabeled_weight: float = Field(75.0, ge=0)
-    """lambda_u, once `ramp` is over."""
+    """lambda_u, once `warmup` is over."""
     temperature: float = Field(0.5, gt=0)
     """T: guessed labels are p^(1/T), renormalised."""
     alpha: float = Field(0.75, gt=0)
     """Of Beta(alpha, alpha), which shares are drawn from."""
     per: Literal["sample", "batch"] = "sample"
     """What a share is drawn for: each image, or the batch."""
-    ramp: float = Field(1 / 64, ge=0, le=1)
+    warmup: float = Field(1 / 64, ge=0, le=1)
     """Share of the run over which the weight rises from 0; 0: it does not."""
     interleave: bool = True
     """Passes of as many mixed images as there are labeled ones, each with images of all batches of the list, as the
@@ -58,8 +58,8 @@ class MixMatch(SemiSupervised[M]):
     # a batch are in random order.
     Config = MixMatchConfig
     equation = (
-        "H(y~, p(x~)) + unlabeled_weight min(1, progress / ramp) mean_c (p(u~)_c - q~_c)^2, x~, u~ mixed of all images "
-        "with Beta(alpha, alpha), q the mean p of two weak views, sharpened by temperature"
+        "H(y~, p(x~)) + unlabeled_weight min(1, progress / warmup) mean_c (p(u~)_c - q~_c)^2, x~, u~ mixed of all "
+        "images with Beta(alpha, alpha), q the mean p of two weak views, sharpened by temperature"
     )
     source = "Berthelot et al. 2019, arXiv 1905.02249"
     views = {"labeled": ("weak",), "unlabeled": ("weak", "weak_2")}  # noqa: RUF012
@@ -123,8 +123,8 @@ class MixMatch(SemiSupervised[M]):
         return {}
 
     def rising(self, weight: str, ctx: Context) -> float | Tensor:
-        """`method.<weight>` as far as the ramp has come."""
-        return self.weight(weight, ctx) * factor(risen(ctx.progress, self.spec.ramp))
+        """`method.<weight>` as far as it has risen."""
+        return self.weight(weight, ctx) * factor(risen(ctx.progress, self.spec.warmup))
 
     def through(self, views: list[View]) -> list[Output]:
         """What the student gives for each of the mixed batches."""

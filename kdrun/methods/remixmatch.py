@@ -33,11 +33,11 @@ TURNS = 4
 
 class ReMixMatchConfig(MixMatchConfig):
     unlabeled_weight: float = Field(1.5, ge=0)
-    """Of mixed unlabeled images, once `ramp` is over."""
+    """Of mixed unlabeled images, once `warmup` is over."""
     strong_views: int = Field(8, gt=0)
     """K: strong views of each unlabeled image."""
     premix_weight: float = Field(0.5, ge=0)
-    """Of the first strong view before it is mixed, once `ramp` is over."""
+    """Of the first strong view before it is mixed, once `warmup` is over."""
     rotation_weight: float = Field(0.5, ge=0)
     """Of how the first strong view was turned."""
     alignment: Literal["window", "ema"] = "window"
@@ -52,7 +52,8 @@ class ReMixMatch(MixMatch[ReMixMatchConfig]):
     Config = ReMixMatchConfig
     equation = (
         "H(y~, p(x~)) + r unlabeled_weight H(q~, p(u~)) + r premix_weight H(q, p(u_1)) + rotation_weight H(turn, "
-        "p(turned u_1)), r = min(1, progress / ramp), u_1 the first of strong_views, q = p(weak) aligned and sharpened"
+        "p(turned u_1)), r = min(1, progress / warmup), u_1 the first of strong_views, q = p(weak), aligned, "
+        "sharpened"
     )
     source = "Berthelot et al. 2020, arXiv 1911.09785"
     views = {"labeled": ("weak",), "unlabeled": ("weak", "strong")}  # noqa: RUF012

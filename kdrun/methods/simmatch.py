@@ -42,8 +42,7 @@ def calibrated(p: Tensor, near: Tensor, label: Tensor, smoothing: float) -> tupl
 
 
 def renewed(old: Tensor, new: Tensor, slot: Tensor, share: Tensor) -> Tensor:
-    """What slots hold then, (B, D) of length 1: share old + (1 - share) new, of images that are there several times the
-    mean of these, so that all rows of a slot are alike.
+    """What slots hold then, (B, D) of length 1: share old + (1 - share) new, of an image that is there twice its mean.
 
     Args:
         old: (B, D), in the slots of these images; new, likewise, their embeddings now.
@@ -127,20 +126,19 @@ class SimMatch(Embedding[SimMatchConfig]):
         return replace(out, losses={**out.losses, "relation": chosen(on, lambda: relation, lambda: relation * 0)})
 
     def seen(self, batch: Batch) -> tuple[Output, Output, Output, Tensor, Tensor]:
-        """The student on labeled images, the teacher on weak views, the student on strong ones; the teacher's
-        embeddings of labeled images and of weak views."""
+        """Student on labeled images, teacher on weak views, student on strong ones; its embeddings of the first two."""
         labeled, unlabeled = batch["labeled"].views["weak"], batch["unlabeled"].views
+        weak, strong = unlabeled["weak"], unlabeled["strong"]
         if self.averaged is None or self.averaged_head is None:
-            known, weak, strong = self.joint([labeled, unlabeled["weak"], unlabeled["strong"]])
-            own, head = known, self.head
-        else:
-            known, strong = self.joint([labeled, unlabeled["strong"]])
-            self.averaged.follow(self.networks()["student"])
-            self.averaged_head.follow(self.head)
-            shown = [labeled, unlabeled["weak"]]
-            own, weak = self.averaged(together(shown), self.features()).split([len(view.index) for view in shown])
-            head = self.averaged_head.network
-        return known, weak.detach(), strong, self.embedded(own, head).detach(), self.embedded(weak, head).detach()
+            known, taught, new = self.joint([labeled, weak, strong])
+            return known, taught.detach(), new, self.embedded(known).detach(), self.embedded(taught).detach()
+        known, new = self.joint([labeled, strong])
+        self.averaged.follow(self.networks()["student"])
+        self.averaged_head.follow(self.head)
+        shown = self.averaged(together([labeled, weak]), self.features())
+        own, taught = shown.split([len(labeled.index), len(weak.index)])
+        head = self.averaged_head.network
+        return known, taught, new, self.embedded(own, head), self.embedded(taught, head)
 
     @torch.no_grad()
     def remember(self, index: Tensor, embedding: Tensor) -> None:

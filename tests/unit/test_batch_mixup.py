@@ -168,7 +168,7 @@ def test_a_pass_without_gradient_takes_none_from_those_in_half_precision_behind_
 
 
 def test_the_weight_of_unlabeled_images_rises_with_the_run():
-    config, method, batch = taken("mixmatch", "method.ramp=0.5", "method.unlabeled_weight=3")
+    config, method, batch = taken("mixmatch", "method.warmup=0.5", "method.unlabeled_weight=3")
     losses = []
     for step in (0, 5, 10, 19):
         context = ctx(config, 3)
