@@ -23,11 +23,14 @@ def aligned(p: Tensor, mean: Tensor, target: Tensor) -> Tensor:
     return scaled / scaled.sum(1, keepdim=True)
 
 
-def sharpen(p: Tensor, temperature: float) -> Tensor:
-    """p^(1 / temperature), renormalised. (B, C) probabilities -> (B, C)."""
-    # over the largest, so that no power of all of a row is 0
-    powers = (p / p.amax(1, keepdim=True)) ** (1 / temperature)
-    return powers / powers.sum(1, keepdim=True)
+def sharpened(p: Tensor, temperature: float) -> Tensor:
+    """softmax(log p / temperature), (B, C): p^(1 / temperature), renormalised."""
+    return (p.log() / temperature).softmax(1)
+
+
+def one_hot(label: Tensor, classes: int) -> Tensor:
+    """(B,) int64 -> (B, C) float32; torch's own looks at the numbers."""
+    return (label[:, None] == torch.arange(classes, device=label.device)).float()
 
 
 class MovingMean(nn.Module):

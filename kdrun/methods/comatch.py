@@ -10,17 +10,18 @@ The small-data form: the paper's for ImageNet has a network of averaged weights 
 """
 
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from kdrun.config.run import RunConfig
 from kdrun.core.device import full_precision
 from kdrun.core.registry import register
 from kdrun.core.world import world
 from kdrun.data.views.view import Batch
+from kdrun.methods.alignment import one_hot
 from kdrun.methods.embedding import Embedding, EmbeddingConfig
 from kdrun.methods.queue import Queue
 from kdrun.methods.semi_supervised import label_of
@@ -80,16 +81,13 @@ class CoMatch(Embedding[CoMatchConfig]):
         "temperature"
     )
     source = "Li, Xiong and Hoi 2021, arXiv 2011.11183"
-    views = {"labeled": ("weak",), "unlabeled": ("weak", "strong", "strong_2")}  # noqa: RUF012
+    views: ClassVar = {"labeled": ("weak",), "unlabeled": ("weak", "strong", "strong_2")}
     slope = 0.1
 
     @classmethod
     def contradictions(cls, config: RunConfig) -> list[str]:
-        errors, bank, count = (
-            super().contradictions(config),
-            cls.spec_of(config).bank,
-            sum(cls.batch_sizes(config).values()),
-        )
+        errors, bank = super().contradictions(config), cls.spec_of(config).bank
+        count = sum(cls.batch_sizes(config).values())
         if bank < count:
             errors.append(f"method.bank: {bank} embeddings, and a step has {count} images; give that many or more")
         return errors
@@ -100,14 +98,13 @@ class CoMatch(Embedding[CoMatchConfig]):
 
     def step(self, batch: Batch, ctx: Context) -> Step:
         labeled, unlabeled = batch["labeled"], batch["unlabeled"]
-        known, weak, strong, other = self.joint(
-            [labeled.views["weak"], *(unlabeled.views[v] for v in self.views["unlabeled"])]
-        )
+        views = [labeled.views["weak"], *(unlabeled.views[name] for name in self.views["unlabeled"])]
+        known, weak, strong, other = self.joint(views)
         f_known, f_weak, f_strong, f_other = map(self.embedded, (known, weak, strong, other))
         p = self.aligned(weak)
         target = self.smoothed(p, f_weak.detach())
         self.bank.push(embedding=f_weak, label=p)
-        self.bank.push(embedding=f_known, label=F.one_hot(label_of(labeled), p.shape[1]))
+        self.bank.push(embedding=f_known, label=one_hot(label_of(labeled), p.shape[1]))
         out = self.learned(batch, known, strong, target, ctx)
         f_strong, f_other, target = map(world().gathered, (f_strong, f_other, target))
         graph = graph_loss(f_strong, f_other, target, self.spec.graph_threshold, self.spec.temperature)

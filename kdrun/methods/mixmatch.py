@@ -9,19 +9,18 @@ A teacher beside is asked about the mixed images themselves.
 """
 
 from dataclasses import replace
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from kdrun.config.needs import Needs
 from kdrun.config.run import RunConfig
 from kdrun.core.registry import register
 from kdrun.data.views.view import Batch, Samples, View, together
 from kdrun.losses.term import Pair, factor, risen
-from kdrun.methods.alignment import sharpen
+from kdrun.methods.alignment import one_hot, sharpened
 from kdrun.methods.batch_mixup import BatchMixup, in_passes
 from kdrun.methods.fixmatch import histogram
 from kdrun.methods.semi_supervised import SemiSupervised, SemiSupervisedConfig, label_of
@@ -62,7 +61,7 @@ class MixMatch(SemiSupervised[M]):
         "images with Beta(alpha, alpha), q the mean p of two weak views, sharpened by temperature"
     )
     source = "Berthelot et al. 2019, arXiv 1905.02249"
-    views = {"labeled": ("weak",), "unlabeled": ("weak", "weak_2")}  # noqa: RUF012
+    views: ClassVar = {"labeled": ("weak",), "unlabeled": ("weak", "weak_2")}
 
     @classmethod
     def needs(cls, config: RunConfig) -> Needs:
@@ -93,7 +92,7 @@ class MixMatch(SemiSupervised[M]):
         labeled, unlabeled = batch["labeled"], batch["unlabeled"]
         guess = self.guessed(unlabeled)
         given = [labeled.views["weak"], *self.listed(unlabeled)]
-        onehot = F.one_hot(label_of(labeled), guess.shape[1]).to(guess.dtype)
+        onehot = one_hot(label_of(labeled), guess.shape[1])
         views, targets = self.mixup(given, [onehot, *[guess] * (len(given) - 1)], ctx)
         known, *new = self.through(views)
         losses = self.losses().target(Pair(known, None, targets[0], views[0].index, ctx.progress, ctx.draw))
@@ -108,7 +107,7 @@ class MixMatch(SemiSupervised[M]):
     def guessed(self, unlabeled: Samples) -> Tensor:
         """The labels of unlabeled images, (B, C) probabilities without gradient."""
         seen = [self.aside(view, gradient=False).logits.softmax(1) for view in unlabeled.views.values()]
-        return sharpen(torch.stack(seen).mean(0), self.spec.temperature)
+        return sharpened(torch.stack(seen).mean(0), self.spec.temperature)
 
     def listed(self, unlabeled: Samples) -> list[View]:
         """The views that are mixed."""

@@ -8,7 +8,7 @@ views=ctaugment strong views are the paper's, else RandAugment's.
 """
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -22,7 +22,7 @@ from kdrun.core.registry import register
 from kdrun.core.world import world
 from kdrun.data.views.view import Samples, View
 from kdrun.losses.labels import cross_entropy, full
-from kdrun.methods.alignment import MovingMean, aligned, sharpen
+from kdrun.methods.alignment import MovingMean, aligned, sharpened
 from kdrun.methods.mixmatch import MixMatch, MixMatchConfig
 from kdrun.methods.new_head import PRELOGITS, new_head, with_prelogits
 from kdrun.methods.semi_supervised import is_strong
@@ -56,7 +56,7 @@ class ReMixMatch(MixMatch[ReMixMatchConfig]):
         "sharpened"
     )
     source = "Berthelot et al. 2020, arXiv 1911.09785"
-    views = {"labeled": ("weak",), "unlabeled": ("weak", "strong")}  # noqa: RUF012
+    views: ClassVar = {"labeled": ("weak",), "unlabeled": ("weak", "strong")}
 
     wanted: Tensor
     """(C,), how often each class is among the labels."""
@@ -90,7 +90,7 @@ class ReMixMatch(MixMatch[ReMixMatchConfig]):
         p = self.aside(unlabeled.views["weak"], gradient=False).logits.softmax(1)
         before = self.mean.value
         after = self.mean(p)
-        return sharpen(
+        return sharpened(
             aligned(p, after if self.spec.alignment == "ema" else before, self.wanted), self.spec.temperature
         )
 

@@ -20,6 +20,7 @@ from kdrun.core.registry import register
 from kdrun.core.seeding import subseed
 from kdrun.core.world import world
 from kdrun.data.views.view import Batch, together
+from kdrun.methods.alignment import one_hot
 from kdrun.methods.averaged import Averaged
 from kdrun.methods.embedding import Embedding, EmbeddingConfig
 from kdrun.methods.step import Context, Setup, Step, chosen
@@ -37,7 +38,7 @@ def calibrated(p: Tensor, near: Tensor, label: Tensor, smoothing: float) -> tupl
     unfolded = near * p[:, label]
     unfolded = unfolded / unfolded.sum(1, keepdim=True).clamp(min=torch.finfo(unfolded.dtype).tiny)
     with full_precision(p):
-        of_class = near @ F.one_hot(label, p.shape[1]).to(near.dtype)
+        of_class = near @ one_hot(label, p.shape[1]).to(near.dtype)
     return smoothing * p + (1 - smoothing) * of_class, unfolded
 
 
@@ -107,16 +108,16 @@ class SimMatch(Embedding[SimMatchConfig]):
         self.register_buffer("label", setup.train_target[labeled].to(device), persistent=False)
         self.register_buffer("slot", (labeled.long().cumsum(0) - 1).to(device), persistent=False)
         self.start = math.ceil(count / config.schedule.batch_size) if spec.start_step is None else spec.start_step
-        network, decay = self.networks()["student"], spec.teacher_decay
-        self.averaged = None if decay is None else Averaged(network, decay)
+        decay = spec.teacher_decay
+        self.averaged = None if decay is None else Averaged(self.networks()["student"], decay)
         self.averaged_head = None if decay is None else Averaged(self.head, decay)
 
     def step(self, batch: Batch, ctx: Context) -> Step:
         known, weak, strong, kept, near = self.seen(batch)
-        bank = self.bank.to(near.dtype, copy=True)  # the backward pass is after it was written
+        bank, own = self.bank.to(near.dtype, copy=True), self.embedded(strong)  # it is written before the backward pass
         with full_precision(bank):
             q = (near @ bank.T / self.spec.temperature).softmax(1)
-            found = (self.embedded(strong) @ bank.T / self.spec.temperature).log_softmax(1)
+            found = (own @ bank.T / self.spec.temperature).log_softmax(1)
         p = self.aligned(weak)
         smoothed, unfolded = calibrated(p, q, self.label, self.spec.smoothing)
         on = ctx.holds(lambda step: step >= self.start)
@@ -127,8 +128,7 @@ class SimMatch(Embedding[SimMatchConfig]):
 
     def seen(self, batch: Batch) -> tuple[Output, Output, Output, Tensor, Tensor]:
         """Student on labeled images, teacher on weak views, student on strong ones; its embeddings of the first two."""
-        labeled, unlabeled = batch["labeled"].views["weak"], batch["unlabeled"].views
-        weak, strong = unlabeled["weak"], unlabeled["strong"]
+        labeled, (weak, strong) = batch["labeled"].views["weak"], batch["unlabeled"].views.values()
         if self.averaged is None or self.averaged_head is None:
             known, taught, new = self.joint([labeled, weak, strong])
             return known, taught.detach(), new, self.embedded(known).detach(), self.embedded(taught).detach()

@@ -90,6 +90,9 @@ CASES = {
     "half precision": Case("distill", ("schedule.precision=bf16",), near=0.05),
     "parts": Case("fixmatch", ("schedule.accumulate=2", SURE, "views=ctaugment")),
     "chunks": Case("sho", ("method.pcgrad=true", "schedule.accumulate=2", *TEACHER, "loss=kd"), alike=False),
+    "one share, passes apart": Case("mixmatch", ("method.per=batch", "method.interleave=false", "loss=kd", *TEACHER)),
+    "aligned by this batch": Case("remixmatch", ("method.alignment=ema", "views=usb", "method.strong_views=1")),
+    "averaged teacher": Case("simmatch", ("method.teacher_decay=0.9", "method.start_step=1", SURE)),
     "batch_norm=local": Case("distill", ("schedule.batch_norm=local",), alike=False),
 }  # fmt: skip
 

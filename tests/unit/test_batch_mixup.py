@@ -12,7 +12,7 @@ from kdrun.core.errors import ConfigError
 from kdrun.core.world import World, enter
 from kdrun.data.views.view import View
 from kdrun.losses.labels import cross_entropy
-from kdrun.methods.alignment import MovingMean, aligned, sharpen
+from kdrun.methods.alignment import MovingMean, aligned, sharpened
 from kdrun.methods.batch_mixup import BatchMixup, LargerShare, in_passes
 from kdrun.methods.mixmatch import MixMatch
 from kdrun.methods.remixmatch import quarter_turns
@@ -73,7 +73,7 @@ def images(*counts):
 
 
 def test_labels_and_losses_of_mixmatch_are_those_of_the_facts():
-    guess = sharpen((P + S.softmax(1)) / 2, 0.5)
+    guess = sharpened((P + S.softmax(1)) / 2, 0.5)
     near(guess[0], [0.89062559, 0.09078726, 0.01858715], 1e-8)
     mixup = BatchMixup(0.75, "sample")
     mixup.share.forward = lambda uniform: torch.full_like(uniform, 0.7)
@@ -158,11 +158,12 @@ def test_only_the_first_pass_of_mixed_images_moves_the_running_statistics(name, 
     assert norm.num_batches_tracked == 1
 
 
-@pytest.mark.parametrize("name", ["mixmatch", "remixmatch"])
-def test_a_pass_without_gradient_takes_none_from_those_in_half_precision_behind_it(name):
+@pytest.mark.parametrize("name", ["mixmatch", "remixmatch", "comatch", "simmatch"])
+def test_half_precision_gives_all_weights_a_gradient_behind_passes_without_one(name):
     config, method, batch = taken(name)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = method(batch, ctx(config, 3))
+        out = method(batch, ctx(config, 10))
+    assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in out.losses.values())
     torch.stack(list(out.losses.values())).sum().backward()
     assert all(p.grad is not None and p.grad.norm() > 0 for p in method.parameters() if p.ndim > 1 and p.requires_grad)
 
@@ -209,7 +210,7 @@ def test_aligned_labels_of_remixmatch_are_those_of_the_facts():
     near(mean, [0.3349749, 0.26542921, 0.39959589], 1e-8)
     found = aligned(P, mean, target)
     near(found[0], [0.84341906, 0.14250062, 0.01408033], 1e-8)
-    sharp = sharpen(found, 0.5)
+    sharp = sharpened(found, 0.5)
     near(sharp[0], [0.9719828, 0.02774631, 0.00027089], 1e-8)
     near(cross_entropy(S, sharp).mean(), 0.64035736, 1e-8)
     near(moving(S.softmax(1)), [0.33496249, 0.26547037, 0.39956713], 1e-8)
@@ -219,7 +220,7 @@ def test_aligned_labels_of_remixmatch_are_those_of_the_facts():
 
 
 def test_sharpening_to_almost_nothing_keeps_a_label():
-    found = sharpen(tensor([[1e-9, 1e-9, 1e-9], [0.5, 0.5, 0.0]]), 0.01)
+    found = sharpened(tensor([[1e-9, 1e-9, 1e-9], [0.5, 0.5, 0.0]]), 0.01)
     near(found, [[1 / 3] * 3, [0.5, 0.5, 0.0]], 1e-6)
 
 
@@ -254,7 +255,7 @@ def test_labels_of_remixmatch_are_aligned_by_the_means_before_this_batch_or_with
         _, method, batch = taken("remixmatch", f"method.alignment={kind}", "method.strong_views=1")
         p = method.students["student"](batch["unlabeled"].views["weak"]).logits.softmax(1)
         mean = torch.full((10,), 0.1) if kind == "window" else p.mean(0)
-        wanted[kind] = sharpen(aligned(p, mean, method.wanted), 0.5).detach()
+        wanted[kind] = sharpened(aligned(p, mean, method.wanted), 0.5).detach()
         torch.testing.assert_close(method.guessed(batch["unlabeled"]), wanted[kind])
         assert method.mean.count == 1
         labels = method.setup.train_target
