@@ -19,8 +19,18 @@ def aligned(p: Tensor, mean: Tensor, target: Tensor) -> Tensor:
         mean: (C,), what they are on average.
         target: (C,), what they should be.
     """
-    scaled = p * (target + TINY) / (mean + TINY)
+    scaled = p * ((target + TINY) / (mean + TINY)).to(p.dtype)
     return scaled / scaled.sum(1, keepdim=True)
+
+
+def sharpened(p: Tensor, temperature: float) -> Tensor:
+    """softmax(log p / temperature), (B, C): p^(1 / temperature), renormalised."""
+    return (p.log() / temperature).softmax(1)
+
+
+def one_hot(label: Tensor, classes: int) -> Tensor:
+    """(B,) int64 -> (B, C) float32; torch's own looks at the numbers."""
+    return (label[:, None] == torch.arange(classes, device=label.device)).float()
 
 
 class MovingMean(nn.Module):
@@ -57,6 +67,8 @@ class MovingMean(nn.Module):
             moved = torch.lerp(batch, self.mean, self.decay)
             self.mean.copy_(torch.where(self.count == 0, batch, moved) if self.start == "first" else moved)
         else:
+            if self.start == "first":
+                self.mean.copy_(torch.where(self.count == 0, batch, self.mean))
             self.mean.index_copy_(0, (self.count % len(self.mean))[None], batch[None])
         self.count += 1
         return self.value

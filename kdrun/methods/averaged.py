@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdrun.data.views.view import View
-from kdrun.models.network import Network, kept_statistics
+from kdrun.models.network import kept_statistics
 from kdrun.models.output import Output
 
 
@@ -23,14 +23,14 @@ class Averaged(nn.Module):
     steps: Tensor
     """() float32, how often it followed."""
 
-    def __init__(self, student: Network, decay: float) -> None:
+    def __init__(self, student: nn.Module, decay: float) -> None:
         super().__init__()
         self.network = copy.deepcopy(student).requires_grad_(False)
         self.decay = decay
         self.register_buffer("steps", torch.zeros(()))
 
     @torch.no_grad()
-    def follow(self, student: Network) -> None:
+    def follow(self, student: nn.Module) -> None:
         """Parameters are averaged, buffers (batch statistics) are the student's."""
         share = (1 / (self.steps + 1)).clamp(min=1 - self.decay)
         own: list[Tensor] = list(self.network.parameters())

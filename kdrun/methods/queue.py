@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from kdrun.core.errors import KdrunError
 from kdrun.core.world import world
 
 
@@ -13,21 +14,30 @@ class Queue(nn.Module):
         shapes: name -> shape of a row.
     """
 
-    place: Tensor
-    """() int64, where the next row goes."""
+    taken: Tensor
+    """() int64, rows that it took in."""
 
     def __init__(self, size: int, **shapes: tuple[int, ...]) -> None:
         super().__init__()
         self.size = size
         for name, shape in shapes.items():
             self.register_buffer(name, torch.zeros(size, *shape))
-        self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("taken", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
     def push(self, **rows: Tensor) -> None:
-        """The newest rows (B, ...) of each tensor, B at most `size`."""
+        """The newest rows (B, ...) of each tensor, of all ranks together at most `size`."""
+        count = 0
         for name, values in rows.items():
-            given = world().gathered(values.detach())
-            at = (self.place + torch.arange(len(given), device=given.device)) % self.size
-            self.get_buffer(name).index_copy_(0, at, given.to(self.get_buffer(name).dtype))
-        self.place.copy_((self.place + len(given)) % self.size)
+            memory, given = self.get_buffer(name), world().gathered(values.detach())
+            count = len(given)
+            if count > self.size:  # rows of one push would lie on one another, in no order
+                raise KdrunError(f"a queue of {self.size} rows cannot take in {count} at once")
+            at = (self.taken + torch.arange(count, device=given.device)) % self.size
+            memory.index_copy_(0, at, given.to(memory.dtype))
+        self.taken += count
+
+    @property
+    def full(self) -> Tensor:
+        """() bool, whether every row was written."""
+        return self.taken >= self.size

@@ -15,7 +15,7 @@ from torch import Tensor
 from kdrun.config.needs import Needs
 from kdrun.config.parts import MethodConfig
 from kdrun.config.run import RunConfig
-from kdrun.core.errors import KdrunError
+from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.data.views.view import Batch, Samples, View, together
 from kdrun.losses.labels import cross_entropy
 from kdrun.losses.term import Pair
@@ -62,6 +62,8 @@ class SemiSupervised(Method[U]):
 
     def __init__(self, config: RunConfig, setup: Setup) -> None:
         super().__init__(config, setup)
+        if setup.num_classes < 2:
+            raise ConfigError(f"method={config.method.name} learns which class an image is of, and there is only one")
         strong = config.views.strong
         learns = strong.learns and "probe" in self.needs(config).streams["labeled"]
         self.augment = Augment(strong.rate_threshold, strong.rate_decay) if learns else None
@@ -92,6 +94,8 @@ class SemiSupervised(Method[U]):
         student = list(self.students.values())[k]
         with kept_statistics(student), nullcontext() if gradient else torch.no_grad():
             out: Output = student(view, self.features(k))
+        if not gradient:
+            torch.clear_autocast_cache()  # or a later pass may take weights that were cast here, without gradient
         return out
 
     def labeled(self, known: Output, labeled: Samples, weight: Tensor | None = None) -> Tensor:

@@ -41,9 +41,13 @@ class NarrowHead(nn.Module):
         return out
 
 
-def hidden_head(dim: int, classes: int) -> nn.Sequential:
-    """One hidden layer as wide as the features."""
-    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, classes))
+def hidden_head(dim: int, classes: int, slope: float = 0.0) -> nn.Sequential:
+    """One hidden layer as wide as the features.
+
+    Args:
+        slope: of its activation below 0.
+    """
+    return nn.Sequential(nn.Linear(dim, dim), nn.LeakyReLU(slope) if slope else nn.ReLU(), nn.Linear(dim, classes))
 
 
 def make_head(kind: str, dim: int, classes: int, zeta: float) -> nn.Module:

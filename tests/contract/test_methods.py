@@ -47,6 +47,7 @@ EXTRA: dict[str, list[str]] = {
 FITS = {
     "linear_eval": ["schedule.optimizer=adam", "student.args.width=16"],
     "freematch": ["method.fairness_weight=0.001"],
+    "remixmatch": ["student.args.width=16"],
 }
 # What `Method.before` would give, for the 1,397 training digits.
 ARTIFACTS = {"kd_fixmatch": {"trusted_label": torch.arange(1397) % 11 - 1}}

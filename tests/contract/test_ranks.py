@@ -103,6 +103,9 @@ CASES = {
     "annealing": Case("uda", ("method.annealing=log", SURE)),
     "live labels": Case("kd_fixmatch", ("method.live={name: freematch}",)),
     "two momenta": Case("distill", ("schedule.optimizer=dot",)),
+    "one share, passes apart": Case("mixmatch", ("method.per=batch", "method.interleave=false", "loss=kd", *TEACHER)),
+    "aligned by this batch": Case("remixmatch", ("method.alignment=ema", "views=usb", "method.strong_views=1")),
+    "averaged teacher": Case("simmatch", ("method.teacher_decay=0.9", "method.start_step=1", SURE)),
     "batch_norm=local": Case("distill", ("schedule.batch_norm=local",), alike=False),
 }  # fmt: skip
 

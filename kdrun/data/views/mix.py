@@ -106,14 +106,14 @@ class Mixture:
         at_hand, kind = pixels.permute(0, 2, 3, 1), self.mix.config.kind
         own, other = self.kept(at_hand), self._others(at_hand)
         if kind == "mixup":
-            mixed = _blended(self.share, own, other)
+            mixed = blended(self.share, own, other)
         else:
             mixed = torch.where(in_box(self.box, *self.mix.size)[..., None], other, own)
             if kind == "mixup_or_cutmix":
                 # where CutMix took nothing, lambda is 1 or mixup's
                 top, bottom, left, right = self.box.unbind(1)
                 cut = (bottom > top) & (right > left)
-                mixed = _blended(torch.where(cut, 1.0, self.share), mixed, other)
+                mixed = blended(torch.where(cut, 1.0, self.share), mixed, other)
         return mixed.permute(0, 3, 1, 2)
 
     def split(self, sizes: list[int]) -> list[tuple[Tensor, Tensor]]:
@@ -130,8 +130,8 @@ class Mixture:
         return at_hand[self.partner if self.other is None else self.other]
 
 
-def _blended(share: Tensor, own: Tensor, other: Tensor) -> Tensor:
-    """(B,), (B, H, W, C) uint8, likewise -> float32 in [0, 1]."""
+def blended(share: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    """(B,), images (B, ., ., .) uint8, likewise -> float32 in [0, 1]."""
     share = share[:, None, None, None]
     # Each image scaled as networks do it, so that with lambda = 1 they see what they would see unmixed. In place, for
     # fresh memory would cost more than what is computed.
