@@ -23,16 +23,6 @@ def aligned(p: Tensor, mean: Tensor, target: Tensor) -> Tensor:
     return scaled / scaled.sum(1, keepdim=True)
 
 
-def sharpened(p: Tensor, temperature: float) -> Tensor:
-    """softmax(log p / temperature), (B, C): p^(1 / temperature), renormalised."""
-    return (p.log() / temperature).softmax(1)
-
-
-def one_hot(label: Tensor, classes: int) -> Tensor:
-    """(B,) int64 -> (B, C) float32; torch's own looks at the numbers."""
-    return (label[:, None] == torch.arange(classes, device=label.device)).float()
-
-
 class MovingMean(nn.Module):
     """The mean of probabilities, or of other rows, over the last steps; over several ranks that of all their rows.
 

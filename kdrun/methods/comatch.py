@@ -21,8 +21,8 @@ from kdrun.core.device import full_precision
 from kdrun.core.registry import register
 from kdrun.core.world import world
 from kdrun.data.views.view import Batch
-from kdrun.methods.alignment import one_hot
 from kdrun.methods.embedding import Embedding, EmbeddingConfig
+from kdrun.methods.labeler import one_hot
 from kdrun.methods.queue import Queue
 from kdrun.methods.semi_supervised import label_of
 from kdrun.methods.step import Context, Setup, Step

@@ -20,9 +20,10 @@ from kdrun.config.run import RunConfig
 from kdrun.core.registry import register
 from kdrun.data.views.view import Batch, Samples, View, together
 from kdrun.losses.term import Pair, factor, risen
-from kdrun.methods.alignment import one_hot, sharpened
 from kdrun.methods.batch_mixup import BatchMixup, in_passes
+from kdrun.methods.consistency import squared
 from kdrun.methods.fixmatch import histogram
+from kdrun.methods.labeler import one_hot, sharpened
 from kdrun.methods.semi_supervised import SemiSupervised, SemiSupervisedConfig, label_of
 from kdrun.methods.step import Context, Guesses, Setup, Step
 from kdrun.models.output import Output
@@ -115,7 +116,7 @@ class MixMatch(SemiSupervised[M]):
 
     def of_unlabeled(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of mixed images at the places of unlabeled ones, (B, C), (B, C) -> (B,)."""
-        return (logits.softmax(1) - target).square().mean(1)
+        return squared(logits, target)
 
     def beside(self, unlabeled: Samples, guess: Tensor, ctx: Context) -> dict[str, Tensor]:
         """Losses of images that are not mixed."""

@@ -22,7 +22,8 @@ from kdrun.core.registry import register
 from kdrun.core.world import world
 from kdrun.data.views.view import Samples, View
 from kdrun.losses.labels import cross_entropy, full
-from kdrun.methods.alignment import MovingMean, aligned, sharpened
+from kdrun.methods.alignment import MovingMean, aligned
+from kdrun.methods.labeler import sharpened
 from kdrun.methods.mixmatch import MixMatch, MixMatchConfig
 from kdrun.methods.new_head import PRELOGITS, new_head, with_prelogits
 from kdrun.methods.semi_supervised import is_strong

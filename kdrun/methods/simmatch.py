@@ -20,9 +20,9 @@ from kdrun.core.registry import register
 from kdrun.core.seeding import subseed
 from kdrun.core.world import world
 from kdrun.data.views.view import Batch, together
-from kdrun.methods.alignment import one_hot
 from kdrun.methods.averaged import Averaged
 from kdrun.methods.embedding import Embedding, EmbeddingConfig
+from kdrun.methods.labeler import one_hot
 from kdrun.methods.step import Context, Setup, Step, chosen
 from kdrun.models.output import Output
 

@@ -12,8 +12,9 @@ from kdrun.core.errors import ConfigError
 from kdrun.core.world import World, enter
 from kdrun.data.views.view import View
 from kdrun.losses.labels import cross_entropy
-from kdrun.methods.alignment import MovingMean, aligned, sharpened
+from kdrun.methods.alignment import MovingMean, aligned
 from kdrun.methods.batch_mixup import BatchMixup, LargerShare, in_passes
+from kdrun.methods.labeler import sharpened
 from kdrun.methods.mixmatch import MixMatch
 from kdrun.methods.remixmatch import quarter_turns
 from tests.conftest import TEACHER

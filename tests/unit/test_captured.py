@@ -33,7 +33,8 @@ TERMS = {
     f"loss.{name}": ("mixup_distill" if name in MIXES else "distill", "loss=ce", *TEACHER, *(VITS if name == "vitkd" else []),
                      *([f"+loss/term@loss.other={name}"] if name != "ce" else []),
                      *(["loss.other.num_negatives=8"] if name == "crd" else []),
-                     *(["method.views=[weak,strong]"] if name == "mlkd" else []))
+                     *(["method.views=[weak,strong]"] if name == "mlkd" else []),
+                     *(["student.args.width=16"] if name == "fsp" else []))
     for name in sorted(set(_REGISTRY["loss"]) - {"kdsvd", *OF_SEVERAL})  # which is refused there
 }  # fmt: skip
 OTHER = {
