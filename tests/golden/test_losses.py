@@ -36,7 +36,7 @@ CASES = {
         for loss in AS_WIDE
     },
     "distill loss=mlkd": ["distill", "loss=mlkd", "method.views=[weak,strong]"],
-    **{f"distill loss={loss}": ["distill", f"loss={loss}", *SEVERAL] for loss in OF_SEVERAL},
+    **{f"sho loss={loss}": ["sho", f"loss={loss}", *SEVERAL] for loss in OF_SEVERAL},
     **PEERS,
     "supervised loss=evidential": ["supervised", "loss=evidential"],
     "supervised loss=byot": ["supervised", "loss=byot"],
