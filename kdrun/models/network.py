@@ -205,7 +205,7 @@ class Network(nn.Module):
         try:
             logits = self._pass(x, features, out)
         finally:  # a pass that is made again for the backward pass is left before its end
-            self._seen = None
+            self._seen, self._asked = None, ()  # what it holds names its teacher's artifacts
         return Output(logits, {name: out[name] for name in features})
 
     def _pass(self, x: Tensor, features: Sequence[str], out: dict[str, Tensor]) -> Tensor:

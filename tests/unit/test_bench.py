@@ -171,7 +171,7 @@ def test_terms_and_methods_stand_beside_a_bare_step_or_say_why_they_cannot(monke
     out = capsys.readouterr().out
     assert "loss vitkd: skipped, loss.vitkd: the student gives no tokens" in out
     assert "method zero_shot: skipped, trains no student" in out
-    with pytest.raises(SystemExit, match="cases: unknown 'nope'; allowed: at, "):
+    with pytest.raises(SystemExit, match="cases: unknown 'nope'; allowed: ab, "):
         rivals.bench_rivals("kd,nope")
 
 

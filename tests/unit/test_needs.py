@@ -31,7 +31,7 @@ def test_the_teacher_gives_what_the_student_gives_where_nothing_else_is_said():
     assert Needs(features=("stage1",), teacher=True, teacher_features=("stage2",)).of_teacher == ("stage2",)
 
 
-STATISTICS = ("dist", "rkd", "pkt", "itrd", "sp", "cc", "mlkd")
+STATISTICS = ("dist", "rkd", "pkt", "itrd", "sp", "cc", "mlkd", "cwtm")
 
 
 @pytest.mark.parametrize("name", sorted(_REGISTRY["loss"]))

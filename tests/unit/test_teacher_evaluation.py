@@ -123,7 +123,7 @@ def test_whatever_decides_what_a_network_says_is_in_the_name(change):
 def test_each_kind_of_teacher_is_one_of_these_networks():
     load("teacher")  # Network, Ensemble of members, ZeroShot, TipAdapter; a new kind is to be looked at here
     own = {name for name, kind in registered("teacher").items() if kind.__module__.startswith("kdrun.")}
-    assert own == {"none", "train", "timm", "file", "ensemble", "open_clip", "clip", "tip_adapter"}
+    assert own == {"none", "train", "distilled", "timm", "file", "ensemble", "open_clip", "clip", "tip_adapter"}
 
 
 def test_other_images_and_ways_to_show_them_have_other_names(tmp_path):
