@@ -282,7 +282,10 @@ def test_the_teacher_alone_is_a_run_that_all_seeds_and_shots_share(folder, train
             ["teacher.zeta=0.01"],
             r"teacher\.zeta: not for source=tip_adapter; source=clip and open_clip have it \(of a member: teacher\.members\.0\.zeta\)",
         ),
-        (["teacher.num_labels=20"], r"teacher\.num_labels: not for source=tip_adapter; source=clip and distilled and train have it"),
+        (
+            ["teacher.num_labels=20"],
+            r"teacher\.num_labels: not for source=tip_adapter; source=clip and distilled and train have it",
+        ),
         (["teacher.adapter.search_scale=[0.1, 3.0]"], r"teacher\.adapter\.search_scale\.0: must be greater than 0\.1"),
         (["method=tip_adapter"], r"method=tip_adapter stands on a CLIP, got tip_adapter"),
     ],
