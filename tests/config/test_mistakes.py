@@ -128,7 +128,7 @@ MISTAKES = {
     "small batches of no whole pass": (["schedule.last_batch=small"], "schedule.last_batch: small batches end a pass of whole steps"),
     "the same of a teacher": (["+teacher.schedule={steps: 1, last_batch: small}"], "teacher.schedule.last_batch: small batches end a pass"),
     "a key of a member": (["teacher=ensemble", "teacher.members=[{source: timm, model: {name: resnet18, pretrained: true, new_head: true}}, {source: train}]"], "teacher.members.0.model.new_head: a frozen teacher would have"),
-    "option of a nested group": (["method=linear_eval", "method@method.of=nope"], "method@method.of=nope: no such option (allowed: contrastive, "),
+    "option of a nested group": (["method=linear_eval", "method@method.of=nope"], "method@method.of=nope: no such option (allowed: "),
     "option of an added group": (["+loss/term@loss.more=nope"], "loss/term@loss.more=nope: no such option; nearest: nce"),
     "configuration of a sweep": (["-m", "seed=0,1", "--cfg", "job"], "--cfg: shows one job, and this is a sweep; give each key one value"),
     "a key of a student that is a name": (["experiment=dual_student/digits", "students.0.file=x.pth"], "students.0.file: students.0 is only a name; write \"students=[{name: resnet8, file: x.pth}, wrn_16_1]\""),
