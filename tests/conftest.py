@@ -30,6 +30,11 @@ FAST = [
 TEACHER = ["teacher=resnet8", "teacher.model.args.width=8", "teacher.steps=10"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those of a minute each first: at the end workers share what takes moments."""
+    items.sort(key=lambda item: item.get_closest_marker("faults") is None)
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """For many small operations: a second thread only waits for a core."""
