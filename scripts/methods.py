@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from kdrun.cli.explain import idea_of
 from kdrun.config.compose import Composer
-from kdrun.config.needs import Needs
+from kdrun.config.needs import Needs, recipe_of
 from kdrun.config.run import RunConfig
 from kdrun.core.errors import KdrunError
 from kdrun.core.paths import HERE
@@ -158,7 +158,7 @@ def needed(kind: str, config: RunConfig, needs: Needs, memory: bool) -> str:
 
 def counted(views: Sequence[str]) -> str:
     """`weak, 2 strong` of weak, strong and strong_2."""
-    kinds = Counter(view.partition("_")[0] for view in views)
+    kinds = Counter(recipe_of(view) for view in views)
     return ", ".join(kind if count == 1 else f"{count} {kind}" for kind, count in kinds.items())
 
 

@@ -97,6 +97,11 @@ class Needs:
         )
 
 
+def recipe_of(view: str) -> str:
+    """By which recipe a view is made: `weak_2` is a weak one, drawn for itself."""
+    return view.partition("_")[0]
+
+
 def says_of_ranks(cls: type) -> bool:
     """Whether a part says itself what it needs. A plug-in that inherits that from a part of kdrun has not been asked
     how it is computed over ranks."""

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from kdrun.config.model import ModelConfig
+from kdrun.config.needs import recipe_of
 from kdrun.config.run import RunConfig
 from kdrun.config.teacher import LabelsConfig, NetworkConfig
 from kdrun.config.views import ViewsConfig
@@ -26,7 +27,7 @@ def _of_views(config: RunConfig) -> list[str]:
             f"views.mix.kind: method={config.method.name} does not take mixed images, got {mix.kind}; set it to none, "
             "or choose method=mixup_distill"
         )
-    asked = {view.partition("_")[0] for views in config.needs.streams.values() for view in views}
+    asked = {recipe_of(view) for views in config.needs.streams.values() for view in views}
     if config.views.strong.learns and "strong" in asked and "probe" not in asked:
         errors.append(
             f"views.strong.policy: ctaugment learns from a view `probe` of labeled images, which "

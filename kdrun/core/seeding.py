@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from kdrun.core.later import later
 
 if TYPE_CHECKING:
     import torch
-    from torch import Generator
+    from torch import Generator, Tensor
 else:
     torch = later("torch")
 
@@ -25,6 +26,12 @@ def subseed(seed: int, *purpose: str | int) -> int:
 def generator(seed: int, *purpose: str | int) -> Generator:
     """A CPU generator for one purpose. Draws are made on the CPU, so they are the same on every device."""
     return torch.Generator().manual_seed(subseed(seed, *purpose))
+
+
+def normal(uniform: Tensor) -> Tensor:
+    """Normal numbers from uniform ones of torch.rand in [0, 1), which are multiples of 2^-24: at their middles, so
+    that 0 is not minus infinity; at most 5.4 in size."""
+    return math.sqrt(2) * torch.erfinv(2 * uniform - 1 + 2**-24)
 
 
 def seed_everything(seed: int) -> None:

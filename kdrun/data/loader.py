@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from kdrun.config.needs import recipe_of
 from kdrun.config.views import MixConfig
 from kdrun.core.errors import ConfigError, allowed
 from kdrun.core.world import world
@@ -110,11 +111,6 @@ def _one_thread() -> None:
 
 
 SPLITS = ("labeled", "unlabeled")
-
-
-def recipe_of(view: str) -> str:
-    """By which recipe a view is made: `weak_2` is a weak one, drawn for itself."""
-    return view.partition("_")[0]
 
 
 def check_streams(wanted: Mapping[str, tuple[str, ...]], recipes: Mapping[str, Recipe]) -> None:

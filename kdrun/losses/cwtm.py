@@ -7,10 +7,9 @@ from torch.nn import functional as F
 
 from kdrun.config.needs import Needs
 from kdrun.config.parts import TermConfig
-from kdrun.core.errors import KdrunError
 from kdrun.core.registry import register
 from kdrun.losses.labels import cross_entropy, full, labels_of
-from kdrun.losses.term import Pair, Term
+from kdrun.losses.term import Pair, Term, teacher_of
 
 
 @register("loss", "cwtm")
@@ -28,7 +27,5 @@ class CWTM(Term):
         return Needs(teacher=True, over_ranks="gathered", per_sample=False)
 
     def forward(self, pair: Pair) -> Tensor:
-        if pair.teacher is None:
-            raise KdrunError("loss.cwtm needs a teacher, and the method gave none")
-        sure = F.softmax(full(pair.teacher.logits.detach()), 1).amax(1)
+        sure = F.softmax(full(teacher_of(pair, self).logits.detach()), 1).amax(1)
         return (sure * cross_entropy(pair.student.logits, labels_of(pair, self))).sum() / sure.sum()

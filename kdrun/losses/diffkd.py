@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from kdrun.config.needs import Needs
 from kdrun.config.parts import TermConfig
 from kdrun.core.device import full_precision
-from kdrun.core.errors import ConfigError, KdrunError
+from kdrun.core.errors import ConfigError
 from kdrun.core.registry import register
-from kdrun.losses.diffusion import STEPS, Denoiser, NoiseAdapter, denoised, kept_shares, noisy, normal, times
+from kdrun.core.seeding import normal
+from kdrun.losses.diffusion import STEPS, Denoiser, NoiseAdapter, denoised, kept_shares, noisy, times
 from kdrun.losses.features import same_size
 from kdrun.losses.labels import full
 from kdrun.losses.logits import kl
-from kdrun.losses.term import Pair, Term, TermSpec, width
+from kdrun.losses.term import Pair, Term, TermSpec, teacher_of, width
 from kdrun.models.network import MAP
 
 
@@ -110,16 +111,14 @@ class DiffKD(Term):
         return Needs(teacher=True, features=(MAP,) if config.map_weight else (), over_ranks="mean")
 
     def forward(self, pair: Pair) -> Tensor:
-        if pair.teacher is None:
-            raise KdrunError(f"loss.{self.config.name} needs a teacher, and the method gave none")
-        config, values = self.config, []
+        config, taught, values = self.config, teacher_of(pair, self), []
         with full_precision(pair.student.logits):
             if "map" in self.sites:
-                student, teacher = same_size(pair.student.features[MAP], pair.teacher.features[MAP])
+                student, teacher = same_size(pair.student.features[MAP], taught.features[MAP])
                 found, target, *rest = self.sites["map"](student, teacher, pair)
                 values.append(config.map_weight * (found - target).square().flatten(1).mean(1) + self._own(*rest))
             if "logits" in self.sites:
-                student, teacher = full(pair.student.logits), full(pair.teacher.logits.detach())
+                student, teacher = full(pair.student.logits), full(taught.logits.detach())
                 found, _, *rest = self.sites["logits"](student[:, :, None, None], teacher[:, :, None, None], pair)
                 values.append(config.logits_weight * kl(teacher, found.flatten(1)) + self._own(*rest))
         return torch.stack(values).sum(0)

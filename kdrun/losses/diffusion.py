@@ -1,6 +1,5 @@
 """Parts of a diffusion model of features (B, C, H, W): its noise, its steps, and the networks of DiffKD."""
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -14,11 +13,6 @@ START, END = 1e-4, 2e-2  # variances of its first and its last step, linear betw
 def kept_shares() -> Tensor:
     """alpha-bar, (STEPS,) float32: the share of a feature's variance that is left after t + 1 steps."""
     return (1 - torch.linspace(START, END, STEPS, dtype=torch.float64)).cumprod(0).float()
-
-
-def normal(uniform: Tensor) -> Tensor:
-    """Normal numbers of uniform ones in [0, 1) with 24 bits, as torch draws them; at most 5.4 in size."""
-    return math.sqrt(2) * torch.erfinv(2 * uniform - 1 + 2**-24)  # 0 would be minus infinity
 
 
 def times(steps: int) -> list[int]:

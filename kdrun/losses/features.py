@@ -21,7 +21,7 @@ from kdrun.core.device import full_precision
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.registry import register
 from kdrun.losses.labels import full
-from kdrun.losses.term import Pair, Term, TermSpec, width
+from kdrun.losses.term import Pair, Term, TermSpec, teacher_of, width
 
 TINY = 1e-12  # what a norm or a mean distance is at least, where it divides
 
@@ -158,11 +158,10 @@ class FeatureTerm(Term):
 
     def given(self, pair: Pair) -> tuple[list[Tensor], list[Tensor]]:
         """The student's features and the teacher's, in float32 or more, the teacher's without gradient."""
-        if pair.teacher is None:
-            raise KdrunError(f"loss.{self.config.name} needs a teacher, and the method gave none")
+        taught = teacher_of(pair, self)
         return (
             [full(pair.student.features[name]) for name in self.needed.features],
-            [full(pair.teacher.features[name].detach()) for name in self.needed.of_teacher],
+            [full(taught.features[name].detach()) for name in self.needed.of_teacher],
         )
 
     @classmethod

@@ -1,16 +1,14 @@
 """FitNet: a stage of the teacher as a hint for one of the student (Romero et al. 2015, arXiv 1412.6550)."""
 
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from kdrun.config.parts import TermConfig
 from kdrun.core.errors import ConfigError
 from kdrun.core.registry import register
-from kdrun.losses.features import FeatureTerm, Stage, same_size, stages
-from kdrun.losses.term import TermSpec, width
+from kdrun.losses.features import Stage, same_size
+from kdrun.losses.stage import StageTerm
+from kdrun.losses.term import TermSpec
 
 
 def fitnet(student: Tensor, teacher: Tensor) -> Tensor:
@@ -28,7 +26,7 @@ def fitnet(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 @register("loss", "fitnet")
-class FitNet(FeatureTerm):
+class FitNet(StageTerm):
     """`fitnet` of one stage; the student's map goes through a convolution, batch normalization and ReLU."""
 
     equation = (
@@ -37,7 +35,7 @@ class FitNet(FeatureTerm):
     )
     source = "Romero et al. 2015, arXiv 1412.6550; weight: Tian et al. 2020, arXiv 1910.10699"
 
-    class Config(TermConfig):
+    class Config(StageTerm.Config):
         regressor: Literal["pool", "conv"] = "pool"
         """Where the maps differ in size: pool: the larger one is pooled, which fits any two; conv: the literature's, a
         3x3 convolution of stride 2, or a transposed 4x4 one, where one map is twice as large as the other."""
@@ -48,15 +46,17 @@ class FitNet(FeatureTerm):
 
     def __init__(self, config: Any, spec: TermSpec) -> None:
         super().__init__(config, spec)
-        student = config.feature or _middle(spec.student_dims, "student")
-        teacher = config.teacher_feature or config.feature or _middle(spec.teacher_dims, "teacher")
-        self.needed = replace(self.needed, features=(student,), teacher_features=(teacher,))
-        inputs, outputs = width(spec.student_dims, student, "student"), width(spec.teacher_dims, teacher, "teacher")
+        inputs, outputs = self.widths
         convolution: nn.Module = nn.Conv2d(inputs, outputs, 1, bias=False)
         if config.regressor == "conv":
+            (student,), (teacher,) = self.needed.features, self.needed.of_teacher
             sides = spec.student_reductions.get(student), spec.teacher_reductions.get(teacher)
             convolution = between(*sides, inputs, outputs, "regressor: conv", "set it to pool")
         self.regressor = nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
+
+    @staticmethod
+    def usual(names: list[str]) -> str:
+        return names[(len(names) - 1) // 2]
 
     def value(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         mine, other = student[0], teacher[0]
@@ -84,8 +84,3 @@ def between(student: int | None, teacher: int | None, inputs: int, outputs: int,
     if student > teacher:
         return nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False)
     return nn.Conv2d(inputs, outputs, 1, bias=False)
-
-
-def _middle(dims: Mapping[str, int], role: str) -> str:
-    found = stages(dims, role)
-    return found[(len(found) - 1) // 2]

@@ -13,10 +13,9 @@ from torch.nn import functional as F
 
 from kdrun.config.needs import Needs
 from kdrun.config.parts import TermConfig
-from kdrun.core.errors import KdrunError
 from kdrun.core.registry import register
 from kdrun.losses.labels import full
-from kdrun.losses.term import Pair, Term
+from kdrun.losses.term import Pair, Term, teacher_of
 
 Standardize = Literal["none", "std", "zscore"]
 EPS = 1e-7  # of Sun et al.'s code
@@ -150,10 +149,8 @@ class LogitTerm(Term):
 
     def logits(self, pair: Pair) -> tuple[Tensor, Tensor]:
         """The student's and the teacher's, standardised as configured."""
-        if pair.teacher is None:
-            raise KdrunError(f"loss.{self.config.name} needs a teacher, and the method gave none")
         mode: Standardize = self.config.standardize
-        return standardize(pair.student.logits, mode), standardize(pair.teacher.logits, mode)
+        return standardize(pair.student.logits, mode), standardize(teacher_of(pair, self).logits, mode)
 
 
 class _Softening(LogitTerm):

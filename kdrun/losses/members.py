@@ -7,10 +7,10 @@ from torch import Tensor
 
 from kdrun.config.needs import Needs
 from kdrun.config.parts import TermConfig
-from kdrun.core.errors import ConfigError, KdrunError
+from kdrun.core.errors import ConfigError
 from kdrun.losses.labels import full
 from kdrun.losses.logits import kd
-from kdrun.losses.term import Pair, Term, TermSpec
+from kdrun.losses.term import Pair, Term, TermSpec, teacher_of
 
 MEMBERS = "members"
 
@@ -49,9 +49,7 @@ class MembersTerm(Term):
         return Needs(teacher=True, teacher_features=(MEMBERS,), over_ranks="mean")
 
     def forward(self, pair: Pair) -> Tensor:
-        if pair.teacher is None:
-            raise KdrunError(f"loss.{self.config.name} needs a teacher, and the method gave none")
-        members = full(pair.teacher.features[MEMBERS].detach())
+        members = full(teacher_of(pair, self).features[MEMBERS].detach())
         each = to_members(pair.student.logits, members, self.config.temperature)
         return (self.shares(members, pair) * each).sum(1)
 

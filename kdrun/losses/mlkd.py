@@ -7,11 +7,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdrun.config.needs import Needs
-from kdrun.core.errors import KdrunError
 from kdrun.core.registry import register
 from kdrun.losses.labels import full
 from kdrun.losses.logits import LogitConfig, LogitTerm, kd
-from kdrun.losses.term import Pair
+from kdrun.losses.term import Pair, teacher_of
 
 Temperature = Annotated[float, Field(gt=0)]
 
@@ -74,14 +73,13 @@ class MLKD(LogitTerm):
         return Needs(teacher=True, views=("weak", "strong"), over_ranks="gathered", per_sample=False)
 
     def forward(self, pair: Pair) -> Tensor:
-        if pair.teacher is None:
-            raise KdrunError("loss.mlkd needs a teacher, and the method gave none")
-        logits, scaled, config = (pair.student.logits, pair.teacher.logits), self.logits(pair), self.config
+        logits = pair.student.logits, teacher_of(pair, self).logits
+        scaled, config = self.logits(pair), self.config
         divergence = {t: kd(*scaled, t).mean() for t in config.temperatures}
         of_strong = [t for t in config.temperatures if t not in config.misplaced]
         if pair.view != "weak":
             return torch.stack([divergence[t] for t in of_strong]).sum()
-        sure = full(pair.teacher.logits.detach()).softmax(1)
+        sure = full(logits[1].detach()).softmax(1)
         images, classes = lower_half(sure.amax(1)), lower_half(sure.sum(0))
         weak = [
             images * (divergence[t] + batch_relation(*logits, t)) + classes * class_relation(*logits, t)

@@ -19,7 +19,12 @@ class StageTerm(FeatureTerm):
 
     def __init__(self, config: Any, spec: TermSpec) -> None:
         super().__init__(config, spec)
-        student = config.feature or stages(spec.student_dims, "student")[-1]
-        teacher = config.teacher_feature or config.feature or stages(spec.teacher_dims, "teacher")[-1]
+        student = config.feature or self.usual(stages(spec.student_dims, "student"))
+        teacher = config.teacher_feature or config.feature or self.usual(stages(spec.teacher_dims, "teacher"))
         self.needed = replace(self.needed, features=(student,), teacher_features=(teacher,))
         self.widths = width(spec.student_dims, student, "student"), width(spec.teacher_dims, teacher, "teacher")
+
+    @staticmethod
+    def usual(names: list[str]) -> str:
+        """The stage that is taken where none is named."""
+        return names[-1]

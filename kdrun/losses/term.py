@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdrun.config.needs import Needs, refuse_gone
 from kdrun.config.parts import TermConfig
-from kdrun.core.errors import ConfigError
+from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.models.output import Output
 
 
@@ -131,6 +131,13 @@ class Term(nn.Module):
     def remarks(cls, config: Any, ce_weight: float) -> list[str]:
         """What the weight means beside that of cross entropy (0 where there is none), for `kdrun explain`."""
         return []
+
+
+def teacher_of(pair: Pair, term: Term) -> Output:
+    """What the teacher gave for a pair. Raises KdrunError where nobody asked it."""
+    if pair.teacher is None:
+        raise KdrunError(f"loss.{term.config.name} needs a teacher, and the method gave none")
+    return pair.teacher
 
 
 def factor(value: float | Tensor) -> float | Tensor:

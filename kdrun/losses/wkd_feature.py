@@ -1,18 +1,17 @@
 """Wasserstein distance of features as Gaussians (WKD-F: Lv, Yang and Li 2024, arXiv 2412.08139)."""
 
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdrun.config.parts import TermConfig
 from kdrun.core.errors import ConfigError
 from kdrun.core.registry import register
-from kdrun.losses.features import FeatureTerm, Stage, same_size, stages
+from kdrun.losses.features import same_size
 from kdrun.losses.labels import full
-from kdrun.losses.term import TermSpec, width
+from kdrun.losses.stage import StageTerm
+from kdrun.losses.term import TermSpec
 
 EPS = 1e-5  # of the authors' code, in the variances
 
@@ -58,7 +57,7 @@ def _edges(side: int, grid: int) -> list[tuple[int, int]]:
 
 
 @register("loss", "wkd_feature")
-class WKDFeature(FeatureTerm):
+class WKDFeature(StageTerm):
     """Parts of a map are Gaussians near the teacher's: `wkd_feature`; the student's map goes through a convolution,
     batch normalization and ReLU."""
 
@@ -70,7 +69,7 @@ class WKDFeature(FeatureTerm):
     # deviates: where the student's map is the larger one the authors' projector has a strided convolution, we pool,
     # because that fits any two sizes.
 
-    class Config(TermConfig):
+    class Config(StageTerm.Config):
         mean_weight: float = Field(4.0, ge=0)
         """The paper's mean-covariance ratio."""
         grid: int = Field(1, gt=0)
@@ -78,17 +77,10 @@ class WKDFeature(FeatureTerm):
         upscale: Literal[1, 2] = 1
         """2: the projector doubles the sides of the student's map by a transposed convolution, as the authors' does
         where the teacher's map is twice as large."""
-        feature: Stage | None = None
-        """The student's stage; null: the last one."""
-        teacher_feature: Stage | None = None
-        """The teacher's stage; null: of the same name as `feature` where that is given, else the last one."""
 
     def __init__(self, config: Any, spec: TermSpec) -> None:
         super().__init__(config, spec)
-        student = config.feature or stages(spec.student_dims, "student")[-1]
-        teacher = config.teacher_feature or config.feature or stages(spec.teacher_dims, "teacher")[-1]
-        self.needed = replace(self.needed, features=(student,), teacher_features=(teacher,))
-        inputs, outputs = width(spec.student_dims, student, "student"), width(spec.teacher_dims, teacher, "teacher")
+        inputs, outputs = self.widths
         doubled = config.upscale == 2
         self.projector = nn.Sequential(
             nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False)

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdrun.config.needs import Needs
+from kdrun.config.needs import Needs, recipe_of
 from kdrun.config.parts import MethodConfig
 from kdrun.config.run import RunConfig
 from kdrun.core.errors import ConfigError, KdrunError
@@ -133,7 +133,7 @@ class SemiSupervised(Method[U]):
 
 
 def is_strong(view: str) -> bool:
-    return view.partition("_")[0] == "strong"
+    return recipe_of(view) == "strong"
 
 
 def label_of(labeled: Samples) -> Tensor:

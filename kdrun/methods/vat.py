@@ -7,7 +7,6 @@ r are normalised images, so a length depends on how `views` normalise. w rises t
 statistics of batch normalisation are those of labeled images.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from kdrun.core.device import full_precision
 from kdrun.core.registry import register
+from kdrun.core.seeding import normal
 from kdrun.data.views.view import Batch, View
 from kdrun.losses.labels import full
 from kdrun.losses.logits import kl, renyi_entropy
@@ -116,9 +116,3 @@ def unit(rows: Tensor) -> Tensor:
     flat = flat / flat.abs().amax(1, keepdim=True).clamp(min=tiny)
     length: Tensor = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
     return (flat / length.clamp(min=tiny)).view_as(rows)
-
-
-def normal(uniform: Tensor) -> Tensor:
-    """Normal numbers from uniform ones of torch.rand in [0, 1), which are multiples of 2^-24: at their middles, so
-    that 0 is not minus infinity."""
-    return math.sqrt(2) * torch.erfinv(2 * uniform - 1 + 2**-24)

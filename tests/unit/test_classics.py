@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from kdrun.core.errors import ConfigError
+from kdrun.core.seeding import normal
 from kdrun.data.load import load_dataset
 from kdrun.data.views.view import View, together
 from kdrun.losses.logits import kl, renyi_entropy
@@ -18,7 +19,7 @@ from kdrun.methods.averaged import Averaged
 from kdrun.methods.consistency import squared
 from kdrun.methods.labeler import Seen
 from kdrun.methods.step import Context, Setup
-from kdrun.methods.vat import normal, steepest, unit
+from kdrun.methods.vat import steepest, unit
 from kdrun.runs.finished import FinishedRun
 from kdrun.training.decay import Arc
 from tests.conftest import FAST, TEACHER

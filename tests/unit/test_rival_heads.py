@@ -12,9 +12,10 @@ from kdrun.config.compose import Composer
 from kdrun.config.key import run_key
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.registry import lookup
+from kdrun.core.seeding import normal
 from kdrun.losses.byot import hint, hint_of_batch, soft_cross_entropy
 from kdrun.losses.camkd import confidence_shares
-from kdrun.losses.diffusion import denoised, kept_shares, noisy, normal, times
+from kdrun.losses.diffusion import denoised, kept_shares, noisy, times
 from kdrun.losses.ebkd import entropy_shares
 from kdrun.losses.fitnet import fitnet
 from kdrun.losses.logits import kd, mean_of_probabilities
