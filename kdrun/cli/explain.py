@@ -6,6 +6,7 @@ kdrun explain experiment=demo loss=wttm loss.wttm.gamma=0.3
 """
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -91,13 +92,13 @@ def _method(config: RunConfig, origins: "_Origins") -> str:
 
 
 def _keys_of(node: Schema, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted key and value of each field, those of parts too; not of other runs, and not its own name."""
-    for name in type(node).model_fields:
+    """Dotted key of each field, and its value as one types it; those of parts too, not of other runs, nor its name."""
+    for name, plain in node.model_dump(mode="json").items():
         value = getattr(node, name)
         if isinstance(value, Schema) and not isinstance(value, RunConfig):
             yield from _keys_of(value, f"{prefix}{name}.")
         elif (prefix or name != "name") and not isinstance(value, RunConfig):
-            yield f"{prefix}{name}", f"{value}"
+            yield f"{prefix}{name}", plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
 
 
 def _term(label: str, term: TermConfig, ce_weight: float, origins: "_Origins") -> str:

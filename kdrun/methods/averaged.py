@@ -2,6 +2,7 @@
 Valpola 2017, arXiv 1703.01780)."""
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,10 @@ from kdrun.data.views.view import View
 from kdrun.models.network import kept_statistics
 from kdrun.models.output import Output
 
+N = TypeVar("N", bound=nn.Module)
 
-class Averaged(nn.Module):
+
+class Averaged(nn.Module, Generic[N]):
     """Part of the checkpoint; nothing in it is trained. `follow` at the beginning of a step takes in what the optimizer
     made of the last one.
 
@@ -23,9 +26,9 @@ class Averaged(nn.Module):
     steps: Tensor
     """() float32, how often it followed."""
 
-    def __init__(self, student: nn.Module, decay: float) -> None:
+    def __init__(self, student: N, decay: float) -> None:
         super().__init__()
-        self.network = copy.deepcopy(student).requires_grad_(False)
+        self.network: N = copy.deepcopy(student).requires_grad_(False)
         self.decay = decay
         self.register_buffer("steps", torch.zeros(()))
 

@@ -120,6 +120,12 @@ class KDFixMatch(FixMatch[KDFixMatchConfig]):
         errors, spec = super().contradictions(config), cls.spec_of(config)
         if spec.takes_best and config.dataset.val_fraction == 0:
             errors.append("method.outer.checkpoint: best_on_val needs validation images; give dataset.val_fraction")
+        switches, steps = spec.merge.partition("switch_at:")[2], config.schedule.steps
+        if switches and steps is not None and int(switches) >= steps:
+            errors.append(
+                f"method.merge: {spec.merge}: the run ends after {steps} steps, so that it never switches; give "
+                "a smaller number, or outer_only"
+            )
         if spec.live is not None:
             fields, ours = type(spec.live).model_fields, type(spec).model_fields
             if spec.threshold != ours["threshold"].default:

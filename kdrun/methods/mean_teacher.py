@@ -21,6 +21,7 @@ from kdrun.losses.term import risen
 from kdrun.methods.averaged import Averaged
 from kdrun.methods.pi_model import PiModel, PiModelConfig
 from kdrun.methods.step import Context, Setup, Step
+from kdrun.models.network import Network
 from kdrun.models.output import Output
 
 
@@ -59,6 +60,9 @@ class MeanTeacher(PiModel[MeanTeacherConfig]):
 
     def predict(self, view: View) -> dict[str, Tensor]:
         return {**super().predict(view), "averaged": self.averaged(view).logits}
+
+    def kept(self) -> dict[str, Network]:
+        return {**super().kept(), "averaged": self.averaged.network}
 
     @property
     def headline(self) -> str:

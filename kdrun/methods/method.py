@@ -165,6 +165,10 @@ class Method(nn.Module, Generic[C]):
         """The students by name."""
         return {name: net for name, net in self.students.items() if isinstance(net, Network)}
 
+    def kept(self) -> dict[str, Network]:
+        """Whose weights a run leaves, each in a file: the students, then what the method makes of them."""
+        return self.networks()
+
     def losses(self, k: int = 0) -> LossSet:
         """The loss terms of the k-th student."""
         return self._loss_sets()[k]

@@ -137,8 +137,8 @@ class Against:
 
     def text(self) -> str:
         """`-0.23 (-0.61 to 0.15), within`."""
-        ends = "" if self.interval is None else f" ({self.interval.low:+.2f} to {self.interval.high:+.2f})"
-        return f"{self.difference:+.2f}{ends}, {self.verdict}"
+        ends = "" if self.interval is None else f" ({self.interval.low:+z.2f} to {self.interval.high:+z.2f})"
+        return f"{self.difference:+z.2f}{ends}, {self.verdict}"
 
 
 def scaled(values: Iterable[float], percent: bool) -> list[float]:

@@ -68,7 +68,7 @@ def _shrinking(claim: Claim, named: Sequence[str], values: Values) -> Verdict:
         )
     gains = [mean(a) - mean(b) for a, b in pairs]
     falls = all(first > second for first, second in pairwise(gains))
-    return Verdict(claim, "holds" if falls else "fails", ", ".join(f"{gain:+.2f}" for gain in gains))
+    return Verdict(claim, "holds" if falls else "fails", ", ".join(f"{gain:+z.2f}" for gain in gains))
 
 
 def _follows(claim: Claim, named: Sequence[str], values: Values) -> Verdict:
@@ -80,5 +80,5 @@ def _follows(claim: Claim, named: Sequence[str], values: Values) -> Verdict:
         )
     points = sorted((mean(a), mean(b)) for a, b in pairs)
     order = all(first[1] <= second[1] for first, second in pairwise(points))
-    detail = ", ".join(f"{x:+.2f} -> {y:+.2f}" for x, y in points)
+    detail = ", ".join(f"{x:+z.2f} -> {y:+z.2f}" for x, y in points)
     return Verdict(claim, "holds" if order else "fails", f"teacher -> student: {detail}")

@@ -98,7 +98,7 @@ def _figure(table: Table, place: Place, numbered: Mapping[Place, Sequence[int]])
         out = f'<span class="none">{escape(cell.text(table.percent))}</span>{sup}'
     if theirs is not None and theirs.mean is not None:
         against = cell.against(theirs)
-        difference = f" ({_signed(f'{against.difference:+.2f}')}, {against.verdict})" if against else ""
+        difference = f" ({_signed(f'{against.difference:+z.2f}')}, {against.verdict})" if against else ""
         out += f'<span class="paper">paper {escape(theirs.printed())}{difference}</span>'
     for what, those in (("failed", cell.failed), ("missing", cell.missing), ("without it", cell.lacking)):
         if those and (values or what == "failed"):
@@ -171,10 +171,10 @@ def _paper(table: Table) -> str:
         values = scaled(cell.values.values(), table.percent)
         ours = _number(statistics.mean(values), 2) if values else ""
         ends = "" if against is None or against.interval is None else (
-            f"{against.interval.low:+.2f} to {against.interval.high:+.2f}"
+            f"{against.interval.low:+z.2f} to {against.interval.high:+z.2f}"
         )  # fmt: skip
         n = "" if theirs.n is None else f" (n={theirs.n})"
-        difference = "" if against is None else f"{against.difference:+.2f}"
+        difference = "" if against is None else f"{against.difference:+z.2f}"
         texts = (row, column, ours, f"{theirs.printed()}{n}", difference, ends, against.verdict if against else "")
         rows.append([escape(_signed(text) if i > 1 else text) for i, text in enumerate(texts)])
     if not rows or table.paper is None:

@@ -97,7 +97,7 @@ class Table:
         if theirs is None or theirs.mean is None:
             return text
         against = cell.against(theirs)
-        return f"{text} | paper {theirs.mean:.2f}" + (f" ({against.difference:+.2f})" if against else "")
+        return f"{text} | paper {theirs.mean:.2f}" + (f" ({against.difference:+z.2f})" if against else "")
 
     @property
     def measure(self) -> str:
@@ -290,12 +290,12 @@ def comparison(table: Table, first: str, second: str) -> list[str]:
         differences = scaled([a[seed] - b[seed] for seed in seeds], table.percent)
         found = paired_interval(differences)
         if found is None:
-            shown = f"{differences[0]:+.{digits}f}{unit} (n=1)" if differences else "no seed in both (n=0)"
+            shown = f"{differences[0]:+z.{digits}f}{unit} (n=1)" if differences else "no seed in both (n=0)"
             lines.append(f"  {column}: {shown}, n/a")
         else:
-            ends = f"{found.low:+.{digits}f} to {found.high:+.{digits}f}"
+            ends = f"{found.low:+z.{digits}f} to {found.high:+z.{digits}f}"
             p = "n/a" if found.p != found.p else f"{found.p:.3f}"
-            lines.append(f"  {column}: {found.difference:+.{digits}f}{unit} ({ends}), p = {p}, n={found.n}")
+            lines.append(f"  {column}: {found.difference:+z.{digits}f}{unit} ({ends}), p = {p}, n={found.n}")
     return lines
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,8 @@ class FinishedRun:
 
     def method(self, setup: Setup | None = None) -> Method[Any]:
         """Its method with the trained networks, in eval mode on the CPU; no setup: without its data and its teacher."""
-        networks = {name: self.network(name) for name in self.record["nets"]}
+        students = islice(self.record["nets"], len(self.config.students))  # behind them: what the method made of them
+        networks = {name: self.network(name) for name in students}
         # as they were saved, whatever they were trained from
         config = self.config.replace(students=[ModelConfig.model_validate(n.spec.model) for n in networks.values()])
         if setup is None:

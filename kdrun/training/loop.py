@@ -315,7 +315,7 @@ class Loop:
     def _files(self) -> dict[str, bytes]:
         """The file of each network as it is now."""
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
-            return {name: network.saved() for name, network in self.method.networks().items()}
+            return {name: network.saved() for name, network in self.method.kept().items()}
 
     def final_logits(self) -> dict[tuple[str, str], Tensor]:
         """(split, net) -> logits of all networks after the last step."""

@@ -287,7 +287,7 @@ def _describe(assembly: Assembly, record: Record, operations: Operations) -> Non
     averaged, steps = config.schedule.ema_decay is not None, assembly.clock.total_steps
     nets = {
         name: {"model": net.name, "num_params": net.num_params, "flops": flops_of(net, assembly.size), "ema": averaged}
-        for name, net in method.networks().items()
+        for name, net in method.kept().items()
     }
     record.update(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -345,7 +345,7 @@ def _save_results(
     step = 0 if loop is None else loop.progress.step
     _ask_teacher(assembly, record, logits)
     if loop is not None:
-        refuse_networks(method.networks(), step)
+        refuse_networks(method.kept(), step)
     metrics = {**evaluator.final_metrics(logits), **choice_metrics(method)}
     refuse_metrics(metrics, step)
     _warn(record, *evaluator.warnings(logits, method.needed))

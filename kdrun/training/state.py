@@ -137,5 +137,5 @@ def _best(loop: Loop, state: dict[str, Any]) -> dict[str, Tensor]:
         return best
     if state["progress"]["best_on_val"] is None or not loop.schedule.evaluates_more_than_once:
         return {}
-    found = {name: loop.directory / f"{name}.best.safetensors" for name in loop.method.networks()}
+    found = {name: loop.directory / f"{name}.best.safetensors" for name in loop.method.kept()}
     return {name: torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) for name, path in found.items()}

@@ -147,6 +147,7 @@ def test_an_unlabeled_pool_from_elsewhere(train, outputs, tmp_path, kind):
         (["method=fixmatch", "method.threshold=1.5"], "method.threshold: "),
         (["method=kd_fixmatch", "method.select_threshold=-1"], "method.select_threshold: "),
         (["method=kd_fixmatch", "method.merge=both"], "method.merge: "),
+        (["method=kd_fixmatch", "schedule.steps=8", "method.merge=switch_at:8"], "it never switches"),
         (["method=fixmatch", "dataset.num_labels=5000"], "dataset.num_labels: 5000"),
         (["method=fixmatch", "dataset.unlabeled=nowhere"], "dataset.unlabeled: nowhere"),
         (["method=supervised", "loss=kd", "teacher=resnet8"], "loss.kd: kd works against the teacher"),

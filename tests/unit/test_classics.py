@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import kdrun
 from kdrun.core.errors import ConfigError
 from kdrun.core.seeding import normal
 from kdrun.data.load import load_dataset
@@ -20,6 +21,7 @@ from kdrun.methods.consistency import squared
 from kdrun.methods.labeler import Seen
 from kdrun.methods.step import Context, Setup
 from kdrun.methods.vat import steepest, unit
+from kdrun.results.table import figure
 from kdrun.runs.finished import FinishedRun
 from kdrun.training.decay import Arc
 from tests.conftest import FAST, TEACHER
@@ -252,6 +254,11 @@ def test_a_finished_mean_teacher_predicts_as_it_was_evaluated(train, outputs):
     for name in ("averaged", "student"):
         torch.testing.assert_close(found[name], run.predictions("test", name)[0][:50], rtol=1e-4, atol=1e-5)
     assert not torch.equal(found["averaged"], found["student"])
+    averaged = kdrun.load(record.parent)  # the headline, of a file of its own
+    with torch.no_grad():
+        torch.testing.assert_close(averaged(images).logits, found["averaged"], rtol=1e-4, atol=1e-5)
+    assert set(run.record["nets"]) == {"student", "averaged"}
+    assert figure(run.record, "params") == averaged.num_params
 
 
 def test_vat_moves_normalised_images_by_epsilon_where_the_divergence_grows():

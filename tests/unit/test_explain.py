@@ -105,7 +105,7 @@ def test_each_key_of_the_method_names_who_had_the_last_word():
     assert found["method.threshold"] == ["0.9", "the command line"]
     assert found["method.select_threshold"] == ["0.8", "conf/method/kd_fixmatch.yaml"]
     assert found["method.clustering.pca"] == ["8", "the command line"]
-    assert found["method.live"] == ["None", "conf/method/kd_fixmatch.yaml"]
+    assert found["method.live"] == ["null", "conf/method/kd_fixmatch.yaml"]
     found = rows(main(["method=uncertainty_distill", "method/uncertainty=max_prob"]))
     assert found["method.uncertainty.name"] == ["max_prob", "conf/method/uncertainty/max_prob.yaml"]
     found = rows(main(["method=dho", "++settings={dho: {ce_share: 0.3}}"]))
