@@ -1,4 +1,4 @@
-"""Put records and tables into outputs/published/<table>, and into README between its markers.
+"""Put records and tables into outputs/published/<table>, and into the pages that show them.
 
 kdrun publish table=demo                           from outputs/runs
 kdrun publish table=demo metric=test/top1 metric=test/ece columns=params,flops outputs=outputs
@@ -7,7 +7,8 @@ kdrun publish table=ttm_cifar100_short override=dataset.verify_md5=false        
 kdrun publish table=demo again=true                the texts anew from the published records, no runs
 kdrun publish check=true                           all published tables; exit 1: `again` would change one
 kdrun publish table=demo check=true compose=true   and whether conf/ still plans these very runs
-Markers: <!-- table demo --> and <!-- /table demo --> in the README, <!-- tables --> and <!-- /tables --> in table.md.
+Markers: <!-- table demo --> and <!-- /table demo --> in a page (README.md, docs/results/*.md; pages=<file or folder>),
+<!-- tables --> and <!-- /tables --> in table.md.
 """
 
 import json
@@ -42,7 +43,7 @@ MACHINE = re.compile(r"(^|[\s=:\[,])(/(?!/)|~\w*/|[A-Za-z]:\\|\\\\|file:/)")
 
 
 class Options(Schema):
-    """`table=<name> [metric=...] [curve=...] [again=true|check=true] [outputs=] [published=] [readme=]`."""
+    """`table=<name> [metric=...] [curve=...] [again=true|check=true] [outputs=] [published=] [pages=]`."""
 
     table: str | None = None
     metric: list[str] = Field(default_factory=list)
@@ -61,7 +62,8 @@ class Options(Schema):
     """With these two: compose the plan anew."""
     outputs: str = "outputs"
     published: str = "outputs/published"
-    readme: str = "README.md"
+    pages: list[str] = Field(default_factory=lambda: ["README.md", "docs/results"])
+    """Markdown files, and folders of them, that show tables between markers."""
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
@@ -116,6 +118,7 @@ def main(arguments: Sequence[str]) -> str:
     if options.table is None:
         raise ConfigError("table: missing; a value is required")
     place, outputs = published / options.table, Path(options.outputs)
+    pages = _pages(options)
     lines = []
     if options.again:
         told = _again(options.table, place, options)
@@ -128,7 +131,7 @@ def main(arguments: Sequence[str]) -> str:
         lines.append(f"wrote {place}: {len(found)} records")
     for key, value in _paths(told.model_dump()):
         raise KdrunError(f"{place}: would hold a path of this machine, {key}: {value}; make it relative")
-    for path, text in _files(options.table, place, told, records, Path(options.readme)).items():
+    for path, text in _files(options.table, place, told, records, pages).items():
         if not path.is_file() or _lines(path.read_text("utf-8")) != _lines(text):
             write_text(path, text)
             lines.append(f"wrote {path}")
@@ -139,6 +142,19 @@ def _folders(published: Path) -> list[Path]:
     """Of tables; one with a bench.json holds what `make bench` measured."""
     found = [path for path in folder(published, "published").iterdir() if path.is_dir()]
     return [path for path in found if not (path / "bench.json").is_file()]
+
+
+def _pages(options: Options) -> list[Path]:
+    """The Markdown files. Raises ConfigError where one that was named is not there."""
+    found: list[Path] = []
+    for given in map(Path, options.pages):
+        if given.is_dir():
+            found += sorted(given.rglob("*.md"))
+        elif given.is_file():
+            found.append(given)
+        elif "pages" in options.model_fields_set:
+            raise ConfigError(f"pages: {given}: no such file or folder")
+    return found
 
 
 def _new(name: str, place: Path, options: Options) -> Published:
@@ -287,8 +303,8 @@ def _paths(node: Any) -> Iterator[tuple[str, str]]:
     return ((key, value) for key, value in leaves(node) if isinstance(value, str) and MACHINE.search(value))
 
 
-def _files(name: str, place: Path, told: Published, read: Reader, readme: Path) -> dict[Path, str]:
-    """What the generated files hold: published.json, table.json, table.md, and the README if it shows the table."""
+def _files(name: str, place: Path, told: Published, read: Reader, pages: Sequence[Path]) -> dict[Path, str]:
+    """What the generated files hold: published.json, table.json, table.md, and the pages that show the table."""
     tables = [_table(name, place, told, show, read) for show in told.shows]
     for table in tables[1:]:
         table.claims = []  # which are of figures of their own, whatever a table shows
@@ -303,9 +319,8 @@ def _files(name: str, place: Path, told: Published, read: Reader, readme: Path) 
     if (place / "table.md").is_file():
         out[place / "table.md"] = _replaced(place / "table.md", BEGIN, END, _joined(markdown))
     begin, end = f"<!-- table {name} -->", f"<!-- /table {name} -->"
-    if readme.is_file() and begin in readme.read_text("utf-8"):
-        out[readme] = _replaced(readme, begin, end, markdown[0])
-    return out
+    shown = [page for page in pages if begin in page.read_text("utf-8")]
+    return out | {page: _replaced(page, begin, end, markdown[0]) for page in shown}
 
 
 def _joined(markdown: Sequence[str]) -> str:
@@ -336,7 +351,7 @@ def _differences(name: str, place: Path, options: Options) -> list[str]:
     if old.spec != _spec(name, old.override):
         return [*wrong, f"{place / 'published.json'}: conf/table/{name}.yaml says something else by now; {anew}"]
     told = _again(name, place, options.replace(metric=[], curve=[], columns="", override=[]))
-    files = _files(name, place, told, published_reader(place), Path(options.readme))
+    files = _files(name, place, told, published_reader(place), _pages(options))
     for path, text in files.items():
         if not path.is_file() or _lines(path.read_text("utf-8")) != _lines(text):
             made = f"is not what {place / 'records.jsonl'} makes"

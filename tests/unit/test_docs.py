@@ -46,3 +46,9 @@ def test_names_and_paths_in_docs_exist(page):
 
 def test_the_page_of_the_architecture_fits_two_screens():
     assert len((ROOT / "docs" / "architecture.md").read_text().splitlines()) <= 100
+
+
+def test_published_tables_stand_on_pages():
+    shown = {name for page in PAGES for name in re.findall(r"<!-- table (\w+) -->", page.read_text())}
+    published = {path.parent.name for path in (ROOT / "outputs" / "published").glob("*/published.json")}
+    assert shown == published

@@ -183,7 +183,7 @@ def test_a_report_is_one_file_that_asks_for_nothing_and_escapes_everything(plann
 def test_publishing_and_its_check(planned, tmp_path):
     folder, readme = tmp_path / "published", tmp_path / "README.md"
     readme.write_text("before\n<!-- table t -->\nold\n<!-- /table t -->\nafter\n")
-    asked = ["table=t", f"outputs={planned}", f"published={folder}", f"readme={readme}"]
+    asked = ["table=t", f"outputs={planned}", f"published={folder}", f"pages={readme}"]
     assert publishing.main(asked).startswith(f"wrote {folder}/t: 8 records")
     text = readme.read_text()
     assert text.startswith("before\n<!-- table t -->\n**t**\n")
@@ -193,7 +193,7 @@ def test_publishing_and_its_check(planned, tmp_path):
     assert (folder / "t" / "table.md").read_text().startswith("Notes.\n<!-- tables -->\n**t**")
     for path in planned.rglob("record.json"):
         path.unlink()  # the published records are enough
-    check = [f"outputs={planned}", f"published={folder}", f"readme={readme}", "check=true"]
+    check = [f"outputs={planned}", f"published={folder}", f"pages={readme}", "check=true"]
     assert publishing.main(check) == "as their records make them: t"
     assert publishing.main([*asked, "again=true"]) == f"{folder}/t: nothing has changed"
     readme.write_text(text.replace("55.00", "56.00"))
@@ -210,10 +210,30 @@ def test_publishing_and_its_check(planned, tmp_path):
         publishing.main(check)
 
 
+def test_each_page_that_shows_a_table_is_written_and_checked(planned, tmp_path):
+    (results := tmp_path / "results").mkdir()
+    block = "<!-- table t -->\nold\n<!-- /table t -->\n"
+    pages = [tmp_path / "README.md", results / "one.md", results / "more" / "two.md"]
+    pages[2].parent.mkdir()
+    for page in pages:
+        page.write_text(f"{page.stem}\n{block}")
+    (results / "other.md").write_text("no table here\n")
+    asked = [f"published={tmp_path / 'p'}", f"pages={pages[0]}", f"pages={results}"]
+    publishing.main(["table=t", f"outputs={planned}", *asked])
+    (shown,) = {page.read_text().removeprefix(f"{page.stem}\n") for page in pages}
+    assert shown.startswith("<!-- table t -->\n**t**\n")
+    assert (results / "other.md").read_text() == "no table here\n"
+    pages[2].write_text(block)
+    with pytest.raises(Unfinished, match=r"results/more/two\.md: table=t is not what"):
+        publishing.main([*asked, "check=true"])
+    with pytest.raises(ConfigError, match="pages: nowhere: no such file or folder"):
+        publishing.main([*asked, "pages=nowhere", "check=true"])
+
+
 def test_many_records_are_published_packed(planned, tmp_path, monkeypatch):
     (readme := tmp_path / "README.md").write_text("no table here\n")
     place = tmp_path / "published" / "t"
-    asked = ["table=t", f"outputs={planned}", f"published={place.parent}", f"readme={readme}"]
+    asked = ["table=t", f"outputs={planned}", f"published={place.parent}", f"pages={readme}"]
     publishing.main(asked)
     whole, size = (place / "records.jsonl").read_text(), (place / "records.jsonl").stat().st_size
     monkeypatch.setattr(publishing, "PLAINLY", size - 1)
@@ -260,7 +280,7 @@ def test_where_outputs_lay_is_no_part_of_what_is_published(planned, tmp_path, pa
 def test_curves_are_published_with_the_points_that_are_shown(planned, tmp_path, monkeypatch):
     (readme := tmp_path / "README.md").write_text("no table here\n")
     folder = tmp_path / "published"
-    asked = ["table=t", f"outputs={planned}", f"published={folder}", f"readme={readme}"]
+    asked = ["table=t", f"outputs={planned}", f"published={folder}", f"pages={readme}"]
     publishing.main([*asked, "metric=test/top1", "columns=params", "curve=test/top1:1"])
     text = (folder / "t" / "table.md").read_text()
     for path in planned.rglob("*"):
@@ -282,7 +302,7 @@ def test_curves_are_published_with_the_points_that_are_shown(planned, tmp_path, 
 
 
 @pytest.mark.slow
-def test_published_tables_and_the_readme_are_what_their_records_make(monkeypatch):
+def test_published_tables_and_the_pages_are_what_their_records_make(monkeypatch):
     monkeypatch.chdir(ROOT)
     told = publishing.main(["check=true"]).removeprefix("as their records make them: ").split(", ")
     tables = [path for path in (ROOT / "outputs" / "published").iterdir() if not (path / "bench.json").exists()]
