@@ -21,7 +21,7 @@ Examples:
 
   --cfg job             show the composed configuration and stop
   -m, --multirun        run all combinations of comma-separated values
-  --config-dir DIR      more config groups of your own (see README: extend)
+  --config-dir DIR      more config groups of your own (see docs/extend/plugin.md)
   --hydra-help          Hydra's own flags; shell completion: eval "$(kdrun -sc install=bash)"
 """
 
