@@ -32,6 +32,22 @@ LABELED = 1009  # of the digits: a number that no other tensor's length is
 PAIR = ("student=resnet20", "teacher=resnet56")
 HEADS = {"method": "Methods", "loss": "Loss terms"}
 RATIOS = ("step / ce", "step / kd")
+PAGES = {
+    "dho": "dho",
+    "dual_student": "peer_distill uncertainty_distill",
+    "feature_losses": "ab at catkd cc crd diffkd fitnet fsp ickd itrd kdsvd nd nst ofd pkt reviewkd rkd sp srrl vid "
+    "vitkd wkd_feature",
+    "heads_and_clip": "contrastive dhkd linear_eval simkd sho sskd tip_adapter zero_shot binary_kl",
+    "kd_fixmatch": "kd_fixmatch",
+    "logit_losses": "distill ctkd cwtm dist dkd dkpp kd mlkd nkd rld wkd_logit",
+    "mixup_distill": "mixup_distill linearity",
+    "robust_losses": "supervised ce evidential gce mae nce sce",
+    "semi_supervised": "adamatch comatch dash fixmatch flexmatch freematch mean_teacher mixmatch peer_fixmatch "
+    "pi_model pseudo_label remixmatch simmatch softmatch uda vat",
+    "several_teachers": "avgkd byot camkd ebkd",
+    "ttm": "ttm wttm",
+}
+"""Page beside this one -> the methods and terms that it tells of."""
 
 TEXT = """# Methods and loss terms
 
@@ -39,6 +55,7 @@ What `method=<name>` and `loss=<name>` (or `loss/term@loss.<label>=<name>`) can 
 fails where it is stale. `kdrun explain method=<name> loss=<name>` prints the same of a run, with each key, its value
 and where that came from, of files of your own (`plugins=[...]`) too, which are not here.
 
+- **name**: leads to its page: commands, what its paper reports, what was found here, where ours differs.
 - **equation**: in the names of keys; p are probabilities, z logits, y the label, s the student, t the teacher, H cross
   entropy.
 - **step / ce**, **step / kd**: a step beside one of cross entropy alone with the same student and as many labeled
@@ -107,7 +124,7 @@ def row(composer: Composer, kind: str, name: str, cls: Any, cost: Mapping[str, A
     year = re.search(r"\b(19|20)\d\d\b", source.partition(";")[0])
     seen = f", {cost['images']['median']:.0f} images" if kind == "method" and cost else ""
     return {
-        "name": f"`{name}`",
+        "name": linked(name),
         "idea": idea_of(cls),
         "year": year[0] if year else "-",
         "paper": re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", source) or "-",
@@ -117,6 +134,12 @@ def row(composer: Composer, kind: str, name: str, cls: Any, cost: Mapping[str, A
         "needs": needed(kind, config, told, memory) or "-",
         "over ranks": told.over_ranks,
     }
+
+
+def linked(name: str) -> str:
+    """A name with its page."""
+    page = next((page for page, names in PAGES.items() if name in names.split()), None)
+    return f"`{name}`" if page is None else f"[`{name}`]({page}.md)"
 
 
 def told_of(kind: str, name: str, config: RunConfig) -> tuple[Needs, bool]:

@@ -31,8 +31,10 @@ def ab(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
 
 @register("loss", "ab")
 class AB(BeforeReluTerm):
-    """`ab`, summed over stages; of another shape than the teacher's the student's map goes through a convolution and
-    batch normalization."""
+    """Neurons are active where the teacher's are: `ab`, summed over stages.
+
+    Of another shape than the teacher's the student's map goes through a convolution and batch normalization.
+    """
 
     equation = (
         "sum over pairs k = 0 to n - 1 of features and teacher_features of 2^(k - n + 1) sum of (s + margin)^2 where "

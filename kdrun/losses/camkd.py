@@ -28,7 +28,7 @@ def confidence_shares(members: Tensor, target: Tensor) -> Tensor:
 
 @register("loss", "camkd")
 class CAMKD(MembersTerm):
-    """Distillation against each teacher, weighed by `confidence_shares`."""
+    """Distillation against each teacher, weighed by how right it is: `confidence_shares`."""
 
     equation = (
         "sum_k w_k KD_k, w_k = (1 - softmax_k(H(y, p_k))) / (K - 1), KD_k at temperature; form: code divides by K"

@@ -52,7 +52,7 @@ def catkd(student: Tensor, teacher: Tensor, normalize: bool = False) -> Tensor:
 
 @register("loss", "catkd")
 class CATKD(FeatureTerm):
-    """`catkd` of the maps that both networks' own classifiers make."""
+    """Each class is seen where the teacher sees it: `catkd` of the maps that both networks' own classifiers make."""
 
     equation = (
         "mean over classes and pool x pool positions of (a_s - a_t)^2, a = w_k f pooled, f the map before the "

@@ -25,7 +25,7 @@ def shuffled_but_first(logits: Tensor, drawn: Tensor) -> Tensor:
 
 @register("loss", "dkpp")
 class DKPP(LogitTerm):
-    """`kd` at T = 1 against `shuffled_but_first` of the teacher: what it is worth to know which class is like which."""
+    """What it is worth to know which class is like which: `kd` at T = 1 against `shuffled_but_first` of the teacher."""
 
     equation = "KL(shuffled p_t || p_s), at each step in an order of its own but for the largest of p_t, which stays"
     source = "Furlanello et al. 2018 (born-again networks), arXiv 1805.04770"

@@ -18,7 +18,7 @@ def entropy_shares(members: Tensor) -> Tensor:
 
 @register("loss", "ebkd")
 class EBKD(MembersTerm):
-    """Distillation against each teacher, weighed by `entropy_shares`."""
+    """Distillation against each teacher, weighed by how sure it is: `entropy_shares`."""
 
     equation = "1/K sum_k (1 - H_k / sum_j H_j) KD_k, H_k the entropy of p_k, KD_k at temperature, K teachers"
     source = "Kwon et al. 2020, ICASSP; form: the code of Zhang et al. 2022, arXiv 2201.00007"

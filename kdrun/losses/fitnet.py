@@ -27,7 +27,10 @@ def fitnet(student: Tensor, teacher: Tensor) -> Tensor:
 
 @register("loss", "fitnet")
 class FitNet(StageTerm):
-    """`fitnet` of one stage; the student's map goes through a convolution, batch normalization and ReLU."""
+    """The map of one stage is the teacher's: `fitnet`.
+
+    The student's goes through a convolution, batch normalization and ReLU.
+    """
 
     equation = (
         "mean (r(f_s) - f_t)^2, f_s the student's map at feature, f_t the teacher's at teacher_feature, r the "

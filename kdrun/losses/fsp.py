@@ -46,7 +46,7 @@ def fsp(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tenso
 
 @register("loss", "fsp")
 class FSP(StagesTerm):
-    """`fsp`, summed over successive maps; student and teacher must have as many channels in each."""
+    """Maps change from stage to stage as the teacher's do: `fsp`, summed over successive maps of as many channels."""
 
     equation = (
         "sum over successive maps of features (and of teacher_features) of mean (G_s - G_t)^2, G_ij = mean over "

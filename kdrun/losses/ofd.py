@@ -51,7 +51,10 @@ def ofd(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
 
 @register("loss", "ofd")
 class OFD(BeforeReluTerm):
-    """`ofd`, summed over stages; the student's map goes through a 1x1 convolution and batch normalization."""
+    """Maps before ReLU are the teacher's, as far as ReLU lets it be seen: `ofd`, summed over stages.
+
+    The student's goes through a 1x1 convolution and batch normalization.
+    """
 
     equation = (
         "sum over pairs k = 0 to n - 1 of features and teacher_features of 2^(k - n + 1) sum of (s - t')^2 where "

@@ -50,8 +50,10 @@ def softmax_regression(
 
 @register("loss", "srrl")
 class SRRL(FeatureTerm):
-    """The student's features say the same to the teacher's classifier: `feature_matching` and `softmax_regression`
-    behind a 1x1 convolution, batch normalization and ReLU."""
+    """The student's features say the same to the teacher's classifier: `feature_matching`, `softmax_regression`.
+
+    They go through a 1x1 convolution, batch normalization and ReLU.
+    """
 
     equation = (
         "mean_c (f_c - t_c)^2 + regression_weight mean_k (h_t(f)_k - z_t,k)^2, f = mean over positions of r(f_s), f_s "

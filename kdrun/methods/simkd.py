@@ -1,4 +1,4 @@
-"""SimKD: the student learns the teacher's last map, and the teacher's own classifier predicts (Chen et al. 2022).
+"""SimKD (Chen et al. 2022): the student learns the teacher's last map, and the teacher's own classifier predicts.
 
 L = map_weight mean (P(f_s) - f_t)^2, f the maps that are pooled for classifiers, P a projector of three convolutions;
 p = softmax(h_t(mean over positions of P(f_s))), h_t the teacher's classifier as it is. Projector and classifier are

@@ -1,6 +1,7 @@
 """scripts/table.py execute=true from nothing to a table; then a run of it evaluated again."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -11,7 +12,7 @@ from kdrun.core.errors import ConfigError, Unfinished
 from kdrun.core.schema import build
 from kdrun.models.flops import flops_of_record
 from kdrun.results.found import unique_records
-from tests.conftest import FAST, TEACHER
+from tests.conftest import FAST, ROOT, TEACHER
 
 pytestmark = pytest.mark.slow
 
@@ -72,3 +73,21 @@ def test_what_failed_is_named_and_the_rest_is_done(asked, tmp_path, outputs):
         table([*asked, "execute=true"])
     assert "CE  1/1 done" in caught.value.text
     assert "failed (0/1)" in table(asked)
+
+
+@pytest.mark.usefixtures("train")
+def test_the_table_of_the_page_on_tables_is_made_tuned_and_shown(outputs, monkeypatch):
+    [text] = re.findall(
+        r"```yaml\n(# my_conf/table/mine\.yaml\n.*?)```", (ROOT / "docs" / "tables.md").read_text(), re.S
+    )
+    node = yaml.safe_load(text)
+    short = ["student.args.width=4", "schedule.steps=2", "schedule.batch_size=16", "teacher.schedule.steps=2"]
+    node["columns"] = {name: [*words, *short] for name, words in node["columns"].items()}
+    monkeypatch.setattr("kdrun.results.spec.read_conf", lambda _, name, cls: build(cls, {**node, "seeds": [0]}, name))
+    fast = [f"override={word}" for word in ("tracker=none", "execution.threads=1", "execution.device=cpu")]
+    shown = table(["table=mine", f"outputs={outputs}", "execute=true", *fast])
+    assert shown.splitlines()[2].split() == ["50", "labels", "100", "labels", "both"]
+    assert shown.count("(n=1)") == 2 * 3
+    assert "tuned: of the candidates of a row each column shows the best by val/top1" in shown
+    assert "supervised/digits/nall" in shown
+    assert len(list(unique_records(outputs)[0])) == 2 * 2 * 2 + 1

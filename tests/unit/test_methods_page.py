@@ -18,8 +18,8 @@ def made() -> str:
 
 
 def rows(text: str) -> dict[str, list[str]]:
-    lines = [re.split(r"(?<!\\) ?\| ?", line)[1:-1] for line in text.splitlines() if line.startswith("| `")]
-    return {cells[0].strip("`"): cells for cells in lines}
+    lines = [re.split(r"(?<!\\) ?\| ?", line)[1:-1] for line in text.splitlines() if line.startswith("| [`")]
+    return {cells[0].split("`")[1]: cells for cells in lines}
 
 
 def test_the_page_is_as_the_classes_make_it(made):
@@ -30,14 +30,23 @@ def test_every_part_of_kdrun_and_no_plug_in_has_a_row_with_idea_equation_and_pap
     ours = [
         name for kind in methods.HEADS for name, cls in registered(kind).items() if cls.__module__.startswith("kdrun.")
     ]
-    names = re.findall(r"^\| `(\w+)` \|", made, re.M)
+    names = re.findall(r"^\| \[`(\w+)`\]\(\w+\.md\) \|", made, re.M)
     assert names == ours
     for line in made.splitlines():
-        if line.startswith("| `"):
+        if line.startswith("| [`"):
             cells = re.split(r"(?<!\\)\|", line)
             assert len(cells) == 11, line
             assert all(cell.strip() for cell in cells[1:-1]), line
             assert cells[5] != " `-` ", line
+
+
+def test_every_part_is_told_of_on_one_page_that_is_there():
+    named = [name for names in methods.PAGES.values() for name in names.split()]
+    assert sorted(named) == sorted(set(named))
+    for page, names in methods.PAGES.items():
+        text = (methods.PAGE.parent / f"{page}.md").read_text()
+        missing = [name for name in names.split() if not re.search(rf"\b{name}\b", text)]
+        assert not missing, page
 
 
 def test_a_row_tells_what_the_part_needs(made):
