@@ -1,5 +1,6 @@
 """The documentation site: `make docs` builds docs/_build/index.html, and fails at a warning, such as a dead link."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,12 @@ author = "the kdrun authors"
 version = release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
-nitpicky = False  # types of torch in signatures are documented elsewhere
 
 html_theme = "furo"
 html_title = f"kdrun {__version__}"
 html_show_copyright = False
 html_copy_source = False
 
-myst_enable_extensions = ["deflist", "fieldlist", "tasklist"]
 myst_heading_anchors = 4  # as GitHub names them
 
 autodoc_member_order = "bysource"
@@ -30,6 +29,7 @@ napoleon_numpy_docstring = False
 
 def setup(app: Any) -> None:
     app.connect("html-page-context", _open_files)
+    app.connect("autodoc-process-docstring", _as_they_are, priority=400)  # before napoleon
 
 
 def _open_files(app: Any, page: str, template: str, context: dict[str, Any], tree: Any) -> None:
@@ -38,3 +38,10 @@ def _open_files(app: Any, page: str, template: str, context: dict[str, Any], tre
     link to a file in it."""
     if "body" in context:
         context["body"] = context["body"].replace(' download=""', "")
+
+
+def _as_they_are(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings are plain text with `code`: no other sign in them means anything to Sphinx."""
+    for k, line in enumerate(lines):
+        parts = re.split(r"(`[^`]+`)", line)
+        lines[k] = "".join(f"`{part}`" if part[:1] == "`" else re.sub(r"([|*])", r"\\\1", part) for part in parts)
