@@ -70,6 +70,11 @@ def files(text: str) -> dict[str, str]:
     return {block.file: block.text for block in blocks(text) if block.file}
 
 
+def in_package(text: str) -> dict[str, str]:
+    """Those of the package and of conf/, which tests/e2e/test_extend.py puts there."""
+    return {name: content for name, content in files(text).items() if name.startswith(("kdrun/", "conf/"))}
+
+
 def links(text: str) -> Iterator[str]:
     """Targets of links and pictures, as they are written."""
     for token in tokens(text):

@@ -6,26 +6,25 @@ import pytest
 
 from kdrun.core.errors import KdrunError
 from tests.docs import places, rule
-from tests.docs.pages import PAGES, Command, commands, files, split
+from tests.docs.pages import PAGES, Command, blocks, commands, files, in_package, split, told
 
 
 def covered() -> dict[tuple[str, ...], Command]:
-    """Words -> the first command with them; those of docs/extend run word for word in tests/e2e/test_extend.py."""
+    """Words -> the first command with them; pages on the package's inside run word for word in test_extend.py."""
     found = {}
     for page in PAGES:
-        for command in commands(page) if page.parent.name != "extend" else ():
+        for command in () if in_package(page.read_text()) else commands(page):
             found.setdefault(tuple(rule.plain(command.words)), command)
     return found
 
 
 @pytest.mark.slow
-def test_commands_of_kdrun_do_what_they_say(tmp_path, monkeypatch):
+def test_commands_and_python_of_the_pages_do_what_they_say(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rule.shorten(monkeypatch)
-    for page in PAGES:
-        places.write(
-            {name: text for name, text in files(page.read_text()).items() if not name.startswith(("kdrun/", "conf/"))}
-        )
+    texts = {page: page.read_text() for page in PAGES}
+    for text in texts.values():
+        places.write({name: content for name, content in files(text).items() if name not in in_package(text)})
     ours = {words: command for words, command in covered().items() if rule.is_run(words)}
     trains = [words for words in ours if words[1] in ("train", "sweep")]
     wrong, trained = [], set()
@@ -36,6 +35,13 @@ def test_commands_of_kdrun_do_what_they_say(tmp_path, monkeypatch):
         except (KdrunError, AssertionError) as error:
             wrong.append(f"{ours[words]}: {error}")
         print(f"{time.process_time() - began:6.2f} s of CPU: {ours[words]}")
+    for page, text in texts.items():
+        for block in blocks(text):
+            if block.language == "python" and block.file is None:
+                try:
+                    rule.execute(block.text, monkeypatch)
+                except Exception as error:  # whatever a page's own code may raise
+                    wrong.append(f"{told(page)}:{block.line}: {type(error).__name__}: {error}")
     assert not wrong, "\n".join(wrong)
 
 

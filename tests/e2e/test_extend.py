@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.docs.pages import commands_in, files
+from tests.docs.pages import commands_in, in_package
 
 pytestmark = pytest.mark.slow
 
 
-PAGES = sorted((ROOT / "docs" / "extend").glob("*.md"))
+PAGES = [page for page in sorted((ROOT / "docs" / "extend").glob("*.md")) if in_package(page.read_text())]
 # Where a part lies -> the names that a record's configuration has for its kind.
 CHOSEN = {
     "kdrun/methods": lambda config: [config["method"]["name"]],
@@ -25,11 +25,6 @@ CHOSEN = {
     "kdrun/models": lambda config: [model["name"] for model in config["students"]],
     "kdrun/teachers": lambda config: [config["teacher"]["source"]],
 }
-
-
-def files_of(text: str) -> dict[str, str]:
-    """Path -> content of the fenced blocks that begin with the name of a file of the package or of conf/."""
-    return {name: content for name, content in files(text).items() if name.startswith(("kdrun/", "conf/"))}
 
 
 def commands_of(text: str) -> list[list[str]]:
@@ -90,7 +85,7 @@ def refuse_unchosen(folder: Path, files: dict[str, str]) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_is_enough(page, tmp_path):
     text = page.read_text()
-    own = files_of(text)
+    own = in_package(text)
     commands = [words for words in commands_of(text) if not is_plugin(words)]
     assert any(name.startswith("kdrun/") for name in own), f"{page.name}: no fenced block begins with # kdrun/<file>.py"
     assert commands, f"{page.name}: no ```sh block with a command that trains"
@@ -106,7 +101,7 @@ def test_a_page_is_enough(page, tmp_path):
 def test_a_page_s_files_are_a_plug_in_as_they_are(page, tmp_path):
     """The Python files where the command runs, conf/ as my_conf/, and a kdrun without them."""
     text = page.read_text()
-    own = files_of(text)
+    own = in_package(text)
     write(tmp_path, {outside(name): content for name, content in own.items()})
     for words in filter(is_plugin, commands_of(text)):
         run(tmp_path, words, checkout=ROOT)
@@ -117,8 +112,8 @@ def test_a_page_s_files_are_a_plug_in_as_they_are(page, tmp_path):
 
 def test_there_are_pages_and_one_without_code_is_not_passed_over():
     assert {"dataset", "network"} <= {page.stem for page in PAGES}
-    assert files_of("```python\nx = 1\n```\n") == {}
-    assert files_of("```python\n# kdrun/losses/x.py\nx = 1\n```\n") == {
+    assert in_package("```python\nx = 1\n```\n") == {}
+    assert in_package("```python\n# kdrun/losses/x.py\nx = 1\n```\n") == {
         "kdrun/losses/x.py": "# kdrun/losses/x.py\nx = 1\n"
     }
     assert commands_of("```sh\n# why\npython -m kdrun.train a=1 \\\n    b=2\n```\n") == [
