@@ -28,14 +28,23 @@ napoleon_numpy_docstring = False
 
 
 def setup(app: Any) -> None:
+    app.connect("source-read", _files_are_files)
     app.connect("html-page-context", _open_files)
     app.connect("autodoc-process-docstring", _as_they_are, priority=400)  # before napoleon
 
 
+# A plain link to a file of the repository, `../conf/table/demo.yaml`, works on GitHub and here: MyST copies the file
+# into the site and fails where there is none. A folder has no page: link to a file in it.
+
+
+def _files_are_files(app: Any, page: str, source: list[str]) -> None:
+    """A Markdown file outside of docs, `../CONTRIBUTING.md`, is copied too, and no page that MyST misses."""
+    outside = re.escape("../" * (page.count("/") + 1))
+    source[0] = re.sub(rf"\]\((?={outside}[^)]*\.md\))", "](path:", source[0])
+
+
 def _open_files(app: Any, page: str, template: str, context: dict[str, Any], tree: Any) -> None:
-    """A link to a file of the repository, `../conf/table/demo.yaml`, is one on GitHub too. MyST copies the file into
-    the site, and fails where there is none; here the browser is told to open it, not to save it. A folder has no page:
-    link to a file in it."""
+    """Browsers open what is linked, such as a report, instead of saving it."""
     if "body" in context:
         context["body"] = context["body"].replace(' download=""', "")
 

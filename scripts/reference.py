@@ -257,7 +257,7 @@ def links_of(schema: type[Any], book: Book, page: str) -> list[str]:
     """Its own keys first."""
     sections = [book.sections[cls] for cls in reversed(declaring(schema))]
     told = [section for section in sections if not section.heading.startswith("Every ")]
-    return [f"[{section.heading}]({local(section, page)})" for section in told] or ["-"]
+    return [f"[{section.heading.removeprefix('Shared: ')}]({local(section, page)})" for section in told] or ["-"]
 
 
 def usages() -> Iterator[str]:
