@@ -6,7 +6,7 @@ PYTHON ?=
 ARGS =
 SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
-.PHONY: help setup demo test quick faults lint bench lock clean
+.PHONY: help setup demo test quick faults lint docs bench lock clean
 
 help:
 	@echo 'make demo    set up, then distil on the digits that come with scikit-learn and print the table'
@@ -15,6 +15,7 @@ help:
 	@echo 'make quick   the tests that take no more than a few seconds each'
 	@echo 'make faults  kill, damage and starve real runs for up to an hour; ARGS="kills --only 17" tries one case'
 	@echo 'make lint    ruff and mypy'
+	@echo 'make docs    the documentation as a site, docs/_build/index.html; a dead link is an error'
 	@echo 'make bench   measure speed for up to two hours, into outputs/published/bench; ARGS="views rounds=3" measures some of it'
 	@echo 'make lock    remake requirements.lock (needs uv); ARGS=--upgrade takes the newest versions'
 	@echo 'make clean   remove $(VENV), caches and build files; outputs/ stays'
@@ -70,6 +71,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: setup
+	$(BIN)/python -m sphinx -q -W --keep-going -E docs docs/_build
+	@echo 'docs/_build/index.html'
+
 bench: setup
 	$(BIN)/python -m scripts.bench $(if $(ARGS),$(ARGS),write=outputs/published/bench)
 
@@ -79,5 +84,5 @@ lock:
 	  --extra dev --output-file requirements.lock $(ARGS) pyproject.toml
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

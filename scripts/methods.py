@@ -21,13 +21,13 @@ from kdrun.config.compose import Composer
 from kdrun.config.needs import Needs, recipe_of
 from kdrun.config.run import RunConfig
 from kdrun.core.errors import KdrunError
-from kdrun.core.paths import HERE
 from kdrun.core.registry import registered
 from kdrun.training.assembly import Assembly
 from scripts.bench.rivals import composed
+from scripts.generated import ROOT, table, write_or_check
 
-PAGE = HERE.parent / "docs" / "methods" / "index.md"
-COSTS = HERE.parent / "outputs" / "published" / "bench_rivals" / "bench.json"
+PAGE = ROOT / "docs" / "methods" / "index.md"
+COSTS = ROOT / "outputs" / "published" / "bench_rivals" / "bench.json"
 LABELED = 1009  # of the digits: a number that no other tensor's length is
 PAIR = ("student=resnet20", "teacher=resnet56")
 HEADS = {"method": "Methods", "loss": "Loss terms"}
@@ -71,20 +71,7 @@ and where that came from, of files of your own (`plugins=[...]`) too, which are 
 
 
 def main(arguments: list[str]) -> int:
-    if arguments not in ([], ["check=true"]):
-        print(f"error: {' '.join(arguments)}: not understood; give check=true or nothing", file=sys.stderr)
-        return 2
-    text = page()
-    if PAGE.is_file() and PAGE.read_text("utf-8") == text:
-        print(f"{PAGE.relative_to(HERE.parent)}: as classes and costs make it")
-        return 0
-    if arguments:
-        print(f"error: {PAGE.relative_to(HERE.parent)}: is stale; run python scripts/methods.py", file=sys.stderr)
-        return 1
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(text, "utf-8")
-    print(f"wrote {PAGE.relative_to(HERE.parent)}")
-    return 0
+    return write_or_check(arguments, lambda: {PAGE: page()}, "scripts/methods.py", PAGE.parents[2])
 
 
 def page(measured: Path = COSTS) -> str:
@@ -189,12 +176,6 @@ def ratio(figure: Mapping[str, Any] | None) -> str:
     if figure is None:
         return "-"
     return " / ".join(f"{figure[key]:.3g}" for key in ("min", "median", "max"))
-
-
-def table(rows: list[dict[str, str]]) -> str:
-    heads = list(rows[0])
-    lines = [heads, ["---"] * len(heads), *([one[head].replace("|", "\\|") for head in heads] for one in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 if __name__ == "__main__":

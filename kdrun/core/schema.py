@@ -149,16 +149,17 @@ def _owner(schema: type[BaseModel], loc: list[int | str]) -> type[BaseModel] | N
         if current is None:
             return None
         field = current.model_fields.get(str(part))
-        current = _schema_of(field.annotation) if field else current if isinstance(part, int) else None
+        current = schema_of(field.annotation) if field else current if isinstance(part, int) else None
     return current
 
 
-def _schema_of(annotation: Any) -> type[BaseModel] | None:
+def schema_of(annotation: Any) -> type[BaseModel] | None:
+    """The first node in an annotation, such as that of `list[ModelConfig]`; None: there is none."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if get_origin(annotation) is Literal:
         return None
-    return next((found for found in map(_schema_of, get_args(annotation)) if found), None)
+    return next((found for found in map(schema_of, get_args(annotation)) if found), None)
 
 
 def marker(field: FieldInfo, kind: type[M]) -> M | None:

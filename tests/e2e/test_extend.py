@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -12,13 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.docs.pages import commands_in, in_package
 
 pytestmark = pytest.mark.slow
 
 
-PAGES = sorted((ROOT / "docs" / "extend").glob("*.md"))
-FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-NAMED = re.compile(r"# ((?:kdrun|conf)/\S+\.(?:py|yaml))\n")
+PAGES = [page for page in sorted((ROOT / "docs" / "extend").glob("*.md")) if in_package(page.read_text())]
 # Where a part lies -> the names that a record's configuration has for its kind.
 CHOSEN = {
     "kdrun/methods": lambda config: [config["method"]["name"]],
@@ -29,20 +27,9 @@ CHOSEN = {
 }
 
 
-def files_of(text: str) -> dict[str, str]:
-    """Path -> content of the fenced blocks that begin with the name of a file."""
-    blocks = [block for _, block in FENCED.findall(text)]
-    return {match[1]: block for block in blocks if (match := NAMED.match(block))}
-
-
 def commands_of(text: str) -> list[list[str]]:
     """The words of each command of the `sh` blocks; a plug-in's apart by its `plugins=`."""
-    lines = [line for kind, block in FENCED.findall(text) if kind == "sh" for line in joined(block)]
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
-
-
-def joined(block: str) -> list[str]:
-    return block.replace("\\\n", " ").splitlines()
+    return [list(words) for _, words in commands_in(text)]
 
 
 def is_plugin(words: list[str]) -> bool:
@@ -98,16 +85,14 @@ def refuse_unchosen(folder: Path, files: dict[str, str]) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_is_enough(page, tmp_path):
     text = page.read_text()
-    files = files_of(text)
+    own = in_package(text)
     commands = [words for words in commands_of(text) if not is_plugin(words)]
-    assert any(name.startswith("kdrun/") for name in files), (
-        f"{page.name}: no fenced block begins with # kdrun/<file>.py"
-    )
+    assert any(name.startswith("kdrun/") for name in own), f"{page.name}: no fenced block begins with # kdrun/<file>.py"
     assert commands, f"{page.name}: no ```sh block with a command that trains"
-    write(tree(tmp_path), files)
+    write(tree(tmp_path), own)
     for words in commands:
         run(tmp_path, words, checkout=tmp_path)
-    refuse_unchosen(tmp_path, files)
+    refuse_unchosen(tmp_path, own)
 
 
 @pytest.mark.parametrize(
@@ -116,19 +101,19 @@ def test_a_page_is_enough(page, tmp_path):
 def test_a_page_s_files_are_a_plug_in_as_they_are(page, tmp_path):
     """The Python files where the command runs, conf/ as my_conf/, and a kdrun without them."""
     text = page.read_text()
-    files = files_of(text)
-    write(tmp_path, {outside(name): content for name, content in files.items()})
+    own = in_package(text)
+    write(tmp_path, {outside(name): content for name, content in own.items()})
     for words in filter(is_plugin, commands_of(text)):
         run(tmp_path, words, checkout=ROOT)
-    refuse_unchosen(tmp_path, files)
+    refuse_unchosen(tmp_path, own)
     plugins = [record["plugins"] for record in records_of(tmp_path)]
-    assert {Path(name).stem for name in files if name.endswith(".py")} <= set().union(*plugins)
+    assert {Path(name).stem for name in own if name.endswith(".py")} <= set().union(*plugins)
 
 
 def test_there_are_pages_and_one_without_code_is_not_passed_over():
     assert {"dataset", "network"} <= {page.stem for page in PAGES}
-    assert files_of("```python\nx = 1\n```\n") == {}
-    assert files_of("```python\n# kdrun/losses/x.py\nx = 1\n```\n") == {
+    assert in_package("```python\nx = 1\n```\n") == {}
+    assert in_package("```python\n# kdrun/losses/x.py\nx = 1\n```\n") == {
         "kdrun/losses/x.py": "# kdrun/losses/x.py\nx = 1\n"
     }
     assert commands_of("```sh\n# why\npython -m kdrun.train a=1 \\\n    b=2\n```\n") == [

@@ -1,7 +1,5 @@
-"""Users' own parts: the example of docs/extend/plugin.md word for word, a dataset, a network, and mistakes in a plugin."""
+"""Users' own parts: the documented example word for word, a dataset, a network, and mistakes in a plugin."""
 
-import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -11,31 +9,32 @@ from kdrun.cli.train import main
 from kdrun.core.errors import KdrunError
 from kdrun.data.loader import Loader
 from kdrun.runs.record import find_records
-from tests.conftest import FAST, ROOT, TEACHER
+from tests.conftest import FAST, TEACHER
+from tests.docs.pages import PAGES, commands, files
 
 pytestmark = pytest.mark.slow
 
-PAGE = (ROOT / "docs" / "extend" / "plugin.md").read_text()
+[EXAMPLE] = [page for page in PAGES if "my_method.py" in files(page.read_text())]
+"""README, or the page that has its example by now."""
 
 
-def write_files(folder: Path) -> None:
-    for block in re.findall(r"```(?:python|yaml)\n(.*?)```", PAGE, re.DOTALL):
-        if match := re.match(r"# (my_\S+)\n", block):
-            path = folder / match[1]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(block)
+def write_example(folder: Path) -> None:
+    for name, text in files(EXAMPLE.read_text()).items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
 
 
-def page_command() -> list[str]:
-    (line,) = [line for line in PAGE.splitlines() if line.startswith("kdrun train --config-dir my_conf")]
-    return shlex.split(line)[2:]
+def example_command() -> list[str]:
+    [words] = [command.words for command in commands(EXAMPLE) if "plugins=[my_method.py]" in command.words]
+    return list(words[2:])
 
 
 def test_the_example_of_the_page(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_files(tmp_path)
+    write_example(tmp_path)
     short = [*FAST, *TEACHER]
-    assert main([*page_command(), *short]) == 0
+    assert main([*example_command(), *short]) == 0
     found = dict(find_records(Path("outputs")))
     directory, record = next((d, r) for d, r in found.items() if r["method"] == "confident_distill")
     assert record["config"]["method"] == {"name": "confident_distill", "power": 2}
@@ -47,7 +46,7 @@ def test_the_example_of_the_page(tmp_path, monkeypatch):
 
     path = tmp_path / "my_method.py"
     path.write_text(path.read_text().replace("amax(1) **", "amax(1).sqrt() **"))
-    assert main([*page_command(), *short]) == 0
+    assert main([*example_command(), *short]) == 0
     after = dict(find_records(Path("outputs")))
     assert sum(r["method"] == "confident_distill" for r in after.values()) == 2  # edited, so run again
     assert sum(r["method"] == "supervised" for r in after.values()) == 1
@@ -55,12 +54,12 @@ def test_the_example_of_the_page(tmp_path, monkeypatch):
 
 def test_mistakes_in_a_users_config_are_caught_as_ours_are(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    write_files(tmp_path)
-    assert main([*page_command(), *FAST, "method.power=-1"]) == 2
+    write_example(tmp_path)
+    assert main([*example_command(), *FAST, "method.power=-1"]) == 2
     assert capsys.readouterr().err == "error: method.power: must be greater than or equal to 0, got -1\n"
-    assert main([*page_command(), *FAST, "+method.pover=1"]) == 2
+    assert main([*example_command(), *FAST, "+method.pover=1"]) == 2
     assert capsys.readouterr().err.startswith("error: method.pover: unknown key; nearest: power")
-    assert main([*page_command(), *FAST, "teacher=none", "loss=ce"]) == 2
+    assert main([*example_command(), *FAST, "teacher=none", "loss=ce"]) == 2
     assert "method=confident_distill needs a teacher" in capsys.readouterr().err
 
 
