@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hatchling.builders.wheel import WheelBuilder
@@ -94,6 +96,7 @@ def test_help_names_every_command_and_the_groups_of_train(told):
     listed = [line.split()[0] for line in out.split("\n\n")[2].splitlines()]
     assert tuple(listed) == COMMANDS
     assert "\n  method: " in out
+    assert f"files of {ROOT / 'docs'}\n" in out
     assert all(len(line) <= 120 for line in out.split("\n\n")[2].splitlines())
 
 
@@ -133,10 +136,14 @@ def test_behind_another_command_the_shell_is_told_nothing(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_the_wheel_has_every_command_and_conf():
+def test_the_wheel_has_every_command_and_conf_and_the_pages_that_messages_name():
     held = {file.distribution_path for file in WheelBuilder(str(ROOT)).recurse_included_files()}
     assert {f"kdrun/cli/{command}.py" for command in COMMANDS} <= held
     assert {"kdrun/__main__.py", "kdrun/conf/config.yaml"} <= held
+    named = {page for path in ROOT.glob("kdrun/**/*.py") for page in re.findall(r"docs/[\w/]+\.md", path.read_text())}
+    assert {"docs/extend/method.md", "docs/sweeps.md"} <= named
+    assert {f"kdrun/{page}" for page in named} <= held
+    assert {Path(name).suffix for name in held if name.startswith("kdrun/docs/")} <= {".md", ".ipynb"}
     assert 'kdrun = "kdrun.__main__:main"' in (ROOT / "pyproject.toml").read_text()
 
 
