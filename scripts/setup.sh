@@ -64,6 +64,6 @@ else
   "$inside" -m pip install --quiet --no-deps --no-build-isolation --editable .
 fi
 count=$("$inside" -c 'from importlib.metadata import distributions; print(len(list(distributions())))')
-size=$(du -sk "$VENV" | awk '{ printf "%.1f GB", $1 / 1e6 }')
+size=$(du -sk "$VENV" | awk '{ printf "%.1f GB", $1 * 1024 / 1e9 }')
 echo "$VENV is ready: $count packages, $size, in $(($(date +%s) - began)) s"
 echo "next: . $VENV/bin/activate, then kdrun --help; or make demo, a table in a minute or two"
