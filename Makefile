@@ -3,14 +3,17 @@
 VENV = .venv
 BIN = $(VENV)/bin
 PYTHON ?=
+# Which build of torch the environment has; another one makes it anew.
+KEPT := $(or $(shell cat $(VENV)/.torch 2>/dev/null),lock)
+TORCH = $(KEPT)
 ARGS =
-SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
-.PHONY: help setup demo test quick faults lint docs bench lock clean
+.PHONY: another help setup demo test quick faults lint docs bench lock clean
 
 help:
 	@echo 'make demo    set up, then distil on the digits that come with scikit-learn and print the table'
-	@echo 'make setup   make $(VENV) with the locked packages; PYTHON=/path/to/python3 chooses the interpreter'
+	@echo 'make setup   make $(VENV) with the locked packages; PYTHON=/path/to/python3 chooses the interpreter,'
+	@echo '             TORCH=cpu a torch without CUDA, TORCH=auto the one for this driver (needs uv; docs/install.md)'
 	@echo 'make test    all tests; ARGS="-k name" goes to pytest'
 	@echo 'make quick   the tests that take no more than a few seconds each'
 	@echo 'make faults  kill, damage and starve real runs for up to an hour; ARGS="kills --only 17" tries one case'
@@ -20,37 +23,13 @@ help:
 	@echo 'make lock    remake requirements.lock (needs uv); ARGS=--upgrade takes the newest versions'
 	@echo 'make clean   remove $(VENV), caches and build files; outputs/ stays'
 
+# Says so where nothing is to be done, if it was asked for alone.
 setup: $(VENV)/.stamp
+	@$(if $(MADE)$(filter-out setup,$(MAKECMDGOALS)),:,echo '$(VENV) is up to date: nothing to do; make clean starts anew')
 
 # Interrupted or failed: no stamp, and the next call goes on where this one stopped.
-$(VENV)/.stamp: requirements.lock pyproject.toml
-	@set -e; \
-	uv_runs() { uv --version >/dev/null 2>&1; }; \
-	fits() { "$$1" -c '$(SUPPORTED)' >/dev/null 2>&1; }; \
-	rm -f $@; \
-	if ! fits $(BIN)/python || { ! uv_runs && ! $(BIN)/python -m pip --version >/dev/null 2>&1; }; then \
-	  python=; \
-	  for candidate in $(if $(PYTHON),"$(PYTHON)",python3.13 python3.12 python3.11 python3); do \
-	    if fits "$$candidate"; then python=`"$$candidate" -c 'import sys; print(sys.executable)'`; break; fi; \
-	  done; \
-	  if test -z "$$python"; then \
-	    echo 'error: $(if $(PYTHON),$(PYTHON) is not,found no) Python >=3.11,<3.14; name one: make setup PYTHON=/path/to/python3' >&2; exit 1; \
-	  fi; \
-	  echo "making $(VENV) with $$python"; \
-	  rm -rf $(VENV); \
-	  if uv_runs; then uv venv --quiet --python "$$python" $(VENV); \
-	  elif ! "$$python" -c 'import ensurepip' 2>/dev/null; then \
-	    echo "error: $$python lacks ensurepip; install uv (or Debian's python3-venv)" >&2; exit 1; \
-	  else "$$python" -m venv $(VENV); fi; \
-	fi; \
-	if uv_runs; then \
-	  uv pip sync --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock; \
-	  uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .; \
-	else \
-	  $(BIN)/python -m pip install --require-hashes --requirement requirements.lock; \
-	  $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .; \
-	fi; \
-	touch $@
+$(VENV)/.stamp: requirements.lock pyproject.toml $(if $(filter $(TORCH),$(KEPT)),,another)
+	@$(eval MADE = yes)rm -f $@; VENV='$(VENV)' PYTHON='$(PYTHON)' TORCH='$(TORCH)' sh scripts/setup.sh && touch $@
 
 demo: setup
 	$(BIN)/python -m kdrun sweep experiment=demo loss=ce,kd,ttm,wttm seed=0,1,2 engine.slots=2 engine.threads=1

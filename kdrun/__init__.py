@@ -1,7 +1,10 @@
 """kdrun: run, compare and reproduce (semi-supervised) knowledge distillation for image classification.
 
-What a plug-in needs is here: `from kdrun import Method, Needs, Step, register`. Nothing is loaded before it is asked
-for: importing kdrun imports no torch.
+Runs are started by the command `kdrun`. From Python: `load` gives the network of a finished run, `kdrun.losses` the
+losses as functions, `kdrun.metrics` accuracy and calibration; docs/notebook.ipynb uses them. What a plug-in needs is
+here, too: `from kdrun import Method, Needs, Step, register`, with a page for each kind in docs/extend.
+
+Nothing is loaded before it is asked for: importing kdrun imports no torch.
 """
 
 import importlib
@@ -71,10 +74,16 @@ def load(run_dir: str | Path, net: str | None = None) -> "Network":
         net: which network of the run, e.g. student_2; default: the run's headline network.
 
     Returns:
-        A module that takes raw pixels (B, C, H, W), uint8 or float in [0, 1], and gives `Output.logits` (B, classes).
+        A module that takes raw pixels (B, C, H, W), uint8 or float in [0, 1], resizes and normalises them itself, and
+        gives `Output.logits` (B, classes) float32, not softened by a temperature. `network(images,
+        features=["prelogits"]).features` has the features that are asked for, of those in `network.dims`.
 
     Raises:
-        KdrunError: not a finished run, or no such network.
+        KdrunError: not a finished run, no such network, or a file that is not as it was written.
+
+    Example:
+        >>> network = kdrun.load("outputs/runs/distill/digits/n100/s0-...")
+        >>> probabilities = network(images).logits.softmax(1)
     """
     if net is None and Path(run_dir).suffix == ".safetensors" and Path(run_dir).is_file():
         from kdrun.models.network import load_network

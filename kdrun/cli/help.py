@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from kdrun.config.networks import own_networks
-from kdrun.core.paths import CONF_DIR
+from kdrun.core.paths import CONF_DIR, DOCS_DIR
 from kdrun.core.version import __version__
 
 HEAD = f"kdrun {__version__}: run, compare and reproduce knowledge distillation.\n\n"
@@ -23,6 +23,8 @@ Examples:
   -m, --multirun        run all combinations of comma-separated values
   --config-dir DIR      more config groups of your own (see docs/extend/plugin.md)
   --hydra-help          Hydra's own flags; shell completion: eval "$(kdrun -sc install=bash)"
+
+The pages that messages name as docs/... are files of {docs}
 """
 
 
@@ -58,5 +60,5 @@ def _of_train(arguments: Iterable[str]) -> str:
     for group, names in (("student", own_networks()), ("teacher", own_networks()), ("loss", groups["loss/term"])):
         groups[group] |= set(names)  # without a file of their own
     shown = {name: options for name, options in sorted(groups.items()) if name not in ("table", "paper")}
-    lines = [f"  {name + ':':<20}{', '.join(sorted(options))}" for name, options in shown.items()]
-    return TRAIN.format(groups="\n".join(lines))
+    lines = [f"  {name + ':':<19} {', '.join(sorted(options))}" for name, options in shown.items()]
+    return TRAIN.format(groups="\n".join(lines), docs=DOCS_DIR)

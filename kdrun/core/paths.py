@@ -1,10 +1,10 @@
-"""Where the package and conf/ lie."""
+"""Where the package, conf/ and docs/ lie."""
 
 import os
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent.parent
-CONF_DIR = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
+CONF_DIR, DOCS_DIR = (HERE / name if (HERE / name).is_dir() else HERE.parent / name for name in ("conf", "docs"))
 
 
 def python_path() -> str:

@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hatchling.builders.wheel import WheelBuilder
@@ -94,6 +97,7 @@ def test_help_names_every_command_and_the_groups_of_train(told):
     listed = [line.split()[0] for line in out.split("\n\n")[2].splitlines()]
     assert tuple(listed) == COMMANDS
     assert "\n  method: " in out
+    assert f"files of {ROOT / 'docs'}\n" in out
     assert all(len(line) <= 120 for line in out.split("\n\n")[2].splitlines())
 
 
@@ -133,11 +137,33 @@ def test_behind_another_command_the_shell_is_told_nothing(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_the_wheel_has_every_command_and_conf():
+def test_the_wheel_has_every_command_and_conf_and_the_pages_that_messages_name():
     held = {file.distribution_path for file in WheelBuilder(str(ROOT)).recurse_included_files()}
     assert {f"kdrun/cli/{command}.py" for command in COMMANDS} <= held
     assert {"kdrun/__main__.py", "kdrun/conf/config.yaml"} <= held
+    named = {page for path in ROOT.glob("kdrun/**/*.py") for page in re.findall(r"docs/[\w/]+\.md", path.read_text())}
+    assert {"docs/extend/method.md", "docs/sweeps.md"} <= named
+    assert {f"kdrun/{page}" for page in named} <= held
+    assert {Path(name).suffix for name in held if name.startswith("kdrun/docs/")} <= {".md", ".ipynb"}
     assert 'kdrun = "kdrun.__main__:main"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_installed_and_started_in_an_empty_folder_it_finds_conf_and_the_pages(tmp_path):
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    for file in WheelBuilder(str(ROOT)).recurse_included_files():
+        place = site / file.distribution_path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file.path, place)
+    empty.mkdir()
+    asked = json.dumps([["--help"], ["table", "table=demo"]])
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER], input=asked, cwd=empty, env=os.environ | {"PYTHONPATH": str(site)},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    (code, usage, *_), (again, table, errors, _) = json.loads(done.stdout)
+    assert (code, again, errors) == (0, 0, "")
+    assert f"files of {site / 'kdrun' / 'docs'}\n" in usage
+    assert "missing (0/3)" in table
 
 
 @pytest.mark.parametrize("command", COMMANDS[1:])
