@@ -121,7 +121,7 @@ class Meter:
             rates.append(f"{readable(speed)}/s")
         elif speed is not None and speed >= 1:
             rates.append(f"{speed:,.{0 if speed >= 10 else 1}f} {self.unit}/s")
-        if left is not None and left > 0:
+        if left is not None and left >= 0.5:  # else it would be 0 s
             rates.append(f"about {duration(left)} left")
         return rates
 
@@ -149,13 +149,17 @@ class Meter:
             print(text, file=sys.stderr, flush=True)
 
     def _draw(self) -> None:
-        if self._bar is None:
-            from tqdm import tqdm
+        if self._bar is not None:
+            self._bar.n = self.done
+            self._bar.set_description_str(self.shown())
+            return
+        from tqdm import tqdm
 
-            form = "{desc}" if self.total is None else "{percentage:3.0f}% |{bar:20}| {desc}"
-            self._bar = tqdm(total=self.total, bar_format=form, leave=False, dynamic_ncols=True, file=sys.stderr)
-        self._bar.n = self.done
-        self._bar.set_description_str(self.shown())
+        form = "{desc}" if self.total is None else "{percentage:3.0f}% |{bar:20}| {desc}"
+        self._bar = tqdm(
+            desc=self.shown(), total=self.total, initial=self.done, bar_format=form, leave=False, dynamic_ncols=True,
+            file=sys.stderr,
+        )  # fmt: skip
 
     def _ended(self) -> None:
         took = duration(monotonic() - self._began)

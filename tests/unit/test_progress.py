@@ -3,6 +3,7 @@
 import io
 import logging
 import re
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,9 +11,12 @@ import pytest
 import torch
 
 from kdrun.cli import export
+from kdrun.config.compose import Composer
+from kdrun.config.schedule import ScheduleConfig
 from kdrun.core import progress
 from kdrun.core.contents import Contents
 from kdrun.core.progress import Meter, Speed, metered, shown
+from kdrun.core.schema import build
 from kdrun.core.world import alone
 from kdrun.data import download
 from kdrun.data.packed import Pack
@@ -22,7 +26,7 @@ from kdrun.training.evaluator import Evaluator
 from kdrun.training.logbook import log_file
 from kdrun.training.progress import TrainingMeter
 from kdrun.training.waiting import nothing_waits
-from tests.contract.test_methods import make
+from tests.conftest import FAST
 from tests.unit.test_captured import loop
 from tests.unit.test_published import write_tree
 
@@ -223,10 +227,15 @@ class Watch:
         return self.time.now - self.began - self.spent["eval"]
 
 
+@cache
+def typed(*overrides):
+    with Composer() as composer:
+        return composer.typed(["method=supervised", *FAST, *overrides])
+
+
 def meter_of(time, done=0, before=0.0, *overrides, speaks=True):
     """Of a run of 1000 steps of 16 images, with an evaluation each 100."""
-    config, _, loader, _ = make("supervised", "schedule.steps=1000", "schedule.eval_every_steps=100", *overrides)
-    loader.close()
+    config = typed("schedule.steps=1000", "schedule.eval_every_steps=100", *overrides)
     window = SimpleNamespace(losses={"ce": 1.25, "kd": 0.5})
     clock = config.schedule.clock(50)
     return TrainingMeter("s0-1a2b", config, clock, "student", done, Watch(time, before), window, speaks)
@@ -309,9 +318,7 @@ def test_the_bar_keeps_the_figures_of_the_last_evaluation(time, terminal, tmp_pa
     {"eval_every_epochs": 0.1}, {"eval_every_epochs": 2.5},
 ])  # fmt: skip
 def test_evaluations_to_come_are_those_that_will_be(keys):
-    config, _, loader, _ = make("supervised", "schedule.steps=60")
-    loader.close()
-    schedule = config.schedule.replace(**{"eval_every_steps": None, **keys})
+    schedule = build(ScheduleConfig, {"steps": 60, **keys}, "schedule")
     clock = schedule.clock(100)  # 6.25 steps an epoch
     at = [done for done in range(1, 61) if schedule.evaluates_after(done, clock)]
     assert [schedule.evaluations(clock, done) for done in range(61)] == [
@@ -345,7 +352,7 @@ def test_nothing_that_is_told_waits_for_the_device(tmp_path, lines, always, term
     told = [match for line in found if (match := LINE.fullmatch(line))]
     assert [int(match["step"]) for match in told] == [2, 2, 3, 4, 4, 5, 5]  # of the first one no losses are known yet
     assert [int(match["step"]) for match in told if match["figures"]] == [2, 4, 5]
-    assert "images/s" in drawn(terminal)[-1]
+    assert any(": step 5 of 5, " in words for words in drawn(terminal))
 
 
 def test_a_short_training_tells_each_evaluation_with_the_losses_of_the_steps_before_it(tmp_path, lines):
@@ -404,12 +411,14 @@ def corrupted(folder):
 
 
 def clustering(folder):
-    dec(torch.randn(60, 4), 3, 0, ClusteringConfig(max_updates=2, update_steps=5, tolerance=0, n_init=1))
+    config = ClusteringConfig(init="class_means", max_updates=2, update_steps=5, tolerance=0)
+    dec(torch.randn(60, 4), 3, 0, config, torch.arange(60) % 3)
 
 
 def exporting(folder):
     trained = SimpleNamespace(
-        shown=SimpleNamespace(some=lambda count: (torch.ones(count, 2), "images")), classifier=lambda pixels: pixels
+        shown=SimpleNamespace(some=lambda count: (torch.ones(count, 1, 2, 2), "images")),
+        classifier=lambda pixels: pixels,
     )
     options = SimpleNamespace(check=4, dynamic=False, batch=2, to="onnx", tolerance=1e-4, repeats=2)
     export._comparison(trained, trained.classifier, options)
