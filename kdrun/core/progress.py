@@ -41,7 +41,7 @@ class Speed:
     """Units a second over the last one to two minutes.
 
     Args:
-        done: units that do not count.
+        done: units at its beginning, which do not count.
         seconds: at which it begins.
     """
 
@@ -110,7 +110,7 @@ class Meter:
         left = None if speed is None or self.total is None else (self.total - self.done) / speed
         return ", ".join([f"{self.name}: {self._counted(self.done)}{of}{self._unit}", *self._rates(speed, left)])
 
-    def shown(self) -> str:
+    def bar_words(self) -> str:
         """What stands beside the bar."""
         return self.words()
 
@@ -141,23 +141,23 @@ class Meter:
 
     def _tell(self, text: str) -> None:
         self._told, self._line_at = True, monotonic() + MINUTE
-        if not self._aloud:
-            _into_log_file(text)
-        elif log.isEnabledFor(logging.INFO):
+        if self._aloud and log.isEnabledFor(logging.INFO):
             log.info("%s", text)
-        else:
+            return
+        _into_log_file(text)
+        if self._aloud:
             print(text, file=sys.stderr, flush=True)
 
     def _draw(self) -> None:
         if self._bar is not None:
             self._bar.n = self.done
-            self._bar.set_description_str(self.shown())
+            self._bar.set_description_str(self.bar_words())
             return
         from tqdm import tqdm
 
         form = "{desc}" if self.total is None else "{percentage:3.0f}% |{bar:20}| {desc}"
         self._bar = tqdm(
-            desc=self.shown(), total=self.total, initial=self.done, bar_format=form, leave=False, dynamic_ncols=True,
+            desc=self.bar_words(), total=self.total, initial=self.done, bar_format=form, leave=False, dynamic_ncols=True,
             file=sys.stderr,
         )  # fmt: skip
 

@@ -44,7 +44,7 @@ class TrainingMeter(Meter):
         rates = self._rates(speed and speed * self._images, speed and self._left(speed))
         return ", ".join([f"{self.name}: step {self.done} of {self.total}", *rates, *self._losses()])
 
-    def shown(self) -> str:
+    def bar_words(self) -> str:
         """With the figures of the last evaluation."""
         return ", ".join([self.words(), *self._figures])
 
@@ -53,7 +53,7 @@ class TrainingMeter(Meter):
         self._evaluations += 1
         keys = {split: f"{split}/{self._headline}/top1" for split in ("val", "test")}
         self._figures = [f"{split}/top1 {metrics[key]:.4f}" for split, key in keys.items() if key in metrics]
-        self._tell(self.shown())
+        self._tell(self.bar_words())
 
     def _look(self, now: float) -> None:
         if not self._begun:
