@@ -157,8 +157,8 @@ class Meter:
 
         form = "{desc}" if self.total is None else "{percentage:3.0f}% |{bar:20}| {desc}"
         self._bar = tqdm(
-            desc=self.bar_words(), total=self.total, initial=self.done, bar_format=form, leave=False, dynamic_ncols=True,
-            file=sys.stderr,
+            desc=self.bar_words(), total=self.total, initial=self.done, bar_format=form, leave=False,
+            dynamic_ncols=True, file=sys.stderr,
         )  # fmt: skip
 
     def _ended(self) -> None:
