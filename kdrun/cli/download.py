@@ -22,10 +22,10 @@ from kdrun.config.run import RunConfig
 from kdrun.config.teacher import TeacherConfig
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.later import later
+from kdrun.core.quantities import readable
 from kdrun.core.registry import lookup
 from kdrun.core.schema import FileContent, Schema, from_arguments, marker
 from kdrun.data.download import fetch_file
-from kdrun.data.packed import readable
 from kdrun.results.plan import configs_of as planned_configs
 from kdrun.results.spec import table_spec
 

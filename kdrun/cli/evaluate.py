@@ -28,6 +28,7 @@ from kdrun.config.run import RunConfig
 from kdrun.core.errors import ConfigError, KdrunError, allowed
 from kdrun.core.files import write_json
 from kdrun.core.later import later
+from kdrun.core.progress import shown
 from kdrun.core.schema import Schema, from_arguments
 from kdrun.runs.metric import ENOUGH
 from kdrun.runs.record import Record, finite, open_record
@@ -95,7 +96,9 @@ def main(arguments: Sequence[str]) -> str:
         raise ConfigError(f"amend: {asked[0]}: this is not what the run was evaluated on; leave amend out")
     changed, typed = _with_method(record, asked), _config_of(record, asked, execution)
     run = FinishedRun(directory, record)
-    return _report(run, name, asked, _metrics_of(replace(run, record=changed), typed, asked), False)
+    with shown(typed.execution.progress):
+        metrics = _metrics_of(replace(run, record=changed), typed, asked)
+    return _report(run, name, asked, metrics, False)
 
 
 def stored_metrics(run: FinishedRun) -> dict[str, float]:
@@ -142,7 +145,7 @@ def _metrics_of(run: FinishedRun, typed: RunConfig, asked: Sequence[str]) -> dic
         return evaluator.final_metrics(evaluator.logits(assembly.predict))
     logits = evaluator.settled(assembly.method)
     if assembly.teacher is not None:
-        logits |= evaluator.logits(assembly.teacher.predict)
+        logits |= evaluator.logits(assembly.teacher.predict, "the teacher")
     return evaluator.final_metrics(logits) | choice_metrics(assembly.method)
 
 

@@ -23,6 +23,7 @@ from kdrun.core.errors import KdrunError, Unfinished
 from kdrun.core.files import folder, put_in_place, staged, write_json, write_text
 from kdrun.core.hashing import file_sha256
 from kdrun.core.later import later
+from kdrun.core.progress import metered
 from kdrun.core.schema import Schema, from_arguments
 from kdrun.results.cell import run_name
 from kdrun.runs.export import SPEC
@@ -149,8 +150,9 @@ def _comparison(trained: Trained, loaded: Loaded, options: Options) -> dict[str,
     if len(pixels) % size:
         pixels = torch.cat([pixels, pixels[:1].expand(size - len(pixels) % size, -1, -1, -1)])
     parts = pixels.split(size)
-    ours = torch.cat([trained.classifier(part) for part in parts])
-    theirs = torch.cat([loaded(part) for part in parts])
+    told = metered(parts, "comparing with the checkpoint", len(parts), "batches")
+    pairs = [(trained.classifier(part), loaded(part)) for part in told]
+    ours, theirs = (torch.cat(each) for each in zip(*pairs, strict=True))
     if options.dynamic:  # one image too
         ours, theirs = torch.cat([ours, trained.classifier(pixels[:1])]), torch.cat([theirs, loaded(pixels[:1])])
     if theirs.shape != ours.shape:
@@ -204,17 +206,17 @@ def _timing(trained: Trained, loaded: Loaded, options: Options) -> list[str]:
         pixels, _ = trained.shown.some(1)
         pixels = pixels.expand(batch, -1, -1, -1).contiguous()
         for name, call in ((options.to, loaded), ("checkpoint", trained.classifier)):
-            times = sorted(_times(call, pixels, options.repeats))
+            times = sorted(_times(name, call, pixels, options.repeats))
             middle = statistics.median(times)
             lines.append(f"  batch {batch:<4} {name:<13}{middle:9.2f} ({times[0]:.2f} to {times[-1]:.2f})")
     return lines
 
 
-def _times(call: Loaded, pixels: Tensor, repeats: int) -> list[float]:
+def _times(name: str, call: Loaded, pixels: Tensor, repeats: int) -> list[float]:
     for _ in range(WARM_UP):
         call(pixels)
     out = []
-    for _ in range(repeats):
+    for _ in metered(range(repeats), f"timing {name}", repeats, "calls"):
         started = time.perf_counter()
         call(pixels)
         out.append(1000 * (time.perf_counter() - started))

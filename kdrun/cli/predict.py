@@ -27,6 +27,7 @@ from kdrun.config.run import ExecutionConfig
 from kdrun.core.errors import DataError, KdrunError
 from kdrun.core.files import atomic_path, place_for
 from kdrun.core.later import later
+from kdrun.core.progress import metered
 from kdrun.core.schema import Schema, build, from_arguments
 from kdrun.data.images import decoded, list_images, passed_over
 from kdrun.data.types import Images
@@ -176,8 +177,6 @@ def _batches(
 
     Pixels are (B, C, H, W) uint8, of `batch` images; None: no image.
     """
-    from tqdm import tqdm
-
     shown = trained.shown
     height, width = shown.size
     if height != width:
@@ -186,7 +185,7 @@ def _batches(
     images: list[Images] = []
     how = replace(shown.how, most=options.max_pixels or shown.how.most, exif=options.exif or shown.how.exif)
     found = zip(paths, decoded(paths, height, shown.crop, how), strict=True)
-    for path, image in tqdm(found, total=len(paths), desc="predicting", unit="img", disable=None, leave=False):
+    for path, image in metered(found, "predicting", len(paths)):
         if isinstance(image, str):
             part.append((path, image))
         else:

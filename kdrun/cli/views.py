@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from kdrun.config.names import kind_of
 from kdrun.core.errors import KdrunError
-from kdrun.results.progress import duration
+from kdrun.core.quantities import duration
 from kdrun.runs.pace import Pace, pace_of
 from kdrun.runs.record import read_record
 from kdrun.training.graph import ENDED, Graph, Node, counted

@@ -61,7 +61,8 @@ class ExecutionConfig(Schema):
     but one, at most 16."""
     outputs: str = Field("outputs", min_length=1)
     progress: bool | None = None
-    """Progress bar; null: only on a terminal."""
+    """How far training and other long jobs are: null: a bar on a terminal, elsewhere a line for each evaluation and
+    each minute; true: a bar in any case; false: neither. log.txt has the lines in any case."""
     eval_batch_size: int = Field(1000, gt=0)
     log_every_steps: int = Field(50, gt=0)
     checkpoint_every_seconds: float = Field(300, gt=0)

@@ -162,13 +162,15 @@ class ScheduleConfig(Schema):
             return math.floor((done + 0.5) / period) > math.floor((done - 0.5) / period)
         return False
 
-    def evaluations(self, clock: Clock) -> int:
-        """How often a whole run evaluates its networks."""
-        every, total = self.eval_every_steps, clock.total_steps
+    def evaluations(self, clock: Clock, done: int = 0) -> int:
+        """How often a run evaluates its networks after its first `done` steps."""
+        every, last = self.eval_every_steps, clock.total_steps - 1
+        if done > last:
+            return 0
         if every is None and self.eval_every_epochs is not None:
             period = max(self.eval_every_epochs * clock.steps_per_epoch, 1.0)
-            return math.floor((total - 0.5) / period) + 1
-        return 1 if every is None else -(-total // every)
+            return math.floor((last + 0.5) / period) - math.floor((done + 0.5) / period) + 1
+        return 1 if every is None else last // every - done // every + 1
 
     def labeled_sizes(self, num_labeled: int, batch_size: int) -> list[int]:
         """The sizes of labeled batches that a run on `num_labeled` images meets, the usual one first.

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from kdrun.core.files import remove, write_json
 from kdrun.core.hashing import each_sha256, file_sha256, file_state
+from kdrun.core.progress import metered
 from kdrun.core.sums import SEAL, sealed, unsealed
 
 log = logging.getLogger(__name__)
@@ -68,12 +69,10 @@ class Contents:
         """The hash, 64 hex digits, the files read for it unless it is remembered. An unreadable one counts as empty."""
         if self.known is not None:
             return self.known
-        from tqdm import tqdm
-
         digest, whole = hashlib.sha256(), self._wait()
         hashes = each_sha256(self.paths, _file_digest)
-        bar = tqdm(hashes, total=len(self.paths), desc="hashing", unit="file", disable=None, leave=False)
-        for name, found in zip(self.names, bar, strict=True):
+        told = metered(hashes, "hashing", len(self.paths), "files")
+        for name, found in zip(self.names, told, strict=True):
             digest.update(os.fsencode(f"{name}\0{found}\n"))
             whole &= found != ""  # else it may be made legible, which changes neither its size nor its time
         self.known = digest.hexdigest()

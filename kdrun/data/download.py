@@ -8,13 +8,9 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kdrun.core.errors import DataError
-
-if TYPE_CHECKING:
-    pass
-
+from kdrun.core.progress import Meter
 
 PART = ".part"
 CHUNK = 1 << 20  # bytes
@@ -39,8 +35,6 @@ def retrieve(url: str, filename: str | Path, *_: object) -> None:
     Raises:
         OSError: no answer, or the connection broke off; what has come is kept.
     """
-    from tqdm import tqdm
-
     part = Path(f"{filename}{PART}")
     done = part.stat().st_size if part.is_file() else 0
     try:
@@ -53,13 +47,10 @@ def retrieve(url: str, filename: str | Path, *_: object) -> None:
         done = done if getattr(response, "status", None) == 206 else 0
         left = response.length
         whole = None if left is None else done + left
-        with (
-            part.open("ab" if done else "wb") as file,
-            tqdm(total=whole, initial=done, desc=part.stem, unit="B", unit_scale=True, disable=None) as bar,
-        ):
+        with part.open("ab" if done else "wb") as file, Meter(part.stem, whole, "B", done) as meter:
             while chunk := response.read(CHUNK):
                 file.write(chunk)
-                bar.update(len(chunk))
+                meter.update(len(chunk))
             file.flush()
             os.fsync(file.fileno())
             got = file.tell()

@@ -12,13 +12,13 @@ from statistics import median_low
 import numpy as np
 
 from kdrun.config.dataset import DatasetConfig, OwnFilesConfig
+from kdrun.core.quantities import readable
 from kdrun.core.suffixes import suffix_of
 from kdrun.data.arrays import Arrays
 from kdrun.data.drawing import bytes_alike, same_content
 from kdrun.data.found import found
 from kdrun.data.images import name_below
 from kdrun.data.listing import Listing
-from kdrun.data.packed import readable
 from kdrun.data.reading import opened
 
 SAMPLE = 200  # files

@@ -29,6 +29,8 @@ from kdrun.core.contents import Contents
 from kdrun.core.errors import DataError
 from kdrun.core.files import named, remove, write_json
 from kdrun.core.hashing import sha256_of_first
+from kdrun.core.progress import Meter
+from kdrun.core.quantities import readable
 from kdrun.core.sums import sealed, unsealed
 from kdrun.data.images import decoded
 from kdrun.data.orientation import turned
@@ -159,13 +161,8 @@ class Pack:
         return {"next": 0, "unreadable": {}}, hashlib.sha256()
 
     def _write(self, partial: Path, state: dict[str, Any], digest: Any, still_ours: Callable[[], None]) -> None:
-        from tqdm import tqdm
-
         done = state["next"]
-        with (
-            (partial / IMAGES).open("ab") as file,
-            tqdm(total=len(self.paths), initial=done, desc="packing", unit="img", disable=None, leave=False) as bar,
-        ):
+        with (partial / IMAGES).open("ab") as file, Meter("packing", len(self.paths), done=done) as meter:
             file.truncate((done - len(state["unreadable"])) * self.row)  # what came after the last note
 
             def note() -> None:
@@ -182,7 +179,7 @@ class Pack:
                     file.write(image.data)
                     digest.update(image.data)
                 state["next"] += 1
-                bar.update()
+                meter.update()
                 if time.monotonic() - saved > SAVE_EVERY:
                     note()
                     saved = time.monotonic()
@@ -193,8 +190,3 @@ def absent(missing: Sequence[str], key: str, most: int = 20) -> list[str]:
     """A line for each missing file, up to `most`, and how many more there are."""
     lines = [f"{key}: missing image {path}" for path in missing[:most]]
     return lines + ([f"{key}: and {len(missing) - most} more of them"] if len(missing) > most else [])
-
-
-def readable(size: float) -> str:
-    """Bytes with a unit."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from kdrun.core.errors import KdrunError
+from kdrun.core.progress import Meter
 from kdrun.core.schema import Schema
 from kdrun.core.seeding import generator, subseed
 
@@ -308,24 +309,26 @@ def _train(x: Tensor, start: Tensor, seed: int, config: ClusteringConfig) -> Clu
     soft, spread = _look(x, projection, centers, config.alpha)
     first = assignment = _hard(soft)
     converged = False
-    while not converged and len(history) < config.max_updates:
-        target = sharpen(soft)
-        before = kl(target, soft).item()
-        for _ in range(config.update_steps):
-            batch = next(batches)
-            optimizer.zero_grad()
-            kl(target[batch], student_t(x[batch] @ projection, centers, config.alpha)).backward()
-            optimizer.step()
-        soft, variance = _look(x, projection, centers, config.alpha)
-        after = kl(target, soft).item()
-        if not math.isfinite(after):
-            raise KdrunError(
-                f"clustering: diverged after {len(history) + 1} updates; give a smaller lr than {config.lr}"
-            )
-        last, assignment = assignment, _hard(soft)
-        changed = (assignment != last).double().mean().item()
-        history.append(Update(before, after, changed, variance / spread if spread else 1.0))
-        converged = changed < config.tolerance
+    with Meter("clustering, unless it converges before", config.max_updates * config.update_steps, "steps") as meter:
+        while not converged and len(history) < config.max_updates:
+            target = sharpen(soft)
+            before = kl(target, soft).item()
+            for _ in range(config.update_steps):
+                batch = next(batches)
+                optimizer.zero_grad()
+                kl(target[batch], student_t(x[batch] @ projection, centers, config.alpha)).backward()
+                optimizer.step()
+                meter.update()
+            soft, variance = _look(x, projection, centers, config.alpha)
+            after = kl(target, soft).item()
+            if not math.isfinite(after):
+                raise KdrunError(
+                    f"clustering: diverged after {len(history) + 1} updates; give a smaller lr than {config.lr}"
+                )
+            last, assignment = assignment, _hard(soft)
+            changed = (assignment != last).double().mean().item()
+            history.append(Update(before, after, changed, variance / spread if spread else 1.0))
+            converged = changed < config.tolerance
     return Clusters(
         assignment, soft, first, centers.detach(), start, projection.detach(), tuple(history),
         len(history) * config.update_steps, converged,

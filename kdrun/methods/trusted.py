@@ -16,6 +16,7 @@ from kdrun.core.artifacts import Artifact
 from kdrun.core.device import autocast
 from kdrun.core.files import write_bytes
 from kdrun.core.hashing import file_sha256
+from kdrun.core.progress import Meter
 from kdrun.core.seeding import generator
 from kdrun.core.world import world
 from kdrun.data.views.view import View, clean_batches
@@ -142,10 +143,12 @@ def predict(network: Network, pool: Pool) -> tuple[Tensor, Tensor, Tensor]:
     device = pool.device
     network.to(device).eval()
     parts = []
-    for chunk, pixels in clean_batches(pool.images, pool.index.to(device), pool.batch_size, pool.center):
-        with autocast(device, pool.precision):
-            out = network(View(pixels, chunk), ("prelogits",))
-        best = out.logits.softmax(1).max(1)
-        parts.append((best.values.cpu(), best.indices.cpu(), out.features["prelogits"].float().cpu()))
+    with Meter("predicting the pool", len(pool.index)) as meter:
+        for chunk, pixels in clean_batches(pool.images, pool.index.to(device), pool.batch_size, pool.center):
+            with autocast(device, pool.precision):
+                out = network(View(pixels, chunk), ("prelogits",))
+            best = out.logits.softmax(1).max(1)
+            parts.append((best.values.cpu(), best.indices.cpu(), out.features["prelogits"].float().cpu()))
+            meter.update(len(chunk))
     confidence, label, features = (torch.cat(column) for column in zip(*parts, strict=True))
     return confidence, label, features

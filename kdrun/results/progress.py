@@ -9,6 +9,7 @@ from statistics import mean
 
 from kdrun.core.errors import KdrunError
 from kdrun.core.lock import held
+from kdrun.core.quantities import duration
 from kdrun.results.cell import run_name
 from kdrun.results.plan import PlannedCell, PlannedRun, TablePlan, plan_of
 from kdrun.results.spec import table_spec
@@ -181,13 +182,6 @@ def _cost(todo: Todo) -> list[str]:
     known = f"about {duration(total)} one after the other, as finished runs took on {', '.join(devices)} ({by})"
     rest = f"{unknown} of them without an estimate (no finished run of the kind)" if unknown else ""
     return [f"{count} runs to make: {'; '.join(filter(None, [known if unknown < count else '', rest]))}"]
-
-
-def duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "?"
-    minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes} min" if minutes < 100 else f"{seconds / 3600:.1f} h"
 
 
 def commands_of(todo: Todo, outputs: Path, extra: Sequence[str]) -> list[str]:

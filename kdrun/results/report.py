@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from kdrun.config.names import differing_keys
 from kdrun.core.errors import KdrunError
 from kdrun.core.later import later
+from kdrun.core.quantities import duration
 from kdrun.results.cell import Place, curve_of, run_name, scaled
 from kdrun.results.found import distinguishing
 from kdrun.results.page import grid, page, svg, wide
 from kdrun.results.plots import curves, labels, seeds
 from kdrun.results.plots.options import RunOptions
-from kdrun.results.progress import duration
 from kdrun.results.table import Table
 from kdrun.runs.record import Record
 

@@ -46,13 +46,13 @@ def pace_of(directory: Path) -> Pace:
         steps = _steps(directory, began)
         if steps is None:
             return Pace()
-        path, first = directory / METRICS, _first(directory)
+        path = directory / METRICS
         with contextlib.suppress(FileNotFoundError):
             seconds, logged = (os.stat(path).st_mtime_ns - began) / 1e9, STEP.findall(_tail(path))
             if seconds > 0 and logged:  # else an earlier session wrote them
-                step = int(logged[-1])
+                step, first = int(logged[-1]), _begun(directory, began)
                 return Pace(step, steps, (step - first) / seconds if step > first else None)
-        return Pace(first, steps)
+        return Pace(_first(_tail(directory / "log.txt")), steps)
     return Pace()
 
 
@@ -66,9 +66,15 @@ def _steps(directory: Path, written: int) -> int | None:
     return record["steps"] if record is not None and record.get("steps") else None
 
 
-def _first(directory: Path) -> int:
-    """The step that this session began at, which log.txt says where it is not 0."""
-    said = BEGUN.findall(_tail(directory / "log.txt"))
+@lru_cache(maxsize=4096)
+def _begun(directory: Path, written: int) -> int:
+    """As `_first`, of a session that has logged steps, with which log.txt grows: read whole, once."""
+    return _first((directory / "log.txt").read_bytes())
+
+
+def _first(log: bytes) -> int:
+    """The step that a session began at, which log.txt says where it is not 0."""
+    said = BEGUN.findall(log)
     return int(said[-1] or 0) if said else 0
 
 

@@ -19,6 +19,7 @@ from kdrun.core.artifacts import Artifact
 from kdrun.core.device import autocast
 from kdrun.core.errors import ConfigError
 from kdrun.core.hashing import file_sha256
+from kdrun.core.progress import Meter
 from kdrun.data.residency import SHARE, free_memory
 from kdrun.data.views.recipes import Weak
 from kdrun.data.views.stored import StoredViews
@@ -105,12 +106,14 @@ def keep(
 
     def build(folder: Path) -> dict[str, Any]:
         array = np.lib.format.open_memmap(folder / FILE, mode="w+", dtype=np.float16, shape=shape)
-        for k in range(views.count):
-            for first in range(0, len(index), batch_size):
-                part = index[first : first + batch_size]
-                drawn, at = views.params(part, torch.full_like(part, k)), torch.arange(len(part), device=device)
-                view = View(views.recipe.apply(rows(images, part, device), at, drawn), part.to(device))
-                array[first : first + len(part), k] = _values(network, view, precision).cpu().numpy()
+        with Meter("the teacher's logits", views.count * len(index), "views") as meter:
+            for k in range(views.count):
+                for first in range(0, len(index), batch_size):
+                    part = index[first : first + batch_size]
+                    drawn, at = views.params(part, torch.full_like(part, k)), torch.arange(len(part), device=device)
+                    view = View(views.recipe.apply(rows(images, part, device), at, drawn), part.to(device))
+                    array[first : first + len(part), k] = _values(network, view, precision).cpu().numpy()
+                    meter.update(len(part))
         array.flush()
         return {}
 

@@ -307,7 +307,7 @@ class Assembly:
         if teacher is None:
             return lambda _: ({}, None)
         if not config.execution.keep_teacher_evaluation:
-            return lambda evaluator: (evaluator.logits(teacher.predict), None)
+            return lambda evaluator: (evaluator.logits(teacher.predict, "the teacher"), None)
         return TeacherLogits(teacher, self.device, config.schedule.channels_last, self.job.outputs).of
 
     def logits(self, evaluator: Evaluator) -> Logits:

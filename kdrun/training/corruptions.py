@@ -17,6 +17,7 @@ import torch
 from kdrun.core.contents import Contents
 from kdrun.core.errors import DataError
 from kdrun.core.hashing import file_hash
+from kdrun.core.progress import metered
 from kdrun.core.schema import FileContent
 from kdrun.training.evaluator import Evaluator, Logits
 
@@ -84,9 +85,10 @@ class Corruptions:
         out: Results = {}
         labels = torch.from_numpy(self.labels.astype(np.int64)).to(device)
         blocks = torch.arange(len(labels), device=device).chunk(SEVERITIES)
-        for name in self.names:
+        for name in metered(self.names, "corruptions", len(self.names), "files"):
             images = torch.from_numpy(np.array(_array(self._path(name)))).to(device)
-            evaluator = Evaluator({f"{k + 1}": (images, at, labels[at]) for k, at in enumerate(blocks)}, **options)
+            splits = {f"{k + 1}": (images, at, labels[at]) for k, at in enumerate(blocks)}
+            evaluator = Evaluator(splits, **options, told=f"{name}, severity")
             logits = ask(evaluator)
             found = evaluator.metrics(logits)
             for net in dict.fromkeys(net for _, net in logits):

@@ -1,7 +1,6 @@
 """Evaluation of all networks on the validation and test images."""
 
 import itertools
-import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from torch import Tensor
 from kdrun.config.needs import Needs
 from kdrun.core.device import autocast, eager, finish
 from kdrun.core.files import atomic_path
+from kdrun.core.progress import Meter
 from kdrun.core.world import world
 from kdrun.data.views.center import Center
 from kdrun.data.views.view import Predict, Source, View, clean_batches
@@ -38,11 +38,13 @@ class Evaluator:
             device.
         center: what networks see of an image; None: all of it.
         named: what names the images of a split by their content, where it need not be read for it.
+        told: what is said of the splits where an evaluation takes long.
     """
 
     def __init__(
         self, splits: Mapping[str, tuple[Source, Tensor, Tensor]], batch_size: int, precision: str = "fp32",
         compiled: bool = False, center: Center | None = None, named: Mapping[str, str] | None = None,
+        told: str = "",
     ) -> None:  # fmt: skip
         self.splits = {name: parts for name, parts in splits.items() if len(parts[1])}
         self.batch_size = batch_size
@@ -50,6 +52,7 @@ class Evaluator:
         self.compiled = compiled
         self.center = center
         self.named = dict(named or {})
+        self.told = told
         self.seconds_per_image: float | None = None
         """Of the method's networks, all in one pass, as they were asked last; images fetched and resized with it."""
 
@@ -72,12 +75,16 @@ class Evaluator:
         return {"images": images, "center": center, "batch_size": self.batch_size, "precision": self.precision}
 
     @torch.no_grad()
-    def logits(self, predict: Predict) -> dict[tuple[str, str], Tensor]:
-        """(split, net) -> logits (M, C) of what `predict` gives. Networks must be in eval mode."""
-        with eager() if self.compiled else nullcontext():
-            return self._logits(predict)
+    def logits(self, predict: Predict, whose: str = "") -> dict[tuple[str, str], Tensor]:
+        """(split, net) -> logits (M, C) of what `predict` gives. Networks must be in eval mode.
 
-    def _logits(self, predict: Predict) -> dict[tuple[str, str], Tensor]:
+        Args:
+            whose: is evaluated, in words for who waits.
+        """
+        with eager() if self.compiled else nullcontext():
+            return self._logits(predict, " ".join(filter(None, ("evaluating", whose, "on", self.told))))
+
+    def _logits(self, predict: Predict, what: str) -> dict[tuple[str, str], Tensor]:
         """Over several ranks, whole batches are dealt out: each is what it is in one process."""
         here, out = world(), {}
         for split, (images, index, _) in self.splits.items():
@@ -85,12 +92,14 @@ class Evaluator:
             own = chunks[here.rank :: here.size]
             shown = iter(clean_batches(images, torch.cat(own), self.batch_size, self.center) if own else ())
             parts: dict[str, list[Tensor]] = {}
-            for _ in range(math.ceil(len(chunks) / here.size)):  # as often on each rank, for it agrees on signals
-                here.poll()
-                for chunk, pixels in itertools.islice(shown, 1):
-                    with autocast(index.device, self.precision):
-                        for net, values in predict(View(pixels, chunk)).items():
-                            parts.setdefault(net, []).append(values)
+            with Meter(f"{what} {split}", len(index), speaks=here.first) as meter:
+                for first in range(0, len(chunks), here.size):  # as often on each rank, for it agrees on signals
+                    here.poll()
+                    for chunk, pixels in itertools.islice(shown, 1):
+                        with autocast(index.device, self.precision):
+                            for net, values in predict(View(pixels, chunk)).items():
+                                parts.setdefault(net, []).append(values)
+                    meter.update(sum(map(len, chunks[first : first + here.size])))
             found = {net: torch.cat(values) for net, values in parts.items()}
             out.update({(split, net): values for net, values in self._of_ranks(found, len(chunks), index).items()})
         return out

@@ -10,11 +10,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from kdrun.config.run import RunConfig
 from kdrun.config.schedule import Clock, ScheduleConfig
@@ -23,6 +22,7 @@ from kdrun.core.device import autocast, eager
 from kdrun.core.errors import KdrunError
 from kdrun.core.files import remove, write_bytes
 from kdrun.core.peers import RankFailed
+from kdrun.core.progress import shown
 from kdrun.core.world import world
 from kdrun.data.loader import Loader
 from kdrun.data.views.view import Batch
@@ -37,6 +37,7 @@ from kdrun.training.dot import DOT, parted
 from kdrun.training.ema import Ema
 from kdrun.training.evaluator import Evaluator, choice_metrics
 from kdrun.training.optimizer import make_optimizer
+from kdrun.training.progress import TrainingMeter
 from kdrun.training.rates import LearningRate, Ramps
 from kdrun.training.state import OtherMetrics, Progress, restore, state_of
 from kdrun.training.stopwatch import Stopwatch
@@ -74,7 +75,6 @@ class Loop:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.schedule.precision == "fp16")
         self.progress = Progress()
         self.log = (MetricsLog if world().first else Unwritten)(directory / "metrics.jsonl")
-        self._batch_size = sum(type(method).batch_sizes(self.config).values())  # images a step, of all streams
         self._last: dict[tuple[str, str], Tensor] = {}  # logits of the evaluation at the last step
         self.best: dict[str, bytes] = {}  # network -> its file with the weights that were best on validation images
         self.touched = False  # by a checkpoint
@@ -94,14 +94,14 @@ class Loop:
         take, watch = self._steps(), Stopwatch(progress.seconds)
         self._watch = watch
         self.method.train()
-        with self._bar() as bar:
+        with shown(self.config.execution.progress), self._meter() as meter:
             if self.unevaluated:
-                self._evaluate()
+                self._evaluate(meter)
             for step in range(progress.step, total_steps):
                 self.window.steps.append(take(step))
                 progress.step = step + 1
-                self._tell(watch)
-                bar.update(self._batch_size)
+                meter.update()
+                self._tell(meter)
                 number, late = here.lately(signals.received() or 0, here.first and self._is_late(watch))
                 self._save_where_due(watch, bool(late))
                 here.stop(number)
@@ -139,22 +139,20 @@ class Loop:
                     raise signals.Interrupted(number, text) from error
                 raise
 
-    def _bar(self) -> "tqdm[NoReturn]":
-        given = self.config.execution.progress if world().first else False
-        return tqdm(
-            total=self.clock.total_steps * self._batch_size, initial=self.progress.step * self._batch_size,
-            disable=None if given is None else not given, unit="img", unit_scale=True, leave=False,
-            desc=self.directory.name,
+    def _meter(self) -> TrainingMeter:
+        return TrainingMeter(
+            self.directory.name, self.config, self.clock, self.method.headline, self.progress.step, self._watch,
+            self.window, world().first,
         )  # fmt: skip
 
-    def _tell(self, watch: Stopwatch) -> None:
+    def _tell(self, meter: TrainingMeter) -> None:
         """Log and evaluate where it is due after a step."""
         done = self.progress.step
         if done % self.config.execution.log_every_steps == 0 or done == self.clock.total_steps:
             self._flush()
         if self.schedule.evaluates_after(done, self.clock):
             self._check_finite()
-            self._evaluate()
+            self._evaluate(meter)
 
     def _is_late(self, watch: Stopwatch) -> bool:
         return watch.elapsed() >= self.config.execution.checkpoint_every_seconds
@@ -273,12 +271,16 @@ class Loop:
 
     # ----------------------------------------------------------------------------------------------- evaluation
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, meter: TrainingMeter) -> None:
+        with self._watch.on("eval"):
+            metrics = self._evaluated()
+        meter.evaluated(metrics)
+
+    def _evaluated(self) -> dict[str, float]:
         """All networks. A signal breaks it off: nothing has changed then, and it is done again before the next step."""
         before, self.unevaluated = random_state(self.device), True
         try:
-            with self._watch.on("eval"):
-                logits = self._logits()
+            logits = self._logits()
         except signals.PutOff:
             set_random_state(before, self.device)
             raise
@@ -300,6 +302,7 @@ class Loop:
                 if self.schedule.evaluates_more_than_once:
                     self.best = self._files()
         self._write(metrics)
+        return metrics
 
     def save_networks(self) -> None:
         """Write <net>.safetensors, the averaged weights where there is an EMA, and <net>.best.safetensors.

@@ -17,6 +17,7 @@ from kdrun.core import signals
 from kdrun.core.errors import Held, KdrunError
 from kdrun.core.files import write_bytes
 from kdrun.core.lock import Lock
+from kdrun.core.progress import shown
 from kdrun.core.seeding import seed_everything
 from kdrun.core.world import world
 from kdrun.data.load import content_of
@@ -67,7 +68,7 @@ def run(asked: Job | RunConfig, job_type: str = "train", wait: bool = True) -> R
     """
     job = Job.of(asked)
     here = world()
-    with signals.taken(), signals.during(f"working on {job.directory}"):
+    with signals.taken(), signals.during(f"working on {job.directory}"), shown(job.config.execution.progress):
         try:
             job = _settled(job)
             record = _train(job, job_type, wait)

@@ -97,6 +97,6 @@ class AskedTeacher:
             found = {"logits": out.logits} | ({} if feature is None else {"features": out.features[feature]})
             return {name: value.float().cpu() for name, value in found.items()}  # there may be many images
 
-        found = evaluator.logits(said)
+        found = evaluator.logits(said, "the teacher")
         logits = found[SPLIT, "logits"]
         return statistic(found.get((SPLIT, "features"), logits), logits, target)

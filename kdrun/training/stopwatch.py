@@ -30,6 +30,10 @@ class Stopwatch:
         spent = {"total": total, "train": total - sum(self.spent.values()), **self.spent}
         return {name: self.before[name] + value for name, value in spent.items()}
 
+    def without_evaluation(self) -> float:
+        """Seconds of this session but those of its evaluations."""
+        return time.perf_counter() - self.began - self.spent["eval"]
+
     def elapsed(self) -> float:
         """Since the last `mark`."""
         return time.perf_counter() - self.at

@@ -56,12 +56,12 @@ class TeacherLogits:
         images = evaluator.identity()
         if images is None:
             log.info("the teacher's logits of the test images are not kept: nobody has read the files for their hash")
-            return evaluator.logits(self.teacher.predict), None
+            return evaluator.logits(self.teacher.predict, "the teacher"), None
         artifact = Artifact.of(self.outputs, KIND, {**self.spec, "evaluation": images})
         sizes = {split: len(index) for split, (_, index, _) in evaluator.splits.items()}
 
         def build(folder: Path) -> dict[str, Any]:
-            found = evaluator.logits(self.teacher.predict)
+            found = evaluator.logits(self.teacher.predict, "the teacher")
             values = {split: logits.cpu().contiguous() for (split, _), logits in found.items()}
             write_bytes(folder / FILE, save(values))
             return {}

@@ -26,6 +26,8 @@ class Window:
         self.steps: list[Tensor] = []
         """(n,) of each step, under `names`."""
         self.names: list[str] = []
+        self.losses: dict[str, float] = {}
+        """Their means over the steps that were looked at last, by name; none before."""
         self._averaged = 0  # of them, from the first on, are means over ranks
 
     def values(self, out: Step) -> Tensor:
@@ -71,6 +73,8 @@ class Window:
                     f"step {odd}: loss term {name.removeprefix(LOSS)!r} became {values[row, column]:g} "
                     f"(learning rate factor {factor(odd):.3g}); {REMEDY}"
                 )
+        means = dict(zip(self.names, values.double().mean(0).tolist(), strict=True))
+        self.losses = {name.removeprefix(LOSS): mean for name, mean in means.items() if name.startswith(LOSS)}
 
     def taken(self) -> dict[str, float]:
         """The means over the steps, by name; the next window begins."""

@@ -16,6 +16,7 @@ from kdrun.results.found import found_table
 from kdrun.results.table import figure
 from kdrun.runs.record import find_records
 from tests.conftest import FAST, TEACHER
+from tests.unit.test_progress import LINE
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +54,7 @@ def test_sweep_records_table_and_no_run_twice(train, outputs, capsys):
     assert len(records(outputs)) == 6
 
 
-def test_record_predictions_and_loaded_network_agree(train, outputs):
+def test_record_predictions_and_loaded_network_agree(train, outputs, capsys):
     assert train(*FAST, *TEACHER, "schedule.ema_decay=0.9", "schedule.clip_norm=1.0") == 0
     directory, record = next((d, r) for d, r in records(outputs).items() if r["method"] == "distill")
     assert directory.parent.relative_to(outputs).as_posix() == "runs/distill/digits/n50"
@@ -94,7 +95,12 @@ def test_record_predictions_and_loaded_network_agree(train, outputs):
     assert [line["step"] for line in lines if "train/lr" in line] == [5, 10, 15, 20]
     assert [line["step"] for line in lines if "test/student/top1" in line] == [10, 20]
     assert lines[-1]["test/student/top1"] == record["metrics"]["test/student/top1"]
-    assert "done:" in (directory / "log.txt").read_text()
+    told = [line.partition(" INFO ")[2] for line in (directory / "log.txt").read_text().splitlines()]
+    assert "done:" in "".join(told)
+    evaluated = [line[0] for line in map(LINE.fullmatch, told) if line and directory.name in line[0]]
+    assert [line.split()[2] for line in evaluated] == ["10", "20"]
+    assert f"test/top1 {record['metrics']['test/student/top1']:.4f}" in evaluated[-1]
+    assert set(evaluated) < set(capsys.readouterr().out.splitlines())
     assert not (directory / "checkpoint").exists()
     with pytest.raises(KdrunError, match=r"no network 'student_2'; nearest: student \(allowed: student\)"):
         kdrun.load(directory, "student_2")

@@ -87,6 +87,12 @@ def test_a_run_that_went_on_counts_from_its_checkpoint(tmp_path):
     assert pace_of(tmp_path) == Pace(50, 200, 1.0)
 
 
+def test_how_a_long_run_began_is_known_however_much_it_has_said_since(tmp_path):
+    told = "x INFO s0-1a2b: step 45 of 200, 1,234 images/s, about 4 min left, loss 1.2\n"
+    begin(tmp_path, 200, 50, log=f"x INFO resumed at step 40 of 200\n{told * 1000}")
+    assert pace_of(tmp_path) == Pace(50, 200, 1.0)
+
+
 def test_lines_of_an_earlier_session_are_no_pace(tmp_path):
     begin(tmp_path, 200, 90, seconds=-5, log="x INFO resumed at step 40 of 200\n")
     assert pace_of(tmp_path) == Pace(40, 200)
