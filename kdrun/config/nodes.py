@@ -244,7 +244,7 @@ def tracker_of(node: Any) -> TrackerConfig:
         names = [given["name"], *(item.get("name") for item in beside)]
         if twice := [name for k, name in enumerate(names) if name in names[:k]]:
             raise ConfigError(f"tracker.also: {twice[0]} is there twice; name each tracker once")
-        if deeper := [k for k, item in enumerate(beside) if "also" in item]:
+        if deeper := [k for k, item in enumerate(beside) if item.get("also")]:
             raise ConfigError(f"tracker.also.{deeper[0]}.also: those beside a tracker stand in one list, tracker.also")
         given["also"] = [part_config("tracker", item, f"tracker.also.{k}") for k, item in enumerate(beside)]
     found: TrackerConfig = part_config("tracker", given, "tracker")

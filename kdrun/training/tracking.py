@@ -10,9 +10,9 @@ import importlib.util
 import logging
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -133,17 +133,22 @@ class Tracker:
 
 
 class Tracking:
-    """The trackers of a run. Without any it drops all values."""
+    """The trackers of a run. Without any it drops all values.
 
-    def __init__(self, trackers: Mapping[str, Tracker] | None = None, directory: Path = Path()) -> None:
+    Args:
+        make: what makes each, by name.
+    """
+
+    def __init__(self, make: Mapping[str, Callable[[], Tracker]] | None = None, directory: Path = Path()) -> None:
         self._directory = directory
-        self._running = dict(trackers or {})
+        self._running: dict[str, Tracker] = {}
         self._replayed = False
         self._step = 0
         self._values: dict[str, Any] = {}
-        for name, tracker in list(self._running.items()):
+        for name, made in (make or {}).items():
             with self._guarded(name):
-                tracker.start()
+                self._running[name] = made()
+                self._running[name].start()
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """What was just written to metrics.jsonl."""
@@ -196,15 +201,16 @@ class Tracking:
         except Exception as error:  # whatever a library raises; the run must go on
             for name in names:
                 log.warning("%s switched off: %s; metrics.jsonl has all values", name, brief(error))
-                with contextlib.suppress(Exception):
-                    self._running.pop(name).abandon()
+                if (tracker := self._running.pop(name, None)) is not None:
+                    with contextlib.suppress(Exception):
+                        tracker.abandon()
 
 
 def make_tracking(job: Job, role: str) -> Tracking:
     """The started trackers of a run."""
     run = Tracked(job, role)
-    made = {one.name: lookup("tracker", one.name, key)(one, run) for key, one in _asked(job.config)}
-    return Tracking(made, job.directory)
+    make = {one.name: partial(lookup("tracker", one.name, key), one, run) for key, one in _asked(job.config)}
+    return Tracking(make, job.directory)
 
 
 def require_trackers(config: RunConfig) -> None:

@@ -1,5 +1,6 @@
 """Trackers of whole runs: wandb's offline sessions, read back with its own reader, and a server that we can break."""
 
+import csv
 import http.server
 import itertools
 import json
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.slow
 ON = [argument for argument in FAST if argument != "tracker=none"] + ["method=supervised"]
 KEY = "0123456789abcdef" * 2 + "01234567"
 ENTITY = {"id": "e", "name": "e"}
+SHOWN = {"results": "table-file", "reliability": "image-file", "confusion": "image-file"}
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +155,13 @@ def read_back(session):
 def curve(items):
     steps = [item["_step"] for item in items]
     assert steps == sorted(set(steps))
-    return {item["_step"]: {k: v for k, v in item.items() if not k.startswith("_")} for item in items}
+    last = items[-1] if items else {}
+    shown = {k: v for k, v in last.items() if isinstance(v, dict)}  # files, with the last step's values
+    if shown:
+        assert {k: v["_type"] for k, v in shown.items()} == SHOWN
+    return {
+        item["_step"]: {k: v for k, v in item.items() if not k.startswith("_") and k not in shown} for item in items
+    }
 
 
 def expected(directory):
@@ -482,3 +490,46 @@ def test_full_disks(elsewhere):
     step = re.search(r"rc 1\ncheckpoint of step (\d+)\n", full)[1]
     assert f"resumed at step {step} of 20" in again
     assert again.endswith("rc 0\n")
+
+
+def test_several_trackers_have_the_same_curve_and_the_pictures_of_the_end(train, outputs):
+    """Of a run with a teacher: TensorBoard, MLflow and CSV, read back."""
+    from mlflow.tracking import MlflowClient
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    arguments = [*ON[:-1], *TEACHER, "loss=kd", "tracker=tensorboard", "tracker.also=[mlflow,csv]"]
+    assert train(*arguments) == 0
+    found = {record["method"]: (directory, record) for directory, record in find_records(outputs)}
+    directory, record = found["distill"]
+    wanted = expected(directory)
+
+    (folder,) = outputs.glob(f"tensorboard/kd-resnet8-digits-50-*/{directory.name}")
+    events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    by_step = {}
+    for name in events.Tags()["scalars"]:
+        for event in events.Scalars(name):
+            by_step.setdefault(event.step, {})[name] = event.value
+    assert by_step == {step: pytest.approx(values, rel=1e-6) for step, values in wanted.items()}
+    assert sorted(events.Tags()["images"]) == ["confusion", "reliability"]
+
+    client = MlflowClient(f"sqlite:///{outputs}/mlflow.db")
+    experiment = client.get_experiment_by_name("kdrun").experiment_id
+    runs = {run.data.tags["kdrun.role"]: run for run in client.search_runs([experiment])}
+    assert {role: run.info.run_name for role, run in runs.items()} == {
+        "train": "kd-resnet8-digits-50 s0", "teacher": "teacher resnet8-digits s0",
+    }  # fmt: skip
+    mine = runs["train"]
+    assert mine.data.tags["kdrun.key"] == record["key"]
+    assert mine.data.metrics == pytest.approx({**wanted[max(wanted)], **record["metrics"]})
+    points = client.get_metric_history(mine.info.run_id, "train/loss")
+    assert {p.step: p.value for p in points} == {s: v["train/loss"] for s, v in wanted.items() if "train/loss" in v}
+    files = {file.path: file for file in client.list_artifacts(mine.info.run_id)}
+    assert {"confusion.png", "reliability.png", "results.csv"} <= set(files)
+    place = outputs / "mlartifacts" / mine.info.run_id / "artifacts"
+    with (place / "results.csv").open() as file:
+        rows = {(row["split"], row["network"]): row for row in csv.DictReader(file)}
+    assert float(rows["test", "teacher"]["top1"]) == record["metrics"]["test/teacher/top1"]
+
+    with (directory / "metrics.csv").open() as file:
+        table = {int(row.pop("step")): {k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)}
+    assert table == wanted

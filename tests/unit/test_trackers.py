@@ -45,6 +45,10 @@ class Told(Tracker):
         self.fails, self.first, self.replays = fails, first, replays
         self.steps, self.ended, self.abandoned = [], None, False
 
+    def made(self):
+        self.tell("init")
+        return self
+
     def start(self):
         self.tell("start")
 
@@ -79,7 +83,7 @@ class Life:
 
 def test_a_step_is_told_once_and_whole(tmp_path):
     told = Told()
-    life = Life(Tracking({"told": told}, tmp_path), tmp_path)
+    life = Life(Tracking({"told": told.made}, tmp_path), tmp_path)
     life.log(5, loss=1.0)
     life.log(5, top1=0.5)
     assert told.steps == []
@@ -103,7 +107,7 @@ def test_after_a_kill_each_tracker_is_told_what_it_has_not(tmp_path):
     for step in (5, 10, 15):
         first.log(step, loss=step)
     fresh, knows, later = Told(), Told(first=11), Told(replays=False)
-    second = Life(Tracking({"fresh": fresh, "knows": knows, "later": later}, tmp_path), tmp_path, cut=10)
+    second = Life(Tracking({"fresh": fresh.made, "knows": knows.made, "later": later.made}, tmp_path), tmp_path, cut=10)
     second.log(10, top1=0.5)  # of the step of the checkpoint
     second.log(15, loss=15)
     second.tracking.finish({"metrics": {}}, failed=True)
@@ -115,22 +119,22 @@ def test_after_a_kill_each_tracker_is_told_what_it_has_not(tmp_path):
 def test_a_run_that_goes_on_behind_its_last_step_is_told_too(tmp_path):
     Life(Tracking(), tmp_path).log(5, loss=1.0)
     told, later = Told(), Told(replays=False)
-    Tracking({"told": told, "later": later}, tmp_path).finish({"metrics": {}}, failed=False)
+    Tracking({"told": told.made, "later": later.made}, tmp_path).finish({"metrics": {}}, failed=False)
     assert told.steps == [(5, {"loss": 1.0})]
     assert later.steps == []
 
 
-@pytest.mark.parametrize("fails", ["start", "log", "finish"])
+@pytest.mark.parametrize("fails", ["init", "start", "log", "finish"])
 def test_one_that_fails_is_said_in_one_line_and_the_others_go_on(fails, tmp_path, caplog):
     bad, good = Told(fails), Told()
-    life = Life(Tracking({"bad": bad, "good": good}, tmp_path), tmp_path)
+    life = Life(Tracking({"bad": bad.made, "good": good.made}, tmp_path), tmp_path)
     for step in (5, 10, 15):
         life.log(step, loss=1.0)
     life.tracking.finish({"metrics": {}}, failed=False)
     assert [record.getMessage() for record in caplog.records] == [
         f"bad switched off: RuntimeError: no {fails} at all; metrics.jsonl has all values"
     ]
-    assert bad.abandoned
+    assert bad.abandoned == (fails != "init")
     assert len(good.steps) == 3
     assert good.ended is not None
 
@@ -286,8 +290,9 @@ def test_a_plug_in_adds_a_tracker(composer, tmp_path):
     (tmp_path / "mine.py").write_text(PLUGIN)
     words = [f"plugins=[{tmp_path}/mine.py]", "tracker=none", "tracker.also=[{name: lines, file: x.txt}]"]
     try:
+        plain = job_of(composer, tmp_path, "tracker=none")
         job = job_of(composer, tmp_path, *words)
-        assert job.key == job_of(composer, tmp_path, "tracker=none").key
+        assert job.key == plain.key
         life = Life(make_tracking(job, "train"), job.directory)
         life.log(5, loss=1.0)
         life.tracking.finish({"metrics": {}}, failed=False)

@@ -55,10 +55,12 @@ class Mlflow(Tracker):
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self._client = MlflowClient(tracking_uri=uri)
         experiment = self._experiment(kept)
+        self._final: set[str] = set()
         found = self._client.search_runs([experiment], f"tags.`{KEY}` = '{self.run.key}'", max_results=1)
         if found:
             self._id = found[0].info.run_id
             self.first = int(found[0].data.tags.get(STEP, -1)) + 1
+            self._final = set(found[0].data.metrics)
             self._client.update_run(self._id, status="RUNNING")
             return
         tags = {KEY: self.run.key, "kdrun.group": self.run.group, "kdrun.role": self.run.role}
@@ -69,13 +71,12 @@ class Mlflow(Tracker):
             self._client.log_batch(self._id, params=parameters[k : k + 100])
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        now = time.time_ns() // 1_000_000
-        found = [entities.Metric(name, value, now, step) for name, value in values.items() if value is not None]
-        self._client.log_batch(self._id, metrics=found, tags=[entities.RunTag(STEP, str(step))])
+        self._client.log_batch(self._id, metrics=_of(values, step), tags=[entities.RunTag(STEP, str(step))])
 
     def finish(self, outcome: Outcome) -> None:
-        more = {name: value for name, value in outcome.metrics.items() if name not in outcome.told}
-        self.log(outcome.step, more)
+        known = self._final.union(outcome.told)
+        more = {name: value for name, value in outcome.metrics.items() if name not in known}
+        self._client.log_batch(self._id, metrics=_of(more, outcome.step))
         columns, rows = outcome.table
         if rows:
             lines = [columns, *rows]
@@ -96,3 +97,8 @@ class Mlflow(Tracker):
                 if found is None:
                     raise
         return str(found.experiment_id)
+
+
+def _of(values: Mapping[str, Any], step: int) -> "list[entities.Metric]":
+    now = time.time_ns() // 1_000_000
+    return [entities.Metric(name, value, now, step) for name, value in values.items() if value is not None]

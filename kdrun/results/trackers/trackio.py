@@ -3,7 +3,7 @@
 import contextlib
 import io
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
@@ -14,10 +14,7 @@ from kdrun.core.registry import register
 from kdrun.results.trackers.pictures import pictures
 from kdrun.training.tracking import Outcome, Tracker
 
-if TYPE_CHECKING:
-    import trackio
-else:
-    trackio = later("trackio")
+trackio = later("trackio")
 
 
 @register("tracker", "trackio")

@@ -77,7 +77,7 @@ class Wandb(Tracker):
         columns, rows = outcome.table
         shown: dict[str, Any] = {name: wandb.Image(image) for name, image in pictures(outcome).items()}
         if rows:
-            shown["results"] = wandb.Table(columns=columns, data=rows)
+            shown["results"] = wandb.Table(columns=[*columns], data=rows)
         if shown:
             self._run.log(shown, step=max(outcome.step, self._run.starting_step))
 
