@@ -145,6 +145,8 @@ class Tracking:
         self._replayed = False
         self._step = 0
         self._values: dict[str, Any] = {}
+        self._told = True
+        """Whether these values are told, or were on their way when a signal came."""
         for name, made in (make or {}).items():
             with self._guarded(name):
                 self._running[name] = made()
@@ -186,10 +188,12 @@ class Tracking:
             self._tell()
             self._step, self._values = step, {}
         self._values.update(finite(values))
+        self._told = False
 
     def _tell(self) -> None:
         """The step that is whole now."""
-        for name, tracker in list(self._running.items() if self._values else ()):
+        due, self._told = not self._told, True
+        for name, tracker in list(self._running.items() if due else ()):
             if self._step >= tracker.first:
                 with self._guarded(name):
                     tracker.log(self._step, self._values)
@@ -233,6 +237,11 @@ def _importable(module: str) -> bool:
     if module in sys.modules:
         return sys.modules[module] is not None
     return importlib.util.find_spec(module) is not None
+
+
+def text_of(value: Any) -> str:
+    """A cell of `Outcome.table`."""
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def brief(error: Exception) -> str:

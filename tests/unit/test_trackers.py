@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 
+import numpy as np
 import pytest
 import yaml
 
@@ -324,6 +325,7 @@ def of_tensorboard(job):
     assert events.Tensors("config/text_summary")
     table = events.Tensors("results/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "| test | teacher | 0.75 |" in table
+    assert sorted(events.Tags()["images"]) == ["confusion", "reliability"]
     return sorted(steps.items())
 
 
@@ -336,7 +338,8 @@ def of_mlflow(job):
     assert (run.info.run_name, run.info.status) == ("kd-resnet8-digits-50 s0", "FINISHED")
     assert run.data.tags["kdrun.group"] == Tracked(job).group
     assert run.data.params["dataset.num_labels"] == "50"
-    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["results.csv"]
+    files = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert {"confusion.png", "reliability.png", "results.csv"} <= files
     steps = {}
     for name in run.data.metrics:
         for point in client.get_metric_history(run.info.run_id, name):
@@ -365,12 +368,11 @@ def of_trackio(job):
 
 
 @pytest.mark.parametrize("name", ["csv", "tensorboard", "mlflow", "trackio"])
-def test_after_a_kill_no_step_is_doubled_or_lost(name, composer, tmp_path, monkeypatch):
+def test_after_a_kill_no_step_is_doubled_or_lost(name, composer, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # which it reads when it is imported
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for module in lookup("tracker", name, "").modules:
         pytest.importorskip(module)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    if name == "trackio":
-        monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path)
     job = job_of(composer, tmp_path, f"tracker={name}")
     killed = Life(make_tracking(job, "train"), job.directory)
     for step in (5, 10, 15):
@@ -379,7 +381,12 @@ def test_after_a_kill_no_step_is_doubled_or_lost(name, composer, tmp_path, monke
     for step in (15, 20):
         again.log(step, **{"train/loss": step / 4})
     again.log(20, **{"test/top1": 0.5, "val/top1": float("nan")})
-    again.tracking.finish({"metrics": METRICS}, failed=False)
+    (job.directory / "predictions").mkdir()
+    for net in ("student", "teacher"):
+        arrays = {"index": np.arange(4), "target": np.arange(4) % 2, "logits": np.eye(4, 2, dtype=np.float32)}
+        np.savez(job.directory / "predictions" / f"test-{net}.npz", **arrays)
+    again.tracking.finish({"metrics": METRICS, "headline": "student"}, failed=False, class_names=("cat", "dog"))
+    assert not [record for record in caplog.records if "pictures" in record.getMessage()]
     loss = [(step, {"train/loss": step / 4}) for step in (5, 10, 15)]
     assert {"csv": of_csv, "tensorboard": of_tensorboard, "mlflow": of_mlflow, "trackio": of_trackio}[name](job) == [
         *loss, (20, {"train/loss": 5.0, "test/top1": 0.5}),

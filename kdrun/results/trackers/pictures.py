@@ -43,6 +43,7 @@ def _drawn(outcome: Outcome) -> dict[str, "Image.Image"]:
     split = next((split for split in ("test", "val") if f"{split}-{net}" in run.predicted), None)
     if split is None:
         return {}
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its fonts
     options = RunOptions.model_validate({"run": str(run.directory), "split": split})
     out = {}
     with TemporaryDirectory() as folder:

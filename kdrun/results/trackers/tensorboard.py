@@ -12,7 +12,7 @@ from kdrun.core.files import remove
 from kdrun.core.later import later
 from kdrun.core.registry import register
 from kdrun.results.trackers.pictures import pictures
-from kdrun.training.tracking import Outcome, Tracked, Tracker
+from kdrun.training.tracking import Outcome, Tracked, Tracker, text_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +56,7 @@ class TensorBoard(Tracker):
         columns, rows = outcome.table
         if rows:
             lines = [columns, ["---"] * len(columns), *rows]
-            told = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+            told = "\n".join("| " + " | ".join(map(text_of, line)) + " |" for line in lines)
             self._writer.add_text("results", told, outcome.step)
         for name, image in pictures(outcome).items():
             self._writer.add_image(name, np.asarray(image), outcome.step, dataformats="HWC")
@@ -64,7 +64,3 @@ class TensorBoard(Tracker):
 
     def abandon(self) -> None:
         self._writer.close()
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from kdrun.config.nodes import dump
 from kdrun.config.parts import TrackerConfig
 from kdrun.core.registry import register
 from kdrun.results.trackers.pictures import pictures
-from kdrun.training.tracking import Outcome, Tracked, Tracker, brief
+from kdrun.training.tracking import Outcome, Tracked, Tracker, brief, text_of
 
 log = logging.getLogger(__name__)
 INIT_TIMEOUT = 5  # seconds for the server's answer: with wandb-core started twice, a run is offline within 10
@@ -52,7 +53,9 @@ class Wandb(Tracker):
     def finish(self, outcome: Outcome) -> None:
         if self._run is None:
             return
-        self._show(outcome)
+        with contextlib.suppress(OSError):  # a full disk is told of below, when the curves are in it
+            require_room(self._place)
+            self._show(outcome)
         self._run.summary.update(outcome.metrics)
         try:
             self._run.finish(exit_code=int(outcome.failed))
@@ -74,10 +77,13 @@ class Wandb(Tracker):
         """The final table and pictures, with the values of the last step."""
         import wandb
 
-        columns, rows = outcome.table
         shown: dict[str, Any] = {name: wandb.Image(image) for name, image in pictures(outcome).items()}
-        if rows:
-            shown["results"] = wandb.Table(columns=[*columns], data=rows)
+        columns, rows = outcome.table
+        if rows:  # not wandb.Table, an artifact: it asks the server once more, and leaves files in the home folder
+            cells = [[f"<td>{escape(text_of(value))}</td>" for value in line] for line in [columns, *rows]]
+            shown["results"] = wandb.Html(
+                "<table>" + "".join(f"<tr>{''.join(line)}</tr>" for line in cells) + "</table>"
+            )
         if shown:
             self._run.log(shown, step=max(outcome.step, self._run.starting_step))
 
