@@ -32,10 +32,10 @@ def test_few_classes_have_their_names_and_numbers_and_many_have_neither(tmp_path
     few = texts(tmp_path, 20, [f"class {k}" for k in range(19)] + ["an uncommonly long name"])
     assert few.count("7") == 1
     assert few.count("1") == 20
-    assert {"class 0", "an uncommonly lon…", "74.07% of 27 images right"} <= set(few)
+    assert {"class 0", "an uncommonly lon…", "74.07% of 27 images are right"} <= set(few)
     many = texts(tmp_path, 21, [f"class {k}" for k in range(21)])
     assert not {"7", "class 0"} & set(many)
-    assert "75.00% of 28 images right" in many
+    assert "75.00% of 28 images are right" in many
 
 
 def test_a_run_s_picture_is_drawn_from_its_predictions(tmp_path):
@@ -43,5 +43,5 @@ def test_a_run_s_picture_is_drawn_from_its_predictions(tmp_path):
     save(run, "student", torch.eye(3), [0, 1, 1])
     main(["confusion", f"run={run}"])
     assert sorted(path.name for path in (run / "analysis").iterdir()) == ["confusion-test.png", "confusion-test.svg"]
-    with pytest.raises(ConfigError, match="write a name that ends in .png or .svg"):
+    with pytest.raises(ConfigError, match=r"write a name that ends in \.png or \.svg"):
         main(["confusion", f"run={run}", "out=x.pdf"])

@@ -1,4 +1,4 @@
-"""Confusion matrix: of the images of each class, the share that a network says is of each."""
+"""Confusion matrix: of the images of each class, the share that a network takes for each."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -9,6 +9,7 @@ from torch import Tensor
 from kdrun.core.errors import KdrunError
 from kdrun.data.load import load_dataset
 from kdrun.metrics import confusion_matrix
+from kdrun.results.cell import run_name
 from kdrun.results.plots.figure import drawn, panels, places, told
 from kdrun.results.plots.options import Confusion as Options
 from kdrun.runs.finished import FinishedRun
@@ -22,7 +23,8 @@ def report(options: Options) -> str:
     net = options.net or run.record["headline"]
     paths = places(run.directory / "analysis" / f"confusion-{options.split}", options.out)
     logits, target = run.predictions(options.split, net)
-    draw(logits, target, _names(run, logits.shape[1]), paths)
+    title = f"{net} of {run_name(run.directory)}, {options.split} images"
+    draw(logits, target, _names(run, logits.shape[1]), paths, title)
     return told(paths)
 
 
@@ -35,17 +37,18 @@ def _names(run: FinishedRun, classes: int) -> Sequence[str]:
     return names if len(names) == classes else [str(k) for k in range(classes)]
 
 
-def draw(logits: Tensor, target: Tensor, names: Sequence[str], paths: Sequence[Path]) -> None:
+def draw(logits: Tensor, target: Tensor, names: Sequence[str], paths: Sequence[Path], title: str = "") -> None:
     """Rows are shares of a class's images; its cells have their number where there are few classes."""
     classes = logits.shape[1]
     counts = confusion_matrix(logits.argmax(1), target, classes)
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     right = counts.diagonal().sum().item() / max(len(target), 1)
+    found = f"{right:.2%} of {len(target):,} images are right"
     with drawn(paths, 6.2) as figure:
         [axes] = panels(figure)
         image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
         axes.grid(False)
-        axes.set(xlabel="said to be", ylabel="is", title=f"{right:.2%} of {len(target):,} images right")
+        axes.set(xlabel="predicted class", ylabel="true class", title=f"{title}\n{found}" if title else found)
         if classes <= NUMBERED:
             short = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
             axes.set_xticks(range(classes), short, rotation=0 if max(map(len, short)) < 3 else 90)

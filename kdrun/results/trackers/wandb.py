@@ -80,10 +80,8 @@ class Wandb(Tracker):
         shown: dict[str, Any] = {name: wandb.Image(image) for name, image in pictures(outcome).items()}
         columns, rows = outcome.table
         if rows:  # not wandb.Table, an artifact: it asks the server once more, and leaves files in the home folder
-            cells = [[f"<td>{escape(text_of(value))}</td>" for value in line] for line in [columns, *rows]]
-            shown["results"] = wandb.Html(
-                "<table>" + "".join(f"<tr>{''.join(line)}</tr>" for line in cells) + "</table>"
-            )
+            lines = ["".join(f"<td>{escape(text_of(v))}</td>" for v in line) for line in [columns, *rows]]
+            shown["results"] = wandb.Html(f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>")
         if shown:
             self._run.log(shown, step=max(outcome.step, self._run.starting_step))
 
