@@ -1,6 +1,7 @@
 """Draw pictures of finished runs and of tables, as PNG and SVG.
 
 kdrun plot reliability run=outputs/runs/...          accuracy by confidence; the teacher beside the student
+kdrun plot confusion run=outputs/runs/...            what images of each class are taken for
 kdrun plot coverage run=... split=val                error among the images that it is surest of
 kdrun plot curves table=demo metric=test/top1        learning curves, mean and range over seeds; or run=...
 kdrun plot confidence table=demo                     mean confidence against accuracy, a point a run

@@ -22,21 +22,34 @@ def run_key(config: RunConfig) -> str:
     Fields equal to their default are left out, so a field added later changes no key where it keeps the old behavior. A
     published dataset counts by its name, and where other files lie in its place by their listing too.
     """
+    told = _counted(config)
+    if config.dataset.split_seed == config.seed:  # the same draw as null
+        told["config"]["dataset"].pop("split_seed", None)
+    return json_hash(told)
+
+
+def seedless_key(config: RunConfig) -> str:
+    """As `run_key`, of all runs that differ in nothing but the seed."""
+    told = _counted(config)
+    told["config"].pop("seed", None)
+    return json_hash(told)
+
+
+def _counted(config: RunConfig) -> dict[str, Any]:
+    """All that a result depends on."""
     content = _content(config)
     adaptive = config.schedule.decay.name == "plateau" or any(r.kind == "adaptive" for r in config.ramps.values())
     if not adaptive and not config.needs.evaluations:
         # evaluations only look on
         for cadence in ("eval_every_steps", "eval_every_epochs"):
             content["schedule"].pop(cadence, None)
-    if config.dataset.split_seed == config.seed:  # the same draw as null
-        content["dataset"].pop("split_seed", None)
     if config.views.weak.scale is None:  # the same pixels, streamed or not
         content["dataset"].pop("stream", None)
     if not getattr(config.dataset, "skip_unreadable", False):  # a file above the limit ends the run
         content["dataset"].pop("max_pixels", None)
     told = {"version": KEY_VERSION, "config": content, "plugins": plugins_of(config)}
     listing = data_identity(config.dataset)
-    return json_hash(told if listing is None else {**told, "listing": listing})
+    return told if listing is None else {**told, "listing": listing}
 
 
 def data_identity(dataset: DatasetConfig) -> str | None:

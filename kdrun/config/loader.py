@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kdrun.config.repository import ParsedOnce
+from kdrun.core.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,12 @@ class Picked:
         return self.stamps == self.stamps_of(self.files, self.where)
 
 
+INSTEAD = {
+    "tracker": "write tracker={first} tracker.also=[{rest}]",
+    "student": "write students=[{all}]",
+    "loss": "write loss={first} +loss/term@loss.{last}={last} for a further term",
+}
+"""What to write in place of a list, for groups of which there may be several."""
 BEGUN = ResultDefault(config_path="")
 """Stands for Hydra's own files."""
 
@@ -120,6 +127,7 @@ class Loader(ConfigLoaderImpl):
 
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: Any) -> DictConfig:
         """As Hydra's; its own files, which come first and mostly are the same, are merged once."""
+        _refuse_lists(defaults)
         self._merged = defaults, repo.delegate
         own = list(takewhile(lambda file: str(file.config_path).startswith("hydra/"), defaults))
         name = str([(file.config_path, file.package) for file in own] + Picked.stamps_of(own, repo.delegate))
@@ -132,6 +140,24 @@ class Loader(ConfigLoaderImpl):
         if default is BEGUN:
             return ConfigResult(provider="kdrun", path="", config=self._begun, header={"package": None})
         return super()._load_single_config(default, repo)
+
+
+def _refuse_lists(files: Sequence[ResultDefault]) -> None:
+    """Raises ConfigError for a group that was given a list, `tracker=[a,b]`, whose files would be merged in silence.
+
+    A group is one choice where its files fill a node that is named after it; those of `experiment` fill all.
+    """
+    picked: dict[tuple[str, str], list[str]] = {}
+    for file in files:
+        group, _, name = str(file.config_path).partition("/")
+        if file.package and name and "/" not in str(file.parent) and group != "hydra":  # picked by no file of a group
+            picked.setdefault((group, file.package), []).append(name)
+    for (group, package), names in picked.items():
+        if len(names) > 1:
+            word = group if package == group else f"{group}@{package}"
+            instead = INSTEAD.get(word, f"a sweep, kdrun sweep {word}={','.join(names)}, makes a run of each")
+            told = instead.format(first=names[0], rest=",".join(names[1:]), all=",".join(names), last=names[-1])
+            raise ConfigError(f"{word}=[{','.join(names)}]: one choice, and a list would mix their keys; {told}")
 
 
 def parse_once() -> None:

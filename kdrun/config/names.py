@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from kdrun.config.key import seedless_key
 from kdrun.config.run import RunConfig
 from kdrun.config.values import leaves
 from kdrun.core.schema import OutsideKey, marker
@@ -43,6 +44,11 @@ def short_names(configs: Sequence[RunConfig], roles: Sequence[str] | None = None
 def kind_of(name: str) -> str:
     """A short name without its seed: what runs that differ in nothing else share."""
     return re.sub(r" s\d+$", "", name)
+
+
+def group_name(config: RunConfig) -> str:
+    """`kd-resnet20-digits-100-3fa2c1`: one for all runs that differ in nothing but the seed, and no other."""
+    return f"{kind_of(short_names([config])[0])}-{seedless_key(config)[:6]}"
 
 
 def seed_of(name: str) -> str:

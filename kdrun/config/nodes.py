@@ -14,8 +14,8 @@ from kdrun.config.effective import effective
 from kdrun.config.environment import asked_again, hidden, resolved
 from kdrun.config.model import ModelConfig
 from kdrun.config.networks import own_networks
-from kdrun.config.parts import TermConfig
-from kdrun.config.run import EvaluateConfig, ExecutionConfig, RunConfig, TrackerConfig
+from kdrun.config.parts import TermConfig, TrackerConfig
+from kdrun.config.run import EvaluateConfig, ExecutionConfig, RunConfig
 from kdrun.config.schedule import RampConfig, ScheduleConfig
 from kdrun.config.teacher import TeacherConfig
 from kdrun.config.values import refuse_values
@@ -110,9 +110,9 @@ def from_nodes(node: dict[str, Any], written: Mapping[str, str] | None = None) -
     collect("ramps", lambda: _ramps(node.get("ramps") or {}))
     collect("schedule", lambda: build(ScheduleConfig, _decay(node["schedule"], "schedule"), "schedule"))
     collect("teacher", lambda: teacher_of(node.get("teacher") or {}))
+    collect("tracker", lambda: tracker_of(node.get("tracker") or {}))
     for name, schema in (
         ("views", ViewsConfig),
-        ("tracker", TrackerConfig),
         ("execution", ExecutionConfig),
         ("evaluate", EvaluateConfig),
     ):
@@ -228,6 +228,27 @@ def _at_default(field: FieldInfo, value: Any) -> bool:
         except ValidationError:
             return False
     return bool(value == default)
+
+
+def tracker_of(node: Any) -> TrackerConfig:
+    """The typed configuration of a tracker, and of those beside it. Raises ConfigError: a line for each mistake."""
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"tracker: expected a mapping with a name, got {node!r}; choose a file of conf/tracker")
+    given = {"name": "none", **node}
+    if given["name"] == "none":  # another one's keys, of an experiment or an old record, ask nothing of it
+        others = {key for cls in registered("tracker").values() for key in cls.Config.model_fields}  # type: ignore[attr-defined]
+        given = {key: value for key, value in given.items() if key in TrackerConfig.model_fields or key not in others}
+    also = given.get("also")
+    if isinstance(also, list):
+        beside = [dict(item) if isinstance(item, Mapping) else {"name": item} for item in also]
+        names = [given["name"], *(item.get("name") for item in beside)]
+        if twice := [name for k, name in enumerate(names) if name in names[:k]]:
+            raise ConfigError(f"tracker.also: {twice[0]} is there twice; name each tracker once")
+        if deeper := [k for k, item in enumerate(beside) if item.get("also")]:
+            raise ConfigError(f"tracker.also.{deeper[0]}.also: those beside a tracker stand in one list, tracker.also")
+        given["also"] = [part_config("tracker", item, f"tracker.also.{k}") for k, item in enumerate(beside)]
+    found: TrackerConfig = part_config("tracker", given, "tracker")
+    return found
 
 
 def _ramps(node: Any) -> dict[str, RampConfig]:

@@ -14,23 +14,12 @@ from pydantic import Field, SerializeAsAny, field_validator
 from kdrun.config.dataset import DatasetConfig
 from kdrun.config.model import ModelConfig
 from kdrun.config.needs import Needs
-from kdrun.config.parts import MethodConfig, TermConfig
+from kdrun.config.parts import MethodConfig, TermConfig, TrackerConfig
 from kdrun.config.schedule import RampConfig, ScheduleConfig
 from kdrun.config.teacher import NetworkConfig, TeacherConfig
 from kdrun.config.views import ViewsConfig
 from kdrun.core.registry import lookup
 from kdrun.core.schema import OutsideKey, Schema
-
-
-class TrackerConfig(Schema):
-    """Mirror of the curves; the record on disk stays the source of truth."""
-
-    name: Literal["none", "wandb"] = "none"
-    project: str = "kdrun"
-    entity: str | None = None
-    tags: list[str] = Field(default_factory=list)
-    mode: Literal["online", "offline"] | None = None
-    """null: online where a key is configured, else offline (WANDB_MODE counts)."""
 
 
 class EvaluateConfig(Schema):
@@ -98,7 +87,7 @@ class RunConfig(Schema):
     losses: dict[str, SerializeAsAny[TermConfig]]
     schedule: ScheduleConfig
     seed: int = Field(0, ge=0)
-    tracker: Annotated[TrackerConfig, OutsideKey()]
+    tracker: Annotated[SerializeAsAny[TrackerConfig], OutsideKey()]
     execution: Annotated[ExecutionConfig, OutsideKey()]
     evaluate: Annotated[EvaluateConfig, OutsideKey()] = Field(default_factory=EvaluateConfig)
     plugins: Annotated[list[str], OutsideKey()] = Field(default_factory=list)

@@ -1,5 +1,5 @@
 """Names of the parts that plug in: methods, loss terms, datasets, teachers, learning-rate decays, uncertainties,
-engines.
+engines, trackers.
 
 `@register("method", "distill")` on a class is all that a new part needs. Its nested `Config` is the schema of its YAML
 node. Networks are registered with timm's own `register_model`.
@@ -29,7 +29,7 @@ T = TypeVar("T", bound=type)
 _PACKAGES = {
     "method": "kdrun.methods", "loss": "kdrun.losses", "dataset": "kdrun.data.sets", "model": "kdrun.models",
     "decay": "kdrun.training.decay", "uncertainty": "kdrun.methods.uncertainty", "teacher": "kdrun.teachers",
-    "engine": "kdrun.training.engines",
+    "engine": "kdrun.training.engines", "tracker": "kdrun.results.trackers",
 }  # fmt: skip
 # What a class of each kind, and its Config, are to be made from.
 _BASES = {
@@ -40,8 +40,9 @@ _BASES = {
     "uncertainty": ("kdrun.methods.uncertainty.Uncertainty", "kdrun.config.parts.UncertaintyConfig"),
     "teacher": ("kdrun.teachers.kind.TeacherKind", "kdrun.config.teacher.TeacherConfig"),
     "engine": ("kdrun.training.engines.engine.Engine", "kdrun.training.engines.engine.EngineConfig"),
+    "tracker": ("kdrun.training.tracking.Tracker", "kdrun.config.parts.TrackerConfig"),
 }
-_MEMBERS = {"loss": ("forward",), "teacher": ("build", "outline"), "uncertainty": ("weight",)}
+_MEMBERS = {"loss": ("forward",), "teacher": ("build", "outline"), "uncertainty": ("weight",), "tracker": ("log",)}
 # Names become folders and parts of dotted keys.
 WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}")
 _REGISTRY: dict[str, dict[str, type]] = {kind: {} for kind in _PACKAGES if kind != "model"}  # networks are timm's

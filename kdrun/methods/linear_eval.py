@@ -16,8 +16,8 @@ from kdrun.config.effective import effective
 from kdrun.config.key import run_key
 from kdrun.config.needs import Needs
 from kdrun.config.nodes import from_nodes, part_config
-from kdrun.config.parts import MethodConfig
-from kdrun.config.run import EvaluateConfig, ExecutionConfig, RunConfig, TrackerConfig
+from kdrun.config.parts import MethodConfig, TrackerConfig
+from kdrun.config.run import EvaluateConfig, ExecutionConfig, RunConfig
 from kdrun.config.schedule import MOST_STEPS
 from kdrun.config.teacher import TeacherConfig
 from kdrun.config.views import MixConfig

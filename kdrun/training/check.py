@@ -32,6 +32,7 @@ from kdrun.training.rates import LearningRate
 from kdrun.training.rehearsal import rehearse
 from kdrun.training.shifted import shifted_sets
 from kdrun.training.sizes import refuse_sizes
+from kdrun.training.tracking import require_trackers
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ def check(run: Job | RunConfig) -> None:
     """
     job = Job.of(run)
     _check_machine(job.config)
+    require_trackers(job.config)
     outline = Assembly.outline(job)
     config = outline.config
     check_measurements(job)

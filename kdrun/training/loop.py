@@ -42,7 +42,7 @@ from kdrun.training.rates import LearningRate, Ramps
 from kdrun.training.state import OtherMetrics, Progress, restore, state_of
 from kdrun.training.stopwatch import Stopwatch
 from kdrun.training.tape import Tape
-from kdrun.training.tracking import Tracker
+from kdrun.training.tracking import Tracking
 from kdrun.training.window import Window
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Loop:
 
     def __init__(
         self, method: Method[Any], loader: Loader, evaluator: Evaluator, clock: Clock, directory: Path,
-        tracker: Tracker, key: str, still_ours: Callable[[], None] = lambda: None, hidden: Tensor | None = None,
+        tracking: Tracking, key: str, still_ours: Callable[[], None] = lambda: None, hidden: Tensor | None = None,
         before: Callable[[bool], None] = lambda fresh: None,
     ) -> None:  # fmt: skip
         self.method = method
@@ -63,7 +63,7 @@ class Loop:
         self.config: RunConfig = method.config
         self.schedule: ScheduleConfig = self.config.schedule
         self.directory = directory
-        self.tracker = tracker
+        self.tracking = tracking
         self.checkpoint = Checkpoint(directory / "checkpoint", key)
         self.before = before  # called once before the first step of this process: whether the run is fresh
         self.still_ours = still_ours  # raises where another process took the run over
@@ -356,7 +356,7 @@ class Loop:
             return
         self.still_ours()
         self.log.write(self.progress.step, values)
-        self.tracker.log(self.progress.step, values)
+        self.tracking.log(self.progress.step, values)
 
     # ---------------------------------------------------------------------------------------------- checkpoints
 

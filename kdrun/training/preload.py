@@ -9,7 +9,7 @@ from kdrun.core.registry import load
 
 for name in ("numpy.ctypeslib", "numpy.ma", "timm.optim", "torch.utils.flop_counter"):
     importlib.import_module(name)
-for kind in ("method", "loss", "dataset", "decay", "uncertainty", "teacher", "model"):
+for kind in ("method", "loss", "dataset", "decay", "uncertainty", "teacher", "model", "tracker"):
     load(kind)
 gc.collect()
 gc.freeze()  # or the first collection of a child copies every page

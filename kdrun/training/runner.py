@@ -43,7 +43,7 @@ from kdrun.training.measure import with_corruptions, with_sets
 from kdrun.training.remarks import remarks
 from kdrun.training.state import Progress
 from kdrun.training.statistics import AskedTeacher
-from kdrun.training.tracking import Tracker, make_tracker
+from kdrun.training.tracking import Tracking, make_tracking
 
 log = logging.getLogger(__name__)
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
@@ -312,15 +312,15 @@ def _describe(assembly: Assembly, record: Record, operations: Operations) -> Non
 def _fit(assembly: Assembly, record: Record, job_type: str, still_ours: Callable[[], None]) -> None:
     """Train, evaluate, save; the results go into the record."""
     job, method, loader, here = assembly.job, assembly.method, assembly.loader, world()
-    tracker = make_tracker(assembly.config, job.directory, job_type) if here.first else Tracker()
+    tracking = make_tracking(job, job_type) if here.first else Tracking()
     failed = True
     try:
         loop, progress = None, Progress()
         if method.needed.trains:
             hidden = assembly.labels.to(assembly.device)
             loop = Loop(
-                method, loader, assembly.evaluator, assembly.clock, job.directory, tracker, job.key, still_ours, hidden,
-                partial(_before, assembly, record),
+                method, loader, assembly.evaluator, assembly.clock, job.directory, tracking, job.key, still_ours,
+                hidden, partial(_before, assembly, record),
             )  # fmt: skip
         with loop.stopped_well() if loop is not None else nullcontext():
             progress = loop.run() if loop is not None else progress
@@ -335,7 +335,7 @@ def _fit(assembly: Assembly, record: Record, job_type: str, still_ours: Callable
         failed = False
     finally:
         loader.close()
-        tracker.finish(record["metrics"], failed)
+        tracking.finish(record, failed, assembly.arrays.class_names)
 
 
 def _save_results(

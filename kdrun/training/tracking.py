@@ -1,224 +1,250 @@
-"""Mirrors of the curves: wandb, or nothing. The record on disk is the source of truth and never depends on them."""
+"""What mirrors a run elsewhere: trackers, and the one thought that all of them share.
+
+metrics.jsonl is the truth. A step is told once, whole, when the next one comes; where a run goes on, a tracker is told
+first what metrics.jsonl has and it has not. So after a kill no step is doubled or lost, and training depends on none of
+them: what one does wrong is said in one line.
+"""
 
 import contextlib
+import importlib.util
 import logging
-import os
-import shutil
-import tempfile
-import time
-from collections.abc import Iterator, Mapping
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from kdrun.config.key import run_key
-from kdrun.config.nodes import dump
+from kdrun.config.job import Job
+from kdrun.config.names import group_name, short_names
+from kdrun.config.parts import TrackerConfig
 from kdrun.config.run import RunConfig
+from kdrun.core.errors import ConfigError
+from kdrun.core.registry import lookup
+from kdrun.runs.metric import Metric
 from kdrun.runs.metrics_log import MetricsLog
-from kdrun.runs.record import finite
+from kdrun.runs.record import Record, finite
+from kdrun.runs.whole import METRICS
 
 log = logging.getLogger(__name__)
-INIT_TIMEOUT = 5  # seconds for the server's answer: with wandb-core started twice, a run is offline within 10
-FINISH_TIMEOUT = 20  # seconds for what is not uploaded when a run ends
-RETRY = 600  # seconds in which the next jobs of a sweep do not ask a server that failed
-ROOM = 1 << 18  # bytes that must fit on the tracker's disk; a short run takes 80 KB
+
+
+@dataclass(frozen=True, eq=False)
+class Tracked:
+    """A run as every tracker shows it.
+
+    Args:
+        role: `train`, or what the run that needs it calls it (teacher).
+    """
+
+    job: Job
+    role: str = "train"
+
+    @property
+    def config(self) -> RunConfig:
+        return self.job.config
+
+    @property
+    def key(self) -> str:
+        """The run key, by which a run that goes on is found again."""
+        return self.job.key
+
+    @property
+    def directory(self) -> Path:
+        return self.job.directory
+
+    @cached_property
+    def name(self) -> str:
+        """As sweeps call it: `kd-resnet8-cifar10-10000 s0`."""
+        return short_names([self.config], [self.role])[0]
+
+    @cached_property
+    def group(self) -> str:
+        """`kd-resnet8-cifar10-10000-3fa2c1`, which it shares with its other seeds alone."""
+        return group_name(self.config)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What came out of a run.
+
+    Args:
+        record: with `metrics`, of all networks and the teacher; a run that failed may have none.
+        step: the last one.
+        told: the values of that step that trackers were told.
+        class_names: of the dataset.
+    """
+
+    record: Record
+    directory: Path
+    failed: bool
+    step: int = 0
+    told: Mapping[str, Any] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """`split/net/metric` -> number; None where it is not finite."""
+        found: dict[str, Any] = finite(self.record["metrics"])
+        return found
+
+    @property
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """The final figures: the columns, and a row for each split and network."""
+        rows: dict[tuple[str, str], dict[str, Any]] = {}
+        for key, value in self.metrics.items():
+            metric = Metric.parse(key)
+            if metric.net is not None:
+                rows.setdefault((metric.split, metric.net), {})[metric.name] = value
+        names = list(dict.fromkeys(name for row in rows.values() for name in row))
+        return ["split", "network", *names], [[*place, *map(row.get, names)] for place, row in rows.items()]
 
 
 class Tracker:
-    """Takes the values that metrics.jsonl takes. This one drops them."""
+    """Shows a run elsewhere. A subclass is registered: `@register("tracker", name)`; whatever it raises is caught."""
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Values of a step."""
+    Config: ClassVar[type[TrackerConfig]] = TrackerConfig
+    modules: ClassVar[tuple[str, ...]] = ()
+    """What it imports; where one is missing, nothing is run."""
+    install: ClassVar[str] = ""
+    """What pip is to install then."""
+    first: float = 0
+    """Steps before it are not told: `start` says so where they are there already."""
+    replays = True
+    """Whether it is told what metrics.jsonl has from before this process."""
 
-    def finish(self, summary: Mapping[str, Any], failed: bool) -> None:
+    def __init__(self, config: Any, run: Tracked) -> None:
+        self.config = config
+        self.run = run
+
+    def start(self) -> None:
+        """Begin, or go on with the run of this key."""
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """All values of a step, None where one is not finite. Steps come in order, each once."""
+        raise NotImplementedError
+
+    def finish(self, outcome: Outcome) -> None:
         """End of the run."""
 
+    def abandon(self) -> None:
+        """Let go of what is held, after an error."""
 
-class Wandb(Tracker):
-    """A wandb run named by the run key, so that a resumed run continues its curve.
 
-    Whatever fails here (a lost server, a full disk) is said in one line and never stops training.
+class Tracking:
+    """The trackers of a run. Without any it drops all values.
+
+    Args:
+        make: what makes each, by name.
     """
 
-    def __init__(self, config: RunConfig, directory: Path, job_type: str) -> None:
-        self._run: Any = None
-        self._place = Path(os.environ.get("WANDB_DIR") or directory).expanduser().absolute()
-        self._metrics = MetricsLog(directory / "metrics.jsonl")
-        self._whole = True
-        """Whether this session gets all values of the run, also those before a resume."""
-        self._superseded: set[Path] = set()
-        with self._guarded():
-            self._start(config, directory, job_type)
+    def __init__(self, make: Mapping[str, Callable[[], Tracker]] | None = None, directory: Path = Path()) -> None:
+        self._directory = directory
+        self._running: dict[str, Tracker] = {}
+        self._replayed = False
+        self._step = 0
+        self._values: dict[str, Any] = {}
+        self._told = True
+        """Whether these values are told, or were on their way when a signal came."""
+        for name, made in (make or {}).items():
+            with self._guarded(name):
+                self._running[name] = made()
+                self._running[name].start()
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        with self._guarded():
-            if self._run is not None:
-                self._catch_up(step)
-                self._send(step, values)
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """What was just written to metrics.jsonl."""
+        if not self._running:
+            return
+        if self._replayed:
+            self._take(step, values)
+        else:
+            self._replay(step)
 
-    def finish(self, summary: Mapping[str, Any], failed: bool) -> None:
-        with self._guarded():
-            if self._run is None:
-                return
-            self._catch_up(None)
-            self._run.summary.update(finite(summary))
-            try:
-                self._run.finish(exit_code=int(failed))
-            except TimeoutError as error:
-                _BROKEN_OFF.append(str(error))
-            if _BROKEN_OFF:
-                path = self._run.settings.sync_dir
-                log.warning("wandb: the server did not take everything; later: wandb sync --include-online %s", path)
-                return
-            require_room(self._place)  # wandb-core keeps a full disk to itself
-            for session in self._superseded:
-                shutil.rmtree(session, ignore_errors=True)
+    def finish(self, record: Record, failed: bool, class_names: tuple[str, ...] = ()) -> None:
+        """End of the run, whatever is in its record by now."""
+        if not self._running:
+            return
+        if not self._replayed:
+            self._replay(math.inf)
+        self._tell()
+        outcome = Outcome(record, self._directory, failed, self._step, self._values, class_names)
+        for name, tracker in list(self._running.items()):
+            with self._guarded(name):
+                tracker.finish(outcome)
 
-    def _start(self, config: RunConfig, directory: Path, job_type: str) -> None:
-        import wandb
+    def _replay(self, step: float) -> None:
+        """Tell what metrics.jsonl has, in which what `step` gave is the end."""
+        self._replayed = True
+        for tracker in self._running.values():
+            if not tracker.replays:
+                tracker.first = max(tracker.first, step)
+        with self._guarded(*self._running):
+            for line in MetricsLog(self._directory / METRICS).lines():
+                self._take(line.pop("step"), line)
 
-        logging.getLogger("wandb").setLevel(logging.CRITICAL)  # on a full disk its debug.log floods the terminal
-        require_room(self._place)
-        key = run_key(config)
-        settings = wandb.Settings(
-            project=config.tracker.project, entity=config.tracker.entity, run_tags=tuple(config.tracker.tags) or None,
-            run_id=key, run_name=directory.name, run_group="/".join(directory.parts[-4:-1]), run_job_type=job_type,
-            resume="allow", reinit="finish_previous", root_dir=str(self._place),
-            init_timeout=INIT_TIMEOUT, finish_timeout=FINISH_TIMEOUT, finish_timeout_raises=True,
-            console="off", silent=True, x_disable_stats=True, x_disable_meta=True,
-            x_transaction_log_flush_interval=1,  # seconds; a kill loses what is not flushed
-        )  # fmt: skip
-        _BROKEN_OFF.clear()
-        mode = self._mode(config.tracker.mode)
-        others = self._sessions(key)
-        if mode == "online":
-            try:
-                self._run = wandb.init(config=dump(config), mode="online", settings=settings)
-                log.info("wandb: %s", self._run.url)
-            except Exception as error:  # offline may work, whatever it was
-                stop_service()  # or the id would be in use
-                for session in self._sessions(key) - others:
-                    shutil.rmtree(session, ignore_errors=True)
-                _LOST[:] = [(time.monotonic(), brief(error))]
-                mode = self._offline(brief(error))
-                start_service(self._place)
-        if mode == "offline":
-            self._run = wandb.init(config=dump(config), mode="offline", settings=settings)
-        # Online, we know which steps the server has; `wandb sync` would append them under other numbers. So values from
-        # before a resume are logged again, unless an offline session follows one that the server may know.
-        unsent = {path for path in others if path.name.startswith("offline") and not any(path.glob("*.synced"))}
-        self._whole = mode == "online" or unsent == others
-        self._superseded = unsent if self._whole else set()
+    def _take(self, step: int, values: Mapping[str, Any]) -> None:
+        if step != self._step:
+            self._tell()
+            self._step, self._values = step, {}
+        self._values.update(finite(values))
+        self._told = False
 
-    def _mode(self, given: str | None) -> str:
-        """online, offline or disabled: what the config says, else WANDB_MODE or wandb's files; online needs a key."""
-        import wandb
-
-        mode = start_service(self._place, **({"mode": given} if given else {}))
-        if mode in ("offline", "dryrun", "disabled"):
-            return mode.replace("dryrun", "offline")
-        for failed_at, reason in _LOST:
-            if time.monotonic() - failed_at < RETRY:
-                return self._offline(f"not tried again after {reason}")
-        try:
-            if wandb.login(prompt=False, verify=False):
-                return "online"
-        except wandb.Error as error:  # a malformed key
-            return self._offline(brief(error))
-        reason = "no API key is configured (wandb login)"
-        if given or reason not in _SAID:  # once for a sweep
-            _SAID.add(reason)
-            self._offline(reason)
-        return "offline"
-
-    def _offline(self, reason: str) -> str:
-        log.warning("wandb: %s; going on offline, upload it later: wandb sync %s", reason, self._place / "wandb")
-        return "offline"
-
-    def _sessions(self, key: str) -> set[Path]:
-        """Directories that wandb made for this run, one each time it was started."""
-        found = (self._place / "wandb").glob(f"*run-*-{key}*")
-        return {path for path in found if path.is_dir() and not path.is_symlink()}
-
-    def _catch_up(self, step: int | None) -> None:
-        """Log what metrics.jsonl has from before a resume (before `step`, at the first call)."""
-        lines, self._whole = self._metrics.lines() if self._whole else [], False
-        for line in lines:
-            if step is None or line["step"] < step:
-                self._send(line.pop("step"), line)
-
-    def _send(self, step: int, values: Mapping[str, float]) -> None:
-        if step >= self._run.starting_step:  # the server has those before
-            self._run.log(finite(values), step=step)
+    def _tell(self) -> None:
+        """The step that is whole now."""
+        due, self._told = not self._told, True
+        for name, tracker in list(self._running.items() if due else ()):
+            if self._step >= tracker.first:
+                with self._guarded(name):
+                    tracker.log(self._step, self._values)
 
     @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def _guarded(self, *names: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # whatever wandb raises; the run must go on
-            log.warning("wandb switched off: %s; metrics.jsonl has all values", brief(error))
-            self._run = None
-            stop_service()  # the next job gets a new one
+        except Exception as error:  # whatever a library raises; the run must go on
+            for name in names:
+                log.warning("%s switched off: %s; metrics.jsonl has all values", name, brief(error))
+                if (tracker := self._running.pop(name, None)) is not None:
+                    with contextlib.suppress(Exception):
+                        tracker.abandon()
 
 
-_LOST: list[tuple[float, str]] = []  # when and why the server failed last in this process
-_SAID: set[str] = set()
-_BROKEN_OFF: list[str] = []  # what wandb said of the present run's upload that it gave up
+def make_tracking(job: Job, role: str) -> Tracking:
+    """The started trackers of a run."""
+    run = Tracked(job, role)
+    make = {one.name: partial(lookup("tracker", one.name, key), one, run) for key, one in _asked(job.config)}
+    return Tracking(make, job.directory)
 
 
-def _tells(record: logging.LogRecord) -> bool:
-    """Whether a warning of wandb is shown as it is; `finish` tells of an upload that broke off, with what to do."""
-    text = record.getMessage()
-    if broken_off := "Fatal error while uploading" in text or "Timed out finishing" in text:
-        _BROKEN_OFF.append(text)
-    return not broken_off
+def require_trackers(config: RunConfig) -> None:
+    """Raises ConfigError where the package of a tracker is not installed."""
+    for key, one in _asked(config):
+        kind: type[Tracker] = lookup("tracker", one.name, key)
+        missing = [name for name in kind.modules if not _importable(name)]
+        if missing:
+            remedy = f"pip install '{kind.install or missing[0]}', or choose tracker=none"
+            raise ConfigError(f"{key}: {one.name} needs {', '.join(missing)}, which is not installed; {remedy}")
 
 
-_WARNINGS = log.getChild("wandb")  # takes what wandb would print
-_WARNINGS.setLevel(logging.WARNING)
-_WARNINGS.addFilter(_tells)
+def _asked(config: RunConfig) -> list[tuple[str, TrackerConfig]]:
+    """Each with its key."""
+    beside = [(f"tracker.also.{k}", one) for k, one in enumerate(config.tracker.also)]
+    return [(key, one) for key, one in [("tracker", config.tracker), *beside] if one.name != "none"]
 
 
-def start_service(place: Path, **settings: Any) -> str:
-    """Start wandb-core, quietly and with its log below `place`. Returns the mode that wandb's settings ask for."""
-    import wandb
-
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its telemetry holds up the exit when the server is gone
-    own = "WANDB_CACHE_DIR" not in os.environ
-    if own:
-        os.environ["WANDB_CACHE_DIR"] = str(place)
-    try:
-        mode = str(wandb.setup(wandb.Settings(silent=True, **settings)).settings.mode)
-    finally:
-        if own:
-            del os.environ["WANDB_CACHE_DIR"]
-    wandb.termsetup(wandb.Settings(silent=True), _WARNINGS)
-    return mode
+def _importable(module: str) -> bool:
+    if module in sys.modules:
+        return sys.modules[module] is not None
+    return importlib.util.find_spec(module) is not None
 
 
-def stop_service() -> None:
-    """End wandb-core, whatever state it is in."""
-    with contextlib.suppress(Exception, SystemExit):  # SystemExit: wandb-core had crashed
-        import wandb
-
-        wandb.teardown()
-
-
-def require_room(place: Path) -> None:
-    """Raises OSError if the tracker's disk cannot take a session: wandb-core tells its own log only."""
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=place) as file:
-            file.write(bytes(ROOM))
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(place)) from None
+def text_of(value: Any) -> str:
+    """A cell of `Outcome.table`."""
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def brief(error: Exception) -> str:
     """An error in one line."""
     text = " ".join(str(error).split()).partition(" [type=")[0]  # pydantic goes on with a link
     return text if isinstance(error, OSError) else f"{type(error).__name__}: {text}"
-
-
-def make_tracker(config: RunConfig, directory: Path, job_type: str = "train") -> Tracker:
-    """The tracker that `tracker.name` names."""
-    return Wandb(config, directory, job_type) if config.tracker.name == "wandb" else Tracker()

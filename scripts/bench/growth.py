@@ -21,7 +21,7 @@ from kdrun.config.compose import Composer
 from kdrun.data.images import list_classes
 from kdrun.training.assembly import Assembly
 from kdrun.training.loop import Loop
-from kdrun.training.tracking import Tracker
+from kdrun.training.tracking import Tracking
 from scripts.bench.harness import report, rounds, write_random_images
 
 TINY = ["method=supervised", "loss=ce", "student=resnet8", "student.args.width=4", "schedule.batch_size=16"]
@@ -76,13 +76,13 @@ class Runs:
             ])  # fmt: skip
         self.first = Assembly.of(self.config)
 
-    def run(self, tracker: Tracker | None = None) -> list[float]:
+    def run(self, tracker: Tracking | None = None) -> list[float]:
         """Seconds of CPU of each step of a whole run."""
         made = Assembly.of(self.config)
         made.arrays, made.split = self.first.arrays, self.first.split
         watched: Any = Watched(made.loader) if tracker is None else made.loader  # what it notes would count as memory
         directory = Path(tempfile.mkdtemp(dir=self._folder.name))
-        given: Any = (made.method, watched, made.evaluator, made.clock, directory, tracker or Tracker(), "bench")
+        given: Any = (made.method, watched, made.evaluator, made.clock, directory, tracker or Tracking(), "bench")
         try:
             Loop(*given).run()
             return watched.steps() if tracker is None else []
@@ -119,7 +119,7 @@ def _report_pairs(first: str, ratio: str, one: Runs, other: Runs) -> None:
 # ------------------------------------------------------------------------------------------------------- memory
 
 
-class Resident(Tracker):
+class Resident(Tracking):
     """Prints the memory of this process as a run goes on."""
 
     every = 10_000

@@ -19,7 +19,7 @@ from kdrun.teachers.teacher import Teacher
 from kdrun.training.assembly import Assembly
 from kdrun.training.evaluator import Evaluator
 from kdrun.training.loop import Loop
-from kdrun.training.tracking import Tracker
+from kdrun.training.tracking import Tracking
 
 CPU = torch.device("cpu")
 
@@ -146,7 +146,7 @@ class LoopBench:
     def loop(self, run: Assembly) -> Loop:
         directory, hidden = Path(tempfile.mkdtemp(dir=self._folder.name)), run.labels.to(self.device)
         return Loop(
-            run.method, run.loader, run.evaluator, run.clock, directory, Tracker(), "bench", hidden=hidden
+            run.method, run.loader, run.evaluator, run.clock, directory, Tracking(), "bench", hidden=hidden
         )  # fmt: skip
 
     def optimizer(self, network: torch.nn.Module) -> torch.optim.Optimizer:

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 from kdrun.config.dataset import PackConfig
 from kdrun.config.model import ModelConfig
-from kdrun.config.run import EvaluateConfig, ExecutionConfig, RunConfig, TrackerConfig
+from kdrun.config.run import EvaluateConfig, ExecutionConfig, RunConfig
 from kdrun.config.schedule import ScheduleConfig
 from kdrun.config.source import GROUPS as WITHOUT_FILE
 from kdrun.config.source import names_without_file
@@ -148,7 +148,7 @@ def test_yaml_lists_every_key_of_its_schema_so_that_each_can_be_overridden_and_c
     kinds = [cls for cls in registered("teacher").values() if cls.__module__.startswith("kdrun.teachers.")]
     assert keys(cfg.teacher) == {name for cls in kinds for name in cls.Config.model_fields}
     assert keys(cfg.student) == set(ModelConfig.model_fields)
-    assert keys(cfg.tracker) == set(TrackerConfig.model_fields)
+    assert keys(cfg.tracker) == set(lookup("tracker", "wandb", "").Config.model_fields)
     assert keys(cfg.evaluate) == set(EvaluateConfig.model_fields)
     assert keys(cfg.execution) == set(ExecutionConfig.model_fields)
     assert keys(cfg.views) == set(ViewsConfig.model_fields)

@@ -32,7 +32,7 @@ from kdrun.training.assembly import Assembly
 from kdrun.training.distributed import average_gradients, prepare, refuse_over_ranks, settle_statistics
 from kdrun.training.evaluator import Evaluator
 from kdrun.training.loop import Loop
-from kdrun.training.tracking import Tracker
+from kdrun.training.tracking import Tracking
 from tests.conftest import FAST, TEACHER
 from tests.contract.test_methods import EXTRA, METHODS, OF_SEVERAL, SEVERAL, TWO, VITS, assembled, make
 from tests.each import each
@@ -184,7 +184,7 @@ def taken(config: RunConfig, steps: int) -> tuple[str, str]:
             Evaluator({}, 1000),
             run.clock,
             Path(folder),
-            Tracker(),
+            Tracking(),
             "key",
             hidden=run.labels.to(run.device),
         )

@@ -1,5 +1,6 @@
-"""The mirror on wandb: real offline sessions, read back with wandb's own reader, and a server that we can break."""
+"""Trackers of whole runs: wandb's offline sessions, read back with its own reader, and a server that we can break."""
 
+import csv
 import http.server
 import itertools
 import json
@@ -17,9 +18,10 @@ from pathlib import Path
 import pytest
 
 from kdrun.cli.train import main
+from kdrun.results.trackers import wandb as mirror
 from kdrun.runs.metrics_log import MetricsLog
 from kdrun.runs.record import find_records
-from kdrun.training import runner, tracking
+from kdrun.training import runner
 from tests.conftest import FAST, ROOT, TEACHER
 
 pytestmark = pytest.mark.slow
@@ -27,20 +29,22 @@ pytestmark = pytest.mark.slow
 ON = [argument for argument in FAST if argument != "tracker=none"] + ["method=supervised"]
 KEY = "0123456789abcdef" * 2 + "01234567"
 ENTITY = {"id": "e", "name": "e"}
+SHOWN = {"results": "html-file", "reliability": "image-file", "confusion": "image-file"}
 
 
 @pytest.fixture(autouse=True)
 def nothing_of_the_user(monkeypatch, tmp_path):
     """No settings, key or running wandb-core from outside the test."""
-    tracking.stop_service()
+    mirror.stop_service()
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(tracking, "_LOST", [])
-    monkeypatch.setattr(tracking, "_SAID", set())
+    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "matplotlib"))
+    monkeypatch.setattr(mirror, "_LOST", [])
+    monkeypatch.setattr(mirror, "_SAID", set())
     yield
-    tracking.stop_service()
+    mirror.stop_service()
 
 
 @pytest.fixture
@@ -54,8 +58,8 @@ def begins(monkeypatch):
         seconds.append(time.perf_counter() - began)
         return tracker
 
-    make = runner.make_tracker
-    monkeypatch.setattr(runner, "make_tracker", timed)
+    make = runner.make_tracking
+    monkeypatch.setattr(runner, "make_tracking", timed)
     return seconds
 
 
@@ -152,6 +156,15 @@ def read_back(session):
 def curve(items):
     steps = [item["_step"] for item in items]
     assert steps == sorted(set(steps))
+    shown = {}  # files, with the last step's values
+    for name, kind in SHOWN.items():
+        for item in items:
+            told = {key: item.pop(key) for key in list(item) if key.partition(".")[0] == name}
+            if told:
+                assert item is items[-1]
+                shown[name] = told[name]["_type"] if name in told else told[f"{name}._type"]
+                assert shown[name] == kind
+    assert not shown or shown == SHOWN
     return {item["_step"]: {k: v for k, v in item.items() if not k.startswith("_")} for item in items}
 
 
@@ -185,9 +198,10 @@ def test_every_job_of_a_sweep_is_a_run_of_its_own(train, outputs, capsys, tmp_pa
         assert session.name.endswith(record["key"])
         is_teacher = record["method"] == "supervised"
         assert run["job_type"] == ("teacher" if is_teacher else "train")
-        assert run["run_group"] == ("supervised/digits/nall" if is_teacher else "distill/digits/n50")
+        name = "supervised-resnet8-digits" if is_teacher else "kd-resnet8-digits-50"
+        assert re.fullmatch(rf"{name}-[0-9a-f]{{6}}", run["run_group"])
         assert (run["project"], run["entity"], run["tags"]) == ("mine", "us", ["t1", "t2"])
-        assert run["display_name"] == directory.name
+        assert run["display_name"] == ("teacher resnet8-digits s0" if is_teacher else f"{name} s{record['seed']}")
         assert run["config"]["update"]["seed"] == record["seed"]
         assert values == expected(directory)
         assert exits == [0]
@@ -211,7 +225,7 @@ def test_without_a_server_the_session_is_offline_within_ten_seconds(
 ):
     with socket.create_server(("127.0.0.1", 0)) as nobody:  # accepts, and never answers
         if fault == "refuses":
-            monkeypatch.setattr(tracking, "INIT_TIMEOUT", 1)  # what the other case waits for in full
+            monkeypatch.setattr(mirror, "INIT_TIMEOUT", 1)  # what the other case waits for in full
             monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
         elif fault == "silent":
             monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{nobody.getsockname()[1]}")
@@ -245,9 +259,9 @@ def test_a_crashed_run_continues_its_curve(first, second, server, train, outputs
             raise KeyboardInterrupt
 
     arguments = [*ON, "schedule.steps=60", "execution.checkpoint_every_steps=20"]
-    log = tracking.Wandb.log
+    log = mirror.Wandb.log
     with monkeypatch.context() as patch:
-        patch.setattr(tracking.Wandb, "log", crash)
+        patch.setattr(mirror.Wandb, "log", crash)
         assert train(*arguments, f"tracker.mode={first}") == 130
     assert train(*arguments, f"tracker.mode={second}") == 0
     assert "resumed at step 20" in capsys.readouterr().out
@@ -258,7 +272,7 @@ def test_a_crashed_run_continues_its_curve(first, second, server, train, outputs
     if second == "online":
         (run,) = server.runs.values()
         assert (run["name"], run["exit"]) == (record["key"], 0)
-        assert (run["groupName"], run["jobType"]) == ("supervised/digits/n50", "train")
+        assert (run["groupName"].rpartition("-")[0], run["jobType"]) == ("supervised-resnet8-digits-50", "train")
         assert curve([json.loads(line) for line in run["lines"]]) == wanted
     else:  # what the server may have is not sent to it again
         run, values, exits = read_back(sessions(directory)[0])
@@ -268,8 +282,8 @@ def test_a_crashed_run_continues_its_curve(first, second, server, train, outputs
 
 
 def test_a_server_that_dies_in_mid_run_costs_no_value(server, train, outputs, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(tracking, "FINISH_TIMEOUT", 2)
-    monkeypatch.setattr(tracking, "INIT_TIMEOUT", 1)
+    monkeypatch.setattr(mirror, "FINISH_TIMEOUT", 2)
+    monkeypatch.setattr(mirror, "INIT_TIMEOUT", 1)
     server.after["UpsertBucket"] = 503
     assert train("-m", *ON, "seed=0,1") == 0
     (_, first), (_, second) = sorted((r["seed"], (d, r)) for d, r in find_records(outputs))
@@ -311,8 +325,8 @@ def test_a_wandb_core_that_dies_stops_neither_run_nor_sweep(train, outputs, monk
                 killed.append(path)
         return real(tracker, step, values)
 
-    killed, real = [], tracking.Wandb.log
-    monkeypatch.setattr(tracking.Wandb, "log", kill_once)
+    killed, real = [], mirror.Wandb.log
+    monkeypatch.setattr(mirror.Wandb, "log", kill_once)
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert train("-m", *ON, "seed=0,1") == 0
     assert killed
@@ -342,26 +356,28 @@ def test_modes_and_mistakes(environment, arguments, offline, line, train, output
     assert all(re.match(line, found) for found in lines)
 
 
-def test_without_the_package_or_with_tracker_none(train, outputs, monkeypatch, capsys):
-    code = "import sys, kdrun.training.tracking; assert 'wandb' not in sys.modules"  # later timm imports it
+def test_without_the_package_it_is_refused_and_tracker_none_needs_none(train, outputs, monkeypatch, capsys):
+    code = "import sys, kdrun.results.trackers.wandb; assert 'wandb' not in sys.modules"  # later timm imports it
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
     monkeypatch.setitem(sys.modules, "wandb", None)
     assert train(*ON, "tracker=none") == 0
     assert said(capsys) == []
-    assert train(*ON, "seed=1") == 0
-    (line,) = said(capsys)
-    assert line.startswith("wandb switched off: ModuleNotFoundError: ")
+    assert train(*ON, "seed=1") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        line == "error: tracker: wandb needs wandb, which is not installed; pip install 'wandb', or choose tracker=none"
+    )
 
 
 ELSEWHERE = """
 import json, os, signal, subprocess, sys
 from pathlib import Path
-import kdrun.training.tracking
+import kdrun.results.trackers.wandb
 from kdrun.train import main
 from kdrun.training.checkpoint import Checkpoint
 
 tmp, disks, *given = sys.argv[1:]
-log, calls = kdrun.training.tracking.Wandb.log, []
+log, calls = kdrun.results.trackers.wandb.Wandb.log, []
 
 def disk(name, size):
     path = Path(tmp, name)
@@ -398,10 +414,10 @@ if disks == "disks":
     print("# tracker's disk full in mid-run")
     another = disk("another", "1m")
     os.environ["WANDB_DIR"] = str(another)
-    kdrun.training.tracking.Wandb.log = fill_at_second_call
+    kdrun.results.trackers.wandb.Wandb.log = fill_at_second_call
     run("seed=2")
     del os.environ["WANDB_DIR"]
-    kdrun.training.tracking.Wandb.log = log
+    kdrun.results.trackers.wandb.Wandb.log = log
 
     print("# outputs' disk full")
     full = disk("full", "2m")
@@ -416,7 +432,7 @@ if disks == "disks":
     run(*arguments)
 
 print("# killed", flush=True)
-kdrun.training.tracking.Wandb.log = killed_at_90
+kdrun.results.trackers.wandb.Wandb.log = killed_at_90
 run("schedule.steps=150", "execution.checkpoint_every_steps=60")
 """
 
@@ -478,3 +494,26 @@ def test_full_disks(elsewhere):
     step = re.search(r"rc 1\ncheckpoint of step (\d+)\n", full)[1]
     assert f"resumed at step {step} of 20" in again
     assert again.endswith("rc 0\n")
+
+
+def test_several_trackers_have_the_same_curve_and_the_pictures_of_the_end(train, outputs):
+    """TensorBoard and CSV, read back."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    arguments = [*ON[:-1], *TEACHER, "loss=kd", "tracker=tensorboard", "tracker.also=[csv]"]
+    assert train(*arguments) == 0
+    (directory,) = [directory for directory, record in find_records(outputs) if record["method"] == "distill"]
+    wanted = expected(directory)
+
+    (folder,) = outputs.glob(f"tensorboard/kd-resnet8-digits-50-*/{directory.name}")
+    events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    by_step = {}
+    for name in events.Tags()["scalars"]:
+        for event in events.Scalars(name):
+            by_step.setdefault(event.step, {})[name] = event.value
+    assert by_step == {step: pytest.approx(values, rel=1e-6) for step, values in wanted.items()}
+    assert sorted(events.Tags()["images"]) == ["confusion", "reliability"]
+
+    with (directory / "metrics.csv").open() as file:
+        table = {int(row.pop("step")): {k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)}
+    assert table == wanted

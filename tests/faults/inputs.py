@@ -128,12 +128,12 @@ GROUPS = [
     line("dataset null after a number", "schedule.steps=2 dataset=null", "dataset=null: not an option of the group (allowed: "),
     line("experiment null after a number", "schedule.steps=2 experiment=null", "experiment=null: not an option of the group (allowed: "),
     line("loss null after a number", "schedule.steps=2 loss=null", "loss=null: not an option of the group (allowed: "),
-    line("tracker null", "tracker=null", "tracker=null: not an option of the group (allowed: none, wandb); tracker=none is the word for nothing"),
+    line("tracker null", "tracker=null", "tracker=null: not an option of the group (allowed: csv, mlflow, none, tensorboard, trackio, wandb); tracker=none is the word for nothing"),
     line("views null", "seed=1 views=null", "views=null: not an option of the group"),
     line("schedule true", "schedule=true", "schedule=true: not an option of the group"),
     line("teacher a number", "teacher=1.5", "teacher=1.5: not an option of the group"),
     line("dataset a number", "dataset=5", "dataset=5: not an option of the group"),
-    line("tracker a word", "tracker=tensorboard", "tracker=tensorboard: no such option"),
+    line("tracker a word", "tracker=comet", "tracker=comet: no such option"),
     line("experiment a word", "experiment=nix", "experiment=nix: no such option"),
     line("views a word", "views=nix", "views=nix: no such option"),
     line("no method", "~method", "method: missing; choose one"),
@@ -197,7 +197,7 @@ KEYS = [
     line("two tags of one network", "student=timm student.name=resnet18.nosuch", "student.name: Invalid pretrained tag"),
     line("evaluation sets of another dataset", "evaluate.sets=[imagenet_v2]", "evaluate.sets: imagenet_v2: dataset=digits has no WordNet ids"),
     line("unknown evaluation set", "evaluate.sets=[nix]", "evaluate.sets.0: 'nix' is not allowed"),
-    line("unknown tracker name", "tracker.name=foo", "tracker.name: 'foo' is not allowed (allowed: none, wandb)"),
+    line("unknown tracker name", "tracker.name=foo", "tracker.name: unknown tracker 'foo' (allowed: csv, mlflow, none, tensorboard, trackio, wandb)"),
     line("the name of a term", "loss.ce.name=kd", "loss.ce.label_smoothing: unknown key"),
 ]  # fmt: skip
 

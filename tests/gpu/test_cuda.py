@@ -92,11 +92,11 @@ def test_captured_steps_are_near_the_plain_path_and_are_captured(train, tmp_path
 def test_no_captured_step_waits_for_the_device(name, tmp_path):
     from kdrun.training.evaluator import Evaluator
     from kdrun.training.loop import Loop
-    from kdrun.training.tracking import Tracker
+    from kdrun.training.tracking import Tracking
     from tests.contract.test_methods import make
 
     config, method, loader, _ = make(name, "schedule.graph=true", "schedule.optimizer=adamw", device="cuda")
-    made = Loop(method, loader, Evaluator({}, 1000), config.schedule.clock(50), tmp_path, Tracker(), "key")
+    made = Loop(method, loader, Evaluator({}, 1000), config.schedule.clock(50), tmp_path, Tracking(), "key")
     take = made._steps()
     values = [take(step) for step in range(5)]  # three uncaptured, the capture, a replay
     torch.cuda.synchronize()

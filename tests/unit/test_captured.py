@@ -19,7 +19,7 @@ from kdrun.training.check import check
 from kdrun.training.evaluator import Evaluator
 from kdrun.training.loop import Loop
 from kdrun.training.rehearsal import rehearse
-from kdrun.training.tracking import Tracker
+from kdrun.training.tracking import Tracking
 from kdrun.training.waiting import nothing_waits
 from tests.conftest import FAST, TEACHER
 from tests.contract.test_methods import EXTRA, METHODS, OF_SEVERAL, SEVERAL, TWO, VITS, make
@@ -78,7 +78,7 @@ def loop(folder, name, *overrides, method_class=None):
     config, method, loader, _ = make(name, *SHORT, *overrides)
     if method_class is not None:
         method = method_class(config, method.setup).train()
-    return Loop(method, loader, Evaluator({}, 1000), config.schedule.clock(50), folder, Tracker(), "key")
+    return Loop(method, loader, Evaluator({}, 1000), config.schedule.clock(50), folder, Tracking(), "key")
 
 
 def trained(folder, name, *overrides):

@@ -20,7 +20,7 @@ from kdrun.training.decay import StepDecay
 from kdrun.training.evaluator import Evaluator
 from kdrun.training.loop import Loop
 from kdrun.training.rates import LearningRate
-from kdrun.training.tracking import Tracker
+from kdrun.training.tracking import Tracking
 from tests.conftest import FAST, TEACHER
 
 KINDS = [(12, 4, [4, 4, 4]), (10, 4, [4, 4, 2]), (9, 4, [4, 4, 1]), (3, 8, [3]), (1, 5, [1]), (8, 8, [8])]
@@ -112,7 +112,7 @@ def loop(folder, *line):
     config = composed(*line)
     parts = Assembly.of(config, torch.device("cpu"))
     folder.mkdir(exist_ok=True)
-    return Loop(parts.method.train(), parts.loader, Evaluator({}, 1000), parts.clock, folder, Tracker(), "key"), parts
+    return Loop(parts.method.train(), parts.loader, Evaluator({}, 1000), parts.clock, folder, Tracking(), "key"), parts
 
 
 RUN = ["method=fixmatch", "views=kekmodel", "schedule.ema_decay=0.9", "schedule.steps=5", "dataset.num_labels=20",

@@ -30,7 +30,7 @@ from kdrun.training.assembly import Assembly
 from kdrun.training.check import check
 from kdrun.training.evaluator import Evaluator
 from kdrun.training.loop import Loop
-from kdrun.training.tracking import Tracker
+from kdrun.training.tracking import Tracking
 from tests.conftest import FAST
 from tests.contract.test_ranks import compare, first_step
 from tests.ranks import over as over_ranks
@@ -82,7 +82,7 @@ def test_its_steps_can_be_captured(folder, tmp_path):
         parts = Assembly.of(config.replace(schedule=schedule.replace(**{kind: True})), torch.device("cpu"))
         parts.method.train()
         (tmp_path / kind).mkdir()
-        loop = Loop(parts.method, parts.loader, Evaluator({}, 1000), parts.clock, tmp_path / kind, Tracker(), "key")
+        loop = Loop(parts.method, parts.loader, Evaluator({}, 1000), parts.clock, tmp_path / kind, Tracking(), "key")
         loop.run()
         parts.loader.close()
         found.append(parts.method.cache.keys.detach())

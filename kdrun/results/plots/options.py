@@ -34,6 +34,10 @@ class Confidence(TableOptions):
     """`confidence table=<name> [split=val|test] [net=] [outputs=] [out=]`."""
 
 
+class Confusion(RunOptions):
+    """`confusion run=<directory> [split=val|test] [net=] [out=]`."""
+
+
 class Coverage(RunOptions):
     """`coverage run=<directory> [split=val|test] [net=] [out=]`."""
 
@@ -81,5 +85,6 @@ class Tradeoff(TableOptions):
 
 
 KINDS: dict[str, type[Schema]] = {
-    "confidence": Confidence, "coverage": Coverage, "curves": Curves, "reliability": Reliability, "tradeoff": Tradeoff,
+    "confidence": Confidence, "confusion": Confusion, "coverage": Coverage, "curves": Curves,
+    "reliability": Reliability, "tradeoff": Tradeoff,
 }  # fmt: skip

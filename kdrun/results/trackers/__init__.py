@@ -1,0 +1,1 @@
+"""Trackers: where else a run is shown. One registered class a file; `kdrun.training.tracking` tells them."""
