@@ -175,6 +175,15 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     return torch.where(p == 0, 0.0, p * (log_p - log_q)).sum(1)
 
 
+def confusion_matrix(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
+    """(K, K) int64: how many samples of class i (row) were taken for class j (column).
+
+    Args:
+        predicted, target: (N,) int64, in 0..K-1.
+    """
+    return (target * classes + predicted).bincount(minlength=classes**2).view(classes, classes)
+
+
 def fit_temperature(logits: Tensor, target: Tensor) -> Tensor:
     """The T that minimises the NLL of softmax(z / T) by L-BFGS (temperature scaling: Guo et al. 2017, 1706.04599).
 

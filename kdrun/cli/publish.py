@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from kdrun.cli.own import own_conf
 from kdrun.cli.table import extras_in
 from kdrun.config.values import leaves
 from kdrun.core.errors import ConfigError, KdrunError, Unfinished
@@ -83,6 +84,7 @@ class Options(Schema):
         return self
 
 
+@own_conf
 def main(arguments: Sequence[str]) -> str:
     """Raises Unfinished: with check=true, a text is not what its records make."""
     options = from_arguments(Options, arguments)

@@ -69,7 +69,7 @@ def found_table(
 
 
 def _as_planned(directory: Path, record: Record, outputs: Path) -> PlannedRun:
-    net = (record["nets"].get(record["headline"]) or {}).get("model", record["method"])
+    net = str((record["nets"].get(record["headline"]) or {}).get("model", record["method"]))
     return PlannedRun(seed=record["seed"], place=directory.relative_to(outputs).as_posix(), net=net, needs={})
 
 
