@@ -150,8 +150,10 @@ def main(arguments: Sequence[str]) -> str:
 
 
 def _command(arguments: Sequence[str]) -> list[str]:
+    """What makes the same report, wherever it goes."""
     own = given_conf()
-    return [*([] if own is None else ["--config-dir", str(own)]), *arguments]
+    flag = [] if own is None else ["--config-dir", str(own)]
+    return [*flag, *(word for word in arguments if not word.startswith("out="))]
 
 
 def _of_published(options: TableOptions, place: Path) -> TableOptions:

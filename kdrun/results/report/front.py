@@ -40,8 +40,8 @@ def of_table(table: Table) -> str:
 _MARKED = (
     '<p class="note"><span class="best first"><span class="value">Bold</span></span>: the best mean of a column. '
     '<span class="best"><span class="value">Marked</span></span>: what chance alone may part from it, the 95 % '
-    "interval of the difference holds 0 (paired by seed where the two share two seeds or more, else Welch's; not corrected for "
-    "the number of rows).</p>"
+    "interval of the difference holds 0 (paired by seed where the two share two seeds or more, else Welch's; not "
+    "corrected for the number of rows).</p>"
 )
 
 
@@ -55,8 +55,8 @@ def _value(table: Table, place: Place, notes: Mapping[Place, Sequence[int]], bes
     count = f"{len(values)}" + (f"/{cell.planned}" if cell.planned > len(values) else "")
     link = f'href="#{anchor_of(table, place)}" title="the runs behind it"'
     told = f'<a class="count" {link}>n={count}</a>' if cell.runs else f'<span class="count">n={count}</span>'
-    told = {True: "the best of its column", False: "not apart from the best of its column"}
-    title = f' title="{told[best[place]]}"' if place in best else ""
+    meant = {True: "the best of its column", False: "not apart from the best of its column"}
+    title = f' title="{meant[best[place]]}"' if place in best else ""
     if values:
         spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
         ends = f" [{min(values):.{digits}f}, {max(values):.{digits}f}]" if table.minmax else ""
