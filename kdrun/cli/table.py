@@ -82,11 +82,11 @@ class TableOptions(Schema):
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
-        if self.table is None:
+        if self.table is None and not is_published(Path(self.outputs)):  # whose folder names it
             for name in ("plan", "dry", "execute", "compare", "columns", "curve"):
                 if getattr(self, name):
                     raise ValueError(f"{name}: give table=<name> too")
-        elif self.where:
+        elif self.table is not None and self.where:
             raise ValueError("where: goes without a table, which plans its runs; leave one out")
         if self.metric is not None and "/" not in self.metric and self.curve is None:
             raise ValueError(f"metric: {self.metric}: write <images>/<metric>, such as test/top1 or val/student/ece")
