@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
+from kdrun.cli.own import own_conf
 from kdrun.config.compose import Composer
 from kdrun.config.dataset import DatasetConfig, FilesConfig, facts_of
 from kdrun.config.model import ModelConfig
@@ -71,6 +72,7 @@ class Options(Schema):
     """List what is needed, and fetch nothing."""
 
 
+@own_conf
 def main(arguments: Sequence[str]) -> str:
     """Prints the list, fetches what is missing unless `dry=true`.
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kdrun.cli.command import dispatch
+from kdrun.cli.own import own_conf
 from kdrun.config.compose import Composer
 from kdrun.core.errors import ConfigError, allowed
 from kdrun.core.later import later
@@ -26,6 +27,7 @@ else:
     contact_sheet = later("kdrun.results.plots.images", "report")
 
 
+@own_conf
 def main(arguments: Sequence[str]) -> str:
     """What was written for `<kind> key=value ...`.
 

@@ -20,22 +20,31 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from kdrun.cli.own import own_conf
 from kdrun.cli.table import extras_in
 from kdrun.config.values import leaves
 from kdrun.core.errors import ConfigError, KdrunError, Unfinished
-from kdrun.core.files import folder, reason, write_bytes, write_text
-from kdrun.core.schema import Schema, build, from_arguments
-from kdrun.core.sums import sealed, unsealed
-from kdrun.results.fill import CurveReader, Reader, curve_reader, curve_table, reader, table_of
+from kdrun.core.files import folder, write_bytes, write_text
+from kdrun.core.schema import Schema, from_arguments
+from kdrun.core.sums import sealed
+from kdrun.results.fill import CurveReader, Reader, curve_reader, curve_table, reader
 from kdrun.results.formats import to_json
 from kdrun.results.plan import PlannedRun, TablePlan, make_plan, plan_of
+from kdrun.results.published import (
+    PACKED,
+    PLAIN,
+    Published,
+    Shown,
+    key_in,
+    published_reader,
+    published_table,
+    read_published,
+)
 from kdrun.results.spec import TableConfig, table_spec
 from kdrun.results.table import Table
-from kdrun.runs.record import SCHEMA, Record, finite
-from kdrun.runs.shape import fault
+from kdrun.runs.record import Record, finite
 
 BEGIN, END = "<!-- tables -->", "<!-- /tables -->"
-PLAIN, PACKED = "records.jsonl", "records.jsonl.xz"
 MOST = 1_000_000  # bytes of a published file
 PLAINLY = 200_000  # bytes of records that are put there as text; more of them are packed
 MACHINE = re.compile(r"(^|[\s=:\[,])(/(?!/)|~\w*/|[A-Za-z]:\\|\\\\|file:/)")
@@ -77,30 +86,7 @@ class Options(Schema):
         return self
 
 
-class Shown(Schema):
-    """One table of a folder."""
-
-    metric: str
-    curve: int | None = Field(None, gt=0)
-    """Over training, at about so many steps."""
-    columns: str = ""
-
-
-class Published(Schema):
-    """published.json: the plan (which run stands in which cell), what is shown, and the points of learning curves.
-
-    From it and the records of records.jsonl (or records.jsonl.xz), table.json and the marked part of table.md are made.
-    """
-
-    override: list[str]
-    spec: TableConfig
-    """conf/table/<name>.yaml with `override` behind each column."""
-    shows: list[Shown]
-    curves: dict[str, dict[str, dict[str, float]]]
-    """Metric -> run key -> step -> value."""
-    plan: TablePlan
-
-
+@own_conf
 def main(arguments: Sequence[str]) -> str:
     """Raises Unfinished: with check=true, a text is not what its records make."""
     options = from_arguments(Options, arguments)
@@ -159,7 +145,7 @@ def _pages(options: Options) -> list[Path]:
 
 def _new(name: str, place: Path, options: Options) -> Published:
     """Planned now, with curves from the runs."""
-    old = _read(place) if (place / "published.json").is_file() else None
+    old = read_published(place) if (place / "published.json").is_file() else None
     override = options.override or (old.override if old else [])
     spec = _spec(name, override)
     outputs = Path(options.outputs)
@@ -171,7 +157,7 @@ def _new(name: str, place: Path, options: Options) -> Published:
 
 def _again(name: str, place: Path, options: Options) -> Published:
     """What is there, with conf/table as it is now; composed only where that has changed, or if asked to."""
-    old = _read(place) if (place / "published.json").is_file() else None
+    old = read_published(place) if (place / "published.json").is_file() else None
     override = options.override or (old.override if old else [])
     spec = _spec(name, override)
     kept = old is not None and old.spec == spec and not options.compose
@@ -211,20 +197,10 @@ def _curves(
     for show in shows:
         if show.curve:
             steps = set(curve_table(name, spec, plan, read, show.metric, show.curve).columns)
-            found = {_key(run.place): read(run.place, show.metric) for cell in plan.cells for run in cell.runs}
+            found = {key_in(run.place): read(run.place, show.metric) for cell in plan.cells for run in cell.runs}
             points = {key: {str(k): v for k, v in curve.items() if str(k) in steps} for key, curve in found.items()}
             out.setdefault(show.metric, {}).update({key: curve for key, curve in points.items() if curve})
     return out
-
-
-def _read(place: Path) -> Published:
-    path = place / "published.json"
-    try:
-        return build(Published, json.loads(path.read_text("utf-8")), str(path))
-    except FileNotFoundError:
-        raise KdrunError(f"{path}: is not there; run kdrun publish table={place.name}") from None
-    except (OSError, ValueError, RecursionError, MemoryError) as error:
-        raise KdrunError(f"{path}: not readable ({reason(error)}); delete it and publish anew") from None
 
 
 def _write_records(place: Path, records: Sequence[Record]) -> None:
@@ -234,30 +210,6 @@ def _write_records(place: Path, records: Sequence[Record]) -> None:
     packed = len(text) > PLAINLY
     write_bytes(place / (PACKED if packed else PLAIN), lzma.compress(text) if packed else text)
     (place / (PLAIN if packed else PACKED)).unlink(missing_ok=True)
-
-
-def published_reader(place: Path) -> Reader:
-    """Records of records.jsonl, by the key in a run's directory name."""
-    packed = (place / PACKED).is_file()
-    path = place / (PACKED if packed else PLAIN)
-    found: dict[str, Record] = {}
-    try:
-        text = lzma.decompress(path.read_bytes()) if packed else path.read_bytes()
-        for number, line in enumerate(text.decode().splitlines(), start=1):
-            record = unsealed(json.loads(line), "files")
-            if record.get("schema") != SCHEMA:
-                raise ValueError(f"line {number} is no record of schema {SCHEMA}")
-            if (wrong := fault(record)) is not None:
-                raise ValueError(f"line {number} is no whole record: {wrong}")
-            found[record["key"]] = record
-    except (OSError, ValueError, lzma.LZMAError, EOFError, RecursionError, MemoryError) as error:
-        raise KdrunError(f"{path}: not readable ({reason(error)}); publish the table anew") from None
-    return lambda run_place: found.get(_key(run_place))
-
-
-def _key(place: str) -> str:
-    """In the name of a run's directory."""
-    return place.rpartition("-")[2]
 
 
 def _behind(name: str, plan: TablePlan, outputs: Path) -> Iterator[Record]:
@@ -328,20 +280,15 @@ def _joined(markdown: Sequence[str]) -> str:
 
 
 def _table(name: str, place: Path, told: Published, show: Shown, read: Reader) -> Table:
+    table = published_table(name, place, told, read, show.metric, show.curve)
     if show.curve is None:
-        table = table_of(name, told.spec, told.plan, place, read, show.metric)
         table.extras = extras_in(show.columns)
-        return table
-
-    def points(run_place: str, metric: str) -> dict[int, float]:
-        return {int(step): value for step, value in told.curves[metric].get(_key(run_place), {}).items()}
-
-    return curve_table(name, told.spec, told.plan, points, show.metric, show.curve)
+    return table
 
 
 def _differences(name: str, place: Path, options: Options) -> list[str]:
     """What is not as the published records make it, too large, or planned otherwise by now."""
-    old = _read(place)
+    old = read_published(place)
     wrong = [
         f"{path}: has {path.stat().st_size:,} bytes, more than {MOST:,}"
         for path in sorted(place.iterdir())

@@ -19,7 +19,8 @@ from kdrun.core.errors import ConfigError, allowed
 from kdrun.core.files import folder, regular
 from kdrun.core.lock import held
 from kdrun.core.schema import Schema, from_arguments
-from kdrun.results.found import flatten, unique_records
+from kdrun.results.filters import Filters
+from kdrun.results.found import unique_records
 from kdrun.runs.layout import lock_path
 from kdrun.runs.metric import Metric, is_percent
 from kdrun.runs.pace import Pace, pace_of
@@ -51,20 +52,16 @@ def main(arguments: Sequence[str]) -> str:
     """
     own = [a for a in arguments if a.partition("=")[0] in Options.model_fields or "=" not in a]
     options = from_arguments(Options, own)
-    filters = _filters([a for a in arguments if a not in own])
+    filters = Filters.of([a for a in arguments if a not in own])
     outputs = folder(options.outputs, "outputs")
-    known: set[str] = set()
     metrics: set[str] = set()
     lines: list[_Line] = []  # not their records: there may be many thousands
     told_of = False
     counts: dict[str, int] = {}
     records, notes = unique_records(outputs)
     for directory, record in records:
-        if filters:
-            flat = flatten(record["config"])
-            known |= flat.keys()
-            if not all(str(flat.get(key)) == text or flat.get(key) == value for key, (text, value) in filters.items()):
-                continue
+        if not filters.take(record):
+            continue
         state = _state(directory, record)
         counts[state] = counts.get(state, 0) + 1
         if options.status in (None, state):
@@ -72,9 +69,7 @@ def main(arguments: Sequence[str]) -> str:
             lines.append((_order(options, directory, record, state), cells, tail))
             metrics |= record["metrics"].keys()
             told_of = told_of or _has(record, options.metric)
-    for key in filters:
-        if known and key not in known:
-            raise ConfigError(f"{key}: no run has this key{allowed(key, (*known, *Options.model_fields))}")
+    filters.refuse_unknown(also=Options.model_fields)
     if "metric" in options.model_fields_set and metrics and not told_of:
         raise ConfigError(f"metric: {options.metric}: no run here has it{allowed(options.metric, metrics)}")
     told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
@@ -103,21 +98,6 @@ def _shown(lines: list[_Line], options: Options) -> list[str]:
         out.append("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
         out += [f"    {text}" for text in tail]
     return out
-
-
-def _filters(arguments: Sequence[str]) -> dict[str, tuple[str, Any]]:
-    """Key -> what it is to be, as text and as YAML has it: `null`, `true`, numbers."""
-    import yaml
-
-    filters: dict[str, tuple[str, Any]] = {}
-    for key, _, text in (argument.partition("=") for argument in arguments):
-        if key in filters:
-            raise ConfigError(f"{key}: given twice, {filters[key][0]} and {text}; leave one out")
-        try:
-            filters[key] = text, yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError):
-            filters[key] = text, text  # it is a value as it stands
-    return filters
 
 
 def _state(directory: Path, record: Record) -> str:

@@ -1,16 +1,19 @@
 """Print a table of mean ± std over seeds, plan it, make what is missing, hold it against its paper.
 
-kdrun table                          every run below outputs/
+kdrun table                          every run below outputs/; format=html: a report, outputs/reports/runs.html
+kdrun table where=[method.name=distill,dataset.name=digits]      those that have these values of the configuration
 kdrun table table=demo               the plan of conf/table/demo.yaml, missing seeds shown
 kdrun table table=demo plan=true     what is done, needed first, missing, and about how long it will take
 kdrun table table=demo dry=true      with the commands that make what is missing
 kdrun table table=demo execute=true  makes it; override=execution.threads=1, override=engine.slots=2
 kdrun table table=demo metric=test/ece format=markdown outputs=outputs protocol=best_on_val
 kdrun table table=demo format=html   a report, outputs/reports/demo.html; also latex, csv, json; out=
+kdrun table --config-dir my_conf table=mine           a table of your own, my_conf/table/mine.yaml
+kdrun table outputs=outputs/published/demo format=html           of published records, report.html beside them
 kdrun table table=demo spread=minmax columns=params,flops,seconds,images_per_second,teacher,test/ece
 kdrun table table=demo compare=KD,CE                the same seeds, paired
 kdrun table table=kd_fixmatch_digits metric=train/mask_rate curve=8        over training, at some steps
-kdrun table table=kd_fixmatch_digits metric=trusted_label/precision        a figure of an artifact
+kdrun table table=kd_fixmatch_digits metric=trusted_label/precision        a value of an artifact
 protocol: last, best_on_val, median20 (the median of the last 20 evaluations)
 """
 
@@ -22,18 +25,22 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
+from kdrun.cli.own import own_conf
 from kdrun.cli.plan import require_possible
 from kdrun.core.errors import ConfigError, Unfinished, allowed
 from kdrun.core.files import folder, place_for, write_text
 from kdrun.core.later import later
+from kdrun.core.paths import given_conf
 from kdrun.core.schema import Schema, from_arguments
-from kdrun.results.fill import curve_reader, curve_table, planned_table
+from kdrun.results.fill import CurveReader, curve_reader, curve_table, planned_table
+from kdrun.results.filters import Filters
 from kdrun.results.formats import to_csv, to_json, to_latex, to_terminal
 from kdrun.results.found import found_table
 from kdrun.results.jobs import table_jobs
 from kdrun.results.plan import plan_of
 from kdrun.results.progress import Todo, progress_text
-from kdrun.results.report import html
+from kdrun.results.published import is_published, published_reader, published_table, read_published
+from kdrun.results.report.report import Source, html
 from kdrun.results.spec import Protocol, about, table_spec
 from kdrun.results.table import EXTRAS, Table, comparison, refuse_empty_extras, two_rows
 from kdrun.runs.place import settled
@@ -53,7 +60,9 @@ class TableOptions(Schema):
     protocol: Protocol | None = None
     format: Literal["text", "markdown", "latex", "csv", "json", "html"] = "text"
     out: str | None = None
-    """A file for it; null: printed, but html goes to <outputs>/reports/<table>.html."""
+    """A file for it; null: printed, but html goes to <outputs>/reports/<table>.html, without a table runs.html."""
+    where: list[str] = Field(default_factory=list)
+    """Without a table, which runs: `[method.name=distill,seed=0]`, any keys of the configuration."""
     curve: int | None = Field(None, gt=0)
     """Show the metric over training, at about so many steps."""
     spread: Literal["std", "minmax"] = "std"
@@ -73,19 +82,19 @@ class TableOptions(Schema):
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
-        if self.table is None:
+        if self.table is None and not is_published(Path(self.outputs)):  # whose folder names it
             for name in ("plan", "dry", "execute", "compare", "columns", "curve"):
                 if getattr(self, name):
                     raise ValueError(f"{name}: give table=<name> too")
-            if self.format == "html":
-                raise ValueError("format=html: give table=<name> too")
+        elif self.table is not None and self.where:
+            raise ValueError("where: goes without a table, which plans its runs; leave one out")
         if self.metric is not None and "/" not in self.metric and self.curve is None:
-            raise ValueError(f"metric: {self.metric}: write <images>/<figure>, such as test/top1 or val/student/ece")
+            raise ValueError(f"metric: {self.metric}: write <images>/<metric>, such as test/top1 or val/student/ece")
         if self.execute and (self.plan or self.dry):
             raise ValueError("execute: goes with neither plan=true nor dry=true; leave one out")
         shown = {"metric", "protocol", "format", "out", "curve", "spread", "columns", "compare"} & self.model_fields_set
         if (self.plan or self.dry) and shown:
-            raise ValueError(f"{min(shown)}: a plan has no figures; leave it out, or plan and dry")
+            raise ValueError(f"{min(shown)}: a plan has no values; leave it out, or plan and dry")
         idle = {"protocol", "columns", "compare"} & self.model_fields_set
         if self.curve is not None and idle:
             raise ValueError(f"{min(idle)}: not of a table over training (curve); leave one out")
@@ -105,8 +114,9 @@ def extras_in(columns: str) -> list[str]:
     return names
 
 
+@own_conf
 def main(arguments: Sequence[str]) -> str:
-    """The printed table for `key=value` arguments.
+    """The printed table for `key=value` arguments, and `--config-dir`.
 
     Raises:
         Unfinished: after execute=true, runs that are not done.
@@ -117,14 +127,18 @@ def main(arguments: Sequence[str]) -> str:
     out = None if options.out is None else place_for(options.out, "out")
     if not (options.execute or options.plan or options.dry) and options.outputs != "outputs":
         folder(outputs, "outputs")
-    if options.execute:
+    if is_published(outputs):
+        options = _of_published(options, outputs)
+        name = options.table or ""
+    elif options.execute:
         carry_out(name, outputs, options.override)
     elif options.plan or options.dry:
         return progress_text(name, outputs, options.override, commands=options.dry)
-    table = _table(options, outputs, extras)
+    table, curves = _table(options, outputs, extras)
     if options.format == "html":
-        path = out or outputs / "reports" / f"{name}.html"
-        write_text(path, html(table, outputs))
+        published = is_published(outputs)
+        path = out or (outputs / "report.html" if published else outputs / "reports" / f"{name or 'runs'}.html")
+        write_text(path, html(table, Source(outputs, _command(arguments), curves, path, published)))
         return f"wrote {path}"
     writers = {"markdown": Table.to_markdown, "latex": to_latex, "csv": to_csv, "json": to_json}
     plain = to_terminal if out is None and sys.stdout.isatty() else Table.to_text
@@ -135,21 +149,52 @@ def main(arguments: Sequence[str]) -> str:
     return f"wrote {options.out}"
 
 
-def _table(options: TableOptions, outputs: Path, extras: list[str]) -> Table:
-    if options.table is None:
-        table = found_table(outputs, options.metric or "test/top1", options.protocol or "last")
-    elif options.curve is not None:
-        spec = table_spec(options.table)
-        planned = plan_of(options.table, spec, outputs)
-        table = curve_table(options.table, spec, planned, curve_reader(outputs), options.metric or "", options.curve)
+def _command(arguments: Sequence[str]) -> list[str]:
+    """What makes the same report, wherever it goes."""
+    own = given_conf()
+    flag = [] if own is None else ["--config-dir", str(own)]
+    return [*flag, *(word for word in arguments if not word.startswith("out="))]
+
+
+def _of_published(options: TableOptions, place: Path) -> TableOptions:
+    """The same, of the table whose records lie there.
+
+    Raises:
+        ConfigError: another table was asked for, or what needs runs.
+    """
+    name = place.resolve().name
+    for asked in ("plan", "dry", "execute", "where"):
+        if getattr(options, asked):
+            raise ConfigError(f"{asked}: {place} holds published records alone, no runs; leave it out")
+    if options.table not in (None, name):
+        raise ConfigError(f"table: {options.table}: {place} holds another table, {name}; leave one out")
+    return options.replace(table=name)
+
+
+def _table(options: TableOptions, outputs: Path, extras: list[str]) -> tuple[Table, CurveReader]:
+    """The table, and what reads learning curves of its runs."""
+    name, curve, curves = options.table, options.curve, curve_reader(outputs)
+    if name is None:
+        metric, protocol = options.metric or "test/top1", options.protocol or "last"
+        filters = Filters.where(options.where)
+        table = found_table(outputs, metric, protocol, filters, keep=options.format == "html")
+    elif is_published(outputs):
+        told = read_published(outputs)
+        curves = told.read_curve
+        read, metric = published_reader(outputs), options.metric or told.shows[0].metric
+        table = published_table(name, outputs, told, read, metric, curve, options.protocol)
+    elif curve is not None:
+        spec = table_spec(name)
+        table = curve_table(name, spec, plan_of(name, spec, outputs), curves, options.metric or "", curve)
     else:
-        table = planned_table(options.table, outputs, options.metric, options.protocol)
-        table.extras, table.about = extras, about(options.table)
+        table = planned_table(name, outputs, options.metric, options.protocol)
+    if name is not None and curve is None:
+        table.extras, table.about = extras, about(name)
         refuse_empty_extras(table)
         if options.compare is not None:
             table.notes += comparison(table, *two_rows(options.compare, table.rows))
     table.minmax = options.spread == "minmax"
-    return table
+    return table, curves
 
 
 def carry_out(name: str, outputs: Path, extra: Sequence[str]) -> None:

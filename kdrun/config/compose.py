@@ -27,7 +27,7 @@ from kdrun.config.resolvers import register_resolvers
 from kdrun.config.run import RunConfig
 from kdrun.config.source import register_source
 from kdrun.core.errors import ConfigError, allowed
-from kdrun.core.paths import CONF_DIR, HERE
+from kdrun.core.paths import CONF_DIR, HERE, conf_file, given_conf
 
 # What Hydra and OmegaConf raise for overrides that they cannot take; some of it is plain Python's.
 REFUSALS = (
@@ -51,10 +51,14 @@ class Composer:
     """Composes conf/, a user's `--config-dir` and then what needs no file (`source`), as `@hydra.main` does.
 
     Use it as a context: it occupies Hydra's global instance.
+
+    Args:
+        config_dir: None: that of `with_conf`, if any.
     """
 
     def __init__(self, config_dir: str | None = None, config_name: str = "config") -> None:
-        self.config_dir = config_dir
+        given = given_conf()
+        self.config_dir = str(given) if config_dir is None and given is not None else config_dir
         self.config_name = config_name
         self._cells: dict[tuple[str, ...], Cell] = {}
 
@@ -62,7 +66,7 @@ class Composer:
         register_source()
         path = create_automatic_config_search_path(None, None, str(CONF_DIR))
         if self.config_dir is not None:
-            extra = _existing(self.config_dir)
+            extra = existing(self.config_dir)
             path.prepend(provider="command-line", path=f"file://{extra}", anchor=SearchPathQuery(provider="schema"))
         GlobalHydra.instance().clear()
         self.hydra = Hydra.create_main_hydra2(task_name="train", config_search_path=path)
@@ -110,7 +114,7 @@ class Composer:
     def picked(self, overrides: Sequence[str]) -> list[tuple[Path, str]]:
         """The YAML files that these overrides pick, each with its package, in the order of merging."""
         files = self.loader.files(self.config_name, overrides)
-        return [(CONF_DIR / f"{file.config_path}.yaml", file.package or "") for file in files]
+        return [(conf_file(f"{file.config_path}.yaml"), file.package or "") for file in files]
 
     def expand(self, overrides: Sequence[str], multirun: bool) -> list[tuple[str, ...]] | None:
         """The overrides of every job; None where a search, or a sweeper not Hydra's own, decides as it goes."""
@@ -265,7 +269,8 @@ def basic(hydra: Any) -> bool:
     return str(hydra.sweeper.get("_target_")).endswith("BasicSweeper")
 
 
-def _existing(config_dir: str) -> Path:
+def existing(config_dir: str) -> Path:
+    """The folder of `--config-dir`. Raises ConfigError: there is none, or it cannot be read."""
     try:
         path = Path(config_dir).expanduser().resolve()
         if path.is_dir():

@@ -21,7 +21,7 @@ from kdrun.config.teacher import TeacherConfig
 from kdrun.config.values import refuse_values
 from kdrun.config.views import ViewsConfig
 from kdrun.core.errors import ConfigError, allowed
-from kdrun.core.paths import CONF_DIR
+from kdrun.core.paths import CONF_DIR, conf_file, conf_folders
 from kdrun.core.registry import load_plugins, lookup, registered
 from kdrun.core.schema import S, Schema, build
 from kdrun.core.texts import mapping_of, text_of
@@ -327,16 +327,15 @@ def dump(config: RunConfig) -> dict[str, Any]:
 
 
 def read_conf(kind: str, name: str, cls: type[S]) -> S:
-    """conf/<kind>/<name>.yaml, which stands beside the composed groups (tables, papers).
+    """conf/<kind>/<name>.yaml, which stands beside the composed groups (tables, papers); also of a `--config-dir`.
 
     Raises:
         ConfigError: there is no such file, or one line for each mistake in it.
     """
-    path = CONF_DIR / kind / f"{name}.yaml"
-    names = sorted(p.stem for p in path.parent.glob("*.yaml"))
+    names = {path.stem for folder in conf_folders() for path in (folder / kind).glob("*.yaml")}
     if name not in names:  # nor a path to somewhere else
         raise ConfigError(f"{kind}={name[:60]}: no such {kind}{allowed(name[:60], names)}")
-    return build(cls, mapping_of(path), f"{kind} {name}")
+    return build(cls, mapping_of(conf_file(f"{kind}/{name}.yaml")), f"{kind} {name}")
 
 
 def _first_line(error: BaseException) -> str:

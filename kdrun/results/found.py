@@ -9,16 +9,33 @@ from kdrun.config.names import differing_keys, telling_terms
 from kdrun.config.values import leaves
 from kdrun.core.errors import KdrunError
 from kdrun.results.cell import Cell, given_teacher, run_name
+from kdrun.results.filters import Filters
+from kdrun.results.plan import PlannedRun
 from kdrun.results.table import Table
 from kdrun.runs.record import Record, find_records
 
 
-def found_table(outputs: Path, metric: str = "test/top1", protocol: str = "last") -> Table:
-    """One row for each distinct configuration among the records, one column for each dataset and number of labels."""
+def found_table(
+    outputs: Path, metric: str = "test/top1", protocol: str = "last", filters: Filters | None = None,
+    keep: bool = False,
+) -> Table:  # fmt: skip
+    """One row for each distinct configuration among the records, one column for each dataset and number of labels.
+
+    Args:
+        filters: which runs; None: all.
+        keep: whether cells hold the records and their runs, as those of planned tables do; there may be many thousands.
+
+    Raises:
+        KdrunError: there is no such run.
+        ConfigError: no run has a key of the filters.
+    """
+    filters = filters or Filters({})
     groups: dict[str, list[_Row]] = {}
     columns: dict[tuple[str, bool, int | str], str] = {}  # in the order of dataset and number of labels
     records, notes = unique_records(outputs)
     for directory, record in records:
+        if not filters.take(record):
+            continue
         flat = distinguishing(record)
         count = record["num_labels"]
         column = f"{record['dataset']}, {'all' if count is None else count} labels"
@@ -32,6 +49,12 @@ def found_table(outputs: Path, metric: str = "test/top1", protocol: str = "last"
         cell = row.cells.setdefault(column, Cell())
         cell.add(record["seed"], record, metric, protocol, directory)
         cell.teachers.update(given_teacher(record, metric))
+        if keep:
+            cell.records[record["seed"]] = record
+            cell.runs[record["seed"]] = _as_planned(directory, record, outputs)
+    filters.refuse_unknown("where: ")
+    if not groups and filters.wanted:
+        raise KdrunError(f"{outputs}: no run there with {filters}; kdrun status lists those that there are")
     if not groups:
         raise KdrunError(f"{outputs}: no runs there; start one with kdrun")
     rows = [row for alike in groups.values() for row in alike]
@@ -40,8 +63,14 @@ def found_table(outputs: Path, metric: str = "test/top1", protocol: str = "last"
     filled = {
         (label, column): cell for label, row in zip(labels, rows, strict=True) for column, cell in row.cells.items()
     }
-    title, named = f"runs in {outputs}", [columns[key] for key in sorted(columns)]
+    title = f"runs in {outputs}{f', {filters}' if filters.wanted else ''}"
+    named = [columns[key] for key in sorted(columns)]
     return Table(title, metric, labels, named, filled, protocol=protocol, notes=notes)
+
+
+def _as_planned(directory: Path, record: Record, outputs: Path) -> PlannedRun:
+    net = str((record["nets"].get(record["headline"]) or {}).get("model", record["method"]))
+    return PlannedRun(seed=record["seed"], place=directory.relative_to(outputs).as_posix(), net=net, needs={})
 
 
 class _Row:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdrun.core.files import write_text
-from kdrun.core.paths import CONF_DIR, HERE
+from kdrun.core.paths import HERE, conf_folders
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def keep(path: Path, digest: str, value: Any) -> None:
 def digest_of(asked: str) -> str:
     """Of what is asked, and of all that says what comes of it, but the files that it names itself."""
     whole = hashlib.sha256(asked.encode())
-    for folder, pattern in ((CONF_DIR, "*.yaml"), (HERE, "*.py")):
+    for folder, pattern in (*((conf, "*.yaml") for conf in conf_folders()), (HERE, "*.py")):
         for path in sorted(folder.rglob(pattern)):
             content = path.read_bytes()
             whole.update(f"{path.relative_to(folder)}\0{len(content)}\0".encode() + content)

@@ -14,7 +14,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from kdrun.config.resolvers import set_of_terms
-from kdrun.core.paths import CONF_DIR
+from kdrun.core.paths import in_conf
 
 DEVIATES = "deviates: "
 MARK = re.compile(r"\b([Pp]roposed|[Pp]roposals?|[Oo]urs)\b")
@@ -43,7 +43,7 @@ def ours_in(picked: Sequence[Picked], composed: DictConfig) -> list[str]:
             continue
         for deviates, comment in _comments(path):
             told = [part for part in SENTENCE.split(comment) if MARK.search(part) and not POINTER.search(part)]
-            out += [] if deviates else [f"conf/{path.relative_to(CONF_DIR)}: {part}" for part in told]
+            out += [] if deviates else [f"{in_conf(path)}: {part}" for part in told]
         content = _content(text)
         for keys, comment in _marked(text):
             whole = [*(package.split(".") if package else []), *keys]

@@ -21,7 +21,7 @@ from kdrun.config.run import RunConfig
 from kdrun.core.counting import counted
 from kdrun.core.errors import ConfigError, MissingFile
 from kdrun.core.hashing import content_hash, json_hash
-from kdrun.core.paths import CONF_DIR
+from kdrun.core.paths import given_conf, in_conf
 from kdrun.core.registry import lookup
 from kdrun.core.schema import FileContent, Schema, build
 from kdrun.data.found import found, unsplit
@@ -178,8 +178,10 @@ def cache_of(name: str, outputs: Path) -> Path:
 
 
 def composed_anew(spec: TableConfig) -> bool:
-    """Whether it has plug-ins, of whose code we know nothing."""
-    return any("plugins" in word for word in chain(*spec.rows.values(), *spec.columns.values()))
+    """Whether it has plug-ins, of whose code we know nothing; any config of a user's own may name them."""
+    own = given_conf()
+    unknown = own is not None and any("plugins" in path.read_text("utf-8", "replace") for path in own.rglob("*.yaml"))
+    return unknown or any("plugins" in word for word in chain(*spec.rows.values(), *spec.columns.values()))
 
 
 def make_plan(
@@ -221,7 +223,7 @@ def _without_file(
 ) -> PlannedCell:  # fmt: skip
     """A cell without runs, with what is missing and the YAML file that names it."""
     naming = [path for path, _ in picked if path.is_file() and error.file in path.read_text("utf-8")]
-    told = f"; see conf/{naming[-1].relative_to(CONF_DIR)}" if naming else ""
+    told = f"; see {in_conf(naming[-1])}" if naming else ""
     return PlannedCell(
         row=row, column=column, candidate=candidate, overrides=overrides, given_teacher=False, runs=[],
         teacher_temperature=1.0, teacher_as_trained=True, deviations=[], lacks=f"{error}{told}",

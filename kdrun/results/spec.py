@@ -10,7 +10,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from kdrun.config.nodes import read_conf
 from kdrun.config.space import Dimension, parsed, spread
 from kdrun.core.errors import ConfigError, allowed
-from kdrun.core.paths import CONF_DIR
+from kdrun.core.paths import CONF_DIR, conf_file
 from kdrun.core.schema import Schema
 from kdrun.results.grid import spread_out
 from kdrun.runs.metric import Metric, is_percent
@@ -121,7 +121,7 @@ def table_spec(name: str) -> TableConfig:
 
 def about(name: str) -> str:
     """What the first lines of conf/table/<name>.yaml say."""
-    path = CONF_DIR / "table" / f"{name}.yaml"
+    path = conf_file(f"table/{name}.yaml")
     lines = takewhile(
         lambda line: line.startswith("# "), path.read_text("utf-8").splitlines() if path.is_file() else []
     )

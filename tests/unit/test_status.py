@@ -1,5 +1,7 @@
 """scripts/status.py, compare.py, evaluate.py, publish.py and the HTML report, on records that are written by hand."""
 
+import base64
+import hashlib
 import json
 import lzma
 import re
@@ -165,15 +167,28 @@ def test_a_report_is_one_file_that_asks_for_nothing_and_escapes_everything(plann
     assert table_main(["table=t", f"outputs={planned}", "format=html"]) == f"wrote {planned}/reports/t.html"
     text = (planned / "reports" / "t.html").read_text()
     HTMLParser().feed(text)
-    assert "<script" not in text
-    assert "&lt;script&gt;" in text
-    assert not re.findall(r'(?:src|href)="(?!#)|url\((?!#)|@import', text)
-    for section in ("Seeds", "By number of labels", "Learning curves", "Reliability", "Cost", "Environment", "Runs"):
+    scripts = re.findall("<script([^>]*)>(.*?)</script>", text, re.DOTALL)
+    assert [kind for kind, _ in scripts] == [' type="application/json" id="pairs"', ""]
+    digest = base64.b64encode(hashlib.sha256(scripts[1][1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text, "no other script runs"
+    assert json.loads(scripts[0][1])["rows"] == ["KD", EVIL]
+    assert "alert" not in re.sub("&lt;script&gt;alert", "", text.replace(scripts[0][1], ""))
+    assert not re.findall(r'(?:src|href)="(?!#|\.\./runs/)|url\((?!#)|@import', text)
+    for section in (
+        "Seeds",
+        "By number of labels",
+        "Learning curves",
+        "Reliability",
+        "Classes",
+        "Cost",
+        "Environment",
+        "Runs",
+    ):
         assert f">{section}</h2>" in text
     assert text.count("<svg") == 5  # seeds, labels, two columns of curves, one diagram
     assert text.count('<svg role="img" aria-label="') == 5
     assert "#000000" not in text, "what is black follows the page"
-    assert "default-src 'none'; style-src 'unsafe-inline'" in text
+    assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:;" in text
     assert "<code>distill/digits/n20/s0-0200</code>" in text, "the run behind a cell"
     ids = re.findall(r' id="([^"]+)"', text)
     assert len(set(ids)) == len(ids)

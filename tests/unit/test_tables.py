@@ -267,7 +267,7 @@ def test_arguments_that_do_not_go_together(outputs):
     for arguments, message in (
         (["columns=parms", "table=it"], "columns: parms: no such column; nearest: params"),
         (["table=it", "override=a=1"], "override: goes with dry=true or execute=true"),
-        (["format=html"], "format=html: give table=<name> too"),
+        (["table=it", "where=seed=0"], "where: goes without a table"),
         (["table=it", "compare=KD"], "compare: KD: write two rows, rowA,rowB"),
         (["table=it", "protocol=median"], "'median' is not allowed"),
     ):

@@ -89,5 +89,12 @@ def draw(bands: Mapping[str, Band], metric: str, paths: Sequence[Path]) -> None:
                 "linestyle": "-" if k < len(COLORS) else "--",
             }
             axes.plot(one.steps, middle, markevery=every, label=labels[name], **look)
+            if len(one.steps) == 1:  # a lone dot says nothing of itself
+                reach = [[middle[0] - low[0]], [high[0] - middle[0]]]
+                axes.errorbar(one.steps, middle, reach, color=color(k), capsize=3)
+                axes.annotate(
+                    f"{middle[0]:.4g}, evaluated once, at step {one.steps[0]}", (one.steps[0], middle[0]), (7, 5),
+                    textcoords="offset points", fontsize=8, color=color(k),
+                )  # fmt: skip
         axes.set(xlabel="step", ylabel=f"{metric}{unit}")
         legend(figure)

@@ -35,7 +35,7 @@ def draw(found: Mapping[str, Mapping[str, Dots]], metric: str, paths: Sequence[P
                     )  # fmt: skip
                 if one.values:
                     at = [k] * len(one.values)
-                    shown["a seed"] = axes.scatter(one.values, at, s=26, color=BLUE, alpha=0.6, linewidths=0, zorder=3)
+                    shown["a seed"] = axes.scatter(one.values, at, s=26, color=BLUE, alpha=0.75, linewidths=0, zorder=3)
                 if one.paper is not None:
                     shown["the paper's"] = axes.scatter([one.paper], [k], s=34, marker="D", color=ORANGE, zorder=4)
             axes.set_yticks(range(len(rows)), rows)
