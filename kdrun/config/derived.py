@@ -20,7 +20,7 @@ def derived(config: RunConfig, **changes: Any) -> RunConfig:
     """
     plain = {
         "losses": {"ce": lookup("loss", "ce", "loss").Config(name="ce")}, "ramps": {}, "teacher": TeacherConfig(),
-        "views": config.views.replace(mix=MixConfig()),
+        "views": config.views.replace(mix=MixConfig()), "debug": config.debug.replace(repeat_batch=False),
     }  # fmt: skip
     run = config.replace(**{**plain, **changes})
     if run.schedule.optimizer == "dot" and "teacher" not in run.sides:  # then it has one momentum

@@ -26,7 +26,7 @@ print(json.dumps(told))
 """
 MISTAKES = {
     "tabel": "tabel: no command; nearest: table (commands: train, sweep, table, ",
-    "distil table=demo": "distil: no command; none of 13 names is near (commands: train, ",
+    "distil table=demo": "distil: no command; none of 14 names is near (commands: train, ",
     "help tabel": "tabel: no command; nearest: table",
     "sed=1": "sed: unknown key; nearest: seed",
     "train sed=1": "sed: unknown key; nearest: seed",
