@@ -240,7 +240,12 @@ def _wandb(options: Options) -> Iterator[Finding]:
         return
     import wandb
 
-    known = wandb.login(prompt=False, verify=False)  # from the environment or wandb's files; asks nobody
+    try:
+        known = wandb.login(prompt=False, verify=False)  # from the environment or wandb's files; asks nobody
+    except wandb.Error as error:
+        told = f"{version}, its key is malformed ({reason(error)}): runs are kept offline"
+        yield Finding("trackers", "wandb", "warning", told, "wandb login, or tracker=none")
+        return
     told = "a key is configured: runs are shown online" if known else "no key: runs are kept offline"
     yield Finding("trackers", "wandb", "ok", f"{version}, {told}", "" if known else "wandb login, or tracker=none")
 
