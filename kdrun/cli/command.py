@@ -25,7 +25,7 @@ from kdrun.runs.record import open_records
 
 COMMANDS = (
     "train", "sweep", "table", "status", "compare", "evaluate", "export", "predict", "publish", "download", "plot",
-    "analyze", "explain",
+    "analyze", "explain", "doctor",
 )  # fmt: skip
 HELP = {"-h", "--help"}
 COMPLETION = {"-sc", "--shell_completion"}

@@ -3,11 +3,11 @@
 from typing import Any
 
 from kdrun.config.effective import effective
-from kdrun.config.key import part_classes
+from kdrun.config.key import plugins_of
 from kdrun.config.run import RunConfig
 from kdrun.config.teacher import TeacherConfig
 from kdrun.config.views import MixConfig
-from kdrun.core.registry import lookup, plugin_hashes
+from kdrun.core.registry import lookup
 
 
 def derived(config: RunConfig, **changes: Any) -> RunConfig:
@@ -20,12 +20,12 @@ def derived(config: RunConfig, **changes: Any) -> RunConfig:
     """
     plain = {
         "losses": {"ce": lookup("loss", "ce", "loss").Config(name="ce")}, "ramps": {}, "teacher": TeacherConfig(),
-        "views": config.views.replace(mix=MixConfig()),
+        "views": config.views.replace(mix=MixConfig()), "debug": config.debug.replace(repeat_batch=False),
     }  # fmt: skip
     run = config.replace(**{**plain, **changes})
     if run.schedule.optimizer == "dot" and "teacher" not in run.sides:  # then it has one momentum
         run = run.replace(schedule=run.schedule.replace(optimizer="sgd", optimizer_args={}))
-    return effective(run.replace(plugins=config.plugins if plugin_hashes(part_classes(run)) else []))
+    return effective(run.replace(plugins=config.plugins if plugins_of(run) else []))
 
 
 def supervised(config: RunConfig, **changes: Any) -> RunConfig:

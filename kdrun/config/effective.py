@@ -7,7 +7,7 @@ from kdrun.config.dataset import FilesConfig
 from kdrun.config.model import with_entry
 from kdrun.config.rules import contradictions
 from kdrun.config.run import RunConfig
-from kdrun.config.schedule import RampConfig, ScheduleConfig
+from kdrun.config.schedule import ConstantConfig, RampConfig, ScheduleConfig
 from kdrun.config.teacher import CacheConfig, TeacherConfig
 from kdrun.config.views import MixConfig, StrongConfig, WeakConfig
 from kdrun.core.errors import ConfigError
@@ -17,7 +17,7 @@ from kdrun.core.hashing import file_hash
 
 def effective(config: RunConfig) -> RunConfig:
     """Drop what cannot have an effect, and refuse combinations that cannot run."""
-    config = config.method_class.settled(config)
+    config = _with_one_batch(config.method_class.settled(config))
     losses = {label: term for label, term in sorted(config.losses.items()) if term.weight > 0}
     needs = config.method_class.needs(config)
     if not losses and needs.trains and needs.terms:
@@ -66,6 +66,16 @@ def effective(config: RunConfig) -> RunConfig:
                 **{n: type(dataset).model_fields[n].default for n in ("val_fraction", "val_seed")}
             )
     return config.replace(dataset=dataset)
+
+
+def _with_one_batch(config: RunConfig) -> RunConfig:
+    """Without what would hide whether the losses of a batch that is repeated fall."""
+    if not config.debug.repeat_batch:
+        return config
+    schedule = config.schedule.replace(
+        decay=ConstantConfig(name="constant"), warmup_steps=None, warmup_epochs=None, weight_decay=0.0, ema_decay=None
+    )
+    return config.replace(schedule=schedule)
 
 
 def _without_training(config: RunConfig) -> RunConfig:

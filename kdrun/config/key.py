@@ -10,6 +10,7 @@ from kdrun.config.run import RunConfig
 from kdrun.config.teacher import RecipeConfig, TaughtConfig
 from kdrun.core.errors import MissingFile
 from kdrun.core.hashing import content_hash, json_hash
+from kdrun.core.paths import HERE
 from kdrun.core.registry import lookup, plugin_hashes
 from kdrun.core.schema import FileContent, OutsideKey, Schema, marker
 
@@ -48,6 +49,8 @@ def _counted(config: RunConfig) -> dict[str, Any]:
     if not getattr(config.dataset, "skip_unreadable", False):  # a file above the limit ends the run
         content["dataset"].pop("max_pixels", None)
     told = {"version": KEY_VERSION, "config": content, "plugins": plugins_of(config)}
+    if config.debug.on:
+        told["code"] = content_hash(str(HERE), "kdrun", FileContent(whole=True, suffixes=frozenset({".py"})))
     listing = data_identity(config.dataset)
     return told if listing is None else {**told, "listing": listing}
 

@@ -15,7 +15,7 @@ from kdrun.config.environment import asked_again, hidden, resolved
 from kdrun.config.model import ModelConfig
 from kdrun.config.networks import own_networks
 from kdrun.config.parts import TermConfig, TrackerConfig
-from kdrun.config.run import EvaluateConfig, ExecutionConfig, RunConfig
+from kdrun.config.run import DebugConfig, EvaluateConfig, ExecutionConfig, RunConfig
 from kdrun.config.schedule import RampConfig, ScheduleConfig
 from kdrun.config.teacher import TeacherConfig
 from kdrun.config.values import refuse_values
@@ -87,6 +87,7 @@ def from_nodes(node: dict[str, Any], written: Mapping[str, str] | None = None) -
         "engine",
         "search",
         "objective",
+        "debug",
     }
     errors = [f"{key}: unknown key{allowed(key, known)}" for key in node if key not in known]
     absent = [key for key in ("method", "dataset", "schedule") if not node.get(key)]
@@ -115,6 +116,7 @@ def from_nodes(node: dict[str, Any], written: Mapping[str, str] | None = None) -
         ("views", ViewsConfig),
         ("execution", ExecutionConfig),
         ("evaluate", EvaluateConfig),
+        ("debug", DebugConfig),
     ):
         collect(name, lambda name=name, schema=schema: build(schema, node.get(name) or {}, name))
     if errors:

@@ -1,9 +1,11 @@
 """What in a configuration does not go together: one line for each part, found before anything runs."""
 
 from pathlib import Path
+from typing import Any
 
 from kdrun.config.model import ModelConfig
 from kdrun.config.needs import recipe_of
+from kdrun.config.networks import own_networks
 from kdrun.config.run import RunConfig
 from kdrun.config.teacher import LabelsConfig, NetworkConfig
 from kdrun.config.views import ViewsConfig
@@ -129,13 +131,10 @@ def _of_teacher_and_data(config: RunConfig) -> list[str]:
 
 
 def _of_networks(config: RunConfig) -> list[str]:
-    import timm
-
-    load("model")
     errors = [
-        f"schedule.lr_for.{name}: timm knows no network {name!r}{allowed(name, timm.list_models(), most=0)}"
+        f"schedule.lr_for.{name}: timm knows no network {name!r}{allowed(name, _timm().list_models(), most=0)}"
         for name in config.schedule.lr_for
-        if not timm.is_model(name)
+        if name not in own_networks() and not _timm().is_model(name)
     ]
     low, high = config.needs.students
     if len(config.students) < low or (high is not None and len(config.students) > high):
@@ -149,18 +148,25 @@ def _of_networks(config: RunConfig) -> list[str]:
     return [*errors, *(line for key, model in config.networks for line in _of_network(key, model))]
 
 
-def _of_network(key: str, model: ModelConfig) -> list[str]:
+def _timm() -> Any:
+    """timm, with all networks registered in it. It takes seconds to load: who names only kdrun's own is not asked."""
+    load("model")
     import timm
 
-    if not timm.is_model(model.name):
+    return timm
+
+
+def _of_network(key: str, model: ModelConfig) -> list[str]:
+    own = model.name in own_networks()
+    if not own and not _timm().is_model(model.name):
         group = "teacher" if key.startswith("teacher") else "student"
         files = (path.stem for path in (CONF_DIR / group).glob("*.yaml"))  # teacher=ensembl comes here
-        near = allowed(model.name, [*timm.list_models(), *files], most=0)
+        near = allowed(model.name, [*_timm().list_models(), *files], most=0)
         return [f"{key}.name: timm knows no network {model.name!r}{near}"]
     if model.name == "open_clip":
         return _of_clip(key, model)
     try:
-        published = timm.get_pretrained_cfg(model.name)
+        published = None if own else _timm().get_pretrained_cfg(model.name)
     except RuntimeError as error:  # an unknown tag behind the point
         return [f"{key}.name: {error}"]
     errors = []

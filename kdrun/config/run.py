@@ -5,6 +5,7 @@ change a result, so that equal runs are found and never run twice.
 """
 
 import re
+from dataclasses import replace
 from functools import reduce
 from operator import or_
 from typing import Annotated, Any, Literal
@@ -15,7 +16,7 @@ from kdrun.config.dataset import DatasetConfig
 from kdrun.config.model import ModelConfig
 from kdrun.config.needs import Needs
 from kdrun.config.parts import MethodConfig, TermConfig, TrackerConfig
-from kdrun.config.schedule import RampConfig, ScheduleConfig
+from kdrun.config.schedule import Clock, RampConfig, ScheduleConfig
 from kdrun.config.teacher import NetworkConfig, TeacherConfig
 from kdrun.config.views import ViewsConfig
 from kdrun.core.registry import lookup
@@ -31,6 +32,27 @@ class EvaluateConfig(Schema):
     """Other test sets, of networks that were trained on ImageNet or on some of its classes."""
     root: str = Field("data", min_length=1)
     """What holds the folders of `sets`, called as their authors' archives."""
+
+
+class DebugConfig(Schema):
+    """What a run leaves out that looks for mistakes (conf/experiment/debug). Its figures are no results: the code it
+    was made with is part of its run key, so that it is made again once that has changed."""
+
+    steps: int | None = Field(None, gt=0)
+    """Steps of this run at most, and of each run that it needs first."""
+    images: int | None = Field(None, gt=0)
+    """Validation, test and unlabeled images at most, of each, spread over all that there are."""
+    repeat_batch: bool = False
+    """Each step has the batch of the first, its views too, at a constant learning rate, without weight decay and moving
+    average; runs that are needed first are made as ever."""
+
+    @property
+    def on(self) -> bool:
+        return self != DebugConfig()
+
+    def fewer(self, index: Any) -> Any:
+        """Of an array or a tensor of positions, so many as `images` allows, the first among them."""
+        return index if self.images is None else index[:: max(-(-len(index) // self.images), 1)]
 
 
 class ExecutionConfig(Schema):
@@ -56,6 +78,9 @@ class ExecutionConfig(Schema):
     log_every_steps: int = Field(50, gt=0)
     checkpoint_every_seconds: float = Field(300, gt=0)
     checkpoint_every_steps: int | None = Field(None, gt=0)
+    profile_steps: int | None = Field(None, gt=0)
+    """Steps that torch's profiler looks at, behind the first ones: trace.json in the run's folder, for chrome://tracing
+    and Perfetto, and the operations that take longest in its log."""
     join_seconds: float = Field(30, gt=0)
     """In which the processes of one run must have found each other (torchrun, srun)."""
     keep_checkpoint: bool = False
@@ -93,6 +118,7 @@ class RunConfig(Schema):
     plugins: Annotated[list[str], OutsideKey()] = Field(default_factory=list)
     ramps: dict[str, RampConfig] = Field(default_factory=dict)
     """Weights that move during training."""
+    debug: DebugConfig = Field(default_factory=DebugConfig)
     written: Annotated[dict[str, str], OutsideKey()] = Field(default_factory=dict, exclude=True)
     """What the environment said (`kdrun.config.environment`) -> the text that asked for it, which alone is written: by
     dotted key in `execution` and `tracker`; elsewhere, where a path moves between keys, by `=` and the value."""
@@ -139,6 +165,11 @@ class RunConfig(Schema):
     def needs_teacher(self) -> bool:
         """Whether the method or one of the loss terms asks a teacher."""
         return self.needs.teacher
+
+    def clock(self, num_labeled: int) -> Clock:
+        """The clock of a run on `num_labeled` images."""
+        clock, most = self.schedule.clock(num_labeled), self.debug.steps
+        return clock if most is None else replace(clock, total_steps=min(clock.total_steps, most))
 
     @property
     def split_seed(self) -> int:

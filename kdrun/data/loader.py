@@ -105,6 +105,29 @@ class Loader:
         return {name: stream.drawn(steps, decoded.get(name), fixed=True) for name, stream in self.streams.items()}
 
 
+class RepeatedBatch(Loader):
+    """The batch of the first step, at each step."""
+
+    def __init__(self, streams: Mapping[str, Stream]) -> None:
+        super().__init__(streams, total_steps=1)
+        self._batch: Batch | None = None
+        self._drawn: dict[str, Drawn] | None = None
+
+    def batch(self, step: int) -> Batch:
+        if self._batch is None:
+            self._batch = super().batch(0)
+        return self._batch
+
+    def drawn(self, step: int) -> dict[str, Drawn]:
+        if self._drawn is None:
+            self._drawn = super().drawn(0)
+        return self._drawn
+
+    def give(self, extra: Mapping[str, Tensor]) -> None:
+        super().give(extra)
+        self._batch = None
+
+
 def _one_thread() -> None:
     # The loop's own threads compute the step meanwhile; a second team of threads would fight them for the cores.
     torch.set_num_threads(1)
@@ -127,7 +150,7 @@ def make_loader(
     wanted: Mapping[str, tuple[str, ...]], arrays: Arrays, split: Split, images: Source, batch_sizes: Mapping[str, int],
     recipes: Mapping[str, Recipe], seed: int, total_steps: int | None = None,
     mix: MixConfig | None = None, device: torch.device | None = None, size: tuple[int, int] | None = None,
-    stored: StoredViews | None = None, small_last: bool = False, shown: str = "weak",
+    stored: StoredViews | None = None, small_last: bool = False, shown: str = "weak", repeat: bool = False,
 ) -> Loader:  # fmt: skip
     """Build the streams that a method declares, of the part of each batch that this process has. Only the labeled
     stream has targets, and only of labeled images.
@@ -138,6 +161,7 @@ def make_loader(
         stored: where the weak views come from; None: they are drawn afresh.
         small_last: whether the last labeled batch of an epoch has what is left of the labeled images.
         shown: the recipe of what is called the weak view of labeled images.
+        repeat: whether each step has the batch of the first.
     """
     streams = {}
     device = images.device if device is None else device
@@ -156,4 +180,4 @@ def make_loader(
             name, images, targets, index, batch_sizes[name], chosen, seed, mix=mixed, device=device, stored=stored,
             small_last=small_last and name == "labeled", part=world().part,
         )  # fmt: skip
-    return Loader(streams, total_steps)
+    return RepeatedBatch(streams) if repeat else Loader(streams, total_steps)

@@ -2,13 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import timm
+from typing import TYPE_CHECKING
 
 from kdrun.config.model import ModelConfig
 from kdrun.core.errors import ConfigError
+from kdrun.core.later import later
 from kdrun.models import open_clip
 from kdrun.models.network import Network, NetworkSpec, build_network
+
+if TYPE_CHECKING:
+    import timm
+else:
+    timm = later("timm")
 
 
 @dataclass(frozen=True)

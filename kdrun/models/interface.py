@@ -2,14 +2,18 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import timm
-from timm.models.resnet import BasicBlock, Bottleneck
-from timm.models.resnet import ResNet as TimmResNet
 from torch import Tensor, nn
 
 from kdrun.core.errors import ConfigError
+from kdrun.core.later import later
+
+if TYPE_CHECKING:
+    import timm
+    from timm.models import resnet
+else:
+    timm, resnet = later("timm"), later("timm.models.resnet")
 
 KEY = "student.name or teacher.model.name"
 PAGE = "see docs/extend/network.md"
@@ -66,7 +70,7 @@ def last_activations(net: Any, name: str) -> dict[str, tuple[nn.Module, nn.Batch
     """
     found = {}
     for i, entry in enumerate(net.feature_info or ()):
-        told = {**_of_resnet(net, entry["module"]), **entry} if isinstance(net, TimmResNet) else entry
+        told = {**_of_resnet(net, entry["module"]), **entry} if isinstance(net, resnet.ResNet) else entry
         if not told.get("act"):
             continue
         try:
@@ -82,7 +86,7 @@ def last_activations(net: Any, name: str) -> dict[str, tuple[nn.Module, nn.Batch
 def _of_resnet(net: Any, stage: str) -> dict[str, str]:
     """`act` and `norm` of a stage of timm's ResNet; none where it ends otherwise than the original does."""
     module = net.get_submodule(stage)
-    ends: dict[type, tuple[str, str]] = {BasicBlock: ("act2", "bn2"), Bottleneck: ("act3", "bn3")}
+    ends: dict[type, tuple[str, str]] = {resnet.BasicBlock: ("act2", "bn2"), resnet.Bottleneck: ("act3", "bn3")}
     if stage == "act1":
         act, norm = "act1", "bn1"
     elif isinstance(module, nn.Sequential) and type(module[-1]) in ends:

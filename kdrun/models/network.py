@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from kdrun.config.model import ModelConfig
 from kdrun.core.errors import ConfigError, DataError, KdrunError
 from kdrun.core.files import write_bytes
+from kdrun.core.later import later
 from kdrun.core.registry import plugin_hashes
 from kdrun.core.schema import build
 from kdrun.core.seeding import subseed
@@ -26,6 +26,11 @@ from kdrun.models.heads import hidden_head
 from kdrun.models.interface import last_activations, refuse_logits, stage_channels, whole_pass
 from kdrun.models.output import Output
 from kdrun.models.pretrained import timm_network
+
+if TYPE_CHECKING:
+    import timm
+else:
+    timm = later("timm")
 
 TOKENS = "tokens"
 MAP = "map"
@@ -322,8 +327,6 @@ def build_network(
 
 def outline(spec: NetworkSpec) -> Network:
     """A network on the meta device: its shapes, without memory and weights. Built once for all who ask."""
-    import timm
-
     name = str(spec.model["name"])
     plain = replace(spec, model={**spec.model, "pretrained": False, "file": None})
     parts = plugin_hashes([timm.model_entrypoint(name)] if timm.is_model(name) else [])

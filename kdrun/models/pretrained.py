@@ -2,17 +2,22 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from kdrun.config.model import ModelConfig
 from kdrun.core.errors import ConfigError, DataError, KdrunError
+from kdrun.core.later import later
 from kdrun.models.fit import Fit, hint
 from kdrun.models.interface import refuse_function, refuse_network
 from kdrun.models.weights import check_state, filling, no_weights, offline_where_there_is_no_network
+
+if TYPE_CHECKING:
+    import timm
+else:
+    timm = later("timm")
 
 log = logging.getLogger(__name__)
 USUAL = (TypeError, ValueError, RuntimeError, AssertionError)  # by which networks refuse their arguments

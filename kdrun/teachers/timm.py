@@ -4,19 +4,24 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import timm
 from pydantic import model_validator
 from torch import nn
 
 from kdrun.config.model import ModelConfig, with_entry
 from kdrun.config.run import RunConfig
 from kdrun.core.errors import ConfigError
+from kdrun.core.later import later
 from kdrun.core.registry import register
 from kdrun.models.factory import NetworkFactory
 from kdrun.teachers.classes import ClassesConfig, cut, heads_of, numbers
 from kdrun.teachers.kind import TeacherKind, frozen
+
+if TYPE_CHECKING:
+    import timm
+else:
+    timm = later("timm")
 
 log = logging.getLogger(__name__)
 

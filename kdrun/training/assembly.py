@@ -94,10 +94,12 @@ class Assembly:
     @cached_property
     def split(self) -> Split:
         """Which images are labeled, unlabeled and for validation."""
-        arrays = self.arrays
-        return make_split(
+        arrays, fewer = self.arrays, self.job.config.debug.fewer
+        split = make_split(
             self.job.config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels), arrays.val, arrays.folds
         )
+        num_test = len(fewer(range(split.num_test)))
+        return replace(split, unlabeled=fewer(split.unlabeled), val=fewer(split.val), num_test=num_test)
 
     @cached_property
     def config(self) -> RunConfig:
@@ -249,7 +251,7 @@ class Assembly:
 
     @cached_property
     def clock(self) -> Clock:
-        return self.config.schedule.clock(len(self.split.labeled))
+        return self.config.clock(len(self.split.labeled))
 
     @property
     def batch_sizes(self) -> list[dict[str, int]]:
@@ -273,14 +275,15 @@ class Assembly:
         return make_loader(
             config.needs.streams, self.arrays, self.split, self.images[0], config.method_class.batch_sizes(config),
             self.recipes, self.stream_seed, self.clock.total_steps, config.views.mix, self.device, self.size,
-            self.stored, config.schedule.last_batch == "small", config.views.labeled,
+            self.stored, config.schedule.last_batch == "small", config.views.labeled, config.debug.repeat_batch,
         )  # fmt: skip
 
     @cached_property
     def evaluator(self) -> Evaluator:
         config, device = self.config, self.device
         (train, test), val = self.images, torch.from_numpy(self.split.val)
-        everything, target = torch.arange(len(test), device=device), torch.from_numpy(self.arrays.test_labels)
+        everything = config.debug.fewer(torch.arange(len(test), device=device))
+        target = torch.from_numpy(self.arrays.test_labels)[everything.cpu()]
         splits = {
             "val": (train, val.to(device), self.labels[val].to(device)),
             "test": (test, everything, target.to(device)),

@@ -2,7 +2,7 @@
 
 import logging
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from kdrun.core.hashing import content_hash
 from kdrun.core.lock import Lock
 from kdrun.core.peers import RankFailed
 from kdrun.runs.record import SCHEMA, Record, code_version, package_versions, read_record, write_record
+from kdrun.training.window import LOSS
 
 log = logging.getLogger(__name__)
 GOES_ON = "goes on with"
@@ -108,6 +109,21 @@ def remove_checkpoint(directory: Path) -> None:
         remove(directory / "checkpoint")
     except OSError as error:
         log.warning("%s: could not be removed (%s)", directory / "checkpoint", error.strerror)
+
+
+def told_of_one_batch(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say how far the losses of one batch have come down. What is to be warned of: that they have not.
+
+    Args:
+        lines: those of metrics.jsonl.
+    """
+    windows = [{key: value for key, value in line.items() if key.startswith(LOSS)} for line in lines]
+    first, *_, last = [window for window in windows if window] or [{}, {}]
+    told = [f"{key.removeprefix(LOSS)} {first[key]:.4g} -> {last[key]:.4g}" for key in first]
+    log.info("the same batch again and again: %s (means of the first and the last steps logged)", ", ".join(told))
+    if sum(last.values()) < 0.5 * sum(first.values()):
+        return []
+    return ["the losses of one batch have not come down by half: look at the loss, or give more steps (debug.steps)"]
 
 
 @contextmanager

@@ -37,6 +37,7 @@ from kdrun.training.dot import DOT, parted
 from kdrun.training.ema import Ema
 from kdrun.training.evaluator import Evaluator, choice_metrics
 from kdrun.training.optimizer import make_optimizer
+from kdrun.training.profile import profiled
 from kdrun.training.progress import TrainingMeter
 from kdrun.training.rates import LearningRate, Ramps
 from kdrun.training.state import OtherMetrics, Progress, restore, state_of
@@ -94,7 +95,8 @@ class Loop:
         take, watch = self._steps(), Stopwatch(progress.seconds)
         self._watch = watch
         self.method.train()
-        with shown(self.config.execution.progress), self._meter() as meter:
+        profiler = profiled(self.config, self.directory, self.device)
+        with shown(self.config.execution.progress), self._meter() as meter, profiler as profile:
             if self.unevaluated:
                 self._evaluate(meter)
             for step in range(progress.step, total_steps):
@@ -102,6 +104,7 @@ class Loop:
                 progress.step = step + 1
                 meter.update()
                 self._tell(meter)
+                profile.step()
                 number, late = here.lately(signals.received() or 0, here.first and self._is_late(watch))
                 self._save_where_due(watch, bool(late))
                 here.stop(number)

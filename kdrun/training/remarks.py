@@ -46,7 +46,7 @@ def _of_validation(assembly: Assembly) -> list[str]:
 
 def _of_schedule(assembly: Assembly) -> list[str]:
     schedule, clock = assembly.config.schedule, assembly.clock
-    if not assembly.config.needs.trains:
+    if not assembly.config.needs.trains or assembly.config.debug.on:
         return []
     out = []
     warmup = clock.steps(schedule.warmup_steps, schedule.warmup_epochs)

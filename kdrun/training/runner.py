@@ -37,7 +37,7 @@ from kdrun.training.assembly import Assembly
 from kdrun.training.costs import Operations, evaluation_cost, fitting_threads
 from kdrun.training.evaluator import Logits, choice_metrics
 from kdrun.training.finite import refuse_given_networks, refuse_metrics, refuse_networks
-from kdrun.training.logbook import log_file, new_record, note_failure, remove_checkpoint
+from kdrun.training.logbook import log_file, new_record, note_failure, remove_checkpoint, told_of_one_batch
 from kdrun.training.loop import Loop
 from kdrun.training.measure import with_corruptions, with_sets
 from kdrun.training.remarks import remarks
@@ -305,7 +305,7 @@ def _describe(assembly: Assembly, record: Record, operations: Operations) -> Non
         "%s on %s: %d labeled of %d, %s",
         config.method.name, config.dataset.name, len(split.labeled), len(split.unlabeled), ", ".join([work, *sizes]),
     )  # fmt: skip
-    if (line := evaluation_cost(assembly, operations)) is not None:
+    if not config.debug.on and (line := evaluation_cost(assembly, operations)) is not None:
         log.info("%s", line)
 
 
@@ -324,6 +324,8 @@ def _fit(assembly: Assembly, record: Record, job_type: str, still_ours: Callable
             )  # fmt: skip
         with loop.stopped_well() if loop is not None else nullcontext():
             progress = loop.run() if loop is not None else progress
+            if loop is not None and job.config.debug.repeat_batch:
+                _warn(record, *told_of_one_batch(loop.log.lines()))
             started = time.perf_counter()
             logits: Logits = {} if loop is None else loop.final_logits()
             here.once(partial(_save_results, assembly, record, loop, logits, still_ours))

@@ -29,7 +29,7 @@ print(json.dumps(told))
 """
 MISTAKES = {
     "tabel": "tabel: no command; nearest: table (commands: train, sweep, table, ",
-    "distil table=demo": "distil: no command; none of 13 names is near (commands: train, ",
+    "distil table=demo": "distil: no command; none of 14 names is near (commands: train, ",
     "help tabel": "tabel: no command; nearest: table",
     "sed=1": "sed: unknown key; nearest: seed",
     "train sed=1": "sed: unknown key; nearest: seed",
@@ -67,6 +67,8 @@ MISTAKES = {
     "explain loss=wtm": "loss=wtm: no such option; nearest: wttm",
 }
 
+EXPLAINED = "explain loss=kd"
+
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory) -> dict[str, tuple[int, str, str, list[str]]]:
@@ -77,7 +79,7 @@ def told(tmp_path_factory) -> dict[str, tuple[int, str, str, list[str]]]:
     record = whole("0123456789cd", num_labels=50, method="mixup_distill", config={"method": method})
     (run / "record.json").write_text(json.dumps(record))
     places = {"run": run, "outputs": run.parents[4]}
-    lines = ["--help", "help", "help table", *(f"{command} --help" for command in COMMANDS), *MISTAKES]
+    lines = ["--help", "help", "help table", *(f"{command} --help" for command in COMMANDS), *MISTAKES, EXPLAINED]
     asked = [line.format(**places).split() for line in lines]
     for words in asked:
         if words[:2] == ["status", "statsu=done"]:
@@ -114,6 +116,12 @@ def test_a_mistake_is_one_line_and_exit_code_2_without_torch(line, told):
     assert (code, out, loaded) == (2, "", [])
     assert err.startswith(f"error: {MISTAKES[line]}")
     assert err.count("\n") == 1
+
+
+def test_what_names_only_networks_of_kdrun_is_explained_without_timm(told):
+    code, out, err, loaded = told[EXPLAINED]
+    assert (code, err, loaded) == (0, "", ["torch"])
+    assert out.startswith("method: distill")
 
 
 @pytest.mark.parametrize(
