@@ -13,7 +13,7 @@ from kdrun import __version__
 project = "kdrun"
 author = "the kdrun authors"
 version = release = __version__
-extensions = ["mathml", "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["mathml", "scripts.gallery", "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "outputs", ".ipynb_checkpoints"]
 
 html_theme = "furo"

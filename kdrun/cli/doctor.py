@@ -29,9 +29,9 @@ from kdrun.core.errors import KdrunError, Unfinished
 from kdrun.core.files import reason
 from kdrun.core.later import later
 from kdrun.core.machine import QUOTA, cores
+from kdrun.core.quantities import readable
 from kdrun.core.registry import load, registered
 from kdrun.core.schema import Schema, from_arguments
-from kdrun.data.packed import readable
 from kdrun.runs.record import PACKAGES, code_version
 
 if TYPE_CHECKING:

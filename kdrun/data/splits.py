@@ -4,7 +4,7 @@ The unlabeled pool holds the labeled images too, without their labels (as FixMat
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -41,6 +41,11 @@ class Split:
             index: Index = getattr(self, name)
             digest.update(f"{name}:{len(index)}:".encode() + index.astype("<i8").tobytes())
         return digest.hexdigest()[:16]
+
+    def thinned(self, fewer: Callable[[Index], Index]) -> "Split":
+        """With fewer unlabeled, validation and test images."""
+        count = len(fewer(np.arange(self.num_test)))
+        return replace(self, unlabeled=fewer(self.unlabeled), val=fewer(self.val), num_test=count)
 
     def summary(self, labels: Labels, num_classes: int) -> dict[str, Any]:
         """Sizes, hash and labeled images per class, for the record."""
