@@ -45,7 +45,7 @@ def asked(words: list[str]) -> kdrun.RunConfig:
         return composer.typed([word for word in words if word not in ("--config-dir", "mine")])
 
 
-ASKED = [word for word in PLAIN if not word.startswith(("dataset.num_labels", "execution.threads"))]
+ASKED = [word for word in PLAIN if not word.startswith(("dataset.num_labels", "execution.threads", "tracker="))]
 
 
 def test_it_is_used_and_its_text_is_what_is_written(environment):
