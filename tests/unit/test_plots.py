@@ -214,7 +214,7 @@ def test_predictions_that_are_no_numbers_are_refused(run):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "command line: not a picture (allowed: confidence, coverage, curves, reliability, tradeoff"),
+        ([], "command line: not a picture (allowed: confidence, confusion, coverage, curves, reliability, tradeoff"),
         (["reliabilty", "run=x"], "reliabilty: not a picture; nearest: reliability"),
         (["reliability"], "run: missing; a value is required"),
         (["reliability", "run=/nowhere"], "/nowhere: not a run directory (no record.json)"),

@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -377,6 +378,8 @@ def test_after_a_kill_no_step_is_doubled_or_lost(name, composer, tmp_path, monke
     killed = Life(make_tracking(job, "train"), job.directory)
     for step in (5, 10, 15):
         killed.log(step, **{"train/loss": step / 4})
+    for tracker in killed.tracking._running.values():
+        tracker.abandon()  # what it has open ends with its process
     again = Life(make_tracking(job, "train"), job.directory, cut=10)
     for step in (15, 20):
         again.log(step, **{"train/loss": step / 4})
@@ -391,6 +394,18 @@ def test_after_a_kill_no_step_is_doubled_or_lost(name, composer, tmp_path, monke
     assert {"csv": of_csv, "tensorboard": of_tensorboard, "mlflow": of_mlflow, "trackio": of_trackio}[name](job) == [
         *loss, (20, {"train/loss": 5.0, "test/top1": 0.5}),
     ]  # fmt: skip
+
+
+def test_a_full_disk_switches_tensorboard_off_in_one_line(composer, tmp_path, monkeypatch, caplog):
+    pytest.importorskip("tensorboard")
+    job = job_of(composer, tmp_path, "tracker=tensorboard")
+    life = Life(make_tracking(job, "train"), job.directory)
+    life.log(5, loss=1.0)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    life.log(10, loss=1.0)
+    life.tracking.finish({"metrics": {}}, failed=False)
+    (line,) = caplog.messages
+    assert line.startswith("tensorboard switched off: [Errno 28] No space left on device: ")
 
 
 def test_a_picture_that_cannot_be_drawn_is_said_once_and_stops_no_tracker(tmp_path, caplog):

@@ -1,5 +1,8 @@
 """TensorBoard: a folder for each run, below one for each group of seeds."""
 
+import errno
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +25,7 @@ else:
     tensorboard = later("torch.utils.tensorboard")
 
 FLUSH = 10  # seconds until an event is in its file
+ROOM = 1 << 20  # bytes that must be free: a thread writes the file, and where the disk is full it prints a traceback
 
 
 @register("tracker", "tensorboard")
@@ -48,6 +52,8 @@ class TensorBoard(Tracker):
         self._writer.add_text("config", "".join(f"    {line}\n" for line in [self.run.name, *told.splitlines()]))
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
+        if shutil.disk_usage(self._folder).free < ROOM:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
         for name, value in values.items():
             if value is not None:
                 self._writer.add_scalar(name, value, step)
