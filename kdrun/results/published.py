@@ -2,6 +2,7 @@
 
 import json
 import lzma
+import os
 from pathlib import Path
 
 from pydantic import Field
@@ -55,7 +56,7 @@ class Published(Schema):
 
 
 def is_published(place: Path) -> bool:
-    return (place / PLAN).is_file()
+    return os.path.isfile(place / PLAN)  # false too for what is no name of a file
 
 
 def read_published(place: Path) -> Published:
