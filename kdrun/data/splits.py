@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdrun.config.dataset import DatasetConfig
-from kdrun.config.run import RunConfig
+from kdrun.config.run import DebugConfig, RunConfig
 from kdrun.core.artifacts import Artifact
 from kdrun.core.errors import ConfigError
 from kdrun.core.files import atomic_path, read_npz
@@ -41,6 +41,11 @@ class Split:
             index: Index = getattr(self, name)
             digest.update(f"{name}:{len(index)}:".encode() + index.astype("<i8").tobytes())
         return digest.hexdigest()[:16]
+
+    def fewer(self, debug: DebugConfig) -> "Split":
+        """With no more images than `debug.images` allows; all labeled ones stay, for classes may be few images."""
+        left = {name: debug.fewer(getattr(self, name)) for name in ("unlabeled", "val")}
+        return replace(self, num_test=len(debug.fewer(range(self.num_test))), **left)
 
     def summary(self, labels: Labels, num_classes: int) -> dict[str, Any]:
         """Sizes, hash and labeled images per class, for the record."""

@@ -94,12 +94,10 @@ class Assembly:
     @cached_property
     def split(self) -> Split:
         """Which images are labeled, unlabeled and for validation."""
-        arrays, fewer = self.arrays, self.job.config.debug.fewer
-        split = make_split(
+        arrays = self.arrays
+        return make_split(
             self.job.config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels), arrays.val, arrays.folds
-        )
-        num_test = len(fewer(range(split.num_test)))
-        return replace(split, unlabeled=fewer(split.unlabeled), val=fewer(split.val), num_test=num_test)
+        ).fewer(self.job.config.debug)
 
     @cached_property
     def config(self) -> RunConfig:
@@ -282,11 +280,10 @@ class Assembly:
     def evaluator(self) -> Evaluator:
         config, device = self.config, self.device
         (train, test), val = self.images, torch.from_numpy(self.split.val)
-        everything = config.debug.fewer(torch.arange(len(test), device=device))
-        target = torch.from_numpy(self.arrays.test_labels)[everything.cpu()]
+        everything, target = config.debug.fewer(torch.arange(len(test))), torch.from_numpy(self.arrays.test_labels)
         splits = {
             "val": (train, val.to(device), self.labels[val].to(device)),
-            "test": (test, everything, target.to(device)),
+            "test": (test, everything.to(device), target[everything].to(device)),
         }
         return Evaluator(
             splits, **self.evaluation, compiled=config.schedule.compile is not None, named=self.named("val", "test")
