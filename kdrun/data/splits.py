@@ -44,7 +44,7 @@ class Split:
 
     def fewer(self, debug: DebugConfig) -> "Split":
         """With no more images than `debug.images` allows; all labeled ones stay, for classes may be few images."""
-        left = {name: debug.fewer(getattr(self, name)) for name in ("unlabeled", "val")}
+        left = {name: np.ascontiguousarray(debug.fewer(getattr(self, name))) for name in ("unlabeled", "val")}
         return replace(self, num_test=len(debug.fewer(range(self.num_test))), **left)
 
     def summary(self, labels: Labels, num_classes: int) -> dict[str, Any]:

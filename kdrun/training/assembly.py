@@ -283,7 +283,7 @@ class Assembly:
         everything, target = config.debug.fewer(torch.arange(len(test))), torch.from_numpy(self.arrays.test_labels)
         splits = {
             "val": (train, val.to(device), self.labels[val].to(device)),
-            "test": (test, everything.to(device), target[everything].to(device)),
+            "test": (test, everything.contiguous().to(device), target[everything].to(device)),
         }
         return Evaluator(
             splits, **self.evaluation, compiled=config.schedule.compile is not None, named=self.named("val", "test")
