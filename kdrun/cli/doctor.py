@@ -1,4 +1,4 @@
-"""Look at this machine and installation: versions, devices, disk, wandb, data, extras, and how fast a small step is.
+"""Look at the installation and the machine: versions, devices, disk, wandb, data, extras, the speed of a step.
 
 kdrun doctor                         a line for each thing, with a hint where something may be better
 kdrun doctor outputs=/big/outputs root=/big/data

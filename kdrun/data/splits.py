@@ -4,7 +4,7 @@ The unlabeled pool holds the labeled images too, without their labels (as FixMat
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdrun.config.dataset import DatasetConfig
-from kdrun.config.run import RunConfig
+from kdrun.config.run import DebugConfig, RunConfig
 from kdrun.core.artifacts import Artifact
 from kdrun.core.errors import ConfigError
 from kdrun.core.files import atomic_path, read_npz
@@ -42,10 +42,10 @@ class Split:
             digest.update(f"{name}:{len(index)}:".encode() + index.astype("<i8").tobytes())
         return digest.hexdigest()[:16]
 
-    def thinned(self, fewer: Callable[[Index], Index]) -> "Split":
-        """With fewer unlabeled, validation and test images."""
-        count = len(fewer(np.arange(self.num_test)))
-        return replace(self, unlabeled=fewer(self.unlabeled), val=fewer(self.val), num_test=count)
+    def fewer(self, debug: DebugConfig) -> "Split":
+        """With no more images than `debug.images` allows; all labeled ones stay, for classes may be few images."""
+        left = {name: np.ascontiguousarray(debug.fewer(getattr(self, name))) for name in ("unlabeled", "val")}
+        return replace(self, num_test=len(debug.fewer(range(self.num_test))), **left)
 
     def summary(self, labels: Labels, num_classes: int) -> dict[str, Any]:
         """Sizes, hash and labeled images per class, for the record."""

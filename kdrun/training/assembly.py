@@ -94,10 +94,10 @@ class Assembly:
     @cached_property
     def split(self) -> Split:
         """Which images are labeled, unlabeled and for validation."""
-        config, arrays = self.job.config, self.arrays
+        arrays = self.arrays
         return make_split(
-            config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels), arrays.val, arrays.folds
-        ).thinned(config.debug.fewer)
+            self.job.config, arrays.train_labels, arrays.num_classes, len(arrays.test_labels), arrays.val, arrays.folds
+        ).fewer(self.job.config.debug)
 
     @cached_property
     def config(self) -> RunConfig:
@@ -280,10 +280,10 @@ class Assembly:
     def evaluator(self) -> Evaluator:
         config, device = self.config, self.device
         (train, test), val = self.images, torch.from_numpy(self.split.val)
-        shown, labels = config.debug.fewer(torch.arange(len(test))), torch.from_numpy(self.arrays.test_labels)
+        everything, target = config.debug.fewer(torch.arange(len(test))), torch.from_numpy(self.arrays.test_labels)
         splits = {
             "val": (train, val.to(device), self.labels[val].to(device)),
-            "test": (test, shown.to(device), labels[shown].to(device)),
+            "test": (test, everything.contiguous().to(device), target[everything].to(device)),
         }
         return Evaluator(
             splits, **self.evaluation, compiled=config.schedule.compile is not None, named=self.named("val", "test")

@@ -23,6 +23,9 @@ from kdrun.training.window import LOSS
 
 log = logging.getLogger(__name__)
 GOES_ON = "goes on with"
+FALLEN = 0.9
+"""Of a loss of one batch, what is left at most; more than a half where its targets are soft. One that begins at nothing
+waits for something, such as confident guesses."""
 
 
 def new_record(job: Job, ranks: int) -> Record:
@@ -121,9 +124,10 @@ def told_of_one_batch(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     first, *_, last = [window for window in windows if window] or [{}, {}]
     told = [f"{key.removeprefix(LOSS)} {first[key]:.4g} -> {last[key]:.4g}" for key in first]
     log.info("the same batch again and again: %s (means of the first and the last steps logged)", ", ".join(told))
-    if sum(last.values()) < 0.5 * sum(first.values()):
+    stayed = [key.removeprefix(LOSS) for key, value in first.items() if last[key] > FALLEN * value > 0]
+    if not stayed:
         return []
-    return ["the losses of one batch have not come down by half: look at the loss, or give more steps (debug.steps)"]
+    return [f"on one batch has hardly come down: {', '.join(stayed)}; is it right? Or give more steps (debug.steps)"]
 
 
 @contextmanager

@@ -108,9 +108,10 @@ def test_the_losses_of_one_batch_fall_and_a_profile_is_left(composer, tmp_path, 
     assert shares[0] > 0
 
 
-def test_losses_that_do_not_fall_are_warned_of():
-    def lines(*losses: float) -> list[dict[str, float]]:
-        return [{"step": k, "train/loss/ce": loss, "train/lr": 0.1} for k, loss in enumerate(losses)]
+def test_a_loss_that_does_not_fall_is_named():
+    def lines(**losses: tuple[float, float]) -> list[dict[str, float]]:
+        return [{f"train/loss/{name}": pair[k] for name, pair in losses.items()} | {"step": k} for k in (0, 1)]
 
-    assert told_of_one_batch(lines(2.0, 1.5, 0.1)) == []
-    assert len(told_of_one_batch(lines(2.0, 1.5, 1.9))) == 1
+    assert told_of_one_batch(lines(ce=(2.0, 0.1), soft=(2.0, 1.5), guessed=(0.0, 0.4))) == []
+    (line,) = told_of_one_batch(lines(ce=(2.0, 0.1), kd=(2.0, 1.9), at=(1.0, 3.0)))
+    assert line.startswith("on one batch has hardly come down: kd, at; ")
