@@ -75,8 +75,8 @@ def load(run_dir: str | Path, net: str | None = None) -> "Network":
 
     Returns:
         A module that takes raw pixels (B, C, H, W), uint8 or float in [0, 1], resizes and normalises them itself, and
-        gives `Output.logits` (B, classes) float32, not softened by a temperature. `network(images,
-        features=["prelogits"]).features` has the features that are asked for, of those in `network.dims`.
+        gives `Output.logits` (B, classes) float32, not softened by a temperature. Features that are asked for, of those
+        in `network.dims`, are in `network(images, features=["prelogits"]).features`.
 
     Raises:
         KdrunError: not a finished run, no such network, or a file that is not as it was written.

@@ -32,7 +32,7 @@ TEACHER = ["teacher=resnet8", "teacher.model.args.width=8", "teacher.steps=10"]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Those of a minute each first: at the end workers share what takes moments."""
-    items.sort(key=lambda item: item.get_closest_marker("faults") is None)
+    items.sort(key=lambda item: not any(item.get_closest_marker(name) for name in ("faults", "minute")))
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ def covered() -> dict[tuple[str, ...], Command]:
     return found
 
 
+@pytest.mark.minute
 @pytest.mark.slow
 def test_commands_and_python_of_the_pages_do_what_they_say(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
