@@ -9,6 +9,7 @@ import torch
 
 import kdrun
 from kdrun.cli.command import main
+from kdrun.core import lock as lock_module
 from kdrun.core.errors import KdrunError
 from kdrun.core.sums import unsealed
 from kdrun.data.loader import Loader
@@ -204,7 +205,8 @@ def test_a_record_and_weights_from_before_there_were_checksums_are_read(train, r
     assert "student.safetensors: is gone; it is trained anew" in capsys.readouterr().out
 
 
-def test_what_is_done_already_is_rid_of_what_a_kill_left(train, runs, capsys):
+def test_what_is_done_already_is_rid_of_what_a_kill_left(train, runs, capsys, monkeypatch):
+    monkeypatch.setattr(lock_module, "STALE", 0.5)
     directory, _ = runs
     lock = directory.with_name(f"{directory.name}.lock")
     lock.write_text(json.dumps({"host": "gone", "pid": 1, "token": "0"}))

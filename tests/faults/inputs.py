@@ -117,7 +117,7 @@ NUMBERS = [
     line("resident a word", "dataset.resident=maybe", "dataset.resident: must be a valid boolean; or 'maybe' is not allowed (allowed: auto)"),
     line("a network of size 0", "student.size=0", "student.size: must be greater than 0"),
     line("number of a path", "method=distill loss=kd teacher=file teacher.path=12 student@teacher.model=resnet8", "teacher.path: must be a valid string, got 12; quote it: \"teacher.path='12'\""),
-    line("number of a tag", "tracker.tags=[1]", "tracker.tags.0: must be a valid string, got 1; quote it"),
+    line("number of a tag", "tracker=wandb tracker.tags=[1]", "tracker.tags.0: must be a valid string, got 1; quote it"),
     line("lr of a list", "schedule.lr=[0.1]", "schedule.lr: must be a valid number"),
     line("keep_checkpoint a word", "execution.keep_checkpoint=perhaps", "execution.keep_checkpoint: must be a valid boolean"),
 ]  # fmt: skip
@@ -313,7 +313,7 @@ SECRET = [
     line("environment: unset", "execution.outputs=${oc.env:KDRUN_NIX}", "Environment variable 'KDRUN_NIX' not found"),
     line("the time", "execution.outputs=${now:%Y}", "execution.outputs: ${now:%Y}: what the machine says may not decide this key"),
     line("the Python", "schedule.lr=${python_version:minor}", "schedule.lr: ${python_version:minor}: what the machine says"),
-    line("Hydra's node", "tracker.project=${hydra.job.name}", "tracker.project: Interpolation key 'hydra.job.name' not found"),
+    line("Hydra's node", "tracker=wandb tracker.project=${hydra.job.name}", "tracker.project: Interpolation key 'hydra.job.name' not found"),
     line("Hydra's resolver", "student.name=${hydra:runtime.cwd}", "student.name: "),
 ]  # fmt: skip
 

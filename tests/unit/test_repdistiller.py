@@ -50,7 +50,7 @@ def test_there_is_one_for_every_teacher_of_the_table():
     picked = set()
     for path in (CONF_DIR / "experiment" / "ttm").glob("*.yaml"):
         text = path.read_text()
-        if "- ttm/base" in text:
+        if "- /experiment/ttm/base" in text:
             picked |= {
                 word["override /teacher"] for word in yaml.safe_load(text)["defaults"] if "override /teacher" in word
             }

@@ -27,10 +27,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
 }
 const pairs = document.getElementById("pairs");
 if (pairs) {
-  const { rows, columns, digits, found } = JSON.parse(pairs.textContent);
+  const { rows, columns, places, found } = JSON.parse(pairs.textContent);
   const choice = document.getElementById("choice"), [one, other] = choice.querySelectorAll("select");
   const body = document.querySelector("#chosen tbody");
-  const signed = x => (x < 0 ? "\u2212" : "+") + Math.abs(x).toFixed(digits);
+  const signed = x => (x < 0 ? "\u2212" : "+") + Math.abs(x).toFixed(places);
   const show = () => {
     const i = one.selectedIndex, j = other.selectedIndex, sign = i < j ? 1 : -1;
     const all = found[`${Math.min(i, j)},${Math.max(i, j)}`] || [];

@@ -52,7 +52,7 @@ def _choice(table: Table, rows: list[str], columns: list[str], digits: int) -> s
     found = {
         f"{i},{j}": [_plain(_found(table, rows[i], rows[j], column), digits) for column in columns] for i, j in pairs
     }
-    told = {"rows": rows, "columns": columns, "digits": digits, "found": found}
+    told = {"rows": rows, "columns": columns, "places": digits, "found": found}
     data = json.dumps(told, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
     def options(chosen: int) -> str:
