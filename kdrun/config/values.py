@@ -60,9 +60,9 @@ def refuse_values(node: Mapping[str, Any]) -> None:
             continue
         if (why := _unwritable(value)) is not None:
             errors.append(f"{key}: {value[:60]!r} {why}")
-        elif not value.strip() or value.startswith("~") or len(value) > 60:
+        elif (why := _no_path(value)) is not None and not key.endswith(".strip_prefix"):  # which is empty as a rule
             names = path_names() if names is None else names
-            if is_path(key, names) and not re.search(r"class_names\.\d", key) and (why := _no_path(value)) is not None:
+            if is_path(key, names) and not re.search(r"class_names\.\d", key):
                 errors.append(f"{key}: {value[:60]}{'…' if len(value) > 60 else ''}{why}")
     if errors:
         raise ConfigError(*errors)

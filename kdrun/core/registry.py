@@ -95,20 +95,42 @@ def _refuse_shape(kind: str, cls: Any) -> None:
 @cache
 def load(kind: str) -> None:
     """Import every file of the package of a kind, which registers what is in them."""
+    for module in _modules(kind):
+        _import(module)
+
+
+def _modules(kind: str) -> list[str]:
+    """Of the package of a kind, itself and below."""
     package = importlib.import_module(_PACKAGES[kind])
-    for found in pkgutil.walk_packages(getattr(package, "__path__", ()), f"{package.__name__}."):
-        try:
-            importlib.import_module(found.name)
-        except ConfigError:
-            raise
-        except Exception as error:  # whatever a file may raise that was put there
-            why = f"{type(error).__name__}: {error}"
-            raise ConfigError(f"{_file_of(found.name)} cannot be imported: {why}") from error
+    below = pkgutil.walk_packages(getattr(package, "__path__", ()), f"{package.__name__}.")
+    return [package.__name__, *(found.name for found in below)]
+
+
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a file may raise that was put there
+        raise ConfigError(f"{_file_of(module)} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+@cache
+def _places(kind: str) -> dict[str, str]:
+    """Name -> module, of what files say that they register: whoever asks for one part need not wait for all."""
+    said = re.compile(rf"""^@register\(["']{kind}["'], ["']([\w-]+)["']\)""", re.MULTILINE)
+    specs = [(module, importlib.util.find_spec(module)) for module in _modules(kind)]
+    files = [(module, Path(spec.origin)) for module, spec in specs if spec is not None and spec.origin is not None]
+    return {name: module for module, file in files for name in said.findall(file.read_text("utf-8"))}
 
 
 def lookup(kind: str, name: object, key: str) -> Any:
     """The class registered as `name`; `key` is the config key to blame when there is none."""
-    load(kind)
+    place = _places(kind).get(name) if isinstance(name, str) and name not in _REGISTRY[kind] else None
+    if place is not None:
+        _import(place)
+    if not isinstance(name, str) or name not in _REGISTRY[kind]:
+        load(kind)
     found = _REGISTRY[kind].get(name) if isinstance(name, str) else None
     if found is None:
         raise ConfigError(f"{key}: unknown {kind} {name!r}{allowed(name, _REGISTRY[kind])}{_unregistered(kind, name)}")
@@ -154,6 +176,8 @@ def load_plugins(paths: list[str], forget: bool = True) -> None:
         wanted[f"{_PREFIX}{place}_{path.stem}"] = (given, path)
     for module_name in set(_PLUGIN_HASHES) - set(wanted) if forget else ():
         _forget(module_name)
+    for kind in _REGISTRY if wanted else ():
+        load(kind)  # so that a name that is taken is refused as the plug-in's
     for module_name, (given, path) in wanted.items():
         try:
             code = path.read_bytes()

@@ -29,6 +29,7 @@ def package(tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "some_parts"]:
         del sys.modules[name]
     load.cache_clear()
+    registry._places.cache_clear()
 
 
 PART = "from kdrun.core.registry import register\n@register('part', '{}')\nclass Part:\n    class Config: ..."
@@ -56,9 +57,17 @@ def test_a_file_that_cannot_be_imported_is_one_line(package, text, why):
     package(fine=PART.format("fine"), wrong=text)
     for _ in range(2):  # nothing of the first failure is remembered
         with pytest.raises(ConfigError) as refused:
-            lookup("part", "fine", "part.name")
+            lookup("part", "finer", "part.name")
         (line,) = refused.value.lines
         assert line.startswith(f"some_parts/wrong.py cannot be imported: {why}")
+
+
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_who_asks_for_a_part_does_not_wait_for_the_others(package, quote):
+    package(fine=PART.format("good").replace("'", quote), other=PART.format("other"))
+    assert lookup("part", "good", "part.name").__module__ == "some_parts.fine"
+    assert "some_parts.other" not in sys.modules
+    assert list(registered("part")) == ["good", "other"]
 
 
 def test_a_class_that_nobody_registered_is_named(package, tmp_path, monkeypatch):
