@@ -17,5 +17,7 @@ def _inline(writer: Any, node: nodes.math) -> None:
 
 
 def _block(writer: Any, node: nodes.math_block) -> None:
-    writer.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    writer.body.append(
+        f'<div style="margin: 1em 0; overflow-x: auto; overflow-y: hidden">{convert(node.astext(), display="block")}</div>'
+    )
     raise nodes.SkipNode

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from kdrun.cli.table import main as table
 from kdrun.core.schema import Schema, from_arguments
-from kdrun.results.published import Published, is_published, published_reader, read_published
+from kdrun.results.published import PACKED, PLAIN, Published, is_published, published_reader, read_published
 from kdrun.results.spec import about
 from kdrun.runs.record import Record
 
@@ -42,7 +42,8 @@ class Entry:
     """Of the commit that published it; "": not known."""
 
     def line(self) -> str:
-        link = f'<a href="../reports/{self.name}.html">{escape(self.title)}</a>'
+        title = "" if self.title == self.name else f"<br>{escape(self.title)}"
+        link = f'<a href="../reports/{self.name}.html">{escape(self.name)}</a>{title}'
         return f"| {' | '.join(text.replace('|', '&#124;') for text in (link, self.metric, self.scale, self.date))} |"
 
 
@@ -125,7 +126,7 @@ def _few(names: list[str]) -> str:
 
 
 def _date(place: Path) -> str:
-    asked = ["git", "log", "-1", "--format=%cs", "--", str(place)]
+    asked = ["git", "log", "-1", "--format=%cs", "--", *(str(place / name) for name in (PLAIN, PACKED))]
     found = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
     return found.stdout.strip() if found.returncode == 0 else ""
 
