@@ -17,7 +17,6 @@ def _inline(writer: Any, node: nodes.math) -> None:
 
 
 def _block(writer: Any, node: nodes.math_block) -> None:
-    writer.body.append(
-        f'<div style="margin: 1em 0; overflow-x: auto; overflow-y: hidden">{convert(node.astext(), display="block")}</div>'
-    )
+    drawn = convert(node.astext(), display="block")
+    writer.body.append(f'<div style="margin: 1em 0; overflow-x: auto; overflow-y: hidden">{drawn}</div>')
     raise nodes.SkipNode
