@@ -8,7 +8,7 @@ import torch
 from kdrun.config.compose import Composer
 from kdrun.config.model import ModelConfig
 from kdrun.config.run import RunConfig
-from kdrun.core.registry import _REGISTRY, lookup
+from kdrun.core.registry import lookup, registered
 from kdrun.data.loader import Loader
 from kdrun.methods.distill import Distill
 from kdrun.methods.method import Method
@@ -23,7 +23,7 @@ from tests.conftest import FAST, TEACHER
 lookup("method", "supervised", "")
 ONE = torch.ones(())
 # contrastive in tests/unit/test_clip.py, the other two in test_tip_adapter.py: importing open_clip takes ten seconds
-METHODS = sorted(set(_REGISTRY["method"]) - {"contrastive", "tip_adapter", "zero_shot"})
+METHODS = sorted(set(registered("method")) - {"contrastive", "tip_adapter", "zero_shot"})
 TWO = "students=[{name: resnet8, args: {width: 4}}, {name: resnet14, args: {width: 4}}]"
 VIT = {"img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 3, "num_heads": 2}
 # Behind TEACHER: timm leaves out what is null.

@@ -21,7 +21,7 @@ from kdrun.config.compose import Composer
 from kdrun.config.needs import Needs
 from kdrun.config.run import RunConfig
 from kdrun.core.errors import ConfigError
-from kdrun.core.registry import _REGISTRY, lookup
+from kdrun.core.registry import _REGISTRY, lookup, registered
 from kdrun.core.world import World, enter, world
 from kdrun.losses.logits import KD
 from kdrun.methods.distill import Distill
@@ -44,7 +44,7 @@ AT = 11  # where the step is taken: warm-ups are over, and a small last batch is
 # Terms that do not go with the others: of transformers, of mixed images, of networks as wide as each other, of several
 # teachers.
 OTHERS = ("vitkd", "linearity", "fsp", "kdsvd", *OF_SEVERAL)
-TERMS = sorted(set(_REGISTRY["loss"]) - set(OTHERS))
+TERMS = sorted(set(registered("loss")) - set(OTHERS))
 # No two processes drop the same, so what one process has is no measure.
 DROPPING_TEACHER = (
     "teacher.model.name=wrn_16_1",

@@ -62,7 +62,7 @@ def test_two_slots_make_what_one_makes(outputs, tmp_path):
 
 
 def test_ctrl_c_stops_all_slots_and_the_same_command_goes_on(outputs):
-    words = [*FAST, "loss=ce", "seed=0,1,2", "schedule.steps=700", "schedule.eval_every_steps=500"]
+    words = [*FAST, "loss=ce", "seed=0,1,2", "schedule.steps=1500", "schedule.eval_every_steps=500"]
     words += ["execution.threads=1", "engine.slots=2", f"execution.outputs={outputs}"]
     first = Forked(sweep, *words)
 
@@ -86,7 +86,7 @@ def test_ctrl_c_stops_all_slots_and_the_same_command_goes_on(outputs):
     assert again.wait(300) == 0, again.text
     assert "3 of 3 runs done" in again.text
     for place in stopped:
-        assert re.search(r"resumed at step [1-9]\d* of 700", (outputs / place / "log.txt").read_text())
+        assert re.search(r"resumed at step [1-9]\d* of 1500", (outputs / place / "log.txt").read_text())
     assert {record["status"] for _, record in find_records(outputs)} == {"done"}
 
 

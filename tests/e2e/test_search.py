@@ -144,7 +144,7 @@ def test_what_cannot_be_made_has_failed_and_the_others_go_on(search):
 
 def test_two_slots_and_a_pruned_run_goes_on(search, train, outputs):
     pytest.importorskip("optuna", minversion="4")
-    words = ["schedule.steps=100", "schedule.eval_every_steps=10", "engine.slots=2"]
+    words = ["schedule.steps=400", "schedule.eval_every_steps=10", "engine.slots=2"]
     code, text = search("schedule.lr=choice(0.2,1e-7)", *words, "search.trials=14", "search.sampler=random",
                         "schedule.weight_decay=interval(0,1e-6)", "search.pruner=median")  # fmt: skip
     assert code == 0, text

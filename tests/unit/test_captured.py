@@ -10,7 +10,7 @@ import torch
 
 from kdrun.config.compose import Composer
 from kdrun.core.errors import ConfigError, KdrunError
-from kdrun.core.registry import _REGISTRY, lookup
+from kdrun.core.registry import lookup, registered
 from kdrun.data.loader import Loader
 from kdrun.methods.distill import Distill
 from kdrun.training.assembly import Assembly
@@ -35,7 +35,7 @@ TERMS = {
                      *(["loss.other.num_negatives=8"] if name == "crd" else []),
                      *(["method.views=[weak,strong]"] if name == "mlkd" else []),
                      *(["student.args.width=16"] if name == "fsp" else []))
-    for name in sorted(set(_REGISTRY["loss"]) - {"kdsvd", *OF_SEVERAL})  # which is refused there
+    for name in sorted(set(registered("loss")) - {"kdsvd", *OF_SEVERAL})  # which is refused there
 }  # fmt: skip
 OTHER = {
     "average and clipping": ("supervised", "schedule.ema_decay=0.9", "schedule.clip_norm=0.1"),

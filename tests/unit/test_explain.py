@@ -7,7 +7,7 @@ import pytest
 
 from kdrun.cli.explain import idea_of, main
 from kdrun.core.errors import ConfigError
-from kdrun.core.registry import _REGISTRY, lookup
+from kdrun.core.registry import lookup, registered
 from tests.conftest import ROOT
 
 lookup("loss", "ce", "")
@@ -80,7 +80,7 @@ def test_equation_source_and_ratio_are_told():
     assert main(["loss=sce"]).endswith("CE : distillation: no distillation")
 
 
-@pytest.mark.parametrize("name", sorted(_REGISTRY["loss"]))
+@pytest.mark.parametrize("name", sorted(registered("loss")))
 def test_every_term_is_explained(name):
     cls = lookup("loss", name, "")
     needs = cls.needs(cls.Config(name=name))
@@ -90,7 +90,7 @@ def test_every_term_is_explained(name):
     assert {f"extra.{field}" for field in cls.Config.model_fields if field != "name"} <= rows(text).keys()
 
 
-@pytest.mark.parametrize("name", sorted(_REGISTRY["method"]))
+@pytest.mark.parametrize("name", sorted(registered("method")))
 def test_every_method_is_explained_by_what_its_own_class_says(name):
     cls = lookup("method", name, "")
     text = main([f"method={name}", *ASKS.get(name, [])])

@@ -70,7 +70,7 @@ def test_a_dataset_without_facts_has_the_defaults_and_odd_facts_are_refused(monk
     class Config(DatasetConfig):
         pass
 
-    monkeypatch.setitem(_REGISTRY, "dataset", dict(_REGISTRY["dataset"]))
+    monkeypatch.setitem(_REGISTRY, "dataset", registered("dataset"))
     register("dataset", "bare")(type("Bare", (), {"Config": Config, "load": print}))
     assert facts_of("bare") == Facts()
     assert "bare" in registered("dataset")

@@ -3,7 +3,7 @@
 import pytest
 
 from kdrun.config.needs import Needs
-from kdrun.core.registry import _REGISTRY, lookup
+from kdrun.core.registry import lookup, registered
 
 lookup("loss", "ce", "")
 
@@ -34,7 +34,7 @@ def test_the_teacher_gives_what_the_student_gives_where_nothing_else_is_said():
 STATISTICS = ("dist", "rkd", "pkt", "itrd", "sp", "cc", "mlkd", "cwtm")
 
 
-@pytest.mark.parametrize("name", sorted(_REGISTRY["loss"]))
+@pytest.mark.parametrize("name", sorted(registered("loss")))
 def test_a_term_that_is_computed_over_the_rows_of_all_ranks_says_so(name):
     cls = lookup("loss", name, "")
     needs = cls.needs(cls.Config(name=name))
