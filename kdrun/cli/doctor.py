@@ -28,7 +28,7 @@ from packaging.requirements import Requirement
 from kdrun.core.errors import KdrunError, Unfinished
 from kdrun.core.files import reason
 from kdrun.core.later import later
-from kdrun.core.machine import QUOTA, cores
+from kdrun.core.machine import cores, quota
 from kdrun.core.quantities import readable
 from kdrun.core.registry import load, registered
 from kdrun.core.schema import Schema, from_arguments
@@ -140,10 +140,8 @@ def _machine(options: Options) -> Iterator[Finding]:
 
 def _limits() -> str:
     """What keeps this process from the other cores."""
-    with suppress(OSError, ValueError):
-        most, period = QUOTA.read_text().split()
-        return "" if most == "max" else f", a quota of {int(most) / int(period):.3g} by its cgroup"
-    return ""
+    most = quota()
+    return "" if most is None else f", a quota of {most:.3g} by its cgroup"
 
 
 def _processor() -> str:

@@ -5,9 +5,7 @@ from functools import wraps
 
 from kdrun.config.compose import existing
 from kdrun.core.errors import ConfigError
-from kdrun.core.paths import with_conf
-
-FLAG = "--config-dir"
+from kdrun.core.paths import CONF_FLAG, with_conf
 
 
 def own_conf(main: Callable[[Sequence[str]], str]) -> Callable[[Sequence[str]], str]:
@@ -17,10 +15,10 @@ def own_conf(main: Callable[[Sequence[str]], str]) -> Callable[[Sequence[str]], 
     def with_folder(arguments: Sequence[str]) -> str:
         words, given = list(arguments), None
         for k, word in enumerate(arguments):
-            if word == FLAG or word.startswith(f"{FLAG}="):
+            if word == CONF_FLAG or word.startswith(f"{CONF_FLAG}="):
                 _, equals, given = word.partition("=")
                 if not equals and k + 1 == len(arguments):
-                    raise ConfigError(f"{FLAG}: give a folder of your own configs")
+                    raise ConfigError(f"{CONF_FLAG}: give a folder of your own configs")
                 given = given if equals else arguments[k + 1]
                 words = [*arguments[:k], *arguments[k + (1 if equals else 2) :]]
                 break

@@ -35,6 +35,7 @@ from kdrun.results.published import (
     PLAIN,
     Published,
     Shown,
+    is_published,
     key_in,
     published_reader,
     published_table,
@@ -145,7 +146,7 @@ def _pages(options: Options) -> list[Path]:
 
 def _new(name: str, place: Path, options: Options) -> Published:
     """Planned now, with curves from the runs."""
-    old = read_published(place) if (place / "published.json").is_file() else None
+    old = read_published(place) if is_published(place) else None
     override = options.override or (old.override if old else [])
     spec = _spec(name, override)
     outputs = Path(options.outputs)
@@ -157,7 +158,7 @@ def _new(name: str, place: Path, options: Options) -> Published:
 
 def _again(name: str, place: Path, options: Options) -> Published:
     """What is there, with conf/table as it is now; composed only where that has changed, or if asked to."""
-    old = read_published(place) if (place / "published.json").is_file() else None
+    old = read_published(place) if is_published(place) else None
     override = options.override or (old.override if old else [])
     spec = _spec(name, override)
     kept = old is not None and old.spec == spec and not options.compose

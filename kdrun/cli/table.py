@@ -30,7 +30,7 @@ from kdrun.cli.plan import require_possible
 from kdrun.core.errors import ConfigError, Unfinished, allowed
 from kdrun.core.files import folder, place_for, write_text
 from kdrun.core.later import later
-from kdrun.core.paths import given_conf
+from kdrun.core.paths import conf_words
 from kdrun.core.schema import Schema, from_arguments
 from kdrun.results.fill import CurveReader, curve_reader, curve_table, planned_table
 from kdrun.results.filters import Filters
@@ -151,9 +151,7 @@ def main(arguments: Sequence[str]) -> str:
 
 def _command(arguments: Sequence[str]) -> list[str]:
     """What makes the same report, wherever it goes."""
-    own = given_conf()
-    flag = [] if own is None else ["--config-dir", str(own)]
-    return [*flag, *(word for word in arguments if not word.startswith("out="))]
+    return [*conf_words(), *(word for word in arguments if not word.startswith("out="))]
 
 
 def _of_published(options: TableOptions, place: Path) -> TableOptions:

@@ -45,6 +45,14 @@ def is_path(key: str, names: set[str]) -> bool:
     return last in names
 
 
+def _is_plain(key: str) -> bool:
+    """Whether every network has such a key, and it is no path: then no part need be loaded to know, as for the
+    strip_prefix that is empty as a rule."""
+    name = key.rpartition(".")[2]
+    field = ModelConfig.model_fields.get(name)
+    return field is not None and name not in PATHS and not marker(field, FileContent)
+
+
 def refuse_values(node: Mapping[str, Any]) -> None:
     """Numbers beyond what a machine counts with, text that no file can hold, paths that cannot be.
 
@@ -60,7 +68,7 @@ def refuse_values(node: Mapping[str, Any]) -> None:
             continue
         if (why := _unwritable(value)) is not None:
             errors.append(f"{key}: {value[:60]!r} {why}")
-        elif (why := _no_path(value)) is not None and not key.endswith(".strip_prefix"):  # which is empty as a rule
+        elif (why := _no_path(value)) is not None and not _is_plain(key):
             names = path_names() if names is None else names
             if is_path(key, names) and not re.search(r"class_names\.\d", key):
                 errors.append(f"{key}: {value[:60]}{'…' if len(value) > 60 else ''}{why}")

@@ -14,11 +14,17 @@ _NEVER, _MAPPED, _MAPPED_BEFORE = 2**31 - 1, 2**30, 2**25  # bytes; glibc before
 def cores() -> int:
     """Processor cores that this process may use: those of its affinity, and no more than a container's quota."""
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = quota()
+    return own if most is None else max(1, min(own, int(most)))
+
+
+def quota() -> float | None:
+    """Cores that a container may keep busy; None: as many as it likes, or the system does not tell."""
     try:
         most, period = QUOTA.read_text().split()
-        return own if most == "max" else max(1, min(own, int(most) // int(period)))
+        return None if most == "max" else int(most) / int(period)
     except (OSError, ValueError):  # another system, or an older one
-        return own
+        return None
 
 
 def wait_briefly() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent.parent
 CONF_DIR, DOCS_DIR = (HERE / name if (HERE / name).is_dir() else HERE.parent / name for name in ("conf", "docs"))
+CONF_FLAG = "--config-dir"
 _GIVEN: ContextVar[Path | None] = ContextVar("config_dir", default=None)
 
 
@@ -24,6 +25,12 @@ def with_conf(folder: Path | None) -> Iterator[None]:
 def given_conf() -> Path | None:
     """The folder of `with_conf`, a user's `--config-dir`."""
     return _GIVEN.get()
+
+
+def conf_words() -> list[str]:
+    """What a command line begins with that is to look there too."""
+    given = given_conf()
+    return [] if given is None else [CONF_FLAG, str(given)]
 
 
 def conf_folders() -> tuple[Path, ...]:

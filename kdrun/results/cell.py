@@ -98,6 +98,11 @@ class Cell:
     def by_seed(self) -> dict[int, float]:
         return {self.seeds[key]: value for key, value in self.values.items() if key in self.seeds}
 
+    def minus(self, other: "Cell") -> list[float]:
+        """This value minus the other's for each seed that both have, in order."""
+        ours, theirs = self.by_seed, other.by_seed
+        return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+
     def text(self, percent: bool, minmax: bool = False) -> str:
         """`91.67 ± 1.38 (n=3/3)`, standard deviation with ddof 1; what is missing is said, not averaged away."""
         if not self.values:

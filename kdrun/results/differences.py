@@ -14,10 +14,8 @@ def between(a: Cell, b: Cell, percent: bool) -> Interval | None:
 
     None: no interval, a side has a single value.
     """
-    ours, theirs = a.by_seed, b.by_seed
-    seeds = sorted(ours.keys() & theirs.keys())
-    if len(seeds) > 1:
-        return paired_interval(scaled([ours[seed] - theirs[seed] for seed in seeds], percent))
+    if (found := paired_interval(scaled(a.minus(b), percent))) is not None:
+        return found
     x, y = (scaled(cell.values.values(), percent) for cell in (a, b))
     if min(len(x), len(y)) < 2:
         return None

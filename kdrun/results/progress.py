@@ -9,7 +9,7 @@ from statistics import mean
 
 from kdrun.core.errors import KdrunError
 from kdrun.core.lock import held
-from kdrun.core.paths import given_conf
+from kdrun.core.paths import conf_words
 from kdrun.core.quantities import duration
 from kdrun.results.cell import run_name
 from kdrun.results.plan import PlannedCell, PlannedRun, TablePlan, plan_of
@@ -192,11 +192,10 @@ def commands_of(todo: Todo, outputs: Path, extra: Sequence[str]) -> list[str]:
 
 def arguments_of(todo: Todo, outputs: Path, extra: Sequence[str]) -> list[list[str]]:
     """One command line for each cell of `Todo.to_make`, without the program."""
-    out, own = [], given_conf()
-    flags = [] if own is None else ["--config-dir", str(own)]
+    out = []
     for cell, runs in todo.to_make():
         seeds = [run.seed for run in runs]
         place = [] if outputs == Path("outputs") else [f"execution.outputs={outputs}"]
         words = [*cell.overrides, f"seed={','.join(map(str, seeds))}", *place, *extra]
-        out.append([*flags, *(["-m"] if len(seeds) > 1 or extra else []), *words])
+        out.append([*conf_words(), *(["-m"] if len(seeds) > 1 or extra else []), *words])
     return out

@@ -285,9 +285,7 @@ def comparison(table: Table, first: str, second: str) -> list[str]:
     digits, unit = (2, " points") if table.percent else (4, "")
     lines = [f"{first} minus {second}, the same seeds (paired t, 95 % interval):"]
     for column in table.columns:
-        a, b = (table.cells[row, column].by_seed for row in (first, second))
-        seeds = sorted(a.keys() & b.keys())
-        differences = scaled([a[seed] - b[seed] for seed in seeds], table.percent)
+        differences = scaled(table.cells[first, column].minus(table.cells[second, column]), table.percent)
         found = paired_interval(differences)
         if found is None:
             shown = f"{differences[0]:+z.{digits}f}{unit} (n=1)" if differences else "no seed in both (n=0)"

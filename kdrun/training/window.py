@@ -73,19 +73,22 @@ class Window:
                     f"step {odd}: loss term {name.removeprefix(LOSS)!r} became {values[row, column]:g} "
                     f"(learning rate factor {factor(odd):.3g}); {REMEDY}"
                 )
-        means = dict(zip(self.names, values.double().mean(0).tolist(), strict=True))
-        self.losses = {name.removeprefix(LOSS): mean for name, mean in means.items() if name.startswith(LOSS)}
+        means = self._means(values).items()
+        self.losses = {name.removeprefix(LOSS): mean for name, mean in means if name.startswith(LOSS)}
 
     def taken(self) -> dict[str, float]:
         """The means over the steps, by name; the next window begins."""
-        means = self._looked_at().cpu().double().nanmean(0).tolist()  # NaN: not measured in that step
+        values = self._means(self._looked_at().cpu())
         self.steps.clear()
         self._averaged = 0
-        values = dict(zip(self.names, means, strict=True))
         known, right = values.pop(f"train/{KNOWN}", 0.0), values.pop(f"train/{RIGHT}", 0.0)
         if known:  # a mean over steps would weigh a guess by how few there were beside it
             values["train/pseudo_label_accuracy"] = right / known
         return values
+
+    def _means(self, values: Tensor) -> dict[str, float]:
+        """Of (steps, n), by name. NaN: not measured in that step."""
+        return dict(zip(self.names, values.double().nanmean(0).tolist(), strict=True))
 
     def _looked_at(self) -> Tensor:
         """(steps, n), means over ranks; of a metric over those ranks that have measured it."""

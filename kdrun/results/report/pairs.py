@@ -79,10 +79,9 @@ def _found(table: Table, one: str, other: str, column: str) -> Found:
     if not a.values or not b.values:
         return None
     scale = 100 if table.percent else 1
-    shared = a.by_seed.keys() & b.by_seed.keys()
     interval = between(a, b, table.percent)
     if interval is not None:
-        return interval.difference, interval, "seeds" if len(shared) > 1 else "runs"
+        return interval.difference, interval, "seeds" if len(a.minus(b)) > 1 else "runs"
     means = [sum(cell.values.values()) / len(cell.values) for cell in (a, b)]
     return scale * (means[0] - means[1]), None, ""
 

@@ -1,7 +1,7 @@
 """The pictures of a report: every seed, the metric over labels and over training, reliability."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,19 +54,16 @@ def of_labels(table: Table) -> str:
         if cell.values and record is not None and isinstance(record.get("num_labels"), int):
             points = found.setdefault(str(record.get("dataset")), {}).setdefault(row, {})
             points.setdefault(record["num_labels"], []).extend(scaled(cell.values.values(), table.percent))
-    out, most = [], 0
+    drawn: dict[str, dict[str, dict[int, list[float]]]] = {}
     for dataset, rows in found.items():
         shown = {row: points for row, points in rows.items() if len(points) > 1}
         if shown:
-            title = f"{dataset}: {table.metric}; mean, least and greatest over seeds"
-            part = dict(list(shown.items())[:MOST_CURVES])
-            out.append(svg(partial(labels.draw, part, table.metric), title))
-            most = max(most, len(shown))
-    return figures(out) + _only(most, MOST_CURVES, "rows of each picture")
+            drawn[f"{dataset}: {table.metric}; "] = shown
+    return _of_rows(drawn, labels.draw, table.metric)
 
 
 def of_curves(table: Table, read: CurveReader) -> str:
-    out, most = [], 0
+    drawn: dict[str, dict[str, curves.Band]] = {}
     for column in table.own_columns:
         bands: dict[str, curves.Band] = {}
         for row in table.rows:
@@ -76,11 +73,17 @@ def of_curves(table: Table, read: CurveReader) -> str:
             if logged:
                 bands[row] = curves.band(logged, "range")
         if any(len(one.steps) > 1 for one in bands.values()):
-            title = f"{column}: mean, least and greatest over seeds"
-            part = dict(list(bands.items())[:MOST_CURVES])
-            out.append(svg(partial(curves.draw, part, table.metric), title))
-            most = max(most, len(bands))
-    return figures(out) + _only(most, MOST_CURVES, "rows of each picture")
+            drawn[f"{column}: "] = bands
+    return _of_rows(drawn, curves.draw, table.metric)
+
+
+def _of_rows(drawn: Mapping[str, Mapping[str, Any]], draw: Callable[..., None], metric: str) -> str:
+    """A picture for each beginning of a title, of what its first rows have."""
+    out = []
+    for begin, rows in drawn.items():
+        part = dict(list(rows.items())[:MOST_CURVES])
+        out.append(svg(partial(draw, part, metric), f"{begin}mean, least and greatest over seeds"))
+    return figures(out) + _only(max(map(len, drawn.values()), default=0), MOST_CURVES, "rows of each picture")
 
 
 def of_reliability(table: Table, outputs: Path) -> str:

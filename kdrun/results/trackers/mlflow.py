@@ -1,5 +1,7 @@
 """MLflow: on a server, or in a file of SQLite, which needs none."""
 
+import csv
+import io
 import logging
 import os
 import time
@@ -79,9 +81,9 @@ class Mlflow(Tracker):
         self._client.log_batch(self._id, metrics=_of(more, outcome.step))
         columns, rows = outcome.table
         if rows:
-            lines = [columns, *rows]
-            text = "".join(",".join("" if v is None else str(v) for v in line) + "\n" for line in lines)
-            self._client.log_text(self._id, text, "results.csv")
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+            self._client.log_text(self._id, text.getvalue(), "results.csv")
         for name, image in pictures(outcome).items():
             self._client.log_image(self._id, image, artifact_file=f"{name}.png")
         self._client.set_terminated(self._id, "FAILED" if outcome.failed else "FINISHED")
