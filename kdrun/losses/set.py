@@ -126,7 +126,7 @@ class LossSet(nn.Module):
             _refuse_value(value, f"loss.{label}: {term.config.name}", own, term.needed)
             self._seen.setdefault(label, []).append(own)
             if sample_weight is not None:
-                if not term.needed.per_sample or not value.ndim:
+                if not value.ndim:
                     raise ConfigError(f"loss.{label}: a statistic of the batch cannot be weighted per sample")
                 value = value * (world().gathered(sample_weight) if gathers else sample_weight)
             out[label] = factor(term.config.weight * self._factors.get(label, 1.0)) * value.mean()
@@ -185,6 +185,11 @@ def _refuse_value(value: object, name: str, pair: Pair, needs: Needs) -> None:
     if tuple(value.shape) not in ((), (len(logits),)):
         raise ConfigError(
             f"{name} gives {tuple(value.shape)}, expected ({len(logits)},), a loss for each image, or (); {page}"
+        )
+    if not value.ndim and needs.per_sample:  # the sum over a batch would count as often as the batch has images
+        raise ConfigError(
+            f"{name} gives one number for the batch, expected ({len(logits)},), a loss for each image; for a "
+            f'statistic of the batch say Needs(per_sample=False, over_ranks="gathered") in its needs; {page}'
         )
     if not value.ndim and needs.over_ranks == "mean" and world().size > 1:
         raise ConfigError(

@@ -1,7 +1,7 @@
 """What is not finite is a failure: weights that are given, what networks say of an image, and the figures of a run."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from kdrun.core.device import eager
 from kdrun.core.errors import DataError, NonFiniteLoss
 from kdrun.data.views.view import View, clean_batches
+from kdrun.methods.step import Step
 from kdrun.models.weights import odd_value
 from kdrun.training.assembly import Assembly
 
@@ -66,6 +67,36 @@ def _first_odd_layer(network: nn.Module, assembly: Assembly, index: Tensor) -> s
         for handle in hooks:
             handle.remove()
     return odd[0] if odd else None
+
+
+def checked_first(method: nn.Module, take: Callable[[], Step], again: Callable[[], Step]) -> Step:
+    """The first step of a run. Where it is not finite, no learning rate is to blame yet, and the loss is named.
+
+    Args:
+        take: makes the step.
+        again: computes its losses once more.
+
+    Raises:
+        NonFiniteLoss: names the loss.
+    """
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    out = take()
+    for name, loss in out.losses.items():
+        if not loss.isfinite():
+            told = f"step 0: loss term {name!r} is {loss.item():g} before anything was learned"
+            raise NonFiniteLoss(f"{told}: look at the term, and at what it is given")
+    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    if torch.stack([parameter.isfinite().all() for parameter in trained]).all():
+        return out
+    method.load_state_dict(before)
+    for name, loss in again().losses.items():
+        if not loss.requires_grad:
+            continue
+        gradients = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
+        if any(gradient is not None and not gradient.isfinite().all() for gradient in gradients):
+            told = f"step 0: the gradient of loss term {name!r} is not finite, though its value is {loss.item():.4g}"
+            raise NonFiniteLoss(f"{told}: a root, a norm or a logarithm at 0 has none; see docs/extend/loss.md")
+    raise NonFiniteLoss(f"step 0 left weights that are not finite; {REMEDY}")
 
 
 def refuse_networks(networks: Mapping[str, nn.Module], step: int) -> None:

@@ -36,7 +36,8 @@ from kdrun.training.distributed import average_gradients, prepare, seed_step, se
 from kdrun.training.dot import DOT, parted
 from kdrun.training.ema import Ema
 from kdrun.training.evaluator import Evaluator, choice_metrics
-from kdrun.training.optimizer import make_optimizer
+from kdrun.training.finite import checked_first
+from kdrun.training.optimizer import clip_groups, make_optimizer
 from kdrun.training.profile import profiled
 from kdrun.training.progress import TrainingMeter
 from kdrun.training.rates import LearningRate, Ramps
@@ -183,17 +184,19 @@ class Loop:
 
     def _steps(self) -> Callable[[int], Tensor]:
         """What takes a step and gives its logged values."""
-        clip, seed, total_steps = self._clip_groups(), self.config.seed, self.clock.total_steps
+        clip, total_steps = clip_groups(self.optimizer, self.schedule.clip_norm), self.clock.total_steps
         prepare(self.method)
 
         def plain(step: int) -> Tensor:
             with self._watch.on("data"):
                 batch = self.loader.batch(step)
-            return self.window.values(self._optimize(step, batch, clip))
+            one, again = partial(self._optimize, step, batch, clip), partial(self._again, batch)
+            first = step == 0 and self._parts == world().size == 1
+            return self.window.values(checked_first(self.method, one, again) if first else one())
 
         if not self.schedule.graph:
             return plain
-        tape = Tape(seed, total_steps, self.device, self.config.method.name)
+        tape = Tape(self.config.seed, total_steps, self.device, self.config.method.name)
         take = CapturedStep(
             lambda batch, ctx: self.window.values(self._update(batch, ctx, clip)), self.loader, self.optimizer, tape,
             watched=self.schedule.compile is None,
@@ -215,10 +218,16 @@ class Loop:
         """One optimizer step, with the host's numbers."""
         for group, rate in zip(self.optimizer.param_groups, self._rates(step), strict=True):
             group["lr"] = rate
+        return self._update(batch, self._context(step), clip)
+
+    def _context(self, step: int) -> Context:
         seed, total_steps = self.config.seed, self.clock.total_steps
         seed_step(seed, step)
-        factors = self.ramps.factors(step / total_steps)
-        return self._update(batch, Context(seed, step, total_steps, self.device, factors, world().part), clip)
+        return Context(seed, step, total_steps, self.device, self.ramps.factors(step / total_steps), world().part)
+
+    def _again(self, batch: Batch) -> Step:
+        with eager(), autocast(self.device, self.schedule.precision):
+            return self.method(batch, self._context(0))  # type: ignore[no-any-return]
 
     def _update(self, batch: Batch, ctx: Context, clip: Mapping[str, list[Tensor]]) -> Step:
         """One optimizer step. Nothing here waits for the device, and no number of the host is used but `ctx`'s."""
@@ -264,13 +273,6 @@ class Loop:
         with averaged, uncompiled, autocast(self.device, self.schedule.precision):
             self.method.probe(batch)
         self.method.train()
-
-    def _clip_groups(self) -> dict[str, list[Tensor]]:
-        """The parameters whose gradient norm is limited, by student."""
-        by_net: dict[str, list[Tensor]] = {}
-        for group in self.optimizer.param_groups if self.schedule.clip_norm is not None else []:
-            by_net.setdefault(group["net"], []).extend(group["params"])
-        return by_net
 
     # ----------------------------------------------------------------------------------------------- evaluation
 

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdrun.core.errors import ConfigError, allowed
 from kdrun.methods.method import Method
@@ -109,3 +109,11 @@ def make_optimizer(method: Method[Any]) -> torch.optim.Optimizer:
     if not isinstance(made, torch.optim.Optimizer):
         raise ConfigError(f"schedule.optimizer: {name} wraps an optimizer, which resuming does not support")
     return made
+
+
+def clip_groups(optimizer: torch.optim.Optimizer, clip_norm: float | None) -> dict[str, list[Tensor]]:
+    """The parameters whose gradient norm is limited, by student; none without a limit."""
+    by_net: dict[str, list[Tensor]] = {}
+    for group in optimizer.param_groups if clip_norm is not None else []:
+        by_net.setdefault(group["net"], []).extend(group["params"])
+    return by_net

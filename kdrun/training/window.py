@@ -65,14 +65,11 @@ class Window:
         if not self.steps:
             return
         values = self._looked_at().cpu()
-        for row, column in (~torch.isfinite(values)).nonzero().tolist():
-            name = self.names[column]
-            if name.startswith(LOSS):
-                odd = step - len(self.steps) + row
-                raise NonFiniteLoss(
-                    f"step {odd}: loss term {name.removeprefix(LOSS)!r} became {values[row, column]:g} "
-                    f"(learning rate factor {factor(odd):.3g}); {REMEDY}"
-                )
+        losses = {column: name.removeprefix(LOSS) for column, name in enumerate(self.names) if name.startswith(LOSS)}
+        for row, told in enumerate(values):
+            odd = {name: float(told[column]) for column, name in losses.items() if not told[column].isfinite()}
+            if odd:
+                raise NonFiniteLoss(_blamed(odd, len(losses), at := step - len(self.steps) + row, factor(at)))
         means = self._means(values).items()
         self.losses = {name.removeprefix(LOSS): mean for name, mean in means if name.startswith(LOSS)}
 
@@ -101,3 +98,16 @@ class Window:
             self.steps[self._averaged :] = (sums / measured).unbind()
             self._averaged = len(self.steps)
         return torch.stack(self.steps)
+
+
+def _blamed(odd: dict[str, float], count: int, step: int, factor: float) -> str:
+    """What is told of a step whose losses are not finite: one of them, or what all depend on."""
+    rate = f"(learning rate factor {factor:.3g}); {REMEDY}"
+    if 1 < len(odd) == count and step:
+        return (
+            f"step {step}: all loss terms ({', '.join(odd)}) became {next(iter(odd.values())):g} at once: after step "
+            f"{step - 1} the weights were not finite {rate}, or look for a term whose gradient is not finite where its "
+            "value is (a root, a norm or a logarithm at 0)"
+        )
+    name, value = next(iter(odd.items()))
+    return f"step {step}: loss term {name!r} became {value:g} {rate}"

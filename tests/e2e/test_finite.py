@@ -7,8 +7,14 @@ import pytest
 import torch
 
 from kdrun.cli import status
+from kdrun.config.needs import Needs
+from kdrun.config.parts import TermConfig
+from kdrun.core.errors import NonFiniteLoss
+from kdrun.core.registry import _REGISTRY
+from kdrun.losses.term import Term
 from kdrun.results.found import found_table
 from kdrun.runs.record import find_records, write_record
+from kdrun.training.window import Window
 from tests.conftest import FAST
 from tests.unit.test_teachers import own_state
 
@@ -52,6 +58,71 @@ def test_a_teacher_that_is_not_finite_is_named_with_its_tensor(train, outputs, t
     assert re.search(said, err), err
     assert "schedule.lr" not in err
     assert not list(outputs.rglob("*.safetensors"))
+
+
+class Root(Term):
+    """A root at 0: it has a value, and no gradient."""
+
+    Config = TermConfig
+
+    @classmethod
+    def needs(cls, config):
+        return Needs(over_ranks="mean")
+
+    def forward(self, pair):
+        return (pair.student.logits.sum(1) * 0).sqrt()
+
+
+class Hole(Root):
+    """Has no value."""
+
+    def forward(self, pair):
+        return super().forward(pair) / 0
+
+
+class Sum(Root):
+    """One number for the batch, and does not say so."""
+
+    def forward(self, pair):
+        return pair.student.logits.square().sum()
+
+
+@pytest.mark.parametrize(
+    ("term", "said"),
+    [
+        (Root, r"step 0: the gradient of loss term 'odd' is not finite, though its value is 0: a root, a norm"),
+        (Hole, r"step 0: loss term 'odd' is nan before anything was learned"),
+        (
+            Sum,
+            r"loss\.odd: ce gives one number for the batch, expected \(\d+,\), a loss for each image; for a statistic",
+        ),
+    ],
+)
+def test_a_loss_that_is_at_fault_is_named_and_not_the_one_beside_it(train, monkeypatch, capsys, term, said):
+    ce = _REGISTRY["loss"]["ce"]
+
+    def of(config, spec):
+        return term(config, spec) if config.weight == 0.5 else ce(config, spec)
+
+    of.Config, of.needs = ce.Config, ce.needs
+    monkeypatch.setitem(_REGISTRY["loss"], "ce", of)
+    assert train(*RUN, "+loss/term@loss.odd=ce", "loss.odd.weight=0.5") != 0
+    err = "".join(capsys.readouterr())
+    assert re.search(said, err), err
+    assert "schedule.lr" not in err
+
+
+def test_where_all_losses_are_nan_at_once_the_step_before_is_blamed():
+    window = Window()
+    window.names = ["train/loss/ce", "train/loss/kd", "train/mask_rate"]
+    window.steps = [torch.tensor([1.0, 2.0, torch.nan]), torch.tensor([torch.nan, torch.nan, 1.0])]
+    with pytest.raises(
+        NonFiniteLoss, match=r"step 1: all loss terms \(ce, kd\) became nan at once: after step 0 the weights"
+    ):
+        window.check(2, lambda step: 0.5)
+    window.steps[1] = torch.tensor([1.0, torch.inf, 1.0])
+    with pytest.raises(NonFiniteLoss, match=r"step 1: loss term 'kd' became inf \(learning rate factor 0.5\)"):
+        window.check(2, lambda step: 0.5)
 
 
 def test_an_older_record_without_figures_is_summed_up_without_a_traceback(train, outputs, capsys):
