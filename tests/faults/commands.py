@@ -219,11 +219,11 @@ COMMANDS: list[tuple[str, str]] = [
     ),
     (
         "export run=ffffffffffff to=onnx outputs=/nope",
-        "run: no run with the key ffffffffffff below /nope; give its directory, or outputs=<folder>",
+        "run: no run with the key ffffffffffff below /nope; give the directory that it lies in",
     ),
     (
         "export run=ffffffffffff to=onnx outputs=empty",
-        "run: no run with the key ffffffffffff below empty; give its directory, or outputs=<folder>",
+        "run: no run with the key ffffffffffff below empty; give the directory that it lies in",
     ),
     ("predict run={run}", "images: missing; a value is required"),
     ("predict images=a.png overwrite=true", "run: missing; a value is required"),
