@@ -197,9 +197,8 @@ def _curves(
     out: dict[str, dict[str, dict[str, float]]] = {}
     for show in shows:
         if show.curve:
-            steps = set(
-                curve_table(name, curves_of(name, spec, plan, read, show.metric), show.metric, show.curve).columns
-            )
+            shown = curves_of(name, spec, plan, read, show.metric)
+            steps = set(curve_table(name, shown, show.metric, show.curve).columns)
             found = {key_in(run.place): read(run.place, show.metric) for cell in plan.cells for run in cell.runs}
             points = {key: {str(k): v for k, v in curve.items() if str(k) in steps} for key, curve in found.items()}
             out.setdefault(show.metric, {}).update({key: curve for key, curve in points.items() if curve})
