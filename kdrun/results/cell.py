@@ -219,6 +219,13 @@ def curve_of(directory: Path, metric: str) -> dict[int, float]:
     return {line["step"]: line[key] for line in lines for key in keys if _is_figure(line.get(key))}
 
 
+def logged_names(directory: Path) -> list[str]:
+    """What `curve_of` may be asked for."""
+    record = read_record(directory)
+    lines = [] if record is None else logged(directory, record)
+    return sorted({key for line in lines for key, value in line.items() if key != "step" and _is_figure(value)})
+
+
 def _is_figure(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from kdrun.config.names import telling_terms, telling_words
 from kdrun.config.values import leaves
-from kdrun.core.errors import KdrunError
-from kdrun.results.cell import Cell, given_teacher, run_name
+from kdrun.core.errors import KdrunError, allowed
+from kdrun.results.cell import Cell, given_teacher, logged_names, run_name
 from kdrun.results.fill import CurveReader, Curves, logged_curves
 from kdrun.results.filters import Filters
 from kdrun.results.plan import PlannedRun
@@ -65,12 +65,11 @@ def found_table(
     rows = [row for alike in groups.values() for row in alike]
     refuse_unknown(metric, protocol, [cell for row in rows for cell in row.cells.values()])
     labels = _labels([flat for alike in groups.values() for flat in _apart(alike)])
-    filled = {
-        (label, column): cell for label, row in zip(labels, rows, strict=True) for column, cell in row.cells.items()
-    }
+    ordered = sorted(zip(labels, rows, strict=True), key=lambda pair: _natural(pair[0]))
+    filled = {(label, column): cell for label, row in ordered for column, cell in row.cells.items()}
     title = f"runs in {outputs}{f', {filters}' if filters.wanted else ''}"
     named = [columns[key] for key in sorted(columns)]
-    return Table(title, metric, sorted(labels, key=_natural), named, filled, protocol=protocol, notes=notes)
+    return Table(title, metric, [label for label, _ in ordered], named, filled, protocol=protocol, notes=notes)
 
 
 def found_curves(outputs: Path, filters: Filters, read: CurveReader, metric: str) -> Curves:
@@ -86,7 +85,9 @@ def found_curves(outputs: Path, filters: Filters, read: CurveReader, metric: str
             if seeds := logged_curves(table.cell(row, column).runs.values(), read, metric):
                 curves[row if len(table.columns) == 1 else f"{row}, {column}"] = seeds
     if not curves:
-        raise KdrunError(f"{outputs}: no run there has logged {metric}")
+        places = [run.place for cell in table.cells.values() for run in cell.runs.values()]
+        names = logged_names(outputs / places[0])
+        raise KdrunError(f"{outputs}: no run there has logged {metric}{allowed(metric, names)}")
     return curves
 
 
