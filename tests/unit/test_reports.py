@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from kdrun.cli.table import main
+from kdrun.cli.table import TableOptions, main
 from kdrun.core.errors import ConfigError, KdrunError
+from kdrun.core.schema import from_arguments
 from kdrun.metrics import confusion_matrix
 from kdrun.results.cell import Cell
 from kdrun.results.differences import best_in, between
@@ -20,7 +21,7 @@ from kdrun.results.plots import curves, reliability
 from kdrun.results.report.behind import _hours, _telling
 from kdrun.results.report.page import marked, signed, svg
 from kdrun.results.table import Table
-from kdrun.runs.record import write_record
+from kdrun.runs.record import open_record, write_record
 from scripts import gallery
 from tests.conftest import ROOT
 from tests.records import whole
@@ -219,6 +220,22 @@ def test_found_rows_are_compared_have_further_columns_and_curves(outputs):
     assert "90.0" in text
     with pytest.raises(KdrunError, match="no run there has logged train/loss"):
         main([f"outputs={outputs}", "metric=train/loss", "curve=3"])
+
+
+def test_a_run_is_found_by_its_key_and_as_folders_and_lists_call_it(tmp_path):
+    run = tmp_path / "runs/distill/digits/n20/s0-0123456789ab"
+    write_record(run, whole())
+    for name in ("0123456789ab", "s0-0123456789ab", "distill/digits/n20/s0-0123456789ab", str(run)):
+        assert open_record(name, tmp_path)[0] == run.resolve()
+    with pytest.raises(KdrunError, match="run: no run with the key 0123456789ff below"):
+        open_record("s0-0123456789ff", tmp_path)
+    with pytest.raises(KdrunError, match="s0-nothing: not a run directory"):
+        open_record("s0-nothing", tmp_path)
+
+
+def test_overrides_may_be_a_list():
+    asked = ["table=demo", "dry=true", "override=[engine.slots=2,tracker=none]", "override=+a={b:1,c:2}"]
+    assert from_arguments(TableOptions, asked).override == ["engine.slots=2", "tracker=none", "+a={b:1,c:2}"]
 
 
 def test_keys_of_a_teacher_that_follow_from_having_it_or_from_the_student_are_left_out():
