@@ -30,8 +30,8 @@ def draw(networks: Mapping[str, Judged], paths: Sequence[Path], title: str = "")
     edges = torch.arange(BINS) / BINS
     titles = {net: fill(net, 36) for net in networks}
     height = 4.8 + 0.17 * max(name.count("\n") for name in titles.values()) + 0.2 * bool(title)
-    size = (height, WIDTH) if len(networks) > 1 else (height + 0.4, NARROW)  # its legend has more lines
-    with drawn(paths, *size) as figure:
+    room = (height, WIDTH) if len(networks) > 1 else (height + 0.4, NARROW)  # its legend has more lines
+    with drawn(paths, *room) as figure:
         options = {"sharex": True, "sharey": "row", "height_ratios": [2.6, 1]}
         grid = panels(figure, 2, len(networks), **options)
         upper, lower = grid[: len(grid) // 2], grid[len(grid) // 2 :]
