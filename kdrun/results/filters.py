@@ -21,7 +21,7 @@ class Filters:
 
     def __init__(self, wanted: dict[str, tuple[str, Any]]) -> None:
         self.wanted = wanted
-        self._known: dict[str, None] = {}
+        self._known: set[str] = set()
         """Keys of the runs that were asked about."""
         self._values: dict[str, set[str]] = {key: set() for key in wanted}
         """Key that is wanted -> what these runs have."""
@@ -57,7 +57,7 @@ class Filters:
         if not self.wanted:
             return True
         flat = _asked(record["config"])
-        self._known |= dict.fromkeys(flat)
+        self._known |= flat.keys()
         for key in self.wanted.keys() & flat.keys():
             self._values[key].add(str(flat[key]))
         return all(_is(flat.get(key), text, value) for key, (text, value) in self.wanted.items())
