@@ -27,7 +27,7 @@ from kdrun.core.errors import ConfigError, KdrunError, Unfinished
 from kdrun.core.files import folder, write_bytes, write_text
 from kdrun.core.schema import Schema, from_arguments
 from kdrun.core.sums import sealed
-from kdrun.results.fill import CurveReader, Reader, curve_reader, curve_table, reader
+from kdrun.results.fill import CurveReader, Reader, curve_reader, curve_table, curves_of, reader
 from kdrun.results.formats import to_json
 from kdrun.results.plan import PlannedRun, TablePlan, make_plan, plan_of
 from kdrun.results.published import (
@@ -197,7 +197,8 @@ def _curves(
     out: dict[str, dict[str, dict[str, float]]] = {}
     for show in shows:
         if show.curve:
-            steps = set(curve_table(name, spec, plan, read, show.metric, show.curve).columns)
+            shown = curves_of(name, spec, plan, read, show.metric)
+            steps = set(curve_table(name, shown, show.metric, show.curve).columns)
             found = {key_in(run.place): read(run.place, show.metric) for cell in plan.cells for run in cell.runs}
             points = {key: {str(k): v for k, v in curve.items() if str(k) in steps} for key, curve in found.items()}
             out.setdefault(show.metric, {}).update({key: curve for key, curve in points.items() if curve})

@@ -17,14 +17,12 @@ from pydantic import Field
 from kdrun.cli.views import headline, lines_of, paces_of
 from kdrun.core.errors import ConfigError, allowed
 from kdrun.core.files import folder, regular
-from kdrun.core.lock import held
 from kdrun.core.schema import Schema, from_arguments
 from kdrun.results.filters import Filters
 from kdrun.results.found import unique_records
-from kdrun.runs.layout import lock_path
 from kdrun.runs.metric import Metric, is_percent
 from kdrun.runs.pace import Pace, pace_of
-from kdrun.runs.record import Record
+from kdrun.runs.record import Record, state_of
 from kdrun.training.standing import sweeps_below
 
 SHOWN = 40  # lines of a sweep
@@ -62,7 +60,7 @@ def main(arguments: Sequence[str]) -> str:
     for directory, record in records:
         if not filters.take(record):
             continue
-        state = _state(directory, record)
+        state = state_of(directory, record)
         counts[state] = counts.get(state, 0) + 1
         if options.status in (None, state):
             cells, tail = _line(directory, record, state, options, outputs)
@@ -98,12 +96,6 @@ def _shown(lines: list[_Line], options: Options) -> list[str]:
         out.append("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
         out += [f"    {text}" for text in tail]
     return out
-
-
-def _state(directory: Path, record: Record) -> str:
-    if record["status"] == "running" and not held(lock_path(directory)):
-        return "stopped"
-    return str(record["status"])
 
 
 def _metric(record: Record, metric: str) -> float | None:

@@ -1,7 +1,7 @@
 """Print a table of mean ± std over seeds, plan it, make what is missing, hold it against its paper.
 
 kdrun table                          every run below outputs/; format=html: a report, outputs/reports/runs.html
-kdrun table where=[method.name=distill,dataset.name=digits]      those that have these values of the configuration
+kdrun table where=[loss=kd,seed=[0,1]]      those that chose this loss (ce: it alone), and have one of these seeds
 kdrun table table=demo               the plan of conf/table/demo.yaml, missing seeds shown
 kdrun table table=demo plan=true     what is done, needed first, missing, and about how long it will take
 kdrun table table=demo dry=true      with the commands that make what is missing
@@ -11,7 +11,7 @@ kdrun table table=demo format=html   a report, outputs/reports/demo.html; also l
 kdrun table --config-dir my_conf table=mine           a table of your own, my_conf/table/mine.yaml
 kdrun table outputs=outputs/published/demo format=html           of published records, report.html beside them
 kdrun table table=demo spread=minmax columns=params,flops,seconds,images_per_second,teacher,test/ece
-kdrun table table=demo compare=KD,CE                the same seeds, paired
+kdrun table table=demo compare=KD,CE                the same seeds, paired; also of found rows, without table=
 kdrun table table=kd_fixmatch_digits metric=train/mask_rate curve=8        over training, at some steps
 kdrun table table=kd_fixmatch_digits metric=trusted_label/precision        a value of an artifact
 protocol: last, best_on_val, median20 (the median of the last 20 evaluations)
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kdrun.cli.own import own_conf
 from kdrun.cli.plan import require_possible
@@ -32,10 +32,10 @@ from kdrun.core.files import folder, place_for, write_text
 from kdrun.core.later import later
 from kdrun.core.paths import conf_words
 from kdrun.core.schema import Schema, from_arguments
-from kdrun.results.fill import CurveReader, curve_reader, curve_table, planned_table
-from kdrun.results.filters import Filters
+from kdrun.results.fill import CurveReader, curve_reader, curve_table, planned_curves, planned_table
+from kdrun.results.filters import Filters, words_of
 from kdrun.results.formats import to_csv, to_json, to_latex, to_terminal
-from kdrun.results.found import found_table
+from kdrun.results.found import found_curves, found_table
 from kdrun.results.jobs import table_jobs
 from kdrun.results.plan import plan_of
 from kdrun.results.progress import Todo, progress_text
@@ -62,7 +62,8 @@ class TableOptions(Schema):
     out: str | None = None
     """A file for it; null: printed, but html goes to <outputs>/reports/<table>.html, without a table runs.html."""
     where: list[str] = Field(default_factory=list)
-    """Without a table, which runs: `[method.name=distill,seed=0]`, any keys of the configuration."""
+    """Without a table, which runs: `[loss=kd,schedule.lr=0.1,seed=[0,1]]`, by any keys of the configuration, or by what
+    a group chose: method, loss (ce: it alone), student, teacher, dataset."""
     curve: int | None = Field(None, gt=0)
     """Show the metric over training, at about so many steps."""
     spread: Literal["std", "minmax"] = "std"
@@ -80,10 +81,16 @@ class TableOptions(Schema):
     override: list[str] = Field(default_factory=list)
     """More of the command line for what is made (an engine, a device, threads); what changes run keys is refused."""
 
+    @field_validator("override")
+    @classmethod
+    def as_a_list(cls, value: list[str]) -> list[str]:
+        """`override=[a,b]` is `override=a override=b`."""
+        return [word for given in value for word in (words_of(given) if given.startswith("[") else [given])]
+
     @model_validator(mode="after")
     def consistent(self) -> Self:
         if self.table is None and not is_published(Path(self.outputs)):  # whose folder names it
-            for name in ("plan", "dry", "execute", "compare", "columns", "curve"):
+            for name in ("plan", "dry", "execute"):
                 if getattr(self, name):
                     raise ValueError(f"{name}: give table=<name> too")
         elif self.table is not None and self.where:
@@ -173,26 +180,33 @@ def _table(options: TableOptions, outputs: Path, extras: list[str]) -> tuple[Tab
     """The table, and what reads learning curves of its runs."""
     name, curve, curves = options.table, options.curve, curve_reader(outputs)
     if name is None:
-        metric, protocol = options.metric or "test/top1", options.protocol or "last"
-        filters = Filters.where(options.where)
-        table = found_table(outputs, metric, protocol, filters, keep=options.format == "html")
+        table = _found(options, outputs, curves, keep=options.format == "html" or bool(extras))
     elif is_published(outputs):
         told = read_published(outputs)
         curves = told.read_curve
         read, metric = published_reader(outputs), options.metric or told.shows[0].metric
         table = published_table(name, outputs, told, read, metric, curve, options.protocol)
     elif curve is not None:
-        spec = table_spec(name)
-        table = curve_table(name, spec, plan_of(name, spec, outputs), curves, options.metric or "", curve)
+        table = curve_table(name, planned_curves(name, outputs, options.metric or ""), options.metric or "", curve)
     else:
         table = planned_table(name, outputs, options.metric, options.protocol)
-    if name is not None and curve is None:
-        table.extras, table.about = extras, about(name)
+    if name is not None:
+        table.about = about(name)
+    if curve is None:
+        table.extras = extras
         refuse_empty_extras(table)
         if options.compare is not None:
             table.notes += comparison(table, *two_rows(options.compare, table.rows))
     table.minmax = options.spread == "minmax"
     return table, curves
+
+
+def _found(options: TableOptions, outputs: Path, curves: CurveReader, keep: bool) -> Table:
+    """Of whatever runs there are; `keep` as `found_table` has it."""
+    filters, metric = Filters.where(options.where), options.metric or "test/top1"
+    if options.curve is None:
+        return found_table(outputs, metric, options.protocol or "last", filters, keep)
+    return curve_table(str(outputs), found_curves(outputs, filters, curves, metric), metric, options.curve)
 
 
 def carry_out(name: str, outputs: Path, extra: Sequence[str]) -> None:

@@ -33,6 +33,9 @@ def seedless_key(config: RunConfig) -> str:
     """As `run_key`, of all runs that differ in nothing but the seed."""
     told = _counted(config)
     told["config"].pop("seed", None)
+    source = getattr(config.method, "source", None)
+    if isinstance(source, RunConfig):  # the run that is evaluated has the same seed
+        told["config"]["method"]["source_key"] = seedless_key(source)
     return json_hash(told)
 
 

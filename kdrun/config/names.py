@@ -31,7 +31,7 @@ def short_names(configs: Sequence[RunConfig], roles: Sequence[str] | None = None
         alike.setdefault((names[k], config.seed), []).append(k)
     for members in alike.values():
         if len(members) > 1:
-            for k, keys in zip(members, _telling([_flat(configs[k]) for k in members]), strict=True):
+            for k, keys in zip(members, telling_words([_flat(configs[k]) for k in members]), strict=True):
                 names[k] = " ".join([names[k], *keys])
     count = Counter[tuple[str, int]]()
     for k, config in enumerate(configs):
@@ -68,6 +68,24 @@ def differing_keys(flats: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted(key for key in keys if len({json.dumps(flat.get(key)) for flat in flats}) > 1)
 
 
+def telling_words(flats: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """For each `lr=0.1` and more, as few keys as tell them apart; names of networks and parts before values."""
+    differing = differing_keys(flats)
+    short = _shortened(differing, {key for flat in flats for key in flat})
+    out: list[list[str]] = [[] for _ in flats]
+    parts = [0] * len(flats)
+    for key in sorted(differing, key=lambda key: (not key.endswith(".name"), key.startswith("teacher."))):
+        known: dict[tuple[int, str], int] = {}
+        values = [json.dumps(flat.get(key)) for flat in flats]
+        finer = [known.setdefault(pair, len(known)) for pair in zip(parts, values, strict=True)]
+        if len(known) > len(set(parts)):
+            parts = finer
+            for words, flat in zip(out, flats, strict=True):
+                if key in flat:
+                    words.append(f"{short[key]}={_value(flat[key])}")
+    return out
+
+
 # --------------------------------------------------------------------------------------------------------- private
 
 
@@ -98,24 +116,6 @@ def _flat(config: RunConfig) -> dict[str, Any]:
     outside = {name for name, field in RunConfig.model_fields.items() if marker(field, OutsideKey)}
     node = config.model_dump(mode="json", exclude=outside)
     return dict(leaves({"loss" if name == "losses" else name: value for name, value in node.items()}))
-
-
-def _telling(flats: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """For each `lr=0.1` and more, as few keys as tell them apart; names of networks and parts before values."""
-    differing = differing_keys(flats)
-    short = _shortened(differing, {key for flat in flats for key in flat})
-    out: list[list[str]] = [[] for _ in flats]
-    parts = [0] * len(flats)
-    for key in sorted(differing, key=lambda key: (not key.endswith(".name"), key.startswith("teacher."))):
-        known: dict[tuple[int, str], int] = {}
-        values = [json.dumps(flat.get(key)) for flat in flats]
-        finer = [known.setdefault(pair, len(known)) for pair in zip(parts, values, strict=True)]
-        if len(known) > len(set(parts)):
-            parts = finer
-            for words, flat in zip(out, flats, strict=True):
-                if key in flat:
-                    words.append(f"{short[key]}={_value(flat[key])}")
-    return out
 
 
 def _shortened(keys: Sequence[str], every: Iterable[str]) -> dict[str, str]:

@@ -13,10 +13,11 @@ from kdrun.results.papers import PaperCell
 from kdrun.results.plan import PlannedRun
 from kdrun.runs.metric import Metric
 from kdrun.runs.metrics_log import logged
-from kdrun.runs.record import Record, read_record
+from kdrun.runs.record import Record, read_record, state_of
 
 EVALUATED = ("val", "test", "imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 """Splits whose figures every method has."""
+LONGEST = 160  # characters of an error below a table
 MEDIAN_OF = 20  # evaluations, FixMatch's protocol (Sohn et al. 2020, arXiv 2001.07685)
 
 
@@ -28,6 +29,8 @@ class Cell:
     """Run key -> value."""
     missing: list[int] = field(default_factory=list)
     failed: list[int] = field(default_factory=list)
+    states: dict[int, str] = field(default_factory=dict)
+    """Seed that is missing or failed -> stopped, running; or the error."""
     without: list[str] = field(default_factory=list)
     """Why finished runs have no such figure."""
     lacking: list[int] = field(default_factory=list)
@@ -59,8 +62,11 @@ class Cell:
         """Take in one seed's record; None: there is none."""
         if record is not None and record["status"] == "failed":
             self.failed.append(seed)
+            self.states[seed] = brief((record.get("error") or {}).get("message") or "")
         elif record is None or record["status"] != "done":
             self.missing.append(seed)
+            if record is not None and directory is not None:
+                self.states[seed] = state_of(directory, record)
         else:
             for name, value in origin(record).items():
                 self.origins.setdefault(name, set()).add(value)
@@ -98,6 +104,11 @@ class Cell:
     def by_seed(self) -> dict[int, float]:
         return {self.seeds[key]: value for key, value in self.values.items() if key in self.seeds}
 
+    @property
+    def unfinished(self) -> str:
+        """What seeds without a record are, `missing`; where all have one what they are."""
+        return " or ".join(sorted({self.states.get(seed, "missing") for seed in self.missing}))
+
     def minus(self, other: "Cell") -> list[float]:
         """This value minus the other's for each seed that both have, in order."""
         ours, theirs = self.by_seed, other.by_seed
@@ -106,7 +117,7 @@ class Cell:
     def text(self, percent: bool, minmax: bool = False) -> str:
         """`91.67 ± 1.38 (n=3/3)`, standard deviation with ddof 1; what is missing is said, not averaged away."""
         if not self.values:
-            state = "failed" if self.failed else "missing" if self.missing else "n/a"
+            state = "failed" if self.failed else self.unfinished if self.missing else "n/a"
             return f"{state} (0/{self.planned})" if self.planned else "not planned" if self.lacks else ""
         values = scaled(self.values.values(), percent)
         digits = 2 if percent else 4
@@ -208,6 +219,13 @@ def curve_of(directory: Path, metric: str) -> dict[int, float]:
     return {line["step"]: line[key] for line in lines for key in keys if _is_figure(line.get(key))}
 
 
+def logged_names(directory: Path) -> list[str]:
+    """What `curve_of` may be asked for."""
+    record = read_record(directory)
+    lines = [] if record is None else logged(directory, record)
+    return sorted({key for line in lines for key, value in line.items() if key != "step" and _is_figure(value)})
+
+
 def _is_figure(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
@@ -235,6 +253,12 @@ def given_teacher(record: Record, metric: str) -> dict[str, float]:
 def run_name(directory: Path) -> str:
     """`supervised/digits/nall/s0-...`."""
     return "/".join(directory.parts[-4:])
+
+
+def brief(message: str) -> str:
+    """The first line of an error, shortened."""
+    first = message.strip().partition("\n")[0]
+    return first if len(first) <= LONGEST else f"{first[: LONGEST - 1]}…"
 
 
 Place = tuple[str, str]  # row, column

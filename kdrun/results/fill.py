@@ -1,7 +1,7 @@
 """Tables of mean and spread over seeds, from records: planned in conf/table, or of whatever runs there are."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from statistics import mean
@@ -161,13 +161,12 @@ CurveReader = Callable[[str, str], dict[int, float]]
 """(directory below the outputs folder, metric) -> step -> value, of what a run has logged."""
 
 
-def curve_table(name: str, spec: TableConfig, plan: TablePlan, read: CurveReader, metric: str, points: int) -> Table:
-    """A metric over training: one row for each cell of a plan that has it, one column for each step.
+Curves = dict[str, list[dict[int, float]]]
+"""Row -> step -> value for each seed."""
 
-    Raises:
-        KdrunError: none has.
-    """
-    shown = _curves(name, spec, plan, read, metric)
+
+def curve_table(name: str, shown: Curves, metric: str, points: int) -> Table:
+    """A metric over training, at about so many steps: one row for each of the curves, one column for each step."""
     steps = sorted({step for seeds in shown.values() for curve in seeds for step in curve})
     every = max(len(steps) // points, 1)
     steps = steps[::-1][::every][::-1]  # the last one is always there
@@ -179,14 +178,14 @@ def curve_table(name: str, spec: TableConfig, plan: TablePlan, read: CurveReader
     return Table(f"{name}, by step", metric, list(shown), [str(step) for step in steps], cells)
 
 
-def planned_curves(name: str, outputs: Path, metric: str) -> dict[str, list[dict[int, float]]]:
+def planned_curves(name: str, outputs: Path, metric: str) -> Curves:
     """`<row>`, or `<row>, <column>` where there are several -> step -> value for each seed that has logged the metric.
 
     Raises:
         KdrunError: none has.
     """
     spec = table_spec(name)
-    return _curves(name, spec, plan_of(name, spec, outputs), curve_reader(outputs), metric)
+    return curves_of(name, spec, plan_of(name, spec, outputs), curve_reader(outputs), metric)
 
 
 def curve_reader(outputs: Path) -> CurveReader:
@@ -194,13 +193,11 @@ def curve_reader(outputs: Path) -> CurveReader:
     return lambda place, metric: curve_of(outputs / place, metric)
 
 
-def _curves(
-    name: str, spec: TableConfig, plan: TablePlan, read: CurveReader, metric: str
-) -> dict[str, list[dict[int, float]]]:
+def curves_of(name: str, spec: TableConfig, plan: TablePlan, read: CurveReader, metric: str) -> Curves:
+    """As `planned_curves`, of a plan."""
     curves = {}
     for cell in plan.cells:
-        seeds = [curve for run in cell.runs if (curve := _curve(run.place, read, metric))]
-        if seeds:
+        if seeds := logged_curves(cell.runs, read, metric):
             words = [cell.row, *([] if len(spec.columns) == 1 else [cell.column]), *(cell.candidate or [])]
             curves[", ".join(words)] = seeds
     if not curves:
@@ -208,13 +205,15 @@ def _curves(
     return curves
 
 
-def _curve(place: str, read: CurveReader, metric: str) -> dict[int, float]:
-    """Nothing of a run whose metrics.jsonl is damaged, which is said."""
-    try:
-        return read(place, metric)
-    except KdrunError as error:
-        log.warning("left out: %s", error)
-        return {}
+def logged_curves(runs: Iterable[PlannedRun], read: CurveReader, metric: str) -> list[dict[int, float]]:
+    """Of those that have logged the metric; one whose metrics.jsonl is damaged is left out, which is said."""
+    curves = []
+    for run in runs:
+        try:
+            curves.append(read(run.place, metric))
+        except KdrunError as error:
+            log.warning("left out: %s", error)
+    return [curve for curve in curves if curve]
 
 
 def planned_records(name: str, outputs: Path) -> Iterator[tuple[str, str, list[Record | None]]]:

@@ -46,7 +46,9 @@ def to_terminal(table: Table, width: int | None = None) -> str:
 
 
 def _style(text: str) -> str:
-    return "red" if text.startswith("failed") else "yellow" if text.startswith("missing") else ""
+    if text.startswith("failed"):
+        return "red"
+    return "yellow" if text.startswith(("missing", "running", "stopped")) else ""
 
 
 def latex_text(text: str) -> str:

@@ -1,14 +1,17 @@
 """The table of whatever runs there are."""
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdrun.config.names import differing_keys, telling_terms
+from kdrun.config.names import telling_terms, telling_words
 from kdrun.config.values import leaves
-from kdrun.core.errors import KdrunError
-from kdrun.results.cell import Cell, given_teacher, run_name
+from kdrun.core.errors import KdrunError, allowed
+from kdrun.results.cell import Cell, given_teacher, logged_names, run_name
+from kdrun.results.fill import CurveReader, Curves, logged_curves
 from kdrun.results.filters import Filters
 from kdrun.results.plan import PlannedRun
 from kdrun.results.table import Table
@@ -19,7 +22,8 @@ def found_table(
     outputs: Path, metric: str = "test/top1", protocol: str = "last", filters: Filters | None = None,
     keep: bool = False,
 ) -> Table:  # fmt: skip
-    """One row for each distinct configuration among the records, one column for each dataset and number of labels.
+    """One row for each distinct configuration among the records, in the order of their names, one column for each
+    dataset and number of labels.
 
     Args:
         filters: which runs; None: all.
@@ -54,18 +58,43 @@ def found_table(
             cell.runs[record["seed"]] = _as_planned(directory, record, outputs)
     filters.refuse_unknown("where: ")
     if not groups and filters.wanted:
-        raise KdrunError(f"{outputs}: no run there with {filters}; kdrun status lists those that there are")
+        told = filters.lacking or "; kdrun status lists those that there are"
+        raise KdrunError(f"{outputs}: no run there with {filters}{told}")
     if not groups:
         raise KdrunError(f"{outputs}: no runs there; start one with kdrun")
     rows = [row for alike in groups.values() for row in alike]
     refuse_unknown(metric, protocol, [cell for row in rows for cell in row.cells.values()])
     labels = _labels([flat for alike in groups.values() for flat in _apart(alike)])
-    filled = {
-        (label, column): cell for label, row in zip(labels, rows, strict=True) for column, cell in row.cells.items()
-    }
+    ordered = sorted(zip(labels, rows, strict=True), key=lambda pair: _natural(pair[0]))
+    filled = {(label, column): cell for label, row in ordered for column, cell in row.cells.items()}
     title = f"runs in {outputs}{f', {filters}' if filters.wanted else ''}"
     named = [columns[key] for key in sorted(columns)]
-    return Table(title, metric, labels, named, filled, protocol=protocol, notes=notes)
+    return Table(title, metric, [label for label, _ in ordered], named, filled, protocol=protocol, notes=notes)
+
+
+def found_curves(outputs: Path, filters: Filters, read: CurveReader, metric: str) -> Curves:
+    """Of the same rows, or `<row>, <column>` where there are several columns, what runs have logged of a metric.
+
+    Raises:
+        KdrunError: none has.
+    """
+    table = found_table(outputs, filters=filters, keep=True)
+    curves = {}
+    for row in table.rows:
+        for column in table.columns:
+            if seeds := logged_curves(table.cell(row, column).runs.values(), read, metric):
+                curves[row if len(table.columns) == 1 else f"{row}, {column}"] = seeds
+    if not curves:
+        places = [run.place for cell in table.cells.values() for run in cell.runs.values()]
+        names = logged_names(outputs / places[0])
+        raise KdrunError(f"{outputs}: no run there has logged {metric}{allowed(metric, names)}")
+    return curves
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """What orders names by their words, and numbers in them by size."""
+    parts = re.split(r"(\d+)", name.casefold())
+    return [(int(part) if part.isdecimal() else -1, part) for part in parts]
 
 
 def _as_planned(directory: Path, record: Record, outputs: Path) -> PlannedRun:
@@ -147,24 +176,37 @@ def distinguishing(record: Record) -> dict[str, Any]:
     )
     for key in ("dataset.num_labels", "dataset.name"):
         flat.pop(key, None)
+    for key in [key for key in flat if key.startswith(("method.source.", "method.source_key"))]:
+        del flat[key]  # a run that all the other keys describe, seed by seed
     if flat.get("dataset.split_seed") == record["seed"]:
         flat["dataset.split_seed"] = None
     return {**flat, **{f"plugins.{name}": digest[:8] for name, digest in (record.get("plugins") or {}).items()}}
 
 
 def _labels(flats: list[dict[str, Any]]) -> list[str]:
-    """`distill kd resnet8`, and where that is not unique the keys that differ."""
-    base: dict[str, list[int]] = {}
-    for k, flat in enumerate(flats):
-        terms = [key.split(".")[1] for key in flat if key.startswith("loss.") and key.endswith(".name")]
-        label = f"{flat['method.name']} {'+'.join(telling_terms(terms))} {flat.get('students.0.name', '')}".strip()
-        base.setdefault(label, []).append(k)
+    """What differs between rows: of `distill kd resnet8` what not all have, and where that is not unique the keys that
+    tell rows apart.
+    """
+    whole = [(flat["method.name"], _loss_of(flat), flat.get("students.0.name") or "") for flat in flats]
+    varies = [len(set(parts)) > 1 for parts in zip(*whole, strict=True)]
+    bases = [" ".join(part for part, shown in zip(parts, varies, strict=True) if part and shown) for parts in whole]
+    alike: dict[str, list[int]] = {}
+    for k, base in enumerate(bases):
+        alike.setdefault(base, []).append(k)
     out = [""] * len(flats)
-    for label, alike in base.items():
-        differing = differing_keys([flats[k] for k in alike])
-        for k in alike:
-            out[k] = " ".join([label, *(f"{key}={flats[k][key]}" for key in differing if key in flats[k])])
+    for base, members in alike.items():
+        for k, words in zip(members, telling_words([flats[k] for k in members]), strict=True):
+            out[k] = " ".join(filter(None, [base, *words]))
+    out = [label or " ".join(filter(None, parts)) for label, parts in zip(out, whole, strict=True)]
+    count: Counter[str] = Counter()
+    for k, label in enumerate(out):  # long values are shortened, and may then be alike
+        count[label] += 1
+        out[k] = f"{label} #{count[label]}" if count[label] > 1 else label
     return out
+
+
+def _loss_of(flat: dict[str, Any]) -> str:
+    return "+".join(telling_terms(k.split(".")[1] for k in flat if k.startswith("loss.") and k.endswith(".name")))
 
 
 def flatten(node: Any) -> dict[str, Any]:

@@ -48,11 +48,22 @@ def paired_interval(differences: Sequence[float]) -> Interval | None:
     return _interval(statistics.mean(differences), statistics.stdev(differences) / math.sqrt(n), n - 1, n)
 
 
+def reach(n: int) -> float:
+    """Standard errors to each side of a mean of n values: 12.7 of two, 4.3 of three."""
+    return _quantile(n - 1)
+
+
+def _quantile(df: float) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(df, (1 + LEVEL) / 2))
+
+
 def _interval(difference: float, error: float, df: float, n: int) -> Interval:
-    from scipy.special import stdtr, stdtrit
+    from scipy.special import stdtr
 
     if error == 0:
         return Interval(difference, difference, difference, df, math.nan if difference == 0 else 0.0, n)
-    reach = float(stdtrit(df, (1 + LEVEL) / 2)) * error
+    half = _quantile(df) * error
     p = 2 * float(stdtr(df, -abs(difference) / error))
-    return Interval(difference, difference - reach, difference + reach, df, p, n)
+    return Interval(difference, difference - half, difference + half, df, p, n)

@@ -11,7 +11,7 @@ from kdrun.core.errors import KdrunError
 from kdrun.core.files import reason
 from kdrun.core.schema import Schema, build
 from kdrun.core.sums import unsealed
-from kdrun.results.fill import CurveReader, Reader, curve_table, table_of
+from kdrun.results.fill import CurveReader, Reader, curve_table, curves_of, table_of
 from kdrun.results.plan import TablePlan
 from kdrun.results.spec import TableConfig
 from kdrun.results.table import Table
@@ -100,5 +100,6 @@ def published_table(
 ) -> Table:  # fmt: skip
     """The table of a folder, from its records; with `curve` a metric over training, at about so many steps."""
     if curve is not None:
-        return curve_table(name, told.spec, told.plan, told.read_curve, metric or told.spec.metric, curve)
+        asked = metric or told.spec.metric
+        return curve_table(name, curves_of(name, told.spec, told.plan, told.read_curve, asked), asked, curve)
     return table_of(name, told.spec, told.plan, place, read, metric, protocol)

@@ -117,9 +117,9 @@ class Table:
         lines += self._against()
         for (row, column), cell in self.cells.items():
             if cell.failed:
-                lines.append(f"failed: {row}, {column}: seed {', '.join(map(str, cell.failed))}")
+                lines.append(f"failed: {row}, {column}: {'; '.join(_failures(cell))}")
             if cell.missing and cell.values:
-                seeds = [f"{seed}{_gap(cell.gaps.get(seed))}" for seed in cell.missing]
+                seeds = [f"{seed}{_gap(cell.gaps.get(seed), cell.states.get(seed))}" for seed in cell.missing]
                 lines.append(f"missing: {row}, {column}: seed {', '.join(seeds)}")
             if cell.lacking:
                 lines.append(
@@ -217,8 +217,17 @@ def groups_of_rows(published: Mapping[str, str]) -> dict[str, list[str]]:
     return out
 
 
-def _gap(columns: Sequence[str] | None) -> str:
-    return f" (not in {', '.join(columns)})" if columns else ""
+def _gap(columns: Sequence[str] | None, state: str | None) -> str:
+    told = f"not in {', '.join(columns)}" if columns else state
+    return f" ({told})" if told else ""
+
+
+def _failures(cell: Cell) -> list[str]:
+    """`seed 0, 2: why`, each reason once."""
+    reasons: dict[str, list[str]] = {}
+    for seed in cell.failed:
+        reasons.setdefault(cell.states.get(seed, ""), []).append(str(seed))
+    return [f"seed {', '.join(seeds)}{f': {why}' if why else ''}" for why, seeds in reasons.items()]
 
 
 def extra(cell: Cell, name: str, metric: str) -> str:
@@ -285,7 +294,7 @@ def comparison(table: Table, first: str, second: str) -> list[str]:
     digits, unit = (2, " points") if table.percent else (4, "")
     lines = [f"{first} minus {second}, the same seeds (paired t, 95 % interval):"]
     for column in table.columns:
-        differences = scaled(table.cells[first, column].minus(table.cells[second, column]), table.percent)
+        differences = scaled(table.cell(first, column).minus(table.cell(second, column)), table.percent)
         found = paired_interval(differences)
         if found is None:
             shown = f"{differences[0]:+z.{digits}f}{unit} (n=1)" if differences else "no seed in both (n=0)"

@@ -22,12 +22,17 @@ def directory_of_key(outputs: Path, key: str | None) -> Path | None:
 
 
 def place_of(run: str, outputs: str | Path) -> Path:
-    """Of a directory, or of the key of a run below `outputs`. Raises KdrunError for a key that no run has."""
-    if Path(run).exists() or not re.fullmatch("[0-9a-f]{12}", run):
+    """Of a directory, or of a run below `outputs` by its key or as it is listed: `s0-<key>`, `<method>/.../s0-<key>`.
+
+    Raises:
+        KdrunError: no run is called so.
+    """
+    named = re.fullmatch(r"(?:(?:[^/]+/){3})?(?:s\d+-)?([0-9a-f]{12})/?", run)
+    if named is None or Path(run).exists():
         return Path(run)
-    found = directory_of_key(Path(outputs).expanduser(), run)
+    found = directory_of_key(Path(outputs).expanduser(), named[1])
     if found is None:
-        raise KdrunError(f"run: no run with the key {run} below {outputs}; give its directory, or outputs=<folder>")
+        raise KdrunError(f"run: no run with the key {named[1]} below {outputs}; give the directory that it lies in")
     return found
 
 

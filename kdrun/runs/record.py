@@ -12,10 +12,11 @@ from typing import Any
 
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.files import reason, regular, write_json
+from kdrun.core.lock import held
 from kdrun.core.paths import HERE
 from kdrun.core.sums import sealed, unsealed
 from kdrun.core.version import __version__
-from kdrun.runs.layout import run_directories
+from kdrun.runs.layout import lock_path, place_of, run_directories
 from kdrun.runs.shape import fault
 from kdrun.runs.whole import lacks
 
@@ -74,6 +75,13 @@ def finished_record(directory: Path) -> Record | None:
     return record
 
 
+def state_of(directory: Path, record: Record) -> str:
+    """done, failed, running, or stopped: it says that it runs, and no process does."""
+    if record["status"] == "running" and not held(lock_path(directory)):
+        return "stopped"
+    return str(record["status"])
+
+
 def summary(directory: Path, record: Record) -> str:
     """One line: the directory and the headline figures."""
     net = record["headline"]
@@ -112,9 +120,9 @@ def _told_record(directory: Path, say: Callable[[str], object]) -> Record | None
         return None
 
 
-def open_record(directory: str | Path) -> tuple[Path, Record]:
-    """The whole path of a run and its record. Raises KdrunError: it is no run's, or not done."""
-    path = Path(directory).expanduser().resolve()
+def open_record(directory: str | Path, outputs: str | Path = "outputs") -> tuple[Path, Record]:
+    """The whole path of a run, given as `place_of` takes it, and its record. Raises KdrunError: no run, or not done."""
+    path = place_of(str(directory), outputs).expanduser().resolve()
     record = read_record(path)
     if record is None:
         raise KdrunError(f"{directory}: not a run directory (no record.json)")

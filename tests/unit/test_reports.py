@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from kdrun.cli.table import main
+from kdrun.cli.table import TableOptions, main
 from kdrun.core.errors import ConfigError, KdrunError
+from kdrun.core.schema import from_arguments
 from kdrun.metrics import confusion_matrix
 from kdrun.results.cell import Cell
 from kdrun.results.differences import best_in, between
 from kdrun.results.filters import Filters
 from kdrun.results.plots import curves, reliability
-from kdrun.results.report.behind import _hours
+from kdrun.results.report.behind import _hours, _telling
 from kdrun.results.report.page import marked, signed, svg
 from kdrun.results.table import Table
-from kdrun.runs.record import write_record
+from kdrun.runs.record import open_record, write_record
 from scripts import gallery
 from tests.conftest import ROOT
 from tests.records import whole
@@ -99,12 +100,12 @@ def test_a_report_of_found_runs_says_all_without_its_script(page, outputs):
         "5 of 6 planned values",
         "failed: seed 2",
         "loss.it.note",
-        "it.note=kd",
+        "note=kd",
     ):
         assert value in text
     for row, seed, value in (("0", 0, "50.00"), ("0", 1, "51.00"), ("1", 0, "70.00"), ("1", 2, "72.00")):
         assert re.search(rf"{value}\s+distill/digits/n20/s{seed}-{row}{seed}", text)
-    assert "+20.00 (+20.00 to +20.00)" in text, "the second row minus the first, over the two seeds of both"
+    assert "-20.00 (-20.00 to -20.00)" in text, "the second row minus the first, over the two seeds of both"
     assert "kdrun table outputs=" in text
     assert "`" not in text, "what stands between backticks is code"
     assert ODD in text
@@ -125,7 +126,7 @@ def test_every_link_of_a_report_leads_somewhere(page, outputs, tmp_path):
 
 def test_columns_are_sorted_by_what_they_mean(page):
     first = re.search(r'<table class="main sortable">.*?</table>', page, re.DOTALL)[0]
-    assert re.findall(r'data-v="([^"]+)"', first) == ["0.505", "0.71"]
+    assert re.findall(r'data-v="([^"]+)"', first) == ["0.71", "0.505"]
     assert 'data-first="descending"' in first, "of accuracies one wants the greatest first"
 
 
@@ -133,7 +134,7 @@ def test_classes_of_a_cell_are_those_of_its_kept_predictions(page):
     assert confusion_matrix(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 0, 1, 2]), 3).tolist() == [
         [1, 1, 0], [0, 1, 0], [1, 0, 0],
     ]  # fmt: skip
-    one, other = re.findall(r"<details>.*?</details>", page, re.DOTALL)
+    other, one = re.findall(r"<details>.*?</details>", page, re.DOTALL)
     assert "50.00 % right, seeds 0, 1<" in one
     assert "seeds 0, 1, 2<" in other
     matrix = re.search(r'<table class="matrix">.*?</table>', one, re.DOTALL)[0]
@@ -171,6 +172,91 @@ def test_filters_choose_runs_and_refuse_what_no_run_has(outputs):
         with pytest.raises(KdrunError, match=error) as raised:
             main([f"outputs={outputs}", words])
         assert "\n" not in str(raised.value)
+
+
+def test_a_group_is_asked_for_by_what_it_chose_and_several_values_as_a_list(outputs):
+    plain = {"method": {"name": "distill"}, "students": [{"name": "resnet8"}], "teacher": {"source": "none"}}
+    kd = {**plain, "loss": {"ce": {"name": "ce"}, "kd": {"name": "kd", "temperature": 4}}}
+    kd["teacher"] = {"source": "train", "model": {"name": "resnet20"}}
+    configs = {"ce": {**plain, "loss": {"ce": {"name": "ce"}}}, "kd": kd}
+
+    def taken(*words: str) -> list[str]:
+        filters = Filters.where(words)
+        runs = [(name, seed, {**config, "seed": seed}) for name, config in configs.items() for seed in (0, 1, 2)]
+        return [f"{name}{seed}" for name, seed, config in runs if filters.take(whole(seed=seed, config=config))]
+
+    assert taken("loss=ce", "seed=[0,2]") == ["ce0", "ce2"], "cross entropy alone"
+    assert taken("[loss=[kd,at],seed=1]") == ["kd1"]
+    assert taken("teacher=resnet20") == taken("loss.kd.temperature=4") == taken("loss=kd")
+    assert taken("teacher=none", "student=resnet8", "method=distill") == ["ce0", "ce1", "ce2"]
+    for words, error in (
+        (["loss=kdd"], "no run there with loss=kdd; loss: none is kdd (allowed: it)"),
+        (["loss.it=kd"], "where: loss.it: stands for several keys; ask for one"),
+        (["seed=0,1"], "where: 1: write <key>=<value>, such as loss=kd; several values as seed=[0,1]"),
+    ):
+        with pytest.raises(KdrunError, match=re.escape(error)):
+            main([f"outputs={outputs}", f"where=[{','.join(words)}]"])
+
+
+def test_rows_of_found_runs_are_named_by_what_differs_and_stand_in_that_order(tmp_path):
+    for k, rate in enumerate((10, 2, 0.5)):
+        config = {"method": {"name": "distill"}, "dataset": {"name": "digits"}, "schedule": {"lr": rate, "steps": 9}}
+        status = {"status": "failed", "error": {"message": "no `path`\nmore"}} if k == 2 else {}
+        status = {"status": "running"} if k == 1 else status
+        record = whole(f"0{k}", config=config, metrics={"test/student/top1": 0.5}, **status)
+        write_record(tmp_path / f"runs/distill/digits/n20/s0-0{k}", record)
+    text = main([f"outputs={tmp_path}"])
+    rows = re.findall(r"^(lr=\S+)  (.*)$", text, re.MULTILINE)
+    assert rows == [("lr=0.5", "failed (0/1)"), ("lr=2", "  stopped (0/1)"), ("lr=10", " 50.00 (n=1)")]
+    assert "failed: lr=0.5, digits, 20 labels: seed 0: no `path`\n" in f"{text}\n"
+    alone = main([f"outputs={tmp_path}", "where=[schedule.lr=10]"])
+    assert "\ndistill  50.00 (n=1)" in alone
+
+
+def test_found_rows_are_compared_have_further_columns_and_curves(outputs):
+    rows = [line["row"] for line in json.loads(main([f"outputs={outputs}", "format=json"]))["cells"]]
+    text = main([f"outputs={outputs}", f"compare={rows[1]},{rows[0]}", "columns=seconds"])
+    assert f"{rows[1]} minus {rows[0]}, the same seeds" in text
+    assert "90.0" in text
+    with pytest.raises(KdrunError, match="no run there has logged train/loss"):
+        main([f"outputs={outputs}", "metric=train/loss", "curve=3"])
+
+
+def test_a_run_is_found_by_its_key_and_as_folders_and_lists_call_it(tmp_path):
+    run = tmp_path / "runs/distill/digits/n20/s0-0123456789ab"
+    write_record(run, whole())
+    for name in ("0123456789ab", "s0-0123456789ab", "distill/digits/n20/s0-0123456789ab", str(run)):
+        assert open_record(name, tmp_path)[0] == run.resolve()
+    with pytest.raises(KdrunError, match="run: no run with the key 0123456789ff below"):
+        open_record("s0-0123456789ff", tmp_path)
+    with pytest.raises(KdrunError, match="s0-nothing: not a run directory"):
+        open_record("s0-nothing", tmp_path)
+
+
+def test_overrides_may_be_a_list():
+    asked = ["table=demo", "dry=true", "override=[engine.slots=2,tracker=none]", "override=+a={b:1,c:2}"]
+    assert from_arguments(TableOptions, asked).override == ["engine.slots=2", "tracker=none", "+a={b:1,c:2}"]
+
+
+def test_keys_of_a_teacher_that_follow_from_having_it_or_from_the_student_are_left_out():
+    ce = {"loss": "ce", "lr": 1, "teacher.source": "none", "teacher.temperature": 1}
+    kd = {
+        "loss": "kd",
+        "lr": 2,
+        "teacher.source": "train",
+        "teacher.temperature": 1,
+        "teacher.lr": 2,
+        "teacher.steps": 9,
+    }
+    assert _telling([ce, kd]) == ["loss", "lr", "teacher.source"]
+    assert _telling([ce, kd, kd | {"teacher.steps": 8}])[-1] == "teacher.steps"
+
+
+def test_two_rows_stand_side_by_side_with_their_reliability_on_the_same_axes(page):
+    places = re.findall(r'<div data-row="([^"]*)" data-column="([^"]*)"><figure class="narrow">', page)
+    told = json.loads(re.search(r'id="pairs">(.*?)</script>', page, re.DOTALL)[1])
+    assert [tuple(map(unescape, place)) for place in places] == [(row, told["columns"][0]) for row in told["rows"]]
+    assert 'id="beside"' in page
 
 
 def test_a_table_of_ones_own_is_found_with_all_that_it_names(tmp_path):

@@ -161,6 +161,14 @@ def test_seeds_share_a_group_and_nothing_else_does(composer):
     assert all(group.startswith(("kd-", "dkd-", "ttm-", "wttm-")) for group in groups)
 
 
+def test_seeds_of_an_evaluation_of_other_runs_share_a_group(composer):
+    def group(*words: str) -> str:
+        given = ["method=linear_eval", "method@method.of=dho", "dataset.num_labels=50", "tracker=none", *words]
+        return group_name(composer.typed(given))
+
+    assert group("seed=0") == group("seed=1") != group("seed=0", "schedule.lr=0.01")
+
+
 def test_a_run_is_called_as_sweeps_call_it(composer, tmp_path):
     job = job_of(composer, tmp_path, "seed=3")
     assert Tracked(job).name == short_names([job.config])[0] == "kd-resnet8-digits-50 s3"

@@ -6,8 +6,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from kdrun.core.errors import KdrunError
-from kdrun.results.cell import curve_of, run_name
+from kdrun.core.errors import KdrunError, allowed
+from kdrun.results.cell import curve_of, logged_names, run_name
 from kdrun.results.fill import planned_curves
 from kdrun.results.plots.figure import (
     COLORS,
@@ -61,10 +61,11 @@ def report(options: Options) -> str:
         curves = planned_curves(options.table, Path(options.outputs), options.metric)
         default = Path(options.outputs) / "figures" / f"{name}-{options.table}"
     else:
-        for directory, _ in map(open_record, options.run):
+        for directory, _ in (open_record(run, options.outputs) for run in options.run):
             curves[run_name(directory)] = [curve_of(directory, options.metric)]
             if not curves[run_name(directory)][0]:
-                raise KdrunError(f"{directory}: has not logged {options.metric}")
+                near = allowed(options.metric, logged_names(directory))
+                raise KdrunError(f"{directory}: has not logged {options.metric}{near}")
             default = directory / "analysis" / name
         if len(options.run) > 1:
             default = Path(options.outputs) / "figures" / name

@@ -20,6 +20,7 @@ DPI = 150  # of PNG
 # Okabe and Ito 2008, told apart by all kinds of color vision
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+NARROW = 3.6  # inches of a picture that fits a small screen or stands beside another
 GRAY = "#777777"
 STYLE: dict[str, Any] = {
     "font.size": 9.5, "axes.titlesize": 10, "axes.labelsize": 9.5, "legend.fontsize": 8.5, "legend.frameon": False,
@@ -41,13 +42,13 @@ def texts_stay_text() -> Iterator[None]:
 
 
 @contextmanager
-def drawn(paths: Sequence[Path], height: float) -> Iterator[Figure]:
-    """A figure to draw on, `height` inches high; each path is written, whole, if the block ends well."""
+def drawn(paths: Sequence[Path], height: float, width: float = WIDTH) -> Iterator[Figure]:
+    """A figure to draw on, in inches; each path is written, whole, if the block ends well."""
     from matplotlib import style
     from matplotlib.figure import Figure
 
     with style.context(["default", STYLE, *_PLAIN]):  # whatever the user's matplotlibrc says
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         for path in paths:
             kind = path.suffix[1:]
@@ -88,16 +89,17 @@ def band_alpha(count: int) -> float:
 
 def legend(figure: Figure, place: Literal["lower", "upper"] = "lower") -> None:
     """Below or above all panels, in as many columns as fit; a label that several panels have stands once."""
+    width = figure.get_figwidth()
     found = [axes.get_legend_handles_labels() for axes in figure.axes]
     handles = {label: handle for pairs in found for handle, label in zip(*pairs, strict=True)}
     where: Any = f"outside {place} center"
-    figure.legend(list(handles.values()), list(handles), loc=where, ncols=legend_columns(list(handles)))
+    figure.legend(list(handles.values()), list(handles), loc=where, ncols=legend_columns(list(handles), width))
 
 
-def legend_columns(labels: Sequence[str]) -> int:
+def legend_columns(labels: Sequence[str], width: float = WIDTH) -> int:
     """A letter is about 0.075 inches wide, what stands beside a label 0.6."""
     each = 0.6 + 0.075 * max(map(len, labels), default=0)
-    return max(1, min(len(labels), int(WIDTH / each)))
+    return max(1, min(len(labels), int(width / each)))
 
 
 def legend_height(labels: Sequence[str]) -> float:

@@ -9,7 +9,7 @@ import torch
 
 from kdrun.metrics import BINS, expected_calibration_error, reliability_bins
 from kdrun.results.cell import run_name
-from kdrun.results.plots.figure import COLORS, GRAY, drawn, legend, panels, places, told
+from kdrun.results.plots.figure import COLORS, GRAY, NARROW, WIDTH, drawn, legend, panels, places, told
 from kdrun.results.plots.judged import Judged, judged
 from kdrun.results.plots.options import Reliability as Options
 from kdrun.runs.finished import FinishedRun
@@ -29,13 +29,13 @@ def draw(networks: Mapping[str, Judged], paths: Sequence[Path], title: str = "")
     """The networks side by side; bins are those of ECE, an empty one has no bar. The legend stands below all panels."""
     edges = torch.arange(BINS) / BINS
     titles = {net: fill(net, 36) for net in networks}
-    with drawn(paths, 4.8 + 0.17 * max(name.count("\n") for name in titles.values()) + 0.2 * bool(title)) as figure:
+    height = 4.8 + 0.17 * max(name.count("\n") for name in titles.values()) + 0.2 * bool(title)
+    room = (height, WIDTH) if len(networks) > 1 else (height + 0.4, NARROW)  # its legend has more lines
+    with drawn(paths, *room) as figure:
         options = {"sharex": True, "sharey": "row", "height_ratios": [2.6, 1]}
-        grid = panels(figure, 2, max(len(networks), 2), **options)
+        grid = panels(figure, 2, len(networks), **options)
         upper, lower = grid[: len(grid) // 2], grid[len(grid) // 2 :]
-        for axes in (*upper[len(networks) :], *lower[len(networks) :]):
-            axes.remove()
-        for top, bottom, (net, (confidence, correct)) in zip(upper, lower, networks.items(), strict=False):
+        for top, bottom, (net, (confidence, correct)) in zip(upper, lower, networks.items(), strict=True):
             size, conf, acc = reliability_bins(confidence, correct)
             used = size > 0
             at, low, gap = edges[used].numpy(), acc[used].numpy(), (conf - acc)[used].numpy()
@@ -56,5 +56,5 @@ def draw(networks: Mapping[str, Judged], paths: Sequence[Path], title: str = "")
         upper[0].set_ylabel("accuracy")
         lower[0].set_ylabel("images, share")
         if title:
-            figure.suptitle(title, fontsize=10)
+            figure.suptitle(fill(title, 48 if len(networks) == 1 else 100), fontsize=10)
         legend(figure)

@@ -3,7 +3,7 @@
 import os
 import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from kdrun.config.names import differing_keys
 from kdrun.core.quantities import duration
-from kdrun.results.cell import run_name, scaled
+from kdrun.results.cell import Cell, run_name, scaled
 from kdrun.results.found import distinguishing
 from kdrun.results.report.front import anchor_of
 from kdrun.results.report.page import Text, grid, marked, number
@@ -73,19 +73,34 @@ def _hours(spent: Mapping[str, float]) -> str:
 
 
 def of_differences(table: Table) -> str:
-    """The keys of the first column that not all rows have with the same value."""
+    """The keys of the first column that not all rows have with the same value, the teacher's last."""
     flats: dict[str, Mapping[str, Any]] = {}
     for (row, _), cell in table.cells.items():
         record = next((r for r in cell.records.values() if r.get("config")), None)
         if record is not None and row not in flats:
             flats[row] = distinguishing(record)
-    keys = differing_keys(list(flats.values()))
+    keys = _telling(list(flats.values()))
     if not keys:
         return ""
     rows: list[list[Text]] = [
         [f"<code>{escape(key)}</code>", *(_value(flat.get(key, "")) for flat in flats.values())] for key in keys
     ]
     return grid("configuration keys that differ between rows", ["key", *map(escape, flats)], rows, kind="keys")
+
+
+def _telling(flats: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Without what follows from a teacher being there or not, and from the row's own key of the same name."""
+    keys = differing_keys(flats)
+    own = [key for key in keys if not key.startswith("teacher.")]
+    first = [key for key in keys if key in ("teacher.source", "teacher.model.name")]
+    rest = [key for key in keys if key not in own and key not in first]
+
+    def matters(key: str) -> bool:
+        having = [flat for flat in flats if key in flat]
+        follows = all(flat[key] == flat.get(key.removeprefix("teacher."), ...) for flat in having)
+        return bool(differing_keys([{key: flat[key]} for flat in having])) and not follows
+
+    return [*own, *first, *filter(matters, rest)]
 
 
 def _value(value: Any) -> str:
@@ -101,14 +116,25 @@ def of_environment(table: Table) -> str:
             code = record.get("code") or {}
             told = {name: record.get(name) for name in ("device", "precision", "threads", "backend", "batch_norm")}
             told |= {"world_size": record["world_size"]} if (record.get("world_size") or 1) > 1 else {}
-            changed = " with changes" if code.get("dirty") else ""
-            told |= {"code": f"{code.get('version')} {(code.get('commit') or '')[:COMMIT]}{changed}"}
+            told |= {"code": " ".join(filter(None, [code.get("version"), _commit(code)]))}
             told |= record.get("packages") or {}
             found.update((name, str(value)) for name, value in told.items() if value is not None)
     rows: list[list[Text]] = [
         [escape(name), escape(value), str(count)] for (name, value), count in sorted(found.items())
     ]
     return grid("environment", ["what", "value", "runs"], rows, (2,), "environment") if rows else ""
+
+
+def _state(cell: Cell, seed: int, record: Record | None) -> str:
+    if record is None:
+        return "missing"
+    return cell.states.get(seed, "running") if record["status"] == "running" else str(record["status"])
+
+
+def _commit(code: Mapping[str, Any]) -> str:
+    """Of a work tree; an installed package has none."""
+    changed = " with changes" if code.get("dirty") else ""
+    return f"{code['commit'][:COMMIT]}{changed}" if code.get("commit") else ""
 
 
 def of_runs(table: Table, outputs: Path, page: Path | None) -> str:
@@ -123,12 +149,13 @@ def of_runs(table: Table, outputs: Path, page: Path | None) -> str:
             record, value = cell.records.get(seed), cell.by_seed.get(seed)
             shown = "" if value is None else number(scaled([value], table.percent)[0], 2 if table.percent else 4)
             why = "" if record is None else ((record.get("error") or {}).get("message") or "")
-            code = ((record or {}).get("code") or {}).get("commit") or ""
+            code = (record or {}).get("code") or {}
             name = escape(", ".join(place))
             rows.append([
                 name if k else f'<span id="{anchor_of(table, place)}">{name}</span>', str(seed),
-                escape("missing" if record is None else str(record["status"])), (shown, value),
-                f"<code>{escape(code[:COMMIT])}</code>", f"{_folder(outputs, run.place, page)} {marked(why)}".strip(),
+                escape(_state(cell, seed, record)), (shown, value),
+                f"<code>{escape(_commit(code) or code.get('version') or '')}</code>",
+                f"{_folder(outputs, run.place, page)} {marked(why)}".strip(),
             ])  # fmt: skip
     if not rows:
         return ""

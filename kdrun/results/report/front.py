@@ -6,6 +6,7 @@ from html import escape
 
 from kdrun.results.cell import Place, scaled
 from kdrun.results.differences import best_in, better
+from kdrun.results.intervals import reach
 from kdrun.results.report.page import number, signed, sorts, wide
 from kdrun.results.report.page import table as whole
 from kdrun.results.table import Table
@@ -34,14 +35,21 @@ def of_table(table: Table) -> str:
     head = "".join(
         f'<th scope="col"{f" class=n{first}" if i else ""}>{escape(text)}</th>' for i, text in enumerate(header)
     )
-    return wide("the table", whole(f"<thead><tr>{head}</tr></thead>", rows, "main")) + (_MARKED if best else "")
+    return wide("the table", whole(f"<thead><tr>{head}</tr></thead>", rows, "main")) + (_marked(table) if best else "")
+
+
+def _marked(table: Table) -> str:
+    """What the marks mean, and how little they tell of few seeds."""
+    seeds = max(len(cell.values) for cell in table.cells.values())
+    wide = f" With {seeds} seeds the interval reaches {reach(seeds):.1f} standard errors to each side: hardly a row is"
+    return f'<p class="note">{_MARKED}{f"{wide} told apart." if 1 < seeds < 4 else ""}</p>'
 
 
 _MARKED = (
-    '<p class="note"><span class="best first"><span class="value">Bold</span></span>: the best mean of a column. '
+    '<span class="best first"><span class="value">Bold</span></span>: the best mean of a column. '
     '<span class="best"><span class="value">Marked</span></span>: what chance alone may part from it, the 95 % '
-    "interval of the difference holds 0 (paired by seed where the two share two seeds or more, else Welch's; not "
-    "corrected for the number of rows).</p>"
+    "interval of the difference holds 0 (Student's t, paired by seed where the two share two seeds or more, else "
+    "Welch's; not corrected for the number of rows)."
 )
 
 

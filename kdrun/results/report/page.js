@@ -1,4 +1,5 @@
-// What the page can do beside being read: sort a table by a click on a head, set any two rows side by side.
+// What the page can do beside being read: sort a table by a click on a head, set any two rows side by side, with their
+// reliability on the same axes.
 "use strict";
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0], given = [...body.rows], heads = [...table.tHead.rows[0].cells];
@@ -30,6 +31,8 @@ if (pairs) {
   const { rows, columns, places, found } = JSON.parse(pairs.textContent);
   const choice = document.getElementById("choice"), [one, other] = choice.querySelectorAll("select");
   const body = document.querySelector("#chosen tbody");
+  const beside = document.getElementById("beside"), drawn = [...document.querySelectorAll("[data-row]")];
+  const picture = (row, column) => drawn.find(one => one.dataset.row === row && one.dataset.column === column);
   const signed = x => (x < 0 ? "\u2212" : "+") + Math.abs(x).toFixed(places);
   const show = () => {
     const i = one.selectedIndex, j = other.selectedIndex, sign = i < j ? 1 : -1;
@@ -42,6 +45,8 @@ if (pairs) {
         p === undefined || p === null ? "n/a" : p.toFixed(3), n === undefined ? "" : `${n} ${how}`];
       told.forEach((value, c) => { row.cells[c + 1].textContent = value; });
     });
+    const pairs = columns.map(column => [picture(rows[i], column), picture(rows[j], column)]);
+    beside.replaceChildren(...(i === j ? [] : pairs.filter(pair => pair[0] && pair[1]).flat().map(one => one.cloneNode(true))));
   };
   one.addEventListener("change", show);
   other.addEventListener("change", show);

@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from kdrun.results.plots.figure import texts_stay_text
+from kdrun.results.plots.figure import NARROW, texts_stay_text
 
 STYLE, SCRIPT = (Path(__file__).with_name(f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
 ALLOWED = (
@@ -120,11 +120,12 @@ def svg(draw: Callable[[list[Path]], None], title: str) -> str:
     text = _shorter(text)
     text = re.sub("|".join(COLORS), lambda match: COLORS[match[0]], text)
     # matplotlib's clips and marks have the same ids in all pictures, not always the same content
+    kind = ' class="narrow"' if float(text.partition('viewBox="0 0 ')[2].partition(" ")[0]) <= 72 * NARROW else ""
     mark = f"f{zlib.crc32(f'{title}{text}'.encode()):08x}"
     text = re.sub(r'id="([^"]+)"', rf'id="{mark}-\1"', text)
     text = re.sub(r'(href="#|url\(#)', rf"\1{mark}-", text)
     text = text.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
-    return f"<figure>{text}<figcaption>{escape(title)}</figcaption></figure>"
+    return f"<figure{kind}>{text}<figcaption>{escape(title)}</figcaption></figure>"
 
 
 def _shorter(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Any two rows of a table set side by side: their difference in each column, with its 95 % interval."""
+"""Any two rows of a table set side by side: their difference in each column, with its 95 % interval; reliability."""
 
 import json
 from html import escape
@@ -65,7 +65,7 @@ def _choice(table: Table, rows: list[str], columns: list[str], digits: int) -> s
     lists = f"<label>Row <select>{options(1)}</select></label><label>minus <select>{options(0)}</select></label>"
     result = grid("the two rows", header, empty, (1, 2, 3)).replace("<div", '<div id="chosen" aria-live="polite"', 1)
     return (
-        f'<div id="choice" class="choice" hidden>{lists}{result}</div>'
+        f'<div id="choice" class="choice" hidden>{lists}{result}<div id="beside" class="figures pair"></div></div>'
         f'<script type="application/json" id="pairs">{data}</script>'
     )
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,22 +28,21 @@ else:
 log = logging.getLogger(__name__)
 MOST_DIAGRAMS = 12  # reliability diagrams
 MOST_CURVES = 12  # rows of a picture; more cannot be told apart
-PANELS = 3  # columns beside each other in a picture of seeds
 MOST_ROWS = 60  # of a picture of seeds
 
 
 def of_seeds(table: Table) -> str:
+    """A picture for each column."""
     columns: dict[str, dict[str, seeds.Dots]] = {}
     for (row, column), cell in table.cells.items():
         theirs = table.theirs(row, column)
         if cell.values and row in table.rows[:MOST_ROWS]:
             dots = seeds.Dots(scaled(cell.values.values(), table.percent), None if theirs is None else theirs.mean)
             columns.setdefault(column, {})[row] = dots
-    names, out = list(columns), []
-    for k in range(0, len(names), PANELS):
-        part = {name: columns[name] for name in names[k : k + PANELS]}
-        title = f"{table.metric} of every seed: {'; '.join(part)}"
-        out.append(svg(partial(seeds.draw, part, table.metric), title))
+    out = [
+        svg(partial(seeds.draw, column, dots, table.metric), f"{table.metric} of every seed: {column}")
+        for column, dots in columns.items()
+    ]
     return figures(out) + _only(len(table.rows), MOST_ROWS, "rows")
 
 
@@ -87,27 +87,30 @@ def _of_rows(drawn: Mapping[str, Mapping[str, Any]], draw: Callable[..., None], 
 
 
 def of_reliability(table: Table, outputs: Path) -> str:
-    """Of the first finished seed of each cell that has kept its predictions, two to a picture; each teacher once."""
-    shown: dict[str, Judged] = {}
+    """Of the first finished seed of each cell that has kept its predictions; each teacher once. All have the same axes,
+    and the script sets those of two rows side by side.
+    """
+    out: list[str] = []
     teachers: list[Judged] = []
     more = False
     for row, column, seed, networks in _with_predictions(table, outputs):
-        if len(shown) >= MOST_DIAGRAMS:
+        if len(out) >= MOST_DIAGRAMS:
             more = True
             break
         at = row if len(table.columns) == 1 else f"{row}, {column}"
         for name, one in networks.items():
             if name != "teacher":
-                shown[f"{at}, seed {seed}"] = one
+                place = f'data-row="{escape(row)}" data-column="{escape(column)}"'
+                out.append(f"<div {place}>{_diagram(f'{at}, seed {seed}', one)}</div>")
             elif not any(one[0].equal(other[0]) and one[1].equal(other[1]) for other in teachers):
                 teachers.append(one)
-                shown[f"teacher of {at}"] = one
-    names, out = list(shown), []
-    for k in range(0, len(names), 2):
-        pair = {name: shown[name] for name in names[k : k + 2]}
-        out.append(svg(partial(reliability.draw, pair), f"Reliability on test images: {'; '.join(pair)}"))
+                out.append(_diagram(f"teacher of {at}", one))
     told = f"The first {MOST_DIAGRAMS} diagrams; <code>kdrun plot reliability</code> draws any run." if more else ""
     return figures(out) + (f'<p class="note">{told}</p>' if told else "")
+
+
+def _diagram(name: str, one: "Judged") -> str:
+    return svg(partial(reliability.draw, {name: one}), f"Reliability on test images: {name}")
 
 
 def _with_predictions(table: Table, outputs: Path) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
