@@ -215,6 +215,11 @@ class Composer:
         known = allowed(name, {*options})
         if group == "loss" and (HERE / "losses" / f"{name}.py").is_file():
             known += f". kdrun/losses/{name}.py needs conf/loss/term/{name}.yaml"
+        elif any(override.lstrip("+").startswith("plugins=") for override in overrides):
+            folder = self.config_dir or "<folder>"
+            place = f"{folder}/{'loss/term' if group == 'loss' else group}/{name}.yaml"
+            known += f". A plug-in's part is chosen by a YAML, {place}"
+            known += f"{'' if self.config_dir else ' with --config-dir <folder>'}; see docs/extend/plugin.md"
         words = (override.lstrip("+").partition("=") for override in overrides)
         given = next((key for key, _, value in words if key.partition("@")[0] == group and value == name), group)
         return f"{given or 'config'}={name}: no such option{known}"

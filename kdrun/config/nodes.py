@@ -336,7 +336,8 @@ def read_conf(kind: str, name: str, cls: type[S]) -> S:
     """
     names = {path.stem for folder in conf_folders() for path in (folder / kind).glob("*.yaml")}
     if name not in names:  # nor a path to somewhere else
-        raise ConfigError(f"{kind}={name[:60]}: no such {kind}{allowed(name[:60], names)}")
+        own = "" if len(conf_folders()) > 1 else f"; of your own: --config-dir <the folder of {kind}/{name[:60]}.yaml>"
+        raise ConfigError(f"{kind}={name[:60]}: no such {kind}{allowed(name[:60], names)}{own}")
     return build(cls, mapping_of(conf_file(f"{kind}/{name}.yaml")), f"{kind} {name}")
 
 

@@ -133,7 +133,9 @@ def lookup(kind: str, name: object, key: str) -> Any:
         load(kind)
     found = _REGISTRY[kind].get(name) if isinstance(name, str) else None
     if found is None:
-        raise ConfigError(f"{key}: unknown {kind} {name!r}{allowed(name, _REGISTRY[kind])}{_unregistered(kind, name)}")
+        known = allowed(name, _REGISTRY[kind])
+        own = "" if _PLUGIN_HASHES or "nearest" in known else "; one of your own is known by plugins=[<its file>.py]"
+        raise ConfigError(f"{key}: unknown {kind} {name!r}{known}{_unregistered(kind, name) or own}")
     return found
 
 

@@ -9,6 +9,7 @@ from statistics import mean
 from kdrun.core.errors import KdrunError
 from kdrun.results.cell import Cell, Place, curve_of, given_teacher, run_name, scaled, teacher_value, value_of
 from kdrun.results.claims import Verdict, verdict_on
+from kdrun.results.edited import edited_plugins
 from kdrun.results.papers import TEACHER, Paper, printed_name, read_paper
 from kdrun.results.plan import PlannedCell, PlannedRun, TablePlan, plan_of
 from kdrun.results.spec import TableConfig, rows_with, table_spec
@@ -44,7 +45,11 @@ def planned_table(
     """
     spec = table_spec(name)
     read = read or reader(outputs)
-    return table_of(name, spec, plan_of(name, spec, outputs, lenient=True), outputs, read, metric, protocol)
+    plan = plan_of(name, spec, outputs, lenient=True)
+    table = table_of(name, spec, plan, outputs, read, metric, protocol)
+    missing = [cell.runs[seed] for cell in table.cells.values() for seed in cell.missing if seed in cell.runs]
+    table.notes += edited_plugins(plan, missing, outputs)
+    return table
 
 
 def table_of(

@@ -12,6 +12,7 @@ from kdrun.core.lock import held
 from kdrun.core.paths import conf_words
 from kdrun.core.quantities import duration
 from kdrun.results.cell import run_name
+from kdrun.results.edited import edited_plugins
 from kdrun.results.plan import PlannedCell, PlannedRun, TablePlan, plan_of
 from kdrun.results.spec import table_spec
 from kdrun.runs.layout import lock_path
@@ -141,6 +142,8 @@ def progress_text(name: str, outputs: Path, overrides: Sequence[str], commands: 
         lines.append(f"  {role} {run.net} ({run_name(Path(place))}): {state.state}{took}, for {shared}{also}")
     lines += ["", *_cost(todo)]
     lines += [f"{s.state}: {outputs / place}: {s.why}" for place, s in todo.states.items() if s.why]
+    missing = [run for cell in todo.plan.cells for run in cell.runs if todo.states[run.place].state == "missing"]
+    lines += edited_plugins(todo.plan, missing, outputs)
     if commands:
         made = commands_of(todo, outputs, overrides)
         lines += ["", *(made or ["# nothing is missing"])]

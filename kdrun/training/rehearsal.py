@@ -110,7 +110,11 @@ def _explain(error: Exception, name: str, size: int, batch_size: int) -> None:
     if place is None:  # kdrun's own, which may look at its numbers: the run will tell
         log.debug("%s cannot be rehearsed (%s: %s)", name, type(error).__name__, error)
         return
-    raise ConfigError(f"plugins: {place}: {type(error).__name__}: {error}") from error
+    hint = "; pair.teacher is there where needs says teacher=True" if str(error) in _WITHOUT_TEACHER else ""
+    raise ConfigError(f"plugins: {place}: {type(error).__name__}: {error}{hint}") from error
+
+
+_WITHOUT_TEACHER = {f"'NoneType' object has no attribute '{name}'" for name in ("logits", "features")}
 
 
 class _Unmade(dict[str, Tensor]):

@@ -1,10 +1,13 @@
 """Users' own parts: the documented example word for word, a dataset, a network, and mistakes in a plugin."""
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 import kdrun
+from kdrun.cli import table as tables
 from kdrun.cli.train import main
 from kdrun.core.errors import KdrunError
 from kdrun.data.loader import Loader
@@ -61,6 +64,51 @@ def test_mistakes_in_a_users_config_are_caught_as_ours_are(tmp_path, monkeypatch
     assert capsys.readouterr().err.startswith("error: method.pover: unknown key; nearest: power")
     assert main([*example_command(), *FAST, "teacher=none", "loss=ce"]) == 2
     assert "method=confident_distill needs a teacher" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["plugins=[my_method.py]"],
+            "<folder>/loss/term/l1.yaml with --config-dir <folder>; see docs/extend/plugin.md",
+        ),
+        (["--config-dir", "my_conf"], "unknown loss 'l1' .*; one of your own is known by plugins="),
+        (["--config-dir", "my_conf", "plugins=[my_method.py]"], "pair.teacher is there where needs says teacher=True"),
+    ],
+)
+def test_what_is_forgotten_of_a_plugin_is_named(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    write_example(tmp_path)
+    code = Path("my_method.py").read_text().replace('"probability_l1"', '"l1"').replace("teacher=True, over", "over")
+    Path("my_method.py").write_text(code)
+    Path("my_conf/loss/term/l1.yaml").write_text("name: l1\n")
+    assert main([*words, *FAST, *TEACHER, "method=distill", "loss=l1"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(said, line), line
+
+
+def test_a_table_says_which_runs_an_edited_plugin_has_put_out_of_count(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_example(tmp_path)
+    words = [
+        "method=distill",
+        "loss=probability_l1",
+        *FAST,
+        *TEACHER,
+        "execution.progress=false",
+        "plugins=[my_method.py]",
+    ]
+    table = {"rows": {"mine": words, "KD": ["loss=kd", *FAST, *TEACHER]}, "columns": {"digits": []}, "seeds": [0]}
+    Path("my_conf/table/own.yaml").write_text(yaml.safe_dump({"metric": "test/top1", "protocol": "last", **table}))
+    assert main(["--config-dir", "my_conf", *words, "seed=0"]) == 0
+    [directory] = [d for d, r in find_records(Path("outputs")) if r["method"] == "distill"]
+    asked = ["--config-dir", "my_conf", "table=own"]
+    assert "my_method.py is not" not in tables.main(asked)
+    Path("my_method.py").write_text(Path("my_method.py").read_text() + "# edited\n")
+    said = f"my_method.py is not what 1 finished runs were made with ({directory.name}): they do not count"
+    assert said in tables.main(asked)
+    assert said in tables.main([*asked, "plan=true"])
 
 
 OLD = "from kdrun import Method, MethodConfig, Step, Term, TermConfig, register\n"
