@@ -378,11 +378,11 @@ class SilentTerm(KD):
 
 
 class Statistic(KD):
-    """Says that it is a mean over images, and gives a statistic."""
+    """Says that it is a statistic, and that ranks may take its mean."""
 
     @classmethod
     def needs(cls, config):
-        return Needs(teacher=True, over_ranks="mean")
+        return Needs(teacher=True, over_ranks="mean", per_sample=False)
 
     def forward(self, pair):
         return super().forward(pair).mean()
