@@ -51,14 +51,15 @@ class Done:
         count = len(self.records)
         print(f"{count} runs, {count} done already", file=sys.stderr)
         print(f"{count} of {count} runs done")
-        print(shows(outputs_of(next(iter(self.records)))))
+        if count > 1:
+            print(shows(outputs_of(next(iter(self.records)))))
         return 0
 
 
 def shows(outputs: Path) -> str:
     """What to type where a sweep has ended."""
     words = "" if outputs == Path("outputs") else f" {shlex.quote(f'outputs={outputs}')}"
-    return f"kdrun table{words} shows them, with format=html as a page with pictures"
+    return f"next: kdrun table{words}; kdrun table{words} format=html writes a page with pictures"
 
 
 class CommandPlan(TablePlan):
