@@ -7,6 +7,7 @@ is looked up each time; where anything is missing, the command is planned as eve
 
 import math
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from kdrun.core.hashing import json_hash
 from kdrun.results.kept import digest_of, keep
 from kdrun.results.plan import PlannedCell, PlannedData, PlannedFile, TablePlan, on_present_data, plan_in, planned_run
 from kdrun.runs.done import done_record
-from kdrun.runs.layout import lock_path
+from kdrun.runs.layout import lock_path, outputs_of
 from kdrun.runs.record import Record, summary
 
 OUTPUTS, KEEP = "execution.outputs=", "execution.keep_command="
@@ -50,7 +51,15 @@ class Done:
         count = len(self.records)
         print(f"{count} runs, {count} done already", file=sys.stderr)
         print(f"{count} of {count} runs done")
+        if count > 1:
+            print(shows(outputs_of(next(iter(self.records)))))
         return 0
+
+
+def shows(outputs: Path) -> str:
+    """What to type where a sweep has ended."""
+    words = "" if outputs == Path("outputs") else f" {shlex.quote(f'outputs={outputs}')}"
+    return f"next: kdrun table{words}; kdrun table{words} format=html writes a page with pictures"
 
 
 class CommandPlan(TablePlan):

@@ -37,14 +37,14 @@ from kdrun.runs.whole import require_whole
 
 if TYPE_CHECKING:
     from kdrun.cli.carrying import carry_out
-    from kdrun.cli.known import all_done, keep_command
+    from kdrun.cli.known import all_done, keep_command, shows
     from kdrun.cli.ranks import over_ranks
     from kdrun.runs.place import settled
     from kdrun.training.objective import Objective
     from kdrun.training.runner import run
 else:
     carry_out = later("kdrun.cli.carrying", "carry_out")
-    all_done, keep_command = later("kdrun.cli.known", "all_done", "keep_command")
+    all_done, keep_command, shows = later("kdrun.cli.known", "all_done", "keep_command", "shows")
     over_ranks = later("kdrun.cli.ranks", "over_ranks")
     settled = later("kdrun.runs.place", "settled")
     Objective = later("kdrun.training.objective", "Objective")
@@ -155,6 +155,8 @@ def _carried_out(arguments: list[str], tell: bool, asked: Plan | None) -> int:
     else:
         code = _by_hydra(arguments, jobs)
     if tell and not code and asked is not None:
+        if len(asked.jobs) > 1:
+            print(shows(asked.jobs[0].outputs))
         keep_command(arguments, asked.jobs, asked.settings is not None, useless)
     return code
 

@@ -137,7 +137,11 @@ class Composer:
     # --------------------------------------------------------------------------------------------------- private
 
     def _expand(self, overrides: Sequence[str], multirun: bool) -> list[tuple[str, ...]] | None:
-        self.settings = composed = self._compose(overrides, multirun=True, sweeps=True)
+        try:
+            composed = self._compose(overrides, multirun=True, sweeps=True)
+        except REFUSALS:  # a sweep leaves its groups out here, and keys may be theirs: the jobs tell
+            composed = self._compose(self.loader.steering(overrides), multirun=True, sweeps=True)
+        self.settings = composed
         _refuse_directories(composed)
         if not multirun and "MULTIRUN" not in str(composed.hydra.mode):
             return [tuple(overrides)]

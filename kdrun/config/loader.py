@@ -52,6 +52,7 @@ INSTEAD = {
     "loss": "write loss={first} +loss/term@loss.{last}={last} for a further term",
 }
 """What to write in place of a list, for groups of which there may be several."""
+STEERING = ("engine", "objective", "search")
 BEGUN = ResultDefault(config_path="")
 """Stands for Hydra's own files."""
 
@@ -88,6 +89,12 @@ class Loader(ConfigLoaderImpl):
         if any(word.is_hydra_override() for word in parsed):
             return self.compute_defaults_list(config_name, list(overrides), RunMode.RUN).defaults
         return self._picked(config_name, [word for word in parsed if self._picks(word)]).files
+
+    def steering(self, overrides: Sequence[str]) -> list[str]:
+        """Those that say which files there are and how runs are made, without the values of the runs."""
+        words = self._parsed(overrides)
+        kept = [w for w in words if self._picks(w) or w.is_hydra_override() or w.key_or_group.startswith(STEERING)]
+        return [str(word.input_line) for word in kept]
 
     # --------------------------------------------------------------------------------------------------- private
 

@@ -42,6 +42,11 @@ class Split:
             digest.update(f"{name}:{len(index)}:".encode() + index.astype("<i8").tobytes())
         return digest.hexdigest()[:16]
 
+    @property
+    def num_train(self) -> int:
+        """Training images, with and without their labels; `debug.images` takes none of those with them."""
+        return len(np.union1d(self.labeled, self.unlabeled))
+
     def fewer(self, debug: DebugConfig) -> "Split":
         """With no more images than `debug.images` allows; all labeled ones stay, for classes may be few images."""
         left = {name: np.ascontiguousarray(debug.fewer(getattr(self, name))) for name in ("unlabeled", "val")}

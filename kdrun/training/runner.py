@@ -68,6 +68,8 @@ def run(asked: Job | RunConfig, job_type: str = "train", wait: bool = True) -> R
     """
     job = Job.of(asked)
     here = world()
+    if job_type == "train":
+        _SAID.clear()
     with signals.taken(), signals.during(f"working on {job.directory}"), shown(job.config.execution.progress):
         try:
             job = _settled(job)
@@ -192,7 +194,7 @@ def _execute(job: Job, record: Record, job_type: str, still_ours: Callable[[], N
     record["inputs"]["dataset"] = here.once(lambda: content_of(job.config.dataset, job.outputs))
     record["overview"], odd = overview(job.config.dataset, assembly.arrays, job.outputs)
     for line in record["overview"]:
-        log.info("%s", line)
+        _say(logging.INFO, line)
     _warn(record, *remarks(assembly), *odd)
     _keep_split(assembly, record)
     _ = assembly.images  # before networks: what may be resident is a share of the memory that is free
@@ -225,7 +227,8 @@ def _require(role: str, job: Job, wait: bool) -> Path:
         if record["status"] == "done":
             return directory
         if record["error"]["type"] != "NonFiniteLoss":  # another cause may be gone the next time
-            raise KdrunError(f"its {role} failed: {directory}: {record['error']['message']}")
+            first, *more = record["error"]["message"].splitlines()  # which the log has just told
+            raise KdrunError(f"its {role} failed: {directory}: {first}{f' (and {len(more)} more)' if more else ''}")
         _DIVERGED[directory] = record["error"]["message"]
     raise KdrunError(f"its {role} failed: {directory}: {_DIVERGED[directory]}")
 
@@ -303,7 +306,7 @@ def _describe(assembly: Assembly, record: Record, operations: Operations) -> Non
         sizes.append(f"{own:,} parameters of the method's own")
     log.info(
         "%s on %s: %d labeled of %d, %s",
-        config.method.name, config.dataset.name, len(split.labeled), len(split.unlabeled), ", ".join([work, *sizes]),
+        config.method.name, config.dataset.name, len(split.labeled), split.num_train, ", ".join([work, *sizes]),
     )  # fmt: skip
     if not config.debug.on and (line := evaluation_cost(assembly, operations)) is not None:
         log.info("%s", line)
@@ -371,8 +374,18 @@ def _ask_teacher(assembly: Assembly, record: Record, logits: Logits) -> None:
 def _warn(record: Record, *lines: str) -> None:
     """Say lines in the log and keep them in the record."""
     for line in lines:
-        log.warning("%s", line)
+        _say(logging.WARNING, line)
         record["warnings"].append(line)
+
+
+def _say(level: int, line: str) -> None:
+    """Once, where a run and what it needs have it in common: its log.txt has theirs."""
+    if line not in _SAID:
+        _SAID.add(line)
+        log.log(level, "%s", line)
+
+
+_SAID: set[str] = set()  # since the run that was asked for began
 
 
 def _save_networks(method: Method[Any], loop: Loop, directory: Path) -> None:

@@ -164,6 +164,23 @@ def test_mistakes_of_a_sweep_are_listed_and_no_job_starts(train, outputs, capsys
     assert not outputs.exists()
 
 
+def test_in_a_sweep_no_mistake_hides_another(train, outputs, capsys):
+    assert train("-m", "tracker=none", "loss=kd,kdd", "schedule.lrr=1") == 2
+    key, option = capsys.readouterr().err.splitlines()
+    assert key.startswith("error: job 0 (loss=kd): schedule.lrr: unknown key; nearest: lr ")
+    assert option.startswith("error: job 1 (loss=kdd): loss=kdd: no such option; nearest: kd ")
+    assert not outputs.exists()
+
+
+def test_a_key_of_what_is_swept_over_is_known(train, outputs, capsys):
+    words = ["-m", "tracker=none", "loss=ce", "teacher=none", "method=fixmatch,flexmatch", "method.threshold=0.9"]
+    assert train(*words, "seed=x") == 2
+    assert capsys.readouterr().err == "error: seed: must be a valid integer, got 'x'\n"
+    assert train(*words[:-2], "method=fixmatch,supervised", "method.threshold=0.9") == 2
+    assert capsys.readouterr().err.startswith("error: job 1 (method=supervised): method.threshold: unknown key")
+    assert not outputs.exists()
+
+
 def test_mistake_in_one_value_of_a_sweep_names_its_job(train, outputs, capsys):
     assert train("-m", "tracker=none", "seed=0,x") == 2
     assert capsys.readouterr().err == "error: job 1 (seed=x): seed: must be a valid integer, got 'x'\n"

@@ -100,7 +100,10 @@ def test_record_predictions_and_loaded_network_agree(train, outputs, capsys):
     evaluated = [line[0] for line in map(LINE.fullmatch, told) if line and directory.name in line[0]]
     assert [line.split()[2] for line in evaluated] == ["10", "20"]
     assert f"test/top1 {record['metrics']['test/student/top1']:.4f}" in evaluated[-1]
-    assert set(evaluated) < set(capsys.readouterr().out.splitlines())
+    printed = capsys.readouterr().out.splitlines()
+    assert set(evaluated) < set(printed)
+    assert record["overview"]
+    assert all(lines.count(line) == 1 for line in record["overview"] for lines in (told, printed))  # not the teacher's
     assert not (directory / "checkpoint").exists()
     with pytest.raises(KdrunError, match=r"no network 'student_2'; nearest: student \(allowed: student\)"):
         kdrun.load(directory, "student_2")

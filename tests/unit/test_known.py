@@ -54,7 +54,10 @@ def test_done_runs_are_told_without_planning_and_without_torch(outputs, planned,
     assert main(words) == 0
     again = capsys.readouterr()
     assert len(planned) == 1
-    assert again.out.splitlines()[-1] == first.out.splitlines()[-1] == "2 of 2 runs done"
+    assert again.out.splitlines()[-2:] == first.out.splitlines()[-2:]
+    count, following = first.out.splitlines()[-2:]
+    assert count == "2 of 2 runs done"
+    assert following.startswith(f"next: kdrun table outputs={outputs}; ")
     warning = "warning: teacher.temperature=3: has no effect in what this runs"
     assert warning in first.err.splitlines()
     assert again.err.splitlines() == [warning, "2 runs, 2 done already"]

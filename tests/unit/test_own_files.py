@@ -416,6 +416,32 @@ def test_a_contact_sheet(photos, tmp_path, monkeypatch, split):
     assert plot(["images", "dataset=digits", "classes=3", "out=digits.svg"]).endswith("wrote digits.svg")
 
 
+def test_the_first_look_names_each_photo_that_cannot_be_read_and_what_to_type(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("kdrun.results.plots.images.draw", lambda *_: None)
+    broken = [photos / "cat" / f"{k:02d}.jpg" for k in (1, 6, 13)]
+    for path in broken:  # of a class of 20 ten are drawn
+        path.write_bytes(path.read_bytes()[:200])
+    words = ["images", "dataset=imagefolder", f"dataset.path={photos}", "dataset.test_fraction=0.2", "dataset.size=16"]
+    told = plot(words)
+    assert [told.count(str(path)) for path in broken] == [1, 1, 1]
+    assert "dataset.skip_unreadable=true goes on without these 3 of 33 images" in told
+    again = plot([*words, "dataset.skip_unreadable=true"])
+    assert "3 of 33 images are unreadable and were left out" in again
+    assert "goes on without" not in again
+    with pytest.raises(DataError, match="skip_unreadable=true goes on without these 3"):  # before anything is trained
+        load_dataset(config(photos, test_fraction=0.2, size=16, pack={"size": 16}), Path("outputs"), pixels=False)
+
+
+def test_a_look_at_streamed_photos_packs_nothing(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("kdrun.results.plots.images.draw", lambda *_: None)
+    (photos / "emu" / "00.jpg").write_bytes(b"")
+    told = plot(["images", "dataset=imagefolder", f"dataset.path={photos}", "dataset.stream=true", "dataset.size=16"])
+    assert f"warning: unreadable image {photos / 'emu' / '00.jpg'} (not an image)" in told
+    assert not Path("outputs", "artifacts", "packed").exists()
+
+
 def test_a_contact_sheet_of_nothing_is_refused():
     with pytest.raises(ConfigError, match="dataset: missing"):
         plot(["images", "out=a.png"])

@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kdrun.config.nodes import from_nodes
+from kdrun.config.run import DebugConfig
 from kdrun.core.errors import ConfigError, DataError, KdrunError
 from kdrun.data.splits import Split, make_split, write_split
 
@@ -303,3 +304,10 @@ def test_config_with_an_unreadable_split_file_raises_no_bare_error(tmp_path, cas
     }
     with pytest.raises(KdrunError, match=r"dataset\.split_file"):
         make_split(from_nodes(nodes), LABELS, 5, num_test=7)
+
+
+def test_a_debug_run_has_no_more_labeled_images_than_training_images():
+    every, debug = np.arange(100), DebugConfig(images=10)
+    assert Split(every, every, every, 5).fewer(debug).num_train == 100
+    assert Split(every[:3], every, every, 5).fewer(debug).num_train == 12  # 0, 10, ... and, with their labels, 1 and 2
+    assert Split(every[:3], every, every, 5).num_train == 100

@@ -1,12 +1,16 @@
-"""A contact sheet: some images of each class, as networks are given them before any view is drawn."""
+"""A contact sheet: some images of each class, as networks are given them before any view is drawn.
+
+A user's own image files are all packed for it, as training would: which of them cannot be decoded is told here.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from kdrun.config.dataset import DatasetConfig, FilesConfig
+from kdrun.config.dataset import DatasetConfig, FilesConfig, OwnFilesConfig
 from kdrun.core.errors import DataError
+from kdrun.data.arrays import Arrays
 from kdrun.data.found import found
 from kdrun.data.images import decoded
 from kdrun.data.load import load_dataset
@@ -20,11 +24,10 @@ COLUMNS = 10
 
 
 def report(options: Options, dataset: DatasetConfig) -> str:
-    if isinstance(dataset, FilesConfig):
-        dataset = dataset.replace(skip_unreadable=True, stream=False)  # they are drawn as such
-    arrays = load_dataset(dataset, Path(options.outputs), pixels=False)
-    lines, odd = overview(dataset, arrays, Path(options.outputs))
-    listing = found(dataset, Path(options.outputs)).listing
+    outputs = Path(options.outputs)
+    arrays, warnings = _loaded(dataset, outputs)
+    lines, odd = overview(dataset, arrays, outputs)
+    listing = found(dataset, outputs).listing
     labels = {"train": arrays.train_labels, "test": arrays.test_labels}[options.split]
     files = None if listing is None else {"train": [*listing.train, *listing.val], "test": listing.test}[options.split]
     if files is not None:  # the unreadable ones too
@@ -45,13 +48,26 @@ def report(options: Options, dataset: DatasetConfig) -> str:
     for k, row in chosen.items():
         rows.append((titles[k], images[start : start + len(row)]))
         start += len(row)
-    paths_out = places(Path(options.outputs) / "figures" / f"images-{dataset.name}", options.out)
+    paths_out = places(outputs / "figures" / f"images-{dataset.name}", options.out)
     draw(rows, paths_out)
     left = arrays.num_classes - len(chosen)
     more = [f"{left} more classes are not drawn; classes={arrays.num_classes} draws them"] if left > 0 else []
-    unreadable = [f"unreadable: {image}" for image in images if isinstance(image, str)]
-    return "\n".join([*lines, *(f"warning: {line}" for line in (*arrays.warnings, *odd)), *unreadable, *more,
-                      told(paths_out)])  # fmt: skip
+    odd += [f"unreadable image {problem}" for problem in images if isinstance(problem, str)
+            and not any(problem in line for line in warnings)]  # fmt: skip
+    return "\n".join([*lines, *(f"warning: {line}" for line in (*warnings, *odd)), *more, told(paths_out)])
+
+
+def _loaded(dataset: DatasetConfig, outputs: Path) -> tuple[Arrays, Sequence[str]]:
+    """The arrays, and what to warn of: of a user's own files each that cannot be decoded, in the words of training."""
+    pixels = isinstance(dataset, OwnFilesConfig) and not dataset.stream
+    try:
+        arrays = load_dataset(dataset, outputs, pixels)
+    except DataError as error:
+        if not isinstance(dataset, FilesConfig) or dataset.stream or dataset.skip_unreadable:
+            raise
+        arrays = load_dataset(dataset.replace(skip_unreadable=True), outputs, pixels)
+        return arrays, [*arrays.warnings[:-1], *error.lines]  # of which the last is about the same files
+    return arrays, arrays.warnings
 
 
 def _chosen(labels: Labels, num_classes: int, most: int) -> dict[int, list[int]]:
