@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # for type checkers; at run time each name is loaded when it 
     from kdrun.methods.uncertainty import Uncertainty as Uncertainty
     from kdrun.models.network import Network
     from kdrun.models.output import Output as Output
+    from kdrun.runs.layout import Checkpoint
     from kdrun.teachers.kind import TeacherKind as TeacherKind
     from kdrun.teachers.teacher import Teacher as Teacher
 
@@ -66,38 +67,40 @@ _PUBLIC = {
 _MODULES = ("losses", "metrics", "models")
 
 
-def load(run_dir: str | Path, net: str | None = None) -> "Network":
+def load(run_dir: str | Path, net: str | None = None, checkpoint: "Checkpoint" = "last") -> "Network":
     """The trained network of a finished run, in eval mode on the CPU, with its input adapter.
 
     Args:
         run_dir: a run directory (the one with record.json), or a .safetensors file that kdrun wrote or exported.
         net: which network of the run, e.g. student_2; default: the run's headline network.
+        checkpoint: the weights of the last step, or those that were `best_on_val`, on validation images.
 
     Returns:
-        A module that takes raw pixels (B, C, H, W), uint8 or float in [0, 1], resizes and normalises them itself, and
-        gives `Output.logits` (B, classes) float32, not softened by a temperature. Features that are asked for, of those
-        in `network.dims`, are in `network(images, features=["prelogits"]).features`.
+        A module that takes raw pixels, a tensor (B, C, H, W), uint8 in [0, 255] or float in [0, 1], resizes (where
+        it was trained so) and normalises them itself, and gives `Output.logits` (B, classes) float32, not softened by a
+        temperature. Features that are asked for, of those in `network.dims`, are in
+        `network(images, features=["prelogits"]).features`.
+        `network.class_names` are the names of the classes; of a file that has neither its run nor its JSON beside it,
+        numbers.
 
     Raises:
-        KdrunError: not a finished run, no such network, or a file that is not as it was written.
+        KdrunError: not a finished run, no such network or weights, or a file that is not as it was written.
 
     Example:
         >>> network = kdrun.load("outputs/runs/distill/digits/n100/s0-...")
         >>> probabilities = network(images).logits.softmax(1)
     """
-    if net is None and Path(run_dir).suffix == ".safetensors" and Path(run_dir).is_file():
-        from kdrun.models.network import load_network
-        from kdrun.runs.record import read_record
-        from kdrun.runs.whole import require_whole
-
-        file = Path(run_dir)
-        record = read_record(file.parent)
-        if record is not None:
-            require_whole(file.parent, record, file.name)
-        return load_network(file)
+    from kdrun.runs.classes import class_names
     from kdrun.runs.finished import FinishedRun
 
-    return FinishedRun.open(run_dir).network(net)
+    if net is None and checkpoint == "last" and Path(run_dir).suffix == ".safetensors" and Path(run_dir).is_file():
+        from kdrun.runs.export.opened import open_file
+
+        return open_file(Path(run_dir))
+    run = FinishedRun.open(run_dir, checkpoint)
+    network = run.network(net)
+    network.class_names = class_names(run, network.spec.num_classes)
+    return network
 
 
 def __getattr__(name: str) -> Any:

@@ -27,6 +27,14 @@ COMMANDS = (
     "train", "sweep", "table", "status", "compare", "evaluate", "export", "predict", "publish", "download", "plot",
     "analyze", "explain", "doctor",
 )  # fmt: skip
+GUESSES = {
+    "photos": "docs/quickstart_photos.md has the commands for photos of your own; the first is kdrun plot images "
+    "dataset=imagefolder dataset.path=<folder>",
+    "images": "kdrun plot images", "classify": "kdrun predict", "infer": "kdrun predict", "test": "kdrun evaluate",
+    "distill": "kdrun train", "fit": "kdrun train", "list": "kdrun status", "results": "kdrun table",
+    "convert": "kdrun export",
+}  # fmt: skip
+"""What newcomers take for a command -> what does it."""
 HELP = {"-h", "--help"}
 COMPLETION = {"-sc", "--shell_completion"}
 PLAIN = {"±": "+-", "…": "...", "—": "-", "–": "-", "\N{MINUS SIGN}": "-", "×": "x", "→": "->", "≤": "<=", "≥": ">="}
@@ -110,7 +118,9 @@ def _run_without_a_word(arguments: Sequence[str]) -> int:
     """Train, unless the first argument was meant as a command."""
     first = arguments[0] if arguments else "-"
     if "=" not in first and first[0] not in "-+~":
-        near = f"{allowed(first, COMMANDS, 0)} (commands: {', '.join(COMMANDS)})"
+        guessed = GUESSES.get(first.lower())
+        near = f"; {guessed}" if guessed else allowed(first, COMMANDS, 0)
+        near += f" (commands: {', '.join(COMMANDS)})"
         print(f"error: {first}: no command{near}", file=sys.stderr)
         return 2
     if HELP & set(arguments):

@@ -8,6 +8,8 @@ kdrun evaluate run=... evaluate.sets=[imagenet_v2] evaluate.root=data
 kdrun evaluate run=... method.<key>=<value> name=half        with another setting of the method; what it
                                                              searches, it searches on validation images
 kdrun evaluate run=... dataset=svhn execution.device=cuda
+kdrun evaluate run=... checkpoint=best_on_val                the weights that were best on validation images; else
+                                                             those of the last step
 The record stays as it is, but for amend=true.
 """
 
@@ -30,6 +32,7 @@ from kdrun.core.files import write_json
 from kdrun.core.later import later
 from kdrun.core.progress import shown
 from kdrun.core.schema import Schema, from_arguments
+from kdrun.runs.layout import Checkpoint
 from kdrun.runs.metric import ENOUGH
 from kdrun.runs.record import Record, finite, open_record
 
@@ -63,11 +66,13 @@ WORDS = ("dataset", "evaluate", "method", "execution")
 
 
 class Options(Schema):
-    """`run=<directory> [name=] [amend=true]`, and keys of dataset, evaluate, method and execution."""
+    """`run=<directory> [name=] [checkpoint=] [amend=true]`, and keys of dataset, evaluate, method and execution."""
 
     run: str
     name: str | None = Field(None, pattern=r"^[\w.+-]+$")
     """Of the file; null: what it is about."""
+    checkpoint: Checkpoint = "last"
+    """The weights of the last step, or of the best evaluation on validation images."""
     amend: bool = False
     """Today's metrics that the record lacks go into it; only for what the run itself was evaluated on."""
 
@@ -84,18 +89,21 @@ def main(arguments: Sequence[str]) -> str:
     directory, record = open_record(options.run)
     execution = [a for a in overrides if a.startswith("execution.")]
     asked = [a for a in overrides if a not in execution]
-    name = options.name or "+".join(a.partition("=")[0] if "/" in a else a.replace("=", "-") for a in asked) or STORED
+    about = [a.partition("=")[0] if "/" in a else a.replace("=", "-") for a in asked]
+    about += [] if options.checkpoint == "last" else [options.checkpoint]
+    name = options.name or "+".join(about) or STORED
     if (length := len(os.fsencode(name))) > MOST:
         raise ConfigError(f"name: {name[:60]}… has {length} bytes, and a file takes {MOST}; give name=<shorter>")
-    if not asked:
+    if not asked and options.checkpoint == "last":
         if execution:
             raise ConfigError(f"{execution[0]}: stored predictions need no machine; ask for something else too")
         run = FinishedRun(directory, record)
         return _report(run, name, asked, stored_metrics(run), options.amend)
     if options.amend:
-        raise ConfigError(f"amend: {asked[0]}: this is not what the run was evaluated on; leave amend out")
+        other = asked[0] if asked else f"checkpoint={options.checkpoint}"
+        raise ConfigError(f"amend: {other}: this is not what the run was evaluated on; leave amend out")
     changed, typed = _with_method(record, asked), _config_of(record, asked, execution)
-    run = FinishedRun(directory, record)
+    run = FinishedRun(directory, record, options.checkpoint)
     with shown(typed.execution.progress):
         metrics = _metrics_of(replace(run, record=changed), typed, asked)
     return _report(run, name, asked, metrics, False)
@@ -138,7 +146,9 @@ def _metrics_of(run: FinishedRun, typed: RunConfig, asked: Sequence[str]) -> dic
         _, test = place(arrays, assembly.device, config.dataset.resident, typed.execution.workers)
         labels = torch.from_numpy(arrays.test_labels).to(assembly.device)
         splits["test"] = test, torch.arange(len(labels), device=assembly.device), labels
-    if not any(a.startswith("method.") for a in asked):  # else it may choose anew, on the run's own validation images
+    if asked and not any(
+        a.startswith("method.") for a in asked
+    ):  # else it may choose anew, on the run's own validation images
         splits.pop("val", None)
     evaluator = Evaluator(splits, **options)
     if "val" not in evaluator.splits:
@@ -185,8 +195,10 @@ def _other_images(dataset: DatasetConfig, own: Arrays, run: FinishedRun) -> Arra
 def _report(run: FinishedRun, name: str, asked: Sequence[str], metrics: dict[str, float], amend: bool) -> str:
     path = run.directory / "evaluations" / f"{name}.json"
     found: dict[str, Any] = finite(metrics)
-    write_json(path, {"key": run.record["key"], "asked": list(asked), "metrics": found})
-    lines = [f"{key} {value:.4f}" for key, value in found.items() if value is not None]
+    made = {"checkpoint": run.checkpoint, "step": run.step}
+    write_json(path, {"key": run.record["key"], **made, "asked": list(asked), "metrics": found})
+    lines = [] if run.checkpoint == "last" else [run.told]
+    lines += [f"{key} {value:.4f}" for key, value in found.items() if value is not None]
     if undefined := [key for key, value in found.items() if value is None]:
         lines.append(f"warning: {len(undefined)} figures are not finite, e.g. {undefined[0]}")
     count = (run.record.get("split") or {}).get("val") or 0

@@ -4,6 +4,8 @@ kdrun export run=outputs/runs/... to=onnx                    into <run>/exports,
 kdrun export run=0123456789ab to=torch_export out=net.pt2    a run by its key; for torch.export.load
 kdrun export run=... to=safetensors predictor=student_2      for kdrun.load, and by timm's own names
 kdrun export run=... to=hf_dir out=my-student                for timm.create_model("local-dir:my-student")
+kdrun export run=... to=onnx checkpoint=best_on_val          the weights that were best on validation images; else
+                                                             those of the last step, which tables tell of
 kdrun export run=... to=onnx dynamic=false batch=8 opset=20 threads=1 overwrite=true
 """
 
@@ -27,7 +29,7 @@ from kdrun.core.progress import metered
 from kdrun.core.schema import Schema, from_arguments
 from kdrun.results.cell import run_name
 from kdrun.runs.export import SPEC
-from kdrun.runs.layout import place_of
+from kdrun.runs.layout import SUFFIXES, Checkpoint, place_of
 from kdrun.runs.record import open_record
 
 if TYPE_CHECKING:
@@ -58,8 +60,10 @@ class Options(Schema):
     run: str
     to: Literal["onnx", "torch_export", "safetensors", "hf_dir"]
     out: str | None = None
-    """The file or folder; null: <run>/exports/<predictor>.<ending>."""
+    """The file or folder; null: <run>/exports/<predictor>.<ending>, <predictor>.best.<ending>."""
     overwrite: bool = False
+    checkpoint: Checkpoint = "last"
+    """The weights of the last step, or of the best evaluation on validation images."""
     predictor: str | None = None
     """What the run evaluated, e.g. student_2, ensemble or ce_head; null: its headline."""
     batch: int = Field(32, ge=2)
@@ -100,9 +104,10 @@ def main(arguments: Sequence[str]) -> str:
     if options.to == "onnx":
         _require_onnx()
     run = open_record(place_of(options.run, options.outputs))
-    trained = open_trained(FinishedRun(*run), options.predictor, options.size)
+    trained = open_trained(FinishedRun(*run, options.checkpoint), options.predictor, options.size)
     use_machine("cpu", options.threads)
-    target = Path(options.out or trained.run.directory / "exports" / f"{trained.name}{ENDINGS[options.to]}")
+    name = f"{trained.name}{SUFFIXES[options.checkpoint]}{ENDINGS[options.to]}"
+    target = Path(options.out or trained.run.directory / "exports" / name)
     spec_target = target / SPEC if options.to == "hf_dir" else target.with_name(f"{target.name}.json")
     if options.out is not None:
         folder(target.parent, "out")
@@ -174,14 +179,13 @@ def _report(trained: Trained, spec: dict[str, Any]) -> list[str]:
     taken, out, parity = spec["input"], spec["output"], spec["parity"]
     lines = [
         f"{trained.name} of {run_name(trained.run.directory)}: {trained.num_params:,} parameters, "
-        f"{len(spec['class_names'])} classes",
+        f"{len(spec['class_names'])} classes, {trained.run.told}",
         f"input {taken['name']} {_shape(taken)}, {taken['range']}; output {out['name']} {_shape(out)}",
         f"against the checkpoint on {parity['images']}: largest difference {parity['max_abs_difference']:.3g} "
         f"(allowed {parity['allowed']:.3g}), same class for {parity['argmax_agreement']:.2%}",
     ]
     if trained.shown.gone is not None:
-        named = trained.run.config.dataset.class_names is not None
-        lines.append(f"{'' if named else 'classes are numbers: '}{trained.shown.gone}")
+        lines.append(f"{'classes are numbers: ' if trained.shown.unnamed else ''}{trained.shown.gone}")
     if trained.temperature is None:
         lines.append(f"warning: no temperature: {trained.uncalibrated}")
     if trained.run.config.schedule.precision != "fp32":

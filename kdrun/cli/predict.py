@@ -3,6 +3,10 @@
 kdrun predict run=outputs/runs/... images=photos                  any folder, nested; into predictions.csv
 kdrun predict run=0123456789ab images=photo.jpg out=photo.csv     a run by its key; top=5 classes
 kdrun predict run=... images=photos images=more images=a.jpg      several; files are called as they were given
+kdrun predict run=... 'images=photos/2024-*.jpg'                  what matches a pattern
+kdrun predict run=... images=photos overwrite=true                over a file `out` that is there
+kdrun predict run=... images=photos checkpoint=best_on_val        the weights that were best on validation images; else
+                                                                  those of the last step, which tables tell of
 kdrun predict run=... images=photos out=photos.jsonl              or .parquet (extra hf)
 kdrun predict run=... images=photos skip_unreadable=true          no rows for what cannot be decoded
 kdrun predict run=... images=photos predictor=ensemble batch=256 device=cuda threads=4
@@ -17,6 +21,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from glob import glob, has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,7 +37,7 @@ from kdrun.core.schema import Schema, build, from_arguments
 from kdrun.data.images import decoded, list_images, passed_over
 from kdrun.data.types import Images
 from kdrun.results.rows import refuse_ending, written_rows
-from kdrun.runs.layout import place_of
+from kdrun.runs.layout import Checkpoint, place_of
 from kdrun.runs.record import open_record
 
 if TYPE_CHECKING:
@@ -58,10 +63,13 @@ class Options(Schema):
 
     run: str
     images: list[str]
-    """Folders and files; give the key once for each."""
+    """Folders, files and patterns such as photos/*.jpg; give the key once for each."""
     out: str = "predictions.csv"
     """The ending tells the format: .csv, .jsonl or .parquet."""
     overwrite: bool = False
+    """Whether a file that is there is written over."""
+    checkpoint: Checkpoint = "last"
+    """The weights of the last step, or of the best evaluation on validation images."""
     predictor: str | None = None
     """What the run evaluated, e.g. student_2, ensemble or ce_head; null: its headline."""
     top: int = Field(5, ge=1)
@@ -91,13 +99,13 @@ def main(arguments: Sequence[str]) -> str:
     options = from_arguments(Options, arguments)
     machine = build(ExecutionConfig, {"device": options.device, "threads": options.threads}, "")
     out = place_for(options.out, "out")
-    if out.exists() and not options.overwrite:
-        raise KdrunError(f"out: {out}: is there already; give another name, or overwrite=true")
     refuse_ending(out, "out")
     files, told = _files(options.images)
     run = open_record(place_of(options.run, options.outputs))
     device = device_of(options.device, "device")
-    trained = open_trained(FinishedRun(*run), options.predictor, options.size)
+    trained = open_trained(FinishedRun(*run, options.checkpoint), options.predictor, options.size)
+    if out.exists() and not options.overwrite:  # the last mistake there can be, not one that hides others
+        raise KdrunError(f"out: {out}: is there already; give another name, or overwrite=true")
     use_machine(machine.device, machine.threads)
     with torch.no_grad():
         text = _written(out, files, trained, device, options)
@@ -112,20 +120,28 @@ def _files(given: Sequence[str]) -> tuple[dict[Path, str], list[str]]:
     files: dict[str, tuple[Path, str]] = {}
     lines: list[str] = []
     count = 0
-    for text in given:
-        place = Path(text).expanduser()
+    asked = [Path(text).expanduser() for text in given]
+    places = [place for one in asked for place in _matching(one)]
+    for place in places:
         if not place.is_dir() and not place.is_file():
-            raise DataError(f"images: {place}: no such file or folder")
+            what = "nothing matches" if has_magic(str(place)) else "no such file or folder"
+            raise DataError(f"images: {place}: {what}")
         passed: list[Path] = []
         folder, paths = (place, list_images(place, "images", passed)) if place.is_dir() else (place.parent, [place])
         lines += passed_over(passed, folder)
         for path in paths:
-            name = path.relative_to(folder) if len(given) == 1 else path
+            name = path.relative_to(folder) if places == asked and len(places) == 1 else path
             files.setdefault(os.path.abspath(path), (path, name.as_posix()))
         count += len(paths)
     if again := count - len(files):
         lines.append(f"images: {again} named twice, told once")
     return dict(files.values()), lines
+
+
+def _matching(place: Path) -> list[Path]:
+    """What a pattern stands for, where a shell has left it as it is; a path that is none, itself."""
+    found = [] if place.exists() else [Path(path) for path in sorted(glob(str(place)))]
+    return found or [place]
 
 
 def _written(out: Path, files: dict[Path, str], trained: Trained, device: torch.device, options: Options) -> str:
@@ -215,8 +231,8 @@ def _report(out: Path, trained: Trained, count: int, sums: list[float], unreadab
     lines = [f"unreadable, {left}: {problem}" for problem in unreadable[:MOST]]
     if len(unreadable) > MOST:
         lines.append(f"... and {len(unreadable) - MOST} more of them")
-    if trained.shown.gone is not None and trained.run.config.dataset.class_names is None:
-        lines.append(f"classes are numbers: {trained.shown.gone}")
+    if trained.shown.unnamed:
+        lines.append(f"classes are numbers: {trained.shown.unnamed}")
     confidence, calibrated = (total / count for total in sums)
     if trained.temperature is None:
         lines.append(f"warning: no calibrated_confidence: {trained.uncalibrated}")
@@ -224,4 +240,4 @@ def _report(out: Path, trained: Trained, count: int, sums: list[float], unreadab
     else:
         told = f"mean confidence {confidence:.4f}, calibrated {calibrated:.4f} (temperature {trained.temperature:.4f})"
     beside = f", {len(unreadable)} unreadable" if unreadable else ""
-    return "\n".join([*lines, f"{count} images{beside}; {trained.name}: {told}", f"wrote {out}"])
+    return "\n".join([*lines, f"{count} images{beside}; {trained.name}, {trained.run.told}: {told}", f"wrote {out}"])

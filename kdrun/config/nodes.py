@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, flag_override
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
@@ -37,6 +37,9 @@ def to_config(composed: DictConfig) -> RunConfig:
         _plugins(composed.get("plugins"))  # before `${beside:...}` asks for the class of a term
         with _without_hydra(composed):
             node, written = resolved(composed)
+    except MissingMandatoryValue as error:
+        key = error.full_key
+        raise ConfigError(f"{key}: missing; write {key}=<value>") from None
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "config"
         raise ConfigError(f"{key}: {_first_line(error)}") from None

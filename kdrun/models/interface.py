@@ -4,9 +4,10 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
-from kdrun.core.errors import ConfigError
+from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.later import later
 
 if TYPE_CHECKING:
@@ -100,6 +101,21 @@ def whole_pass(net: Any) -> dict[str, bool]:
     """What `forward_intermediates` is told so that it goes on behind the last map that is asked; some stop there."""
     give = getattr(net, "forward_intermediates", None)
     return {"stop_early": False} if callable(give) and "stop_early" in inspect.signature(give).parameters else {}
+
+
+def refuse_pixels(pixels: object) -> None:
+    """Raises KdrunError for what is no (B, C, H, W) tensor of bytes or floats; their range would take a look at all."""
+    if isinstance(pixels, Tensor):
+        if pixels.ndim == 4 and (pixels.dtype == torch.uint8 or pixels.is_floating_point()):
+            return
+        got = f"a tensor {tuple(pixels.shape)} {str(pixels.dtype).removeprefix('torch.')}"
+    else:
+        shape = f" {tuple(pixels.shape)}" if hasattr(pixels, "shape") else ""
+        got = f"{type(pixels).__module__.partition('.')[0]}'s {type(pixels).__name__}{shape}"
+    raise KdrunError(
+        f"pixels: a network takes a torch tensor (B, C, H, W), uint8 in [0, 255] or float in [0, 1], got {got}; of an "
+        "array (H, W, C): torch.from_numpy(array).permute(2, 0, 1)[None]"
+    )
 
 
 def refuse_logits(logits: object, name: str, num_classes: int) -> None:

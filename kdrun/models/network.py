@@ -23,7 +23,7 @@ from kdrun.core.schema import build
 from kdrun.core.seeding import subseed
 from kdrun.data.views.view import View
 from kdrun.models.heads import hidden_head
-from kdrun.models.interface import last_activations, refuse_logits, stage_channels, whole_pass
+from kdrun.models.interface import last_activations, refuse_logits, refuse_pixels, stage_channels, whole_pass
 from kdrun.models.output import Output
 from kdrun.models.pretrained import timm_network
 
@@ -56,11 +56,13 @@ class Network(nn.Module):
     (B, C, H, W), of a transformer `tokens`, the last of them behind the final norm, and where the head is not linear
     `pooled` (B, D), the input of the head. `map` (B, D, H, W) is what a convolutional network pools for its classifier:
     the last stage, or what follows it. `pre1` and so on are the stages before the activation that ends them, `stem`
-    what goes into the first of kdrun's own networks; where there are such.
+    what goes into the first of kdrun's own networks; where there are such. `class_names` are those of the logits, in
+    their order, where `kdrun.load` opened it.
     """
 
     mean: Tensor
     std: Tensor
+    class_names: tuple[str, ...] = ()
 
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
@@ -190,6 +192,7 @@ class Network(nn.Module):
 
     def adapt(self, pixels: Tensor) -> Tensor:
         """(B, C, H, W) uint8 or float in [0, 1] -> normalised float32 at the network's size."""
+        refuse_pixels(pixels)
         if pixels.shape[1] != self.spec.in_chans:
             raise KdrunError(f"{self.name} takes {self.spec.in_chans} channels, got pixels {tuple(pixels.shape)}")
         x = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
@@ -198,7 +201,12 @@ class Network(nn.Module):
         return (x - self.mean) / self.std
 
     def forward(self, view: View | Tensor, features: Sequence[str] = ()) -> Output:
-        """Logits, and the features asked for. Raises ConfigError for a feature that the network does not have."""
+        """Logits, and the features asked for.
+
+        Raises:
+            ConfigError: a feature that the network does not have.
+            KdrunError: what is no pixels.
+        """
         x = self.adapt(view.pixels if isinstance(view, View) else view)
         if not features:
             return Output(self._logits(self.net(x)), {})

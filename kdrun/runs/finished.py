@@ -24,7 +24,8 @@ from kdrun.core.registry import load, load_plugins
 from kdrun.methods.method import Method
 from kdrun.methods.step import Setup
 from kdrun.models.network import Network, load_network
-from kdrun.runs.layout import directory_of_key, outputs_of, place_of, run_lock
+from kdrun.runs.layout import Checkpoint, directory_of_key, outputs_of, place_of, run_lock, weights_of
+from kdrun.runs.metric import Metric
 from kdrun.runs.record import Record, finished_record, open_record, write_record
 from kdrun.runs.whole import require_whole
 
@@ -64,11 +65,24 @@ class FinishedRun:
 
     directory: Path
     record: Record
+    checkpoint: Checkpoint = "last"
+    """Which of its weights its networks have."""
+
+    def __post_init__(self) -> None:
+        """Raises KdrunError where there are no weights of the best evaluation."""
+        if self.checkpoint == "last":
+            return
+        asked, files = f"checkpoint={self.checkpoint}: {self.directory}", self.record.get("files") or ()
+        if not self.record.get("best_on_val"):
+            raise KdrunError(f"{asked}: had no validation images to choose the best by; leave it out for the last step")
+        names = [weights_of(net, self.checkpoint) for net in self.record["nets"]]
+        if not any(name in files or (self.directory / name).is_file() for name in names):
+            raise KdrunError(f"{asked}: was validated once, behind its last step; leave it out for the weights of that")
 
     @classmethod
-    def open(cls, directory: str | Path) -> "FinishedRun":
+    def open(cls, directory: str | Path, checkpoint: Checkpoint = "last") -> "FinishedRun":
         """Raises KdrunError for a directory that is no run's, and for a run that is not done."""
-        return cls(*open_record(directory))
+        return cls(*open_record(directory), checkpoint)
 
     @classmethod
     def find(cls, run: str, outputs: str | Path) -> "FinishedRun":
@@ -90,6 +104,33 @@ class FinishedRun:
                 *(f"{self.directory}: the configuration in its record: {e}" for e in error.lines)
             ) from None
         return config.replace(execution=config.execution.replace(outputs=str(self.outputs)))
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """Its figures with the weights of its checkpoint."""
+        found = self.record["metrics"] if self.checkpoint == "last" else self.record["best_on_val"]["metrics"]
+        return dict(found)
+
+    @property
+    def step(self) -> int | None:
+        """Steps behind which its checkpoint was."""
+        last = self.checkpoint == "last"
+        step: int | None = self.record.get("steps") if last else self.record["best_on_val"].get("step")
+        return step
+
+    @property
+    def told(self) -> str:
+        """Its weights in words."""
+        last = self.checkpoint == "last"
+        return f"weights of {'the last step' if last else 'the best evaluation on validation images'}, {self.step}"
+
+    @property
+    def predictors(self) -> list[str]:
+        """What it evaluated, but its teacher, which is a run of its own or a file, and weights that an EMA left."""
+        figures = map(Metric.parse, self.record["metrics"])
+        nets = list(dict.fromkeys(m.net for m in figures if m.split == "test" and m.net))
+        beside = {"teacher", *(f"{net}_raw" for net in nets)}
+        return [net for net in nets if net not in beside]
 
     @property
     def predicted(self) -> list[str]:
@@ -124,7 +165,7 @@ class FinishedRun:
 
         load("model")
         name = net or self.record["headline"]
-        path = self.directory / f"{name}.safetensors"
+        path = self.directory / weights_of(name, self.checkpoint)
         require_whole(self.directory, self.record, path.name)
         if not path.is_file():
             raise KdrunError(f"{self.directory}: no network {name!r}{allowed(name, self.record['nets'])}")
@@ -158,6 +199,11 @@ class FinishedRun:
         method.students.update(networks)
         own = self.directory / "method.safetensors"
         require_whole(self.directory, self.record, own.name)
+        if own.is_file() and self.checkpoint != "last" and not set(self.predictors) <= {*self.record["nets"]}:
+            raise KdrunError(
+                f"checkpoint={self.checkpoint}: {own} goes with the last step alone, and {self.record['headline']} "
+                "needs it; leave it out, or choose a predictor that is one network"
+            )
         if own.is_file():
             from safetensors.torch import load_file
 

@@ -2,12 +2,22 @@
 
 import re
 from pathlib import Path
+from typing import Literal
 
 from kdrun.core.errors import KdrunError
 from kdrun.core.lock import Lock
 
 RUNS = "runs/*/*/*"
 """`runs/<method>/<dataset>/n<labels>`, which the directories of runs lie in."""
+
+Checkpoint = Literal["last", "best_on_val"]
+"""The weights of a run's last step, or of its best evaluation on validation images."""
+SUFFIXES: dict[Checkpoint, str] = {"last": "", "best_on_val": ".best"}
+
+
+def weights_of(net: str, checkpoint: Checkpoint = "last") -> str:
+    """The file of a network in its run's directory."""
+    return f"{net}{SUFFIXES[checkpoint]}.safetensors"
 
 
 def run_directories(outputs: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """Names of metrics: `split/net/metric`, and which of them are shares."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -18,6 +19,15 @@ LOWER = (
 
 ENOUGH = 100
 """Validation images for a temperature to say something: of one or two that are right it would be the least there is."""
+
+
+def more_validation(fraction: float, count: int) -> str:
+    """What to type, behind a line that `count` validation images, this fraction, are too few; "": no fraction would do.
+
+    Up to half of the training images are asked for.
+    """
+    wanted = math.ceil(100 * fraction * ENOUGH / count) / 100 if count else 0
+    return f": dataset.val_fraction={wanted:g}" if 0 < wanted <= 0.5 else ": more labeled images"
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,7 @@ class WholeRecord(Part):
     steps: int | None = None
     seconds: dict[str, float | None] | None = None
     split: dict[str, int | str | list[int]] | None = None
+    class_names: list[str] | None = None
     best_on_val: Best | None = None
     artifacts: dict[str, Any] | None = None
     sets: dict[str, str] | None = None

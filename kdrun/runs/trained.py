@@ -24,8 +24,9 @@ from kdrun.data.views.center import Center
 from kdrun.data.views.view import View, clean
 from kdrun.metrics import fit_temperature
 from kdrun.models.network import Network, NetworkSpec
+from kdrun.runs.classes import class_names, numbers
 from kdrun.runs.finished import FinishedRun
-from kdrun.runs.metric import ENOUGH, Metric
+from kdrun.runs.metric import ENOUGH, Metric, more_validation
 
 
 class Classifier(nn.Module):
@@ -64,6 +65,11 @@ class Shown:
     """Test images or their files; none where the dataset is not on this machine."""
     gone: str | None
     """Why it is not."""
+
+    @property
+    def unnamed(self) -> str | None:
+        """Why classes have numbers for names; None: they have names."""
+        return self.gone if self.class_names == numbers(len(self.class_names)) else None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -123,7 +129,7 @@ def open_trained(run: FinishedRun, name: str | None = None, size: int | None = N
     """
     record = run.record
     name = name or str(record["headline"])
-    if name not in (names := predictors_of(run)):
+    if name not in (names := run.predictors):
         raise ConfigError(f"predictor: {name}: not one of {run.directory}{allowed(name, names)}")
     alone = run.config.method_class.alone.get(name, name)
     network = run.network(alone) if alone in record["nets"] else None
@@ -137,30 +143,28 @@ def open_trained(run: FinishedRun, name: str | None = None, size: int | None = N
     return Trained(run, name, classifier.eval(), network, _shown(run, spec, size), temperature, why)
 
 
-def predictors_of(run: FinishedRun) -> list[str]:
-    """What the run evaluated, but its teacher, which is a run of its own or a file."""
-    metrics = map(Metric.parse, run.record["metrics"])
-    return list(dict.fromkeys(m.net for m in metrics if m.split == "test" and m.net and m.net != "teacher"))
-
-
 def _temperature(run: FinishedRun, name: str) -> tuple[float | None, str | None]:
     """The temperature, or why there is none."""
-    known = run.record["metrics"].get(str(Metric("val", name, "temperature")))
+    known = run.metrics.get(str(Metric("val", name, "temperature")))
     count = (run.record.get("split") or {}).get("val")
+    if known is None and run.checkpoint != "last":
+        return None, "an older run, which fitted a temperature for its last step alone"
     if known is None and f"val-{name}" in run.predicted:  # an older record
         logits, target = run.predictions("val", name)
         known, count = fit_temperature(logits, target).item(), len(target)
     if known is None or not math.isfinite(known):
-        return None, "the run has no validation images to fit a temperature on"
+        remedy = f"train with dataset.val_fraction=0.1, or what gives {ENOUGH} of them"
+        return None, f"the run has no validation images to fit a temperature on; {remedy}"
     if count is not None and count < ENOUGH:
-        return None, f"its {count} validation images are too few to fit a temperature on, {ENOUGH} would be enough"
+        few = f"its {count} validation images are too few to fit a temperature on, {ENOUGH} would be enough"
+        return None, few + more_validation(run.config.dataset.val_fraction, count)
     return known, None
 
 
 def _shown(run: FinishedRun, spec: NetworkSpec, side: int | None) -> Shown:
     config = run.config
     dataset = config.dataset.offline()
-    names: Sequence[str] = ()
+    names: Sequence[str]
     test: Images | Sequence[Path] = ()
     size, crop, gone = None, "center", None
     try:
@@ -177,8 +181,7 @@ def _shown(run: FinishedRun, spec: NetworkSpec, side: int | None) -> Shown:
     if gone is None and len(names) != spec.num_classes:
         gone = f"the dataset has {len(names)} classes by now, not {spec.num_classes}"
     if gone is not None:
-        names, test = [str(k) for k in range(spec.num_classes)], ()
-    names = config.dataset.class_names or names
+        test = ()
     if size is None:
         side = side or spec.model.get("size")
         if side is None:
@@ -191,4 +194,4 @@ def _shown(run: FinishedRun, spec: NetworkSpec, side: int | None) -> Shown:
     how = dataset.reading if isinstance(dataset, FilesConfig) else Reading()
     if not isinstance(dataset, OwnFilesConfig):  # whose images are as published: what it is shown now may be a photo
         how = replace(how, exif="upright")
-    return Shown((height, width), spec.in_chans, crop, how, center, tuple(names), test, gone)
+    return Shown((height, width), spec.in_chans, crop, how, center, class_names(run, spec.num_classes), test, gone)

@@ -8,6 +8,7 @@ from typing import Any
 from kdrun.core.errors import KdrunError
 from kdrun.core.files import remove
 from kdrun.core.sums import Sum, flaws, sums_of
+from kdrun.runs.layout import SUFFIXES
 
 log = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
@@ -18,7 +19,7 @@ ADDED = {CORRUPTIONS}
 
 def results(directory: Path, nets: Iterable[str]) -> dict[str, Sum]:
     """The weights and predictions of a run by their names in its directory, as they are now."""
-    weights = [f"{net}{suffix}.safetensors" for net in nets for suffix in ("", ".best")]
+    weights = [f"{net}{suffix}.safetensors" for net in nets for suffix in SUFFIXES.values()]
     predictions = sorted(f"predictions/{path.name}" for path in directory.glob("predictions/[!.]*.npz"))
     names = [*weights, "method.safetensors", *predictions]
     return sums_of(directory, [name for name in names if (directory / name).is_file()])

@@ -166,18 +166,22 @@ class Evaluator:
         validation images (`val/<net>/temperature`), with the test metrics that it changes (`test/<net>/scaled_ece`).
         Without validation images there is no temperature: the test images choose nothing.
         """
-        out = self.metrics(logits)
+        out, temperatures = self.metrics(logits), self.temperatures(logits)
         for (split, net), values in logits.items():
             teacher = logits.get((split, "teacher"))
             if teacher is not None and net != "teacher":
                 out |= _flat(f"{split}/{net}/", compare_with_teacher(values, teacher))
-            if split == "val" and ("test", net) in logits:
-                temperature = fit_temperature(values, self.splits["val"][2])
-                test = logits["test", net]
+            if split == "val" and net in temperatures:
+                test, temperature = logits["test", net], temperatures[net]
                 scaled = evaluate_logits(test.to(temperature) / temperature, self.splits["test"][2])
                 out[f"val/{net}/temperature"] = temperature.item()
                 out |= _flat(f"test/{net}/scaled_", {k: v for k, v in scaled.items() if k not in ("top1", "top5")})
         return out
+
+    def temperatures(self, logits: Mapping[tuple[str, str], Tensor]) -> dict[str, Tensor]:
+        """Network -> its temperature () float64, fitted on the validation images; of those with test logits, too."""
+        nets = [net for split, net in logits if split == "val" and ("test", net) in logits]
+        return {net: fit_temperature(logits["val", net], self.splits["val"][2]) for net in nets}
 
     def save(self, directory: Path, logits: Mapping[tuple[str, str], Tensor]) -> None:
         """predictions/<split>-<net>.npz with index, target and float32 logits."""

@@ -57,6 +57,7 @@ def new_record(job: Job, ranks: int) -> Record:
         "seconds": {},
         "overview": [],
         "split": old.get("split") or {},
+        "class_names": None,
         "requires": {},
         "artifacts": (old.get("artifacts") or {}) if goes_on else {},
         "nets": {},

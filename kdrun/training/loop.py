@@ -303,7 +303,9 @@ class Loop:
             self.ramps.observe(math.fsum(scores) / len(scores))
             best = progress.best_on_val
             if math.isfinite(score) and (best is None or score > best["metrics"][f"val/{self.method.headline}/top1"]):
-                progress.best_on_val = {"step": progress.step, "metrics": metrics}
+                fitted = world().once(lambda: {n: t.item() for n, t in self.evaluator.temperatures(logits).items()})
+                temperatures = {f"val/{net}/temperature": value for net, value in fitted.items()}
+                progress.best_on_val = {"step": progress.step, "metrics": {**metrics, **temperatures}}
                 if self.schedule.evaluates_more_than_once:
                     self.best = self._files()
         self._write(metrics)

@@ -1,6 +1,7 @@
 """What a run is told to do and what will come of nothing: warnings for its log and its record."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -9,6 +10,9 @@ from kdrun.core.world import world
 from kdrun.teachers.tip_adapter import AdapterConfig
 from kdrun.training.assembly import Assembly
 from kdrun.training.rates import LearningRate
+
+FEW = 30
+"""Test images below which a figure says little: of one half, one standard deviation is 9 points."""
 
 
 def remarks(assembly: Assembly) -> list[str]:
@@ -35,6 +39,32 @@ def _of_classes(assembly: Assembly) -> list[str]:
 def _names(assembly: Assembly, classes: Iterable[int]) -> str:
     names = [assembly.arrays.class_names[k] for k in classes]
     return ", ".join(names[:8]) + (f", and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def results_remarks(metrics: Mapping[str, float], headline: str, classes: int, images: Mapping[str, int]) -> list[str]:
+    """What a finished run's figures cannot tell: of a test set of a few images, and those of chance.
+
+    Chance: within two standard deviations of 1 / `classes`, as of guesses, where there are `FEW` images or more.
+
+    Args:
+        images: of each split.
+    """
+    count, split = images.get("test", 0), "test"
+    out = []
+    if 0 < count < FEW:
+        one = f"one is {100 / count:.2g} points of accuracy"
+        out.append(
+            f"{count} test images are too few to compare anything, {one}; dataset.test_fraction=0.2, or more photos"
+        )
+        split = "val"
+    count, chance = images.get(split, 0), 1 / classes
+    top1 = metrics.get(f"{split}/{headline}/top1")
+    if top1 is not None and count >= FEW and top1 < chance + 2 * math.sqrt(chance * (1 - chance) / count):
+        out.append(
+            f"{headline}: {100 * top1:.1f} % of {count} {split} images are right, guessing gives {100 * chance:.1f} %: "
+            "it has not learned; train longer (schedule.steps=2000), try another schedule.lr, look at kdrun plot images"
+        )
+    return out
 
 
 def _of_validation(assembly: Assembly) -> list[str]:

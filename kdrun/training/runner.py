@@ -40,7 +40,7 @@ from kdrun.training.finite import refuse_given_networks, refuse_metrics, refuse_
 from kdrun.training.logbook import log_file, new_record, note_failure, remove_checkpoint, told_of_one_batch
 from kdrun.training.loop import Loop
 from kdrun.training.measure import with_corruptions, with_sets
-from kdrun.training.remarks import remarks
+from kdrun.training.remarks import remarks, results_remarks
 from kdrun.training.state import Progress
 from kdrun.training.statistics import AskedTeacher
 from kdrun.training.tracking import Tracking, make_tracking
@@ -193,6 +193,7 @@ def _execute(job: Job, record: Record, job_type: str, still_ours: Callable[[], N
     here.first_then(lambda: assembly.arrays)  # which may have to be packed
     record["inputs"]["dataset"] = here.once(lambda: content_of(job.config.dataset, job.outputs))
     record["overview"], odd = overview(job.config.dataset, assembly.arrays, job.outputs)
+    record["class_names"] = list(assembly.arrays.class_names)
     for line in record["overview"]:
         _say(logging.INFO, line)
     _warn(record, *remarks(assembly), *odd)
@@ -355,6 +356,9 @@ def _save_results(
     metrics = {**evaluator.final_metrics(logits), **choice_metrics(method)}
     refuse_metrics(metrics, step)
     _warn(record, *evaluator.warnings(logits, method.needed))
+    if loop is not None and not job.config.debug.on:
+        images = {split: len(index) for split, (_, index, _) in evaluator.splits.items()}
+        _warn(record, *results_remarks(metrics, method.headline, assembly.arrays.num_classes, images))
     still_ours()
     evaluator.save(job.directory / "predictions", logits)
     if loop is not None:

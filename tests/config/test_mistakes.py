@@ -48,7 +48,7 @@ MISTAKES = {
     "no length": (["schedule.steps=null"], "schedule: give schedule.steps or schedule.epochs, exactly one"),
     "two lengths": (["schedule.epochs=3"], "schedule: give schedule.steps or schedule.epochs, exactly one"),
     "no milestones": (["schedule/decay=step"], "schedule.decay: give milestones_steps or milestones_epochs"),
-    "missing value": (["student=timm"], "student.name: Missing mandatory value"),
+    "missing value": (["student=timm"], "student.name: missing; write student.name=<value>"),
     "unknown network": (["student=timm", "student.name=resnet188"], "student.name: timm knows no network 'resnet188'; nearest: resnet18"),
     "unknown argument of a network": (["+student.args.depht=3"], "resnet8: the network cannot be built with args"),
     "unknown optimizer": (["schedule.optimizer=adamww"], "schedule.optimizer: unknown optimizer 'adamww'; nearest: adamw"),

@@ -127,6 +127,40 @@ def test_weights_go_to_kdrun_and_to_timm(heads, timm_run, tmp_path):
         assert torch.allclose(net.eval()(network.adapt(pixels)), expected, atol=1e-5)
 
 
+def test_the_weights_that_were_best_on_validation_are_one_choice(heads, timm_run, tmp_path):
+    out, best = tmp_path / "best.safetensors", heads.record["best_on_val"]
+    words = [f"run={heads.directory}", "predictor=ce_head", "checkpoint=best_on_val"]
+    assert f"the best evaluation on validation images, {best['step']}" in export(
+        [*words, "to=safetensors", f"out={out}", *QUICK]
+    )
+    spec = json.loads(Path(f"{out}.json").read_text())
+    assert (spec["run"]["checkpoint"], spec["run"]["step"]) == ("best_on_val", best["step"])
+    assert spec["metrics"]["test/top1"] == best["metrics"]["test/ce_head/top1"]
+    loaded = kdrun.load(heads.directory, "student", "best_on_val")
+    assert loaded.class_names == kdrun.load(out).class_names == tuple("0123456789")
+    expected = load_network(heads.directory / "student.best.safetensors")(pixels_of(heads)).logits
+    for network in (loaded, kdrun.load(out)):
+        assert torch.equal(network(pixels_of(heads)).logits, expected)
+    Image.fromarray(digits_of(heads)[0, ..., 0]).save(tmp_path / "0.png")
+    predict([*words, f"images={tmp_path / '*.png'}", f"out={tmp_path / 'p.csv'}"])
+    [row] = rows_of(tmp_path / "p.csv")
+    assert float(row["confidence"]) == pytest.approx(expected.softmax(1)[0].max().item(), abs=1e-5)
+    assert float(row["calibrated_confidence"]) > 0
+    for run, why in ((timm_run, "had no validation images to choose the best by"), (heads, "goes with the last step")):
+        with pytest.raises(KdrunError, match=f"checkpoint=best_on_val: .*{why}"):
+            export([f"run={run.directory}", "to=onnx", "checkpoint=best_on_val"])
+
+
+def test_what_is_no_pixels_is_refused_in_a_line(heads):
+    network, image = kdrun.load(heads.directory, "student"), digits_of(heads)[0]
+    for given, got in (
+        (image, r"numpy's ndarray \(8, 8, 1\)"), (Image.new("L", (8, 8)), "PIL's Image"),
+        (torch.zeros(1, 8, 8), r"a tensor \(1, 8, 8\) float32"), (torch.zeros(1, 1, 8, 8).long(), r"\) int64"),
+    ):  # fmt: skip
+        with pytest.raises(KdrunError, match=rf"^pixels: a network takes a torch tensor \(B, C, H, W\), .*got {got}"):
+            network(given)
+
+
 def test_a_folder_is_opened_by_timm(heads, timm_run, tmp_path):
     import timm
     from timm.data import create_transform, resolve_model_data_config
@@ -222,6 +256,13 @@ def test_predictions_of_files_are_those_of_the_evaluation(heads, timm_run, tmp_p
 
     with pytest.raises(KdrunError, match=r"out\.csv: is there already"):
         predict(call)
+    for wrong, line in (
+        ("images=/no", "no such file"),
+        ("images=/no*", "nothing matches"),
+        ("predictor=x", "not one of"),
+    ):
+        with pytest.raises(KdrunError, match=line):  # a file that is there hides no other mistake
+            predict([*[word for word in call if wrong[:6] != word[:6]], wrong])
     wide = digits[0].astype(np.uint16) * 257
     Image.fromarray(wide).save(folder / "a16.png")
     Image.fromarray(digits[0]).convert("RGBA").save(folder / "rgba.png")

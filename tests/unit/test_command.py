@@ -30,6 +30,10 @@ print(json.dumps(told))
 MISTAKES = {
     "tabel": "tabel: no command; nearest: table (commands: train, sweep, table, ",
     "distil table=demo": "distil: no command; none of 14 names is near (commands: train, ",
+    "photos": "photos: no command; docs/quickstart_photos.md has the commands for photos of your own; ",
+    "classify run=x": "classify: no command; kdrun predict (commands: train, ",
+    "train dataset=imagefolder": "dataset.path: missing; write dataset.path=<value>",
+    "plot images dataset=imagefolder": "dataset.path: missing; write dataset.path=<value>",
     "help tabel": "tabel: no command; nearest: table",
     "sed=1": "sed: unknown key; nearest: seed",
     "train sed=1": "sed: unknown key; nearest: seed",

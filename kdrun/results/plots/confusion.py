@@ -1,17 +1,15 @@
 """Confusion matrix: of the images of each class, the share that a network takes for each."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
 
-from kdrun.core.errors import KdrunError
-from kdrun.data.load import load_dataset
 from kdrun.metrics import confusion_matrix
 from kdrun.results.cell import run_name
 from kdrun.results.plots.figure import drawn, panels, places, told
 from kdrun.results.plots.options import Confusion as Options
+from kdrun.runs.classes import class_names
 from kdrun.runs.finished import FinishedRun
 
 NUMBERED = 20  # classes up to which cells have numbers and rows their names
@@ -24,17 +22,8 @@ def report(options: Options) -> str:
     paths = places(run.directory / "analysis" / f"confusion-{options.split}", options.out)
     logits, target = run.predictions(options.split, net)
     title = f"{net} of {run_name(run.directory)}, {options.split} images"
-    draw(logits, target, _names(run, logits.shape[1]), paths, title)
+    draw(logits, target, class_names(run, logits.shape[1]), paths, title)
     return told(paths)
-
-
-def _names(run: FinishedRun, classes: int) -> Sequence[str]:
-    """Of the classes; numbers where the dataset is not on this machine."""
-    names: Sequence[str] = ()
-    with suppress(KdrunError):
-        dataset = run.config.dataset
-        names = dataset.class_names or load_dataset(dataset.offline(), run.outputs, pixels=False).class_names
-    return names if len(names) == classes else [str(k) for k in range(classes)]
 
 
 def draw(logits: Tensor, target: Tensor, names: Sequence[str], paths: Sequence[Path], title: str = "") -> None:

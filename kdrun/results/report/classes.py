@@ -7,7 +7,6 @@ shares, above them a picture, a pixel for each pair of classes, as dark as the s
 import base64
 import io
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -16,19 +15,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from kdrun.config.dataset import FilesConfig
-from kdrun.core.errors import ConfigError
 from kdrun.core.later import later
-from kdrun.core.registry import lookup
 from kdrun.results.report.page import Text, grid, wide
 from kdrun.results.report.pictures import has_predictions, quietly
 from kdrun.results.table import Table
 
 if TYPE_CHECKING:
     from kdrun.metrics import confusion_matrix
+    from kdrun.runs.classes import class_names
     from kdrun.runs.finished import FinishedRun
 else:
     confusion_matrix = later("kdrun.metrics", "confusion_matrix")
+    class_names = later("kdrun.runs.classes", "class_names")
     FinishedRun = later("kdrun.runs.finished", "FinishedRun")
 
 MOST_CELLS = 24
@@ -44,7 +42,7 @@ class Confusion:
 
     counts: npt.NDArray[np.int64]
     """(K, K): images of class i that were taken for class j."""
-    names: list[str]
+    names: Sequence[str]
     seeds: list[int]
 
     @property
@@ -62,11 +60,11 @@ class Confusion:
 
 def of_classes(table: Table, outputs: Path) -> str:
     """What a reader opens for a row; nothing where no run has kept predictions."""
-    out, known, left = list[str](), dict[str, list[str]](), 0
+    out, left = list[str](), 0
     for row, column in table.cells:
         seeds = [s for s in table.cells[row, column].runs if has_predictions(table, row, column, s, outputs)]
         left += bool(seeds) and len(out) >= MOST_CELLS
-        one = _of_cell(table, row, column, seeds, outputs, known) if seeds and len(out) < MOST_CELLS else None
+        one = _of_cell(table, row, column, seeds, outputs) if seeds and len(out) < MOST_CELLS else None
         if one is not None:
             at = row if len(table.columns) == 1 else f"{row}, {column}"
             out.append(_shown(at, one))
@@ -77,9 +75,7 @@ def of_classes(table: Table, outputs: Path) -> str:
     return f'<p class="note">{note}</p>{"".join(out)}'
 
 
-def _of_cell(
-    table: Table, row: str, column: str, seeds: Sequence[int], outputs: Path, known: dict[str, list[str]]
-) -> Confusion | None:
+def _of_cell(table: Table, row: str, column: str, seeds: Sequence[int], outputs: Path) -> Confusion | None:
     total, used, names = None, [], None
     for seed in seeds:
         run = quietly(FinishedRun.open, outputs / table.cells[row, column].runs[seed].place)
@@ -92,20 +88,8 @@ def _of_cell(
             continue
         total = matrix if total is None else total + matrix
         used.append(seed)
-        names = names or _names(run, len(matrix), known)
+        names = names or class_names(run, len(matrix))
     return None if total is None or names is None else Confusion(total, names, used)
-
-
-def _names(run: "FinishedRun", count: int, known: dict[str, list[str]]) -> list[str]:
-    """Of the classes, as the configuration has them or the folder that the images lie in; else their numbers."""
-    names: Sequence[str] = ()
-    with suppress(ConfigError):  # the data are not on this machine
-        dataset = run.config.dataset
-        key = dataset.model_dump_json()
-        if key not in known and isinstance(dataset, FilesConfig):
-            known[key] = list(lookup("dataset", dataset.name, "dataset.name").files(dataset.offline()).class_names)
-        names = dataset.class_names or known.get(key) or ()
-    return list(names) if len(names) == count else [str(k) for k in range(count)]
 
 
 def _shown(at: str, one: Confusion) -> str:
@@ -130,7 +114,7 @@ def _accuracies(one: Confusion) -> str:
             escape(one.names[k]), f"{100 * right[k] / images[k]:.1f}",
             f"{100 * right[k] / taken[k]:.1f}" if taken[k] else ("", None), str(images[k] // len(one.seeds)),
         ]
-        for k in order
+        for k in map(int, order)
     ]  # fmt: skip
     header = ["class", "right, %", "precision, %", "images"]
     return f"<h3>Classes, the worst first</h3>{grid('accuracy of each class', header, rows, (1, 2, 3))}{told}"

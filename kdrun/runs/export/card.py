@@ -52,7 +52,8 @@ def description(trained: Trained, form: str, batch: int | str) -> dict[str, Any]
         "temperature": trained.temperature,
         "run": {
             **{name: record.get(name) for name in ("key", "method", "dataset", "num_labels", "seed", "steps")},
-            "predictor": trained.name, "num_params": trained.num_params,
+            "predictor": trained.name, "checkpoint": trained.run.checkpoint, "step": trained.run.step,
+            "num_params": trained.num_params,
             "precision": trained.run.config.schedule.precision,
             **{name: record.get(name) for name in ("split", "requires", "code", "packages")},
         },
@@ -66,9 +67,9 @@ def description(trained: Trained, form: str, batch: int | str) -> dict[str, Any]
     return out
 
 
-def _metrics(trained: Trained) -> dict[str, float]:
+def _metrics(trained: Trained) -> dict[str, float | None]:
     """`split/metric` of the predictor, without the network's name."""
-    figures = {Metric.parse(key): value for key, value in trained.run.record["metrics"].items()}
+    figures = {Metric.parse(key): value for key, value in trained.run.metrics.items()}
     return {str(metric.of(None)): value for metric, value in figures.items() if metric.net == trained.name}
 
 
@@ -109,7 +110,7 @@ def card(trained: Trained, spec: dict[str, Any]) -> str:
         "",
         "## Metrics",
         "",
-        "Of the last step, of one run; the test images chose nothing.",
+        f"Of one run, {trained.run.told}; the test images chose nothing.",
         "",
         "| metric | value |",
         "|---|---|",

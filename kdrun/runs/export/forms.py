@@ -21,7 +21,7 @@ from kdrun.core.errors import KdrunError
 from kdrun.core.files import write_json
 from kdrun.models.network import Network, apart, load_network
 from kdrun.runs.export.card import import_of
-from kdrun.runs.trained import Trained, predictors_of
+from kdrun.runs.trained import Trained
 
 Loaded = Callable[[Tensor], Tensor]  # pixels (B, C, H, W) uint8 -> (B, classes)
 
@@ -108,7 +108,7 @@ def _one_network(trained: Trained, form: str) -> Network:
     if trained.network is None:
         alone = trained.run.config.method_class.alone
         names = [name for name in trained.run.record["nets"] if name not in alone.values()]
-        known = [name for name in (*alone, *names) if name in predictors_of(trained.run)]
+        known = [name for name in (*alone, *names) if name in trained.run.predictors]
         choice = f"predictor={'|'.join(known)}, or " if known else ""
         raise KdrunError(
             f"to={form}: {trained.name} is more than the weights of one network; choose {choice}to=onnx, torch_export"
