@@ -121,8 +121,8 @@ class FinishedRun:
     @property
     def told(self) -> str:
         """Its weights in words."""
-        last = self.checkpoint == "last"
-        return f"weights of {'the last step' if last else 'the best evaluation on validation images'}, {self.step}"
+        what = "the last" if self.checkpoint == "last" else "the best on validation images"
+        return f"weights of step {self.step}, {what}"
 
     @property
     def predictors(self) -> list[str]:

@@ -130,7 +130,7 @@ def test_weights_go_to_kdrun_and_to_timm(heads, timm_run, tmp_path):
 def test_the_weights_that_were_best_on_validation_are_one_choice(heads, timm_run, tmp_path):
     out, best = tmp_path / "best.safetensors", heads.record["best_on_val"]
     words = [f"run={heads.directory}", "predictor=ce_head", "checkpoint=best_on_val"]
-    assert f"the best evaluation on validation images, {best['step']}" in export(
+    assert f"weights of step {best['step']}, the best on validation images" in export(
         [*words, "to=safetensors", f"out={out}", *QUICK]
     )
     spec = json.loads(Path(f"{out}.json").read_text())
@@ -155,7 +155,7 @@ def test_what_is_no_pixels_is_refused_in_a_line(heads):
     network, image = kdrun.load(heads.directory, "student"), digits_of(heads)[0]
     for given, got in (
         (image, r"numpy's ndarray \(8, 8, 1\)"), (Image.new("L", (8, 8)), "PIL's Image"),
-        (torch.zeros(1, 8, 8), r"a tensor \(1, 8, 8\) float32"), (torch.zeros(1, 1, 8, 8).long(), r"\) int64"),
+        (torch.zeros(1, 8, 8), r"a tensor \(1, 8, 8\) float32"), (torch.zeros(1, 1, 8, 8).long(), r"a tensor \(1, 1, 8, 8\) int64"),
     ):  # fmt: skip
         with pytest.raises(KdrunError, match=rf"^pixels: a network takes a torch tensor \(B, C, H, W\), .*got {got}"):
             network(given)
@@ -242,7 +242,7 @@ def test_predictions_of_files_are_those_of_the_evaluation(heads, timm_run, tmp_p
         Image.fromarray(image).save(folder / name)
     call = [f"run={heads.directory}", f"images={folder}", f"out={out}", "device=cpu", "threads=1"]
     text = predict([*call, "batch=5", "top=3"])
-    assert "12 images; combined: mean confidence 0." in text
+    assert "12 images; combined, weights of step 20, the last: mean confidence 0." in text
     rows = rows_of(out)
     assert [row["path"] for row in rows] == sorted(names)
     logits = heads.predictions("test", "combined")[0][[names.index(row["path"]) for row in rows]].double()

@@ -20,7 +20,7 @@ PLAIN = [word for word in PLAIN if not word.startswith("dataset.num_labels")]
 def warned(*words: str) -> list[str]:
     assert main([*PLAIN, *words]) == 0
     ((_, record),) = find_records(Path("outputs"))
-    return record["warnings"]
+    return [line for line in record["warnings"] if "has not learned" not in line]  # after two steps
 
 
 def test_classes_without_a_labeled_image(tmp_path, monkeypatch):
