@@ -138,10 +138,9 @@ class Composer:
 
     def _expand(self, overrides: Sequence[str], multirun: bool) -> list[tuple[str, ...]] | None:
         try:
-            composed = self._compose(overrides, multirun=True, sweeps=True)
+            self.settings = composed = self._compose(overrides, multirun=True, sweeps=True)
         except REFUSALS:  # a sweep leaves its groups out here, and keys may be theirs: the jobs tell
-            composed = self._compose(self.loader.steering(overrides), multirun=True, sweeps=True)
-        self.settings = composed
+            self.settings = composed = self._compose(self.loader.steering(overrides), multirun=True, sweeps=True)
         _refuse_directories(composed)
         if not multirun and "MULTIRUN" not in str(composed.hydra.mode):
             return [tuple(overrides)]
@@ -220,10 +219,8 @@ class Composer:
         if group == "loss" and (HERE / "losses" / f"{name}.py").is_file():
             known += f". kdrun/losses/{name}.py needs conf/loss/term/{name}.yaml"
         elif any(override.lstrip("+").startswith("plugins=") for override in overrides):
-            folder = self.config_dir or "<folder>"
-            place = f"{folder}/{'loss/term' if group == 'loss' else group}/{name}.yaml"
-            known += f". A plug-in's part is chosen by a YAML, {place}"
-            known += f"{'' if self.config_dir else ' with --config-dir <folder>'}; see docs/extend/plugin.md"
+            place = f"{self.config_dir or '<--config-dir>'}/{'loss/term' if group == 'loss' else group}/{name}.yaml"
+            known += f". A plug-in's part is chosen by a YAML, {place}; see docs/extend/plugin.md"
         words = (override.lstrip("+").partition("=") for override in overrides)
         given = next((key for key, _, value in words if key.partition("@")[0] == group and value == name), group)
         return f"{given or 'config'}={name}: no such option{known}"

@@ -22,6 +22,7 @@ from kdrun.runs.record import SCHEMA, Record, code_version, package_versions, re
 from kdrun.training.window import LOSS
 
 log = logging.getLogger(__name__)
+SAID: set[str] = set()  # since the run that was asked for began
 GOES_ON = "goes on with"
 FALLEN = 0.9
 """Of a loss of one batch, what is left at most; more than a half where its targets are soft. One that begins at nothing
@@ -129,6 +130,13 @@ def told_of_one_batch(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     if not stayed:
         return []
     return [f"on one batch has hardly come down: {', '.join(stayed)}; is it right? Or give more steps (debug.steps)"]
+
+
+def say(level: int, line: str) -> None:
+    """Once, where a run and what it needs have it in common: its log.txt has theirs."""
+    if line not in SAID:
+        SAID.add(line)
+        log.log(level, "%s", line)
 
 
 @contextmanager

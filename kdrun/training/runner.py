@@ -37,7 +37,7 @@ from kdrun.training.assembly import Assembly
 from kdrun.training.costs import Operations, evaluation_cost, fitting_threads
 from kdrun.training.evaluator import Logits, choice_metrics
 from kdrun.training.finite import refuse_given_networks, refuse_metrics, refuse_networks
-from kdrun.training.logbook import log_file, new_record, note_failure, remove_checkpoint, told_of_one_batch
+from kdrun.training.logbook import SAID, log_file, new_record, note_failure, remove_checkpoint, say, told_of_one_batch
 from kdrun.training.loop import Loop
 from kdrun.training.measure import with_corruptions, with_sets
 from kdrun.training.remarks import remarks, results_remarks
@@ -69,7 +69,7 @@ def run(asked: Job | RunConfig, job_type: str = "train", wait: bool = True) -> R
     job = Job.of(asked)
     here = world()
     if job_type == "train":
-        _SAID.clear()
+        SAID.clear()
     with signals.taken(), signals.during(f"working on {job.directory}"), shown(job.config.execution.progress):
         try:
             job = _settled(job)
@@ -195,7 +195,7 @@ def _execute(job: Job, record: Record, job_type: str, still_ours: Callable[[], N
     record["overview"], odd = overview(job.config.dataset, assembly.arrays, job.outputs)
     record["class_names"] = list(assembly.arrays.class_names)
     for line in record["overview"]:
-        _say(logging.INFO, line)
+        say(logging.INFO, line)
     _warn(record, *remarks(assembly), *odd)
     _keep_split(assembly, record)
     _ = assembly.images  # before networks: what may be resident is a share of the memory that is free
@@ -378,18 +378,8 @@ def _ask_teacher(assembly: Assembly, record: Record, logits: Logits) -> None:
 def _warn(record: Record, *lines: str) -> None:
     """Say lines in the log and keep them in the record."""
     for line in lines:
-        _say(logging.WARNING, line)
+        say(logging.WARNING, line)
         record["warnings"].append(line)
-
-
-def _say(level: int, line: str) -> None:
-    """Once, where a run and what it needs have it in common: its log.txt has theirs."""
-    if line not in _SAID:
-        _SAID.add(line)
-        log.log(level, "%s", line)
-
-
-_SAID: set[str] = set()  # since the run that was asked for began
 
 
 def _save_networks(method: Method[Any], loop: Loop, directory: Path) -> None:

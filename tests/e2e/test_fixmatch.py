@@ -199,5 +199,5 @@ def test_tables_show_figures_of_artifacts_and_curves(train, outputs, monkeypatch
     assert f"{100 * logged:.2f} (n=1) |" in curve
     with pytest.raises(KdrunError, match="no run has logged train/mask"):
         table_main([*asked, "metric=train/mask", "curve=2"])
-    with pytest.raises(KdrunError, match="curve: give table="):
+    with pytest.raises(KdrunError, match="curve: give metric="):
         table_main(["curve=2"])

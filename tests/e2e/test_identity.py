@@ -92,7 +92,7 @@ def test_exchanged_files_of_one_size_are_another_run_and_the_first_one_stays(tra
     assert len(made(outputs)) == 2
     table = found_table(outputs).to_text()
     assert table.count("(n=1)") == 2  # and no mean over one seed on two sets of images
-    assert table.count("inputs.dataset=") == 2
+    assert table.count("dataset=") == 2
 
 
 def test_a_teacher_belongs_to_the_data_too(train, outputs, tree):

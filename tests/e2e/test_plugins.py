@@ -71,7 +71,7 @@ def test_mistakes_in_a_users_config_are_caught_as_ours_are(tmp_path, monkeypatch
     [
         (
             ["plugins=[my_method.py]"],
-            "<folder>/loss/term/l1.yaml with --config-dir <folder>; see docs/extend/plugin.md",
+            "<--config-dir>/loss/term/l1.yaml; see docs/extend/plugin.md",
         ),
         (["--config-dir", "my_conf"], "unknown loss 'l1' .*; one of your own is known by plugins="),
         (["--config-dir", "my_conf", "plugins=[my_method.py]"], "pair.teacher is there where needs says teacher=True"),

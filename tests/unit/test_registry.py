@@ -76,7 +76,7 @@ def test_a_class_that_nobody_registered_is_named(package, tmp_path, monkeypatch)
         ConfigError, match=r'some_parts/several\.py does not register it: put @register\("part", "third_part"\)'
     ):
         lookup("part", "third_part", "part.name")
-    with pytest.raises(ConfigError, match=r"unknown part 'fourth_part' \(allowed: nothing\)$"):
+    with pytest.raises(ConfigError, match=r"unknown part 'fourth_part' \(allowed: nothing\); one of your own is"):
         lookup("part", "fourth_part", "part.name")
     (tmp_path / "mine.py").write_text("class FourthPart:\n    class Config: ...")
     monkeypatch.chdir(tmp_path)

@@ -185,8 +185,8 @@ def test_a_report_is_one_file_that_asks_for_nothing_and_escapes_everything(plann
         "Runs",
     ):
         assert f">{section}</h2>" in text
-    assert text.count("<svg") == 5  # seeds, labels, two columns of curves, one diagram
-    assert text.count('<svg role="img" aria-label="') == 5
+    assert text.count("<svg") == 6  # seeds and curves of two columns, labels, one diagram
+    assert text.count('<svg role="img" aria-label="') == 6
     assert "#000000" not in text, "what is black follows the page"
     assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:;" in text
     assert "<code>distill/digits/n20/s0-0200</code>" in text, "the run behind a cell"
