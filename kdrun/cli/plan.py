@@ -18,7 +18,7 @@ from kdrun.config.values import leaves
 from kdrun.core.counting import counted
 from kdrun.core.errors import ConfigError, KdrunError
 from kdrun.core.later import later
-from kdrun.core.registry import line_in_plugin, loaded_plugins
+from kdrun.core.registry import line_in_plugin, load_plugins, loaded_plugins
 from kdrun.core.schema import build
 from kdrun.runs.record import finished_record
 from kdrun.runs.whole import require_whole
@@ -90,8 +90,7 @@ def plan(arguments: Sequence[str], start: bool = True) -> Plan | None:
             job: Job | None = None
             try:
                 job = settled(composer.job(overrides))
-                _ = job.directory, job.requires  # which hash files and ask plug-ins
-                jobs.append((overrides, job))
+                jobs.append((overrides, job.asked()))
             except Exception as error:
                 errors += [(overrides, line) for line in _one_line(error, job)]
     if errors:
@@ -201,6 +200,7 @@ def _check(jobs: Sequence[Job], objective: "Objective | None") -> list[tuple[tup
             return [((), f"execution.outputs: {given}: {problem}")]
     for job in jobs:
         try:
+            load_plugins(job.config.plugins)  # another job may have put its own in their place
             done = finished_record(job.directory)
             if done is None:
                 check(job)

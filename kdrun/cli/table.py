@@ -128,6 +128,8 @@ def main(arguments: Sequence[str]) -> str:
     Raises:
         Unfinished: after execute=true, runs that are not done.
     """
+    if any(word.startswith("plugins=") for word in arguments):
+        raise ConfigError("plugins: stand among the words of a row or column of the table; see docs/extend/plugin.md")
     options = from_arguments(TableOptions, arguments)
     outputs, name = Path(options.outputs), options.table or ""
     extras = extras_in(options.columns)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 from kdrun.config.key import run_dir, run_key
 from kdrun.config.run import RunConfig
@@ -57,6 +58,13 @@ class Job:
     def requires(self) -> dict[str, "Job"]:
         """The runs that must be finished first, by role."""
         return {role: Job(config) for role, config in self.config.method_class.requires(self.config).items()}
+
+    def asked(self) -> Self:
+        """The same, with the keys of all that it needs: now, while its plug-ins are loaded."""
+        _ = self.key
+        for other in self.requires.values():
+            other.asked()
+        return self
 
 
 def key_on(content: str, key: str) -> str:

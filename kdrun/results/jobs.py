@@ -49,11 +49,14 @@ def _key(word: str) -> str:
 def _composed(name: str, spec: TableConfig, outputs: Path, more: Sequence[str]) -> TableJobs:
     made: dict[tuple[str, ...], list[Job]] = {}  # cells that show other figures of the same runs share them
     settings = SweepSettings({})
-    cells = list(composed_cells(name, spec, more))
-    for _, _, _, overrides, composed, configs, _ in cells:
+    cells = []
+    for cell in composed_cells(name, spec, more):
+        _, _, _, overrides, composed, configs, _ = cell
         seeds = zip(spec.seeds, configs, strict=True)
-        made[tuple(overrides)] = [Job(config, (*overrides, *more, f"seed={seed}")) for seed, config in seeds]
+        made[tuple(overrides)] = [Job(config, (*overrides, *more, f"seed={seed}")).asked() for seed, config in seeds]
         settings = SweepSettings.of(composed)
-    if all(_key(word).split(".")[0] in KEYLESS for word in more) and kept_plan(name, spec, outputs) is None:
+        cells.append(cell)
+    keyless = all(_key(word).split(".")[0] in KEYLESS for word in more)
+    if keyless and not composed_anew(spec) and kept_plan(name, spec, outputs) is None:
         keep_plan(name, spec, outputs, make_plan(name, spec, cells))
     return TableJobs([job for jobs in made.values() for job in jobs], settings)

@@ -8,9 +8,15 @@ import yaml
 
 import kdrun
 from kdrun.cli import table as tables
+from kdrun.cli.plan import require_possible
 from kdrun.cli.train import main
 from kdrun.core.errors import KdrunError
+from kdrun.core.paths import with_conf
+from kdrun.core.schema import build
 from kdrun.data.loader import Loader
+from kdrun.results.jobs import table_jobs
+from kdrun.results.plan import plan_of
+from kdrun.results.spec import TableConfig
 from kdrun.runs.record import find_records
 from tests.conftest import FAST, TEACHER
 from tests.docs.pages import PAGES, commands, files
@@ -109,6 +115,21 @@ def test_a_table_says_which_runs_an_edited_plugin_has_put_out_of_count(tmp_path,
     said = f"my_method.py is not what 1 finished runs were made with ({directory.name}): they do not count"
     assert said in tables.main(asked)
     assert said in tables.main([*asked, "plan=true"])
+
+
+def test_a_row_of_a_plugin_before_rows_without_it_is_checked_and_planned_as_it_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_example(tmp_path)
+    rows = {"mine": ["plugins=[my_method.py]", "loss=probability_l1"], "KD": ["loss=kd"]}
+    words = ["method=distill", *FAST, *TEACHER]
+    spec = build(TableConfig, {"rows": rows, "columns": {"digits": words}, "seeds": [0, 1]}, "table")
+    with with_conf(tmp_path / "my_conf"):
+        jobs = table_jobs("own", spec, Path("outputs"), []).jobs
+        require_possible(jobs)
+        places = [run.place for cell in plan_of("own", spec, Path("outputs")).cells for run in cell.runs]
+    assert [job.place for job in jobs] == places
+    with pytest.raises(KdrunError, match="plugins: stand among the words of a row or column"):
+        tables.main(["table=demo", "plugins=[my_method.py]"])
 
 
 OLD = "from kdrun import Method, MethodConfig, Step, Term, TermConfig, register\n"
