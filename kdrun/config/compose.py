@@ -192,8 +192,7 @@ class Composer:
         return f"{key}: {line}" if key else line
 
     def _options(self, group: str) -> list[str]:
-        names: list[str] = self.hydra.config_loader.get_group_options(group)
-        return names
+        return list(self.hydra.config_loader.get_group_options(group))
 
     def _file_in(self, text: str) -> Path | None:
         """The file that a message of Hydra's blames, where it is one of kdrun's or the user's."""

@@ -96,7 +96,11 @@ def test_every_published_record_is_whole():
 def test_few_validation_images_give_no_temperature(images, known):
     class Run:
         record = whole(metrics={"val/student/temperature": 0.5}, split={} if images is None else {"val": images})
-        metrics, checkpoint, config = record["metrics"], "last", SimpleNamespace(dataset=SimpleNamespace(val_fraction=0.1))
+        metrics, checkpoint, config = (
+            record["metrics"],
+            "last",
+            SimpleNamespace(dataset=SimpleNamespace(val_fraction=0.1)),
+        )
 
     temperature, why = _temperature(Run, "student")
     assert temperature == known
