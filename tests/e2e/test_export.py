@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import kdrun
+from kdrun.cli.evaluate import main as evaluate
 from kdrun.cli.export import main as export
 from kdrun.cli.predict import main as predict
 from kdrun.core.errors import KdrunError, Unfinished
@@ -149,6 +150,21 @@ def test_the_weights_that_were_best_on_validation_are_one_choice(heads, timm_run
     for run, why in ((timm_run, "had no validation images to choose the best by"), (heads, "goes with the last step")):
         with pytest.raises(KdrunError, match=f"checkpoint=best_on_val: .*{why}"):
             export([f"run={run.directory}", "to=onnx", "checkpoint=best_on_val"])
+
+
+def test_the_best_weights_evaluated_give_the_figures_of_their_evaluation(tmp_path):
+    from kdrun.cli.train import main
+
+    place = f"execution.outputs={tmp_path}"
+    assert main([*FAST, "method=supervised", "schedule.steps=6", "schedule.eval_every_steps=2", place]) == 0
+    [run] = [FinishedRun.open(path.parent) for path in tmp_path.glob("runs/*/*/*/*/record.json")]
+    best = run.record["best_on_val"]
+    text = evaluate([f"run={run.directory}", "checkpoint=best_on_val"])
+    assert text.startswith(f"weights of step {best['step']}, the best on validation images")
+    told = json.loads((run.directory / "evaluations" / "best_on_val.json").read_text())
+    assert (told["checkpoint"], told["step"]) == ("best_on_val", best["step"])
+    for name in ("test/student/top1", "val/student/nll", "val/student/temperature"):
+        assert told["metrics"][name] == pytest.approx(best["metrics"][name], abs=1e-6)
 
 
 def test_what_is_no_pixels_is_refused_in_a_line(heads):
