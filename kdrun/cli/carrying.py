@@ -76,7 +76,7 @@ def _told(graph: Graph, limit: int | None, search: Search | None) -> int:
     lines += [f"{cause}: {_listed(names)}" for cause, names in causes.items()]
     left = graph.count("left")
     if left:
-        lines.append(f"left: {left} runs beyond limit={limit}; the same command goes on")
+        lines.append(f"left: {left} run{'s' * (left > 1)} beyond limit={limit}; the same command goes on")
     for line in lines:
         print(line, file=sys.stderr)
     if search is not None:

@@ -49,5 +49,6 @@ def _images(arguments: Sequence[str]) -> str:
     if not any(word.startswith("dataset=") for word in words):
         raise ConfigError("dataset: missing; e.g. dataset=imagefolder dataset.path=photos dataset.test_fraction=0.2")
     with Composer() as composer:
-        config = composer.typed([*words, "method=supervised", "loss=ce", "teacher=none", "tracker=none"])
+        # a method that asks for both pools, or `dataset.unlabeled` would have no effect
+        config = composer.typed([*words, "method=fixmatch", "loss=ce", "teacher=none", "tracker=none"])
     return contact_sheet(options, config.dataset)

@@ -433,6 +433,17 @@ def test_the_first_look_names_each_photo_that_cannot_be_read_and_what_to_type(ph
         load_dataset(config(photos, test_fraction=0.2, size=16, pack={"size": 16}), Path("outputs"), pixels=False)
 
 
+def test_the_first_look_is_at_the_unlabeled_photos_too(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("kdrun.results.plots.images.draw", lambda *_: None)
+    photo(tmp_path / "new" / "0.jpg")
+    (tmp_path / "new" / "1.jpg").write_bytes(b"")
+    words = [f"dataset.path={photos}", "dataset.test_fraction=0.2", "dataset.size=16", "dataset.unlabeled=new"]
+    told = plot(["images", "dataset=imagefolder", *words])
+    assert "training images, and 1 without labels, " in told
+    assert "warning: dataset.unlabeled: unreadable image new/1.jpg (not an image); dataset.skip_unreadable=true" in told
+
+
 def test_a_look_at_streamed_photos_packs_nothing(photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("kdrun.results.plots.images.draw", lambda *_: None)
