@@ -367,7 +367,7 @@ def test_the_end_names_what_is_not_done_and_what_was_tried_again(tmp_path, capsy
         "tried again: ce s0 (2 times)",
         f"failed: {teacher.directory}: loss became nan (teacher s0)",
         "blocked: needs teacher s0, which failed: kd s0, kd s1, kd s2, kd s3, kd s4 and 2 more",
-        "left: 1 runs beyond limit=4; the same command goes on",
+        "left: 1 run beyond limit=4; the same command goes on",
         "2 of 10 runs done",
     ]
 
