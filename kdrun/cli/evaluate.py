@@ -146,9 +146,8 @@ def _metrics_of(run: FinishedRun, typed: RunConfig, asked: Sequence[str]) -> dic
         _, test = place(arrays, assembly.device, config.dataset.resident, typed.execution.workers)
         labels = torch.from_numpy(arrays.test_labels).to(assembly.device)
         splits["test"] = test, torch.arange(len(labels), device=assembly.device), labels
-    if asked and not any(
-        a.startswith("method.") for a in asked
-    ):  # else it may choose anew, on the run's own validation images
+    chooses = not asked or any(a.startswith("method.") for a in asked)  # on the run's own validation images
+    if not chooses:
         splits.pop("val", None)
     evaluator = Evaluator(splits, **options)
     if "val" not in evaluator.splits:

@@ -29,7 +29,7 @@ from kdrun.core.progress import metered
 from kdrun.core.schema import Schema, from_arguments
 from kdrun.results.cell import run_name
 from kdrun.runs.export import SPEC
-from kdrun.runs.layout import SUFFIXES, Checkpoint, place_of
+from kdrun.runs.layout import SUFFIXES, Checkpoint
 from kdrun.runs.record import open_record
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str]) -> str:
     options = from_arguments(Options, arguments)
     if options.to == "onnx":
         _require_onnx()
-    run = open_record(place_of(options.run, options.outputs))
+    run = open_record(options.run, options.outputs)
     trained = open_trained(FinishedRun(*run, options.checkpoint), options.predictor, options.size)
     use_machine("cpu", options.threads)
     name = f"{trained.name}{SUFFIXES[options.checkpoint]}{ENDINGS[options.to]}"

@@ -37,7 +37,7 @@ from kdrun.core.schema import Schema, build, from_arguments
 from kdrun.data.images import decoded, list_images, passed_over
 from kdrun.data.types import Images
 from kdrun.results.rows import refuse_ending, written_rows
-from kdrun.runs.layout import Checkpoint, place_of
+from kdrun.runs.layout import Checkpoint
 from kdrun.runs.record import open_record
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str]) -> str:
     out = place_for(options.out, "out")
     refuse_ending(out, "out")
     files, told = _files(options.images)
-    run = open_record(place_of(options.run, options.outputs))
+    run = open_record(options.run, options.outputs)
     device = device_of(options.device, "device")
     trained = open_trained(FinishedRun(*run, options.checkpoint), options.predictor, options.size)
     if out.exists() and not options.overwrite:  # the last mistake there can be, not one that hides others

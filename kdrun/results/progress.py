@@ -8,15 +8,14 @@ from pathlib import Path
 from statistics import mean
 
 from kdrun.core.errors import KdrunError
-from kdrun.core.lock import held
 from kdrun.core.paths import conf_words
 from kdrun.core.quantities import duration
 from kdrun.results.cell import run_name
 from kdrun.results.edited import edited_plugins
 from kdrun.results.plan import PlannedCell, PlannedRun, TablePlan, plan_of
 from kdrun.results.spec import table_spec
-from kdrun.runs.layout import lock_path
 from kdrun.runs.record import read_record
+from kdrun.runs.record import state_of as recorded_state
 from kdrun.runs.whole import lacks, told
 
 STATES = ("done", "running", "stopped", "failed", "missing", "damaged")
@@ -41,7 +40,7 @@ def state_of(directory: Path) -> State:
     if record is None:
         return State("missing")
     if record["status"] == "running":
-        return State("running" if held(lock_path(directory)) else "stopped")
+        return State(recorded_state(directory, record))
     if record["status"] == "done" and record.get("files") is not None and (lost := lacks(directory, record)):
         return State("damaged", f"{told(directory, lost)}; the same command trains it anew")
     why = (record.get("error") or {}).get("message", "")

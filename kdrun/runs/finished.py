@@ -24,7 +24,7 @@ from kdrun.core.registry import load, load_plugins
 from kdrun.methods.method import Method
 from kdrun.methods.step import Setup
 from kdrun.models.network import Network, load_network
-from kdrun.runs.layout import Checkpoint, directory_of_key, outputs_of, place_of, run_lock, weights_of
+from kdrun.runs.layout import Checkpoint, directory_of_key, outputs_of, run_lock, weights_of
 from kdrun.runs.metric import Metric
 from kdrun.runs.record import Record, finished_record, open_record, write_record
 from kdrun.runs.whole import require_whole
@@ -87,7 +87,7 @@ class FinishedRun:
     @classmethod
     def find(cls, run: str, outputs: str | Path) -> "FinishedRun":
         """As `open`, of a directory or of a run key below `outputs`."""
-        return cls.open(place_of(run, outputs))
+        return cls(*open_record(run, outputs))
 
     @property
     def outputs(self) -> Path:
